@@ -1,0 +1,205 @@
+"""The space of masks: which filters can go, and what a network costs once they are gone.
+
+Everything here is plain numbers. A network is traced once (``fppmo_ray.pruning.trace``); from
+then on its exact multiply-accumulates follow from the kept widths alone, because every layer's
+cost is a constant times its output width times its input width, and both widths are affine in
+the numbers of kept filters per group.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+BoolArray = NDArray[np.bool_]
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelGroup:
+    """Filters of one or several layers that are coupled by index: they go together."""
+
+    name: str
+    """The first layer that produces these channels."""
+    num_filters: int
+    """Filters in the dense network, at least 1."""
+    min_keep: int = 1
+    """Fewest filters a mask may keep, in [1, num_filters]."""
+    multiple: int = 1
+    """Legal widths are multiples of this (rounded into [min_keep, num_filters]) and num_filters."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_keep <= self.num_filters:
+            raise ValueError(
+                f"min_keep of group {self.name} must be in [1, {self.num_filters}], "
+                f"got {self.min_keep}"
+            )
+        if self.multiple < 1:
+            raise ValueError(f"multiple of group {self.name} must be >= 1, got {self.multiple}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Width:
+    """A layer's width: ``constant + sum(channels_per_filter * kept filters of the group)``."""
+
+    constant: int = 0
+    terms: tuple[tuple[int, int], ...] = ()
+    """Pairs (group index, channels per kept filter)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCost:
+    """Multiply-accumulates of one layer: ``macs_per_pair * out_width * in_width``."""
+
+    layer: str
+    macs_per_pair: int
+    out_width: Width
+    in_width: Width
+
+
+@dataclass(frozen=True)
+class PruningSpace:
+    """All channel groups of a network, in order, and the cost of every width.
+
+    A mask ``keep`` is a bool array ``(num_filters,)`` over all groups, one after the other;
+    True means kept.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    layer_costs: tuple[LayerCost, ...]
+    constant_macs: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.groups:
+            raise ValueError("a pruning space needs at least one channel group, got none")
+
+    @cached_property
+    def num_filters(self) -> int:
+        """Filters over all groups: the length of a mask."""
+        return sum(group.num_filters for group in self.groups)
+
+    @cached_property
+    def offsets(self) -> IntArray:
+        """Where each group starts in a mask, ``(num_groups,)``."""
+        sizes = [group.num_filters for group in self.groups]
+        return np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
+
+    @cached_property
+    def group_of(self) -> IntArray:
+        """The group index of every filter, ``(num_filters,)``."""
+        sizes = [group.num_filters for group in self.groups]
+        return np.repeat(np.arange(len(sizes)), sizes).astype(np.int64)
+
+    @cached_property
+    def dense_widths(self) -> IntArray:
+        """Filters per group of the dense network, ``(num_groups,)``."""
+        return np.array([group.num_filters for group in self.groups], dtype=np.int64)
+
+    @cached_property
+    def dense_macs(self) -> int:
+        """Multiply-accumulates of the dense network for one input."""
+        return self.macs_of_widths(self.dense_widths)
+
+    @cached_property
+    def min_macs(self) -> int:
+        """Multiply-accumulates with every group at its smallest legal width."""
+        return self.macs_of_widths(np.array([legal_min_width(group) for group in self.groups]))
+
+    @cached_property
+    def _cost_matrices(self) -> tuple[IntArray, IntArray, IntArray, IntArray, IntArray]:
+        out_terms, out_constant = self._width_matrix([cost.out_width for cost in self.layer_costs])
+        in_terms, in_constant = self._width_matrix([cost.in_width for cost in self.layer_costs])
+        per_pair = np.array([cost.macs_per_pair for cost in self.layer_costs], dtype=np.int64)
+        return per_pair, out_terms, out_constant, in_terms, in_constant
+
+    def _width_matrix(self, widths: list[Width]) -> tuple[IntArray, IntArray]:
+        terms = np.zeros((len(widths), len(self.groups)), dtype=np.int64)
+        for row, width in enumerate(widths):
+            for group, channels in width.terms:
+                terms[row, group] += channels
+        return terms, np.array([width.constant for width in widths], dtype=np.int64)
+
+    def widths(self, keep: BoolArray) -> IntArray:
+        """Kept filters per group, ``(num_groups,)``."""
+        return np.add.reduceat(keep, self.offsets, dtype=np.int64)
+
+    def macs(self, keep: BoolArray) -> int:
+        """Exact multiply-accumulates of the pruned network for one input."""
+        return self.macs_of_widths(self.widths(keep))
+
+    def macs_of_widths(self, widths: IntArray) -> int:
+        """Exact multiply-accumulates of a network with these kept filters per group."""
+        per_pair, out_terms, out_constant, in_terms, in_constant = self._cost_matrices
+        out_widths = out_terms @ widths + out_constant
+        in_widths = in_terms @ widths + in_constant
+        return int(per_pair @ (out_widths * in_widths)) + self.constant_macs
+
+    def with_limits(self, *, min_keep: float = 0.1, multiple: int = 1) -> PruningSpace:
+        """The same space in which every group keeps at least a share of its filters.
+
+        Args:
+            min_keep: Smallest share of a group's filters that may be kept, in (0, 1]; at least
+                one filter always stays.
+            multiple: Legal widths are multiples of this, at least 1 (8 suits GPUs).
+
+        Raises:
+            ValueError: a limit is out of its range.
+        """
+        if not 0 < min_keep <= 1:
+            raise ValueError(f"min_keep must be in (0, 1], got {min_keep}")
+        return replace(
+            self,
+            groups=tuple(
+                replace(
+                    group,
+                    min_keep=max(1, math.ceil(min_keep * group.num_filters)),
+                    multiple=multiple,
+                )
+                for group in self.groups
+            ),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and numbers; ``from_json`` gives the space back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> PruningSpace:
+        """Rebuild the space that ``to_json`` described."""
+
+        def width(value: dict[str, Any]) -> Width:
+            terms = tuple((int(group), int(channels)) for group, channels in value["terms"])
+            return Width(constant=value["constant"], terms=terms)
+
+        return cls(
+            groups=tuple(ChannelGroup(**group) for group in data["groups"]),
+            layer_costs=tuple(
+                LayerCost(
+                    layer=cost["layer"],
+                    macs_per_pair=cost["macs_per_pair"],
+                    out_width=width(cost["out_width"]),
+                    in_width=width(cost["in_width"]),
+                )
+                for cost in data["layer_costs"]
+            ),
+            constant_macs=data["constant_macs"],
+        )
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the space: two searches can share a journal only if theirs are equal."""
+        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def legal_min_width(group: ChannelGroup) -> int:
+    """The smallest legal width: ``min_keep`` rounded up to the multiple, or the whole group."""
+    rounded = math.ceil(group.min_keep / group.multiple) * group.multiple
+    return min(rounded, group.num_filters)

@@ -1,0 +1,5 @@
+"""Python runs this at its start when the folder is on PYTHONPATH: see ``torchvision_ops``."""
+
+import torchvision_ops
+
+torchvision_ops.install()
