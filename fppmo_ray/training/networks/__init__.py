@@ -1,0 +1,67 @@
+"""The networks for small images, under the names by which a job asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from fppmo_ray.training.networks.cifar_resnet import (
+    CifarResNet,
+    resnet20,
+    resnet32,
+    resnet44,
+    resnet56,
+    resnet110,
+)
+from fppmo_ray.training.networks.cifar_vgg import CifarVGG, vgg16_bn
+from fppmo_ray.training.networks.digits_cnn import DigitsCNN, digits_cnn
+
+NETWORKS: dict[str, Callable[[int], nn.Module]] = {
+    "digits_cnn": digits_cnn,
+    "resnet20": resnet20,
+    "resnet32": resnet32,
+    "resnet44": resnet44,
+    "resnet56": resnet56,
+    "resnet110": resnet110,
+    "resnet20_b": partial(resnet20, shortcut="B"),
+    "resnet32_b": partial(resnet32, shortcut="B"),
+    "resnet44_b": partial(resnet44, shortcut="B"),
+    "resnet56_b": partial(resnet56, shortcut="B"),
+    "resnet110_b": partial(resnet110, shortcut="B"),
+    "vgg16_bn": vgg16_bn,
+}
+
+
+def build_network(name: str, num_classes: int) -> nn.Module:
+    """A freshly initialised network.
+
+    Args:
+        name: A key of ``NETWORKS``. ``_b`` marks option-B (projection) shortcuts.
+        num_classes: Width of the last layer, at least 2.
+
+    Raises:
+        ValueError: no network has that name, or there are fewer than two classes.
+    """
+    if name not in NETWORKS:
+        raise ValueError(f"network must be one of {', '.join(NETWORKS)}, got {name!r}")
+    if num_classes < 2:
+        raise ValueError(f"a classifier needs at least 2 classes, got {num_classes}")
+    return NETWORKS[name](num_classes)
+
+
+__all__ = [
+    "NETWORKS",
+    "CifarResNet",
+    "CifarVGG",
+    "DigitsCNN",
+    "build_network",
+    "digits_cnn",
+    "resnet20",
+    "resnet32",
+    "resnet44",
+    "resnet56",
+    "resnet110",
+    "vgg16_bn",
+]

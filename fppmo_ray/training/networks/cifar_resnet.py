@@ -1,0 +1,119 @@
+"""ResNets for 32 x 32 images (He et al. 2016, 1512.03385, section 4.2).
+
+Module names and numerics are those of github.com/akamaster/pytorch_resnet_cifar10, whose public
+weights therefore load as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Shortcut = Literal["A", "B"]
+
+
+class PaddedShortcut(nn.Module):
+    """Option A: every second pixel, and zeros for the channels that are new; no parameters."""
+
+    def __init__(self, new_channels: int) -> None:
+        super().__init__()
+        self.before = new_channels // 2
+        self.after = new_channels - self.before
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C + new_channels, H / 2, W / 2)."""
+        return F.pad(images[:, :, ::2, ::2], (0, 0, 0, 0, self.before, self.after))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions and the shortcut around them."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, stride: int, shortcut: Shortcut
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.shortcut = _shortcut(in_channels, out_channels, stride, shortcut)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
+        residual = F.relu(self.bn1(self.conv1(images)))
+        residual = self.bn2(self.conv2(residual))
+        return F.relu(residual + self.shortcut(images))
+
+
+def _shortcut(in_channels: int, out_channels: int, stride: int, option: Shortcut) -> nn.Module:
+    if stride == 1 and in_channels == out_channels:
+        return nn.Identity()
+    if option == "A":
+        return PaddedShortcut(out_channels - in_channels)
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+    )
+
+
+class CifarResNet(nn.Module):
+    """Three stages of 16, 32 and 64 channels at 32, 16 and 8 pixels: 6 n + 2 weighted layers."""
+
+    def __init__(self, blocks_per_stage: int, num_classes: int, shortcut: Shortcut) -> None:
+        super().__init__()
+        if shortcut not in ("A", "B"):
+            raise ValueError(f"shortcut must be 'A' or 'B', got {shortcut!r}")
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = _stage(blocks_per_stage, 16, 16, stride=1, shortcut=shortcut)
+        self.layer2 = _stage(blocks_per_stage, 16, 32, stride=2, shortcut=shortcut)
+        self.layer3 = _stage(blocks_per_stage, 32, 64, stride=2, shortcut=shortcut)
+        self.linear = nn.Linear(64, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 3, 32, 32) to logits (N, num_classes)."""
+        features = F.relu(self.bn1(self.conv1(images)))
+        features = self.layer3(self.layer2(self.layer1(features)))
+        features = F.adaptive_avg_pool2d(features, 1).flatten(1)
+        logits: Tensor = self.linear(features)
+        return logits
+
+
+def _stage(
+    num_blocks: int, in_channels: int, out_channels: int, *, stride: int, shortcut: Shortcut
+) -> nn.Sequential:
+    first = ResidualBlock(in_channels, out_channels, stride=stride, shortcut=shortcut)
+    others = [
+        ResidualBlock(out_channels, out_channels, stride=1, shortcut=shortcut)
+        for _ in range(num_blocks - 1)
+    ]
+    return nn.Sequential(first, *others)
+
+
+def resnet20(num_classes: int = 10, *, shortcut: Shortcut = "A") -> CifarResNet:
+    """ResNet-20: 0.27 M parameters, 40.6 M MACs (option A)."""
+    return CifarResNet(3, num_classes, shortcut)
+
+
+def resnet32(num_classes: int = 10, *, shortcut: Shortcut = "A") -> CifarResNet:
+    """ResNet-32: 0.46 M parameters, 68.9 M MACs (option A)."""
+    return CifarResNet(5, num_classes, shortcut)
+
+
+def resnet44(num_classes: int = 10, *, shortcut: Shortcut = "A") -> CifarResNet:
+    """ResNet-44: 0.66 M parameters, 97.2 M MACs (option A)."""
+    return CifarResNet(7, num_classes, shortcut)
+
+
+def resnet56(num_classes: int = 10, *, shortcut: Shortcut = "A") -> CifarResNet:
+    """ResNet-56: 0.85 M parameters, 125.5 M MACs (option A)."""
+    return CifarResNet(9, num_classes, shortcut)
+
+
+def resnet110(num_classes: int = 10, *, shortcut: Shortcut = "A") -> CifarResNet:
+    """ResNet-110: 1.73 M parameters, 252.9 M MACs (option A)."""
+    return CifarResNet(18, num_classes, shortcut)
