@@ -109,9 +109,14 @@ class PruningSpace:
         return self.macs_of_widths(self.dense_widths)
 
     @cached_property
+    def min_widths(self) -> IntArray:
+        """Smallest legal number of kept filters per group, ``(num_groups,)``."""
+        return np.array([legal_min_width(group) for group in self.groups], dtype=np.int64)
+
+    @cached_property
     def min_macs(self) -> int:
         """Multiply-accumulates with every group at its smallest legal width."""
-        return self.macs_of_widths(np.array([legal_min_width(group) for group in self.groups]))
+        return self.macs_of_widths(self.min_widths)
 
     @cached_property
     def _cost_matrices(self) -> tuple[IntArray, IntArray, IntArray, IntArray, IntArray]:
@@ -141,6 +146,36 @@ class PruningSpace:
         out_widths = out_terms @ widths + out_constant
         in_widths = in_terms @ widths + in_constant
         return int(per_pair @ (out_widths * in_widths)) + self.constant_macs
+
+    def expected_macs(self, widths: FloatArray) -> float:
+        """Multiply-accumulates at expected (fractional) kept filters per group, ``(num_groups,)``.
+
+        The covariance of a layer's own input and output widths is left out: it is small, and
+        the exact budget is met by ``fill_budget``, not by this.
+        """
+        per_pair, out_terms, out_constant, in_terms, in_constant = self._cost_matrices
+        out_widths = out_terms @ widths + out_constant
+        in_widths = in_terms @ widths + in_constant
+        return float(per_pair @ (out_widths * in_widths)) + self.constant_macs
+
+    def macs_increase(self, widths: IntArray, steps: IntArray) -> IntArray:
+        """What widening each group alone by its step would cost, ``(num_groups,)``.
+
+        Every layer costs ``c * o(w) * i(w)`` with affine o and i, so a step d in one group adds
+        exactly ``d * c * (o' * i + i' * o) + d^2 * c * o' * i'``.
+        """
+        per_pair, out_terms, out_constant, in_terms, in_constant = self._cost_matrices
+        out_cost = per_pair * (out_terms @ widths + out_constant)
+        in_cost = per_pair * (in_terms @ widths + in_constant)
+        slope = in_cost @ out_terms + out_cost @ in_terms
+        increase: IntArray = steps * (slope + steps * self._macs_curvature)
+        return increase
+
+    @cached_property
+    def _macs_curvature(self) -> IntArray:
+        per_pair, out_terms, _, in_terms, _ = self._cost_matrices
+        curvature: IntArray = per_pair @ (out_terms * in_terms)
+        return curvature
 
     def with_limits(self, *, min_keep: float = 0.1, multiple: int = 1) -> PruningSpace:
         """The same space in which every group keeps at least a share of its filters.

@@ -1,0 +1,29 @@
+"""Update rules: how the ranks of a generation's proposals move the probability model.
+
+A rule is one small file, a frozen dataclass of step sizes whose methods are pure functions of
+the beliefs. To add one, answer to ``UpdateRule`` and enter it in ``RULES``.
+"""
+
+from fppmo_ray.distribution.rules.elite import Elite
+from fppmo_ray.distribution.rules.layer_es import LayerES
+from fppmo_ray.distribution.rules.natural_gradient import NaturalGradient
+from fppmo_ray.distribution.rules.random_masks import RandomMasks
+from fppmo_ray.distribution.rules.rule import Beliefs, RankedGeneration, UpdateRule
+
+RULES: dict[str, UpdateRule] = {
+    "elite": Elite(),
+    "natural_gradient": NaturalGradient(),
+    "layer_es": LayerES(),
+    "random": RandomMasks(),
+}
+
+__all__ = [
+    "RULES",
+    "Beliefs",
+    "Elite",
+    "LayerES",
+    "NaturalGradient",
+    "RandomMasks",
+    "RankedGeneration",
+    "UpdateRule",
+]
