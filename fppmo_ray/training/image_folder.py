@@ -1,0 +1,85 @@
+"""Images from folders: one per class, in ``train/`` and in ``test/`` or ``val/``."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from fppmo_ray.training.decoding import decode_to_size
+from fppmo_ray.training.image_sets import ImageArrays, ImageFiles, ImageSet
+
+_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+
+def read_image_folder(
+    path: Path, *, image_size: int, byte_limit: int
+) -> tuple[ImageSet, ImageSet, list[str]]:
+    """The training set, the test set, and the class names in label order (sorted).
+
+    Args:
+        path: Holds ``train/<class>/*`` and ``test/<class>/*`` or ``val/<class>/*``.
+        image_size: Side in pixels of the square that every image is brought to.
+        byte_limit: A set whose pixels take at most this many bytes is decoded into memory, a
+            larger one is left on disk and decoded when needed.
+
+    Raises:
+        ValueError: a folder is missing or empty, the test set has a class of its own, or an image
+            cannot be decoded.
+    """
+    classes = _class_names(path / "train")
+    test_path = next((path / name for name in ("test", "val") if (path / name).is_dir()), None)
+    if test_path is None:
+        raise ValueError(f"{path} needs a folder test or val beside train")
+    strangers = sorted(set(_class_names(test_path)) - set(classes))
+    if strangers:
+        raise ValueError(f"{test_path} has classes that {path / 'train'} lacks: {strangers}")
+    train = _list_files(path / "train", classes, image_size)
+    test = _list_files(test_path, classes, image_size)
+    return _load_if_small(train, byte_limit), _load_if_small(test, byte_limit), classes
+
+
+def _class_names(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}; expected one folder per class in it")
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    if not names:
+        raise ValueError(f"{folder} holds no class folders; expected one folder per class in it")
+    return names
+
+
+def _list_files(folder: Path, classes: list[str], image_size: int) -> ImageFiles:
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        found = _images_in(folder / name)
+        paths += found
+        labels += [label] * len(found)
+    return ImageFiles(tuple(paths), np.array(labels, dtype=np.int64), image_size, image_size)
+
+
+def _images_in(class_folder: Path) -> list[Path]:
+    found = sorted(path for path in class_folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    if not found:
+        raise ValueError(
+            f"class folder {class_folder} holds no images; add some, or remove the class from "
+            "both the training and the test folder"
+        )
+    return found
+
+
+def _load_if_small(files: ImageFiles, byte_limit: int) -> ImageSet:
+    shape = (len(files), files.height, files.width, 3)
+    if np.prod(shape, dtype=np.int64) > byte_limit:
+        return files
+    images = np.empty(shape, dtype=np.uint8)
+
+    def load(row: int) -> None:
+        path = files.paths[row]
+        images[row] = decode_to_size(path, str(path), files.height, files.width)
+
+    with ThreadPoolExecutor() as pool:
+        for _ in pool.map(load, range(len(files))):
+            pass
+    return ImageArrays(images, files.labels)

@@ -1,0 +1,100 @@
+"""What a data set is made of: images as arrays or as files, and how they are prepared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int64]
+ByteArray = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageArrays:
+    """Images held in memory. The arrays may be read-only; nothing here writes to them."""
+
+    images: ByteArray
+    """``(N, H, W, C)``."""
+    labels: IntArray
+    """``(N,)``."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFiles:
+    """Images left on disk, decoded when they are needed and brought to one size."""
+
+    paths: tuple[Path, ...]
+    labels: IntArray
+    """``(N,)``."""
+    height: int
+    width: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+ImageSet = ImageArrays | ImageFiles
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Random crop and flip of training images."""
+
+    padding: int
+    """Zero pixels added on each side before an image is cropped back to its size; 0 = no crop."""
+    flip: bool
+    """Whether half of the images are mirrored left to right."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How stored pixels become a network's input: all that a worker needs beside the images.
+
+    Pixels are scaled to [0, 1], then ``(pixel - mean) / std`` per channel.
+    """
+
+    mean: tuple[float, ...]
+    """Per channel."""
+    std: tuple[float, ...]
+    """Per channel."""
+    augmentation: Augmentation
+    """Of training batches, applied before the scaling."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A training and a test set, and how their images are prepared (see ``Preprocessing``)."""
+
+    name: str
+    train: ImageSet
+    test: ImageSet
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augmentation: Augmentation
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What ``open_images`` wants."""
+        return Preprocessing(mean=self.mean, std=self.std, augmentation=self.augmentation)
+
+
+def check_labels(labels: IntArray, num_classes: int, source: Path | str) -> None:
+    """Refuse labels outside ``0 .. num_classes - 1``.
+
+    Raises:
+        ValueError: names the first such label, its row and the source.
+    """
+    outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(outside):
+        raise ValueError(
+            f"label {labels[outside[0]]} at row {outside[0]} of {source} is outside the classes "
+            f"0 to {num_classes - 1} ({len(outside)} such labels); check that the data set and "
+            "its name belong together"
+        )

@@ -1,0 +1,161 @@
+"""Images as a worker holds them: prepared on its device, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fppmo_ray.training.image_sets import (
+    Augmentation,
+    ImageArrays,
+    ImageSet,
+    IntArray,
+    Preprocessing,
+)
+from fppmo_ray.training.pixel_sources import PixelSource, ResidentPixels, StreamedPixels
+
+Batch = tuple[Tensor, Tensor]
+"""Normalised images float32 (n, C, H, W) and labels int64 (n,), both on the device."""
+
+Seed = int | Sequence[int]
+"""One number or several, each >= 0, that together name a stream of random numbers."""
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Labelled images on one device. Made by ``open_images``."""
+
+    pixels: PixelSource
+    labels: Tensor
+    """int64 (N,), on the device."""
+    preprocessing: Preprocessing
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def num_training_batches(self, batch_size: int) -> int:
+        """Batches of one epoch: the remainder of the division is left out, except of one batch."""
+        return max(1, len(self) // batch_size)
+
+    def batches(self, batch_size: int, indices: IntArray | None = None) -> Iterator[Batch]:
+        """The images once, in order, not augmented; the last batch may be smaller.
+
+        Args:
+            batch_size: At least 1.
+            indices: Positions within these images, in [0, len), instead of all of them.
+        """
+        positions = np.arange(len(self)) if indices is None else indices
+        order = torch.from_numpy(np.array(positions, dtype=np.int64))
+        labels = torch.split(self.labels[order.to(self.labels.device)], batch_size)
+        for pixels, batch_labels in zip(self.pixels.stream(order, batch_size), labels, strict=True):
+            yield normalise(pixels, self.preprocessing), batch_labels
+
+    def training_batches(self, batch_size: int, *, seed: Seed, epoch: int) -> Iterator[Batch]:
+        """One epoch of shuffled, augmented batches of equal size.
+
+        Order, crops and flips are a function of (seed, epoch) alone, on every device. Each epoch
+        leaves out another ``len % batch_size`` images, so that batch statistics are never those
+        of a few images; a set smaller than a batch is one batch.
+        """
+        generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
+        num_images = min(len(self), self.num_training_batches(batch_size) * batch_size)
+        order = torch.randperm(len(self), generator=generator)[:num_images]
+        device = self.labels.device
+        labels = torch.split(self.labels[order.to(device)], batch_size)
+        augmentation = self.preprocessing.augmentation
+        moves = draw_moves(num_images, augmentation, generator).to(device)
+        for pixels, batch_moves, batch_labels in zip(
+            self.pixels.stream(order, batch_size),
+            torch.split(moves, batch_size),
+            labels,
+            strict=True,
+        ):
+            augmented = crop_and_flip(pixels, batch_moves, augmentation.padding)
+            yield normalise(augmented, self.preprocessing), batch_labels
+
+
+def open_images(
+    image_set: ImageSet,
+    indices: IntArray | None,
+    preprocessing: Preprocessing,
+    device: torch.device | str = "cpu",
+) -> Images:
+    """Put images on a device (arrays), or get ready to stream them there (files).
+
+    Args:
+        image_set: Its arrays are copied and may be read-only.
+        indices: Rows of the set, in [0, len); None takes all.
+        preprocessing: Mean and std must have one value per channel.
+        device: Where batches are wanted.
+
+    Raises:
+        ValueError: there are no rows, a row is out of range, or the channels do not match.
+    """
+    rows = np.arange(len(image_set)) if indices is None else np.asarray(indices)
+    if not len(rows) or rows.min() < 0 or rows.max() >= len(image_set):
+        raise ValueError(
+            f"rows of a set of {len(image_set)} images must be in [0, {len(image_set) - 1}] and "
+            f"at least one, got {len(rows)} rows"
+            + (f" from {rows.min()} to {rows.max()}" if len(rows) else "")
+        )
+    device = torch.device(device)
+    pixels = _pixel_source(image_set, rows, device)
+    if len(preprocessing.mean) != pixels.num_channels:
+        raise ValueError(
+            f"images have {pixels.num_channels} channels, got a mean of "
+            f"{len(preprocessing.mean)}; use the preprocessing of the images' own data set"
+        )
+    return Images(pixels, torch.from_numpy(image_set.labels[rows]).to(device), preprocessing)
+
+
+def _pixel_source(image_set: ImageSet, rows: IntArray, device: torch.device) -> PixelSource:
+    if isinstance(image_set, ImageArrays):
+        # Indexing by rows copies, so read-only arrays of Ray's object store are fine.
+        images = torch.from_numpy(image_set.images[rows]).permute(0, 3, 1, 2)
+        return ResidentPixels(images.contiguous().to(device))
+    paths = tuple(image_set.paths[row] for row in rows)
+    return StreamedPixels(paths, image_set.height, image_set.width, device)
+
+
+def normalise(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """uint8 (n, C, H, W) to float32: ``(pixel / 255 - mean) / std``."""
+    mean, std = (
+        torch.tensor(values, device=pixels.device).reshape(1, -1, 1, 1)
+        for values in (preprocessing.mean, preprocessing.std)
+    )
+    return pixels.float().div_(255).sub_(mean).div_(std)
+
+
+def draw_moves(num_images: int, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
+    """Random (rows down, columns right, mirrored) per image, int64 (n, 3), on the CPU."""
+    offsets = torch.randint(2 * augmentation.padding + 1, (num_images, 2), generator=generator)
+    mirrored = torch.randint(1 + augmentation.flip, (num_images, 1), generator=generator)
+    return torch.cat([offsets, mirrored], dim=1)
+
+
+def crop_and_flip(pixels: Tensor, moves: Tensor, padding: int) -> Tensor:
+    """Pad with zeros (black, as torchvision's RandomCrop on images), crop back, and mirror.
+
+    Args:
+        pixels: uint8 (n, C, H, W).
+        moves: From ``draw_moves``, (n, 3) on the same device.
+        padding: Pixels on each side; offsets are in [0, 2 * padding].
+    """
+    height, width = pixels.shape[2:]
+    if padding:
+        windows = F.pad(pixels, [padding] * 4).unfold(2, height, 1).unfold(3, width, 1)
+        image = torch.arange(len(pixels), device=pixels.device)
+        pixels = windows[image, :, moves[:, 0], moves[:, 1]]
+    mirrored = moves[:, 2].bool().reshape(-1, 1, 1, 1)
+    return torch.where(mirrored, pixels.flip(3), pixels)
+
+
+def derive_seed(seed: Seed, *salt: int) -> int:
+    """A 64-bit seed for torch from several numbers, each >= 0."""
+    entropy = [seed, *salt] if isinstance(seed, int) else [*seed, *salt]
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
