@@ -1,0 +1,202 @@
+"""Networks on disk: a state dict and a JSON recipe, safe to open and rebuilt without tracing.
+
+``NAME.pt`` holds the tensors and is read with ``weights_only=True``. ``NAME.json`` says which
+indices of the dense network were kept along every tensor axis, and how the dense network is made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import io
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fppmo_ray.distribution.space import BoolArray, IntArray
+from fppmo_ray.pruning.extract import check_axes, select
+from fppmo_ray.pruning.slices import Axis, Tracing
+
+_FORMAT = 1
+_TRUSTED_MODULES = ("fppmo_ray.training.networks", "torchvision.models")
+
+
+def save_network(
+    network: nn.Module,
+    path: str | Path,
+    *,
+    tracing: Tracing,
+    keep: BoolArray,
+    source: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a pruned network as ``path``.pt and ``path``.json; each appears whole or not at all.
+
+    Args:
+        network: ``extract(dense, tracing, keep)``, fine-tuned or not.
+        path: File name without suffix; its folder is made.
+        tracing: Of the dense network.
+        keep: The mask, ``(num_filters,)``, True = kept.
+        source: How the dense network is made: ``{"constructor":
+            "fppmo_ray.training.networks:resnet56", "arguments": {...}}``. Without it,
+            ``load_network`` must be given a constructor.
+
+    Returns:
+        The path of the JSON file, for ``load_network``.
+
+    Raises:
+        ValueError: the network is not the mask's.
+    """
+    kept = tracing.kept_indices(keep)
+    check_axes(
+        network, {axis: len(kept.get(axis, range(n))) for axis, n in tracing.axis_lengths.items()}
+    )
+    stem = Path(path)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    torch.save({name: tensor.cpu() for name, tensor in network.state_dict().items()}, buffer)
+    weights = buffer.getvalue()
+    recipe = {
+        "format": _FORMAT,
+        "weights": f"{stem.name}.pt",
+        "sha256": hashlib.sha256(weights).hexdigest(),
+        "source": dict(source or {}),
+        "macs": tracing.space.macs(keep),
+        "dense_macs": tracing.space.dense_macs,
+        "kept_channels": _kept_channels(tracing, kept),
+        "axes": _axes_to_json(tracing, kept),
+    }
+    _write(_with_suffix(stem, ".pt"), weights)
+    recipe_path = _with_suffix(stem, ".json")
+    _write(recipe_path, json.dumps(recipe, indent=1).encode())
+    return recipe_path
+
+
+def load_network(path: str | Path, constructor: Callable[[], nn.Module] | None = None) -> nn.Module:
+    """Rebuild a network that ``save_network`` wrote, in eval mode on the CPU.
+
+    Args:
+        path: The JSON file; the ``.pt`` file lies beside it.
+        constructor: Makes the dense network; its weights do not matter. Needed only if the file
+            names no constructor of this package or of torchvision: nothing else is imported.
+
+    Raises:
+        ValueError: a file is missing, damaged, or of another network than the constructor's.
+    """
+    recipe = _read_recipe(Path(path))
+    state = _read_weights(Path(path).parent / recipe["weights"], recipe["sha256"])
+    make = constructor or _named_constructor(recipe["source"])
+    lengths, kept = _axes_from_json(recipe["axes"])
+    dense = make()
+    check_axes(dense, lengths)
+    network = select(dense, kept)
+    try:
+        network.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path} holds another network than the constructor makes: {error}"
+        ) from error
+    return network.cpu().eval()
+
+
+def _kept_channels(tracing: Tracing, kept: Mapping[Axis, IntArray]) -> dict[str, str]:
+    """Per pruned layer, the output channels of the dense network that stayed."""
+    return {
+        part.layer: _to_ranges(kept[part.tensor, part.axis])
+        for part in tracing.slices
+        if part.side == "output" and (part.tensor, part.axis) in kept
+    }
+
+
+def _axes_to_json(tracing: Tracing, kept: Mapping[Axis, IntArray]) -> list[dict[str, Any]]:
+    """One entry per set of kept indices, with all tensor axes that share it."""
+    shared: dict[tuple[int, str], list[list[str | int]]] = {}
+    for axis, length in tracing.axis_lengths.items():
+        indices = _to_ranges(kept[axis]) if axis in kept else f"0-{length - 1}"
+        shared.setdefault((length, indices), []).append(list(axis))
+    return [
+        {"length": length, "kept": indices, "tensors": axes}
+        for (length, indices), axes in shared.items()
+    ]
+
+
+def _axes_from_json(entries: list[dict[str, Any]]) -> tuple[dict[Axis, int], dict[Axis, IntArray]]:
+    lengths: dict[Axis, int] = {}
+    kept: dict[Axis, IntArray] = {}
+    for entry in entries:
+        indices = _from_ranges(entry["kept"])
+        for tensor, axis in entry["tensors"]:
+            lengths[tensor, axis] = entry["length"]
+            if len(indices) < entry["length"]:
+                kept[tensor, axis] = indices
+    return lengths, kept
+
+
+def _to_ranges(indices: IntArray) -> str:
+    """Sorted indices as text: 0, 1, 2, 5, 7, 8 are ``0-2,5,7-8``."""
+    runs = np.split(indices, np.flatnonzero(np.diff(indices) > 1) + 1)
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+
+
+def _from_ranges(text: str) -> IntArray:
+    bounds = [[int(bound) for bound in run.split("-")] for run in text.split(",")]
+    return np.concatenate([np.arange(run[0], run[-1] + 1, dtype=np.int64) for run in bounds])
+
+
+def _named_constructor(source: Mapping[str, Any]) -> Callable[[], nn.Module]:
+    """The constructor that a recipe names, if its module is one of ours or torchvision's."""
+    module_name, _, function = str(source.get("constructor", "")).partition(":")
+    if module_name not in _TRUSTED_MODULES or function.startswith("_"):
+        raise ValueError(
+            f"the file names the constructor {source.get('constructor')!r}; only those of "
+            f"{' and '.join(_TRUSTED_MODULES)} are called by name, so pass constructor="
+        )
+    make = getattr(importlib.import_module(module_name), function, None)
+    if not callable(make):
+        raise ValueError(f"{module_name} has no {function!r}; pass constructor= instead")
+    arguments = dict(source.get("arguments", {}))
+    if module_name == "torchvision.models":
+        arguments["weights"] = None  # never download what is overwritten at once
+        arguments.pop("pretrained", None)
+    return lambda: make(**arguments)  # type: ignore[no-any-return]
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"expected a network's JSON file at {path}, got none")
+    try:
+        recipe = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON file ({error}); it is damaged") from error
+    if not isinstance(recipe, dict) or recipe.get("format") != _FORMAT:
+        raise ValueError(f"{path} is not a network's JSON file of format {_FORMAT}")
+    return recipe
+
+
+def _read_weights(path: Path, sha256: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"expected the network's weights at {path}, got no file")
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise ValueError(
+            f"{path} is damaged or of another save: its SHA-256 is {found[:12]}..., the JSON file "
+            f"says {sha256[:12]}...; copy both files again"
+        )
+    state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return state
+
+
+def _with_suffix(stem: Path, suffix: str) -> Path:
+    return stem.with_name(stem.name + suffix)  # with_suffix would cut "v1.2" short
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)

@@ -1,0 +1,181 @@
+"""Importance: what weights, and at most a few gradients, say of a filter.
+
+It starts the probabilities and never decides. Every criterion is a function from a network and
+its tracing to values per position of the layers that carry a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fppmo_ray.distribution.space import FloatArray
+from fppmo_ray.pruning.coupling import flat_tensors
+from fppmo_ray.pruning.extract import check_axes
+from fppmo_ray.pruning.slices import AxisUnits, Tracing
+
+Criterion = Literal["l1", "l2", "fpgm", "bn_scale", "taylor"]
+Batches = Iterable[tuple[Tensor, Tensor]]
+"""Images (N, C, H, W) and labels (N,), on the network's device."""
+
+_FLOOR = 1e-6  # of a layer's mean: a logarithm is taken of it
+
+
+def importance(
+    model: nn.Module, tracing: Tracing, criterion: Criterion, batches: Batches | None = None
+) -> FloatArray:
+    """Importance of every filter: the mean over its group's layers, each scaled to mean 1.
+
+    Args:
+        model: The traced network; left as it is.
+        tracing: What ``trace`` said of it.
+        criterion: ``l1``, ``l2`` (norms of a filter's weights), ``fpgm`` (distance to the layer's
+            other filters), ``bn_scale`` or ``taylor``.
+        batches: Search-train images for ``taylor``; a few hundred images suffice.
+
+    Returns:
+        ``(num_filters,)``, positive.
+
+    Raises:
+        ValueError: the criterion is unknown or needs batches, a group has no batch norm for
+            ``bn_scale``, or a value is not finite.
+    """
+    check_axes(model, tracing.axis_lengths)
+    if criterion == "taylor":
+        if batches is None:
+            raise ValueError("taylor needs batches of search-train images and labels, got None")
+        return taylor(model, tracing, batches)
+    criteria = {"l1": l1, "l2": l2, "fpgm": fpgm, "bn_scale": bn_scale}
+    if criterion not in criteria:
+        names = ", ".join([*criteria, "taylor"])
+        raise ValueError(f"criterion must be one of {names}, got {criterion!r}")
+    return criteria[criterion](model, tracing)
+
+
+def l1(model: nn.Module, tracing: Tracing) -> FloatArray:
+    """Sum of the magnitudes of a filter's weights (Li et al. 2017, 1608.08710)."""
+    return _combine(tracing, ((part, rows.abs().sum(1)) for part, rows in _filters(model, tracing)))
+
+
+def l2(model: nn.Module, tracing: Tracing) -> FloatArray:
+    """Euclidean norm of a filter's weights (He et al. 2018, 1808.06866)."""
+    return _combine(tracing, ((part, rows.norm(dim=1)) for part, rows in _filters(model, tracing)))
+
+
+def fpgm(model: nn.Module, tracing: Tracing) -> FloatArray:
+    """Sum of distances to the layer's other filters (He et al. 2019, 1811.00250).
+
+    Near the geometric median, where the sum is least, the others can stand in for a filter.
+    """
+    return _combine(
+        tracing,
+        ((part, torch.cdist(rows, rows).sum(1)) for part, rows in _filters(model, tracing)),
+    )
+
+
+def bn_scale(model: nn.Module, tracing: Tracing) -> FloatArray:
+    """Magnitude of the batch norms' scales (Liu et al. 2017, 1708.06519).
+
+    Raises:
+        ValueError: a group passes no batch norm with a scale.
+    """
+    scales = [
+        (part, model.get_parameter(part.tensor).detach().double().abs())
+        for part in tracing.slices
+        if part.tensor.endswith(".weight")
+        and isinstance(model.get_submodule(part.layer), _BatchNorm)
+    ]
+    space = tracing.space
+    reached = {int(unit) for part, _ in scales for unit in part.units}
+    bare = [
+        group.name
+        for group, offset in zip(space.groups, space.offsets.tolist(), strict=True)
+        if offset not in reached
+    ]
+    if bare:
+        raise ValueError(
+            f"bn_scale needs a batch norm with a scale on every group, got none on "
+            f"{', '.join(bare)}; use another criterion such as l1"
+        )
+    return _combine(tracing, scales)
+
+
+def taylor(model: nn.Module, tracing: Tracing, batches: Batches) -> FloatArray:
+    """First-order change of the loss if a filter went (Molchanov et al. 2019, 1906.10771).
+
+    Sum of |weight * gradient| over a filter's weights, of the cross-entropy on ``batches`` in eval
+    mode; neither gradients nor batch-norm statistics are left behind.
+
+    Raises:
+        ValueError: there is no batch, or a value is not finite.
+    """
+    parts = list(_outputs(tracing))
+    weights = {
+        part.tensor: model.get_parameter(part.tensor).detach().requires_grad_() for part in parts
+    }
+    sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        num_batches = 0
+        for images, labels in batches:
+            with torch.enable_grad():
+                logits = flat_tensors(functional_call(model, weights, (images,)))[0]
+                loss = F.cross_entropy(logits, labels)
+                gradients = torch.autograd.grad(loss, list(weights.values()))
+            for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
+                sums[name] += (weight.detach() * gradient).abs()
+            num_batches += 1
+    finally:
+        for module, was_training in modes:
+            module.training = was_training
+    if num_batches == 0:
+        raise ValueError("taylor needs at least one batch of images and labels, got none")
+    return _combine(tracing, ((part, _rows(part, sums[part.tensor]).sum(1)) for part in parts))
+
+
+def _outputs(tracing: Tracing) -> Iterator[AxisUnits]:
+    """The weights of the layers that make the filters."""
+    for part in tracing.slices:
+        if part.side == "output" and part.tensor.endswith(".weight"):
+            yield part
+
+
+def _filters(model: nn.Module, tracing: Tracing) -> Iterator[tuple[AxisUnits, Tensor]]:
+    for part in _outputs(tracing):
+        yield part, _rows(part, model.get_parameter(part.tensor).detach())
+
+
+def _rows(part: AxisUnits, weight: Tensor) -> Tensor:
+    """One float64 row per output channel, (O, weights of a filter)."""
+    return weight.double().movedim(part.axis, 0).flatten(1)
+
+
+def _combine(tracing: Tracing, layers: Iterable[tuple[AxisUnits, Any]]) -> FloatArray:
+    """Mean over layers of values per position, each layer's scaled to mean 1 within a group."""
+    space = tracing.space
+    total, num_layers = np.zeros(space.num_filters), np.zeros(space.num_filters)
+    for part, tensor in layers:
+        values = tensor.cpu().numpy()
+        if not np.isfinite(values).all():
+            raise ValueError(f"importance of {part.tensor} is not finite; check its weights")
+        part_of = part.units >= 0
+        units = part.units[part_of]
+        positions = np.bincount(units, minlength=space.num_filters)
+        sums = np.bincount(units, values[part_of], minlength=space.num_filters)
+        per_filter = sums / np.maximum(positions, 1)
+        present = positions > 0
+        group_sums = np.bincount(space.group_of, per_filter * present)
+        group_means = group_sums / np.maximum(np.bincount(space.group_of, present), 1)
+        # A group whose values are all zero says nothing: its filters stay equal at the floor.
+        scale = np.where(group_means > 0, group_means, 1.0)[space.group_of]
+        total += per_filter / scale * present
+        num_layers += present
+    return np.maximum(total / np.maximum(num_layers, 1), _FLOOR)
