@@ -1,1 +1,55 @@
-"""stub"""
+"""Prune a trained CNN by feedback: FPPMO as a search service on Ray.
+
+The public names load what they need when they are first used, so that ``fppmo_ray.distribution``
+can be had without torch and ``fppmo_ray.training`` without Ray.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fppmo_ray.pruning import extract, load_network, save_network, trace
+    from fppmo_ray.service.result import SearchResult
+    from fppmo_ray.service.search import search
+    from fppmo_ray.service.settings import Placement, SearchSettings
+    from fppmo_ray.training import Dataset, ImageArrays, Recipe, Splits, load_dataset
+
+_HOMES = {
+    "Dataset": "fppmo_ray.training",
+    "ImageArrays": "fppmo_ray.training",
+    "Placement": "fppmo_ray.service.settings",
+    "Recipe": "fppmo_ray.training",
+    "SearchResult": "fppmo_ray.service.result",
+    "SearchSettings": "fppmo_ray.service.settings",
+    "Splits": "fppmo_ray.training",
+    "extract": "fppmo_ray.pruning",
+    "load_dataset": "fppmo_ray.training",
+    "load_network": "fppmo_ray.pruning",
+    "save_network": "fppmo_ray.pruning",
+    "search": "fppmo_ray.service.search",
+    "trace": "fppmo_ray.pruning",
+}
+
+__all__ = [
+    "Dataset",
+    "ImageArrays",
+    "Placement",
+    "Recipe",
+    "SearchResult",
+    "SearchSettings",
+    "Splits",
+    "extract",
+    "load_dataset",
+    "load_network",
+    "save_network",
+    "search",
+    "trace",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,9 @@
+"""What a run directory tells people: the closing table and the figures.
+
+Reports are made from the files alone, so they can be made again anywhere, at any time.
+"""
+
+from fppmo_ray.report.figures import draw_figures
+from fppmo_ray.report.table import print_result, print_status
+
+__all__ = ["draw_figures", "print_result", "print_status"]

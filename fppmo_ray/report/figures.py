@@ -1,0 +1,65 @@
+"""Figures of a search: how scores rose, and how the pruning probabilities moved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fppmo_ray.service.facts import Started, Updated
+from fppmo_ray.service.result import read_history
+from fppmo_ray.service.run_directory import read_journal
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_MAX_GROUP_LABELS = 40
+
+
+def draw_figures(run_dir: Path) -> list[Path]:
+    """Write ``scores.png`` and ``probabilities.png`` into the run directory.
+
+    Raises:
+        ValueError: the folder holds no journal, or nothing has been scored yet.
+    """
+    from matplotlib.figure import Figure
+
+    drawn = []
+    for name, draw in (("scores", _draw_scores), ("probabilities", _draw_probabilities)):
+        figure = Figure(figsize=(7, 4.2), layout="constrained")
+        draw(figure, run_dir)
+        path = run_dir / f"{name}.png"
+        figure.savefig(path, dpi=120)
+        drawn.append(path)
+    return drawn
+
+
+def _draw_scores(figure: Figure, run_dir: Path) -> None:
+    """Every proposal's accuracy on search-val, and each generation's mean and best."""
+    history = read_history(run_dir).dropna(subset=["val_accuracy"])
+    accuracy = 100 * history["val_accuracy"].astype(float)
+    by_generation = accuracy.groupby(history["generation"])
+    axes: Axes = figure.subplots()
+    axes.plot(history["generation"], accuracy, ".", color="0.7", label="proposal")
+    axes.plot(by_generation.mean(), color="tab:blue", label="generation's mean")
+    axes.plot(by_generation.max(), color="tab:orange", label="generation's best")
+    axes.set(xlabel="generation", ylabel="accuracy on search-val, %", title="Scores")
+    axes.legend()
+
+
+def _draw_probabilities(figure: Figure, run_dir: Path) -> None:
+    """Mean pruning probability of every channel group after every update."""
+    facts = read_journal(run_dir)
+    started = next(fact for fact in facts if isinstance(fact, Started))
+    updates = [fact for fact in facts if isinstance(fact, Updated)]
+    axes: Axes = figure.subplots()
+    axes.set(xlabel="updates", title="Mean pruning probability per channel group")
+    if not updates:
+        return
+    prune_prob = 1 - np.array([update.keep_share for update in updates]).T
+    image = axes.imshow(prune_prob, aspect="auto", vmin=0, vmax=1, cmap="viridis")
+    if len(started.groups) <= _MAX_GROUP_LABELS:
+        axes.set_yticks(range(len(started.groups)), started.groups, fontsize=6)
+    figure.colorbar(image, ax=axes, label="P(filter is removed)")

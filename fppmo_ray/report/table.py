@@ -1,0 +1,143 @@
+"""Tables for the terminal: the result of a finished search, the state of a running one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fppmo_ray.service.conclusion import RESULT
+from fppmo_ray.service.facts import (
+    Asked,
+    Chosen,
+    EpochFinished,
+    Failed,
+    Fact,
+    Finished,
+    Rescored,
+    Scored,
+    Started,
+)
+from fppmo_ray.service.run_directory import read_journal
+
+
+def print_result(run_dir: Path, console: Console) -> None:
+    """The closing table: what pruning cost, and what the feedback bought.
+
+    Raises:
+        ValueError: the search has not finished.
+    """
+    path = run_dir / RESULT
+    if not path.is_file():
+        raise ValueError(f"{run_dir} holds no {RESULT}: the search there has not finished")
+    figures = json.loads(path.read_text())
+    rows = {row["name"]: row for row in figures["variants"]}
+    table = Table(title=f"{run_dir.name}: test accuracy, %; chosen: {figures['chosen']}")
+    for column in (
+        "network",
+        "before fine-tuning",
+        "after",
+        "MACs, M",
+        "MACs cut",
+        "parameters",
+        "file, kB",
+        "ms at batch 1",
+        "ms at batch 64",
+    ):
+        table.add_column(column, justify="left" if column == "network" else "right")
+    table.add_row("dense", _accuracy(rows["dense"], "before"), "", *_size(rows["dense"]))
+    table.add_row(
+        "dense, same extra training", "", _accuracy(rows["dense"], "after"), *_size(rows["dense"])
+    )
+    for name, title in (("importance-only", "importance-only"), ("fppmo", "FPPMO")):
+        row = rows[name]
+        table.add_row(title, _accuracy(row, "before"), _accuracy(row, "after"), *_size(row))
+    console.print(table)
+    console.print(_cost_line(figures))
+
+
+def _accuracy(row: dict[str, Any], moment: str) -> str:
+    return f"{100 * row[moment]['test']['accuracy']:.2f}"
+
+
+def _size(row: dict[str, Any]) -> list[str]:
+    return [
+        f"{row['macs'] / 1e6:.2f}",
+        f"{100 * row['macs_cut']:.1f} %",
+        f"{row['parameters']:,}",
+        f"{row['file_bytes'] / 1000:.0f}",
+        f"{row['latency_ms']['1']:.2f}",
+        f"{row['latency_ms']['64']:.2f}",
+    ]
+
+
+def _cost_line(figures: dict[str, Any]) -> str:
+    scores, noise = figures["scores"], figures["score_noise"]
+    line = (
+        f"{scores['scored']} scores of {scores['mean_seconds']:.2f} s each, "
+        f"{scores['failed']} failed"
+    )
+    if noise is None:
+        return line
+    return (
+        f"{line}; noise of a score (standard deviation, {noise['repeats']} seeds): "
+        f"accuracy {100 * noise['val_accuracy']:.2f} points, loss {noise['val_loss']:.4f}"
+    )
+
+
+def print_status(run_dir: Path, console: Console) -> None:
+    """How far the search in a run directory has come, read from its journal.
+
+    Raises:
+        ValueError: the folder holds no journal.
+    """
+    facts = read_journal(run_dir)
+    table = Table(title=str(run_dir), show_header=False)
+    table.add_column()
+    table.add_column()
+    for name, value in _status(facts):
+        table.add_row(name, value)
+    console.print(table)
+
+
+def _status(facts: list[Fact]) -> list[tuple[str, str]]:
+    started = next((fact for fact in facts if isinstance(fact, Started)), None)
+    if started is None:
+        return [("state", "not started")]
+    settings = started.identity["settings"]
+    scored = [fact for fact in facts if isinstance(fact, Scored)]
+    failed = _count(facts, Failed)
+    lines = [
+        ("search", started.search_id),
+        ("state", _state(facts)),
+        ("MACs cut", f"{settings['macs_cut']} of {started.dense_macs:,}"),
+        ("proposals", f"{len(scored)} scored, {failed} failed of {settings['proposals']}"),
+        ("asked", str(_count(facts, Asked))),
+    ]
+    if scored:
+        best = max(scored, key=lambda fact: fact.val_accuracy)
+        lines.append(("best on search-val", f"{best.val_accuracy:.4f} (proposal {best.id})"))
+    epochs = [fact for fact in facts if isinstance(fact, EpochFinished)]
+    last = {fact.task: fact for fact in epochs}
+    lines += [
+        (task, f"epoch {fact.epoch} done, loss {fact.train_loss:.4f}")
+        for task, fact in last.items()
+    ]
+    return lines
+
+
+def _state(facts: list[Fact]) -> str:
+    if _count(facts, Finished):
+        return "finished"
+    if _count(facts, Chosen):
+        return "final fine-tuning"
+    if _count(facts, Rescored):
+        return "choosing among the finalists"
+    return "searching" if _count(facts, Asked) else "preparing"
+
+
+def _count(facts: list[Fact], kind: type[Fact]) -> int:
+    return sum(isinstance(fact, kind) for fact in facts)

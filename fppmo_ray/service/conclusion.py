@@ -1,0 +1,201 @@
+"""The conclusion of a search: equal fine-tuning for three networks, and their figures."""
+
+from __future__ import annotations
+
+import copy
+import json
+import statistics
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from fppmo_ray.distribution import BoolArray, Finalist
+from fppmo_ray.pruning import extract, save_network
+from fppmo_ray.service.facts import Failed, Finished, Rescored, Scored
+from fppmo_ray.service.latency import Latency
+from fppmo_ray.service.pool import Work
+from fppmo_ray.service.rounds import Context, RoundWeights
+from fppmo_ray.service.training_tasks import train
+from fppmo_ray.service.weights import load_arrays
+from fppmo_ray.service.worker import Evaluation, TrainingTask
+from fppmo_ray.training import state_from_bytes
+
+RESULT = "result.json"
+NETWORK = "network"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Variant:
+    """A network of the final table, with its mask (None: dense)."""
+
+    name: str
+    keep: BoolArray | None
+
+
+def conclude(
+    context: Context,
+    weights: RoundWeights,
+    *,
+    chosen: Finalist,
+    importance_only: Finalist,
+    source: Mapping[str, Any] | None,
+) -> None:
+    """Fine-tune dense, importance-only and chosen network alike; write network and result.
+
+    The test split is read here, once per network and state, and nothing is decided by it.
+    """
+    variants = (  # the dense one first: it takes longest
+        _Variant(name="dense", keep=None),
+        _Variant(name="importance-only", keep=importance_only.keep),
+        _Variant(name="fppmo", keep=chosen.keep),
+    )
+    states = _fine_tune(context, weights, variants)
+    result = {
+        "settings": asdict(context.settings),
+        "chosen": chosen.name,
+        "num_filters": context.problem.tracing.space.num_filters,
+        "variants": _figures(context, weights, variants, states),
+        "score_noise": _score_noise(context),
+        "scores": _score_costs(context),
+    }
+    network = _rebuild(context, weights, chosen.keep, states["fppmo"])
+    save_network(
+        network,
+        context.run.path / NETWORK,
+        tracing=context.problem.tracing,
+        keep=chosen.keep,
+        source=dict(source or {}),
+    )
+    content = json.dumps(result, indent=2).encode()
+    sha256 = context.run.write_artifact(RESULT, content)
+    context.run.record([Finished(artifact=RESULT, sha256=sha256)])
+
+
+def _fine_tune(
+    context: Context, weights: RoundWeights, variants: tuple[_Variant, ...]
+) -> dict[str, bytes | None]:
+    recipe = replace(context.settings.recipe, epochs=context.settings.fine_tune_epochs)
+    tasks = [
+        TrainingTask(
+            name=variant.name, keep=variant.keep, recipe=recipe, seed=context.settings.seed
+        )
+        for variant in variants
+    ]
+    return train(tasks, context.pool, context.run, weights=weights.reference)
+
+
+def _figures(
+    context: Context,
+    weights: RoundWeights,
+    variants: tuple[_Variant, ...],
+    states: dict[str, bytes | None],
+) -> list[dict[str, Any]]:
+    before = {variant.name: None for variant in variants}
+    evaluated = {
+        moment: _evaluate(context, weights, variants, at)
+        for moment, at in (("before", before), ("after", states))
+    }
+    latencies = _latencies(context, weights, variants)
+    return [
+        _row(context, variant, latency, {at: evaluated[at][variant.name] for at in evaluated})
+        for variant, latency in zip(variants, latencies, strict=True)
+    ]
+
+
+def _row(
+    context: Context,
+    variant: _Variant,
+    latency: tuple[Latency, ...],
+    evaluated: dict[str, Evaluation],
+) -> dict[str, Any]:
+    space = context.problem.tracing.space
+    macs = space.dense_macs if variant.keep is None else space.macs(variant.keep)
+    widths = space.dense_widths if variant.keep is None else space.widths(variant.keep)
+    return {
+        "name": variant.name,
+        "macs": macs,
+        "macs_cut": 1 - macs / space.dense_macs,
+        "widths": {
+            group.name: width for group, width in zip(space.groups, widths.tolist(), strict=True)
+        },
+        "parameters": evaluated["before"].parameters,
+        "file_bytes": evaluated["before"].file_bytes,
+        "latency_ms": {str(item.batch): item.milliseconds for item in latency},
+        **{
+            moment: {"choose_val": asdict(at.choose_val), "test": asdict(at.test)}
+            for moment, at in evaluated.items()
+        },
+    }
+
+
+def _evaluate(
+    context: Context,
+    weights: RoundWeights,
+    variants: tuple[_Variant, ...],
+    states: Mapping[str, bytes | None],
+) -> dict[str, Evaluation]:
+    for variant in variants:
+        context.pool.submit(
+            Work(
+                name=f"evaluation of {variant.name}",
+                method="evaluate",
+                arguments=(weights.reference, variant.keep, states[variant.name]),
+                tag=variant.name,
+            )
+        )
+    evaluated = {}
+    while context.pool.num_unfinished:
+        outcome = context.pool.next_outcome()
+        if outcome.error is not None:
+            raise RuntimeError(f"{outcome.work.name} failed: {outcome.error}")
+        evaluated[outcome.work.tag] = outcome.value
+    return evaluated
+
+
+def _latencies(
+    context: Context, weights: RoundWeights, variants: tuple[_Variant, ...]
+) -> list[tuple[Latency, ...]]:
+    masks = [variant.keep for variant in variants]
+    context.pool.submit(
+        Work(name="latencies", method="latencies", arguments=(weights.reference, masks))
+    )
+    outcome = context.pool.next_outcome()
+    if outcome.error is not None:
+        raise RuntimeError(f"latencies could not be measured: {outcome.error}")
+    latencies: list[tuple[Latency, ...]] = outcome.value
+    return latencies
+
+
+def _score_noise(context: Context) -> dict[str, float] | None:
+    """Standard deviation of the importance-only mask's scores over fresh seeds."""
+    rescored = [fact for fact in context.run.all(Rescored) if fact.finalist == "importance-only"]
+    if len(rescored) < 2:
+        return None
+    return {
+        "repeats": len(rescored),
+        "val_loss": statistics.stdev(fact.val_loss for fact in rescored),
+        "val_accuracy": statistics.stdev(fact.val_accuracy for fact in rescored),
+    }
+
+
+def _score_costs(context: Context) -> dict[str, float]:
+    scored = context.run.all(Scored)
+    return {
+        "scored": len(scored),
+        "failed": len(context.run.all(Failed)),
+        "mean_seconds": statistics.fmean(fact.seconds for fact in scored),
+    }
+
+
+def _rebuild(
+    context: Context, weights: RoundWeights, keep: BoolArray, state: bytes | None
+) -> nn.Module:
+    """The chosen network on the CPU: fine-tuned, or as it was cut where nothing was trained."""
+    dense = copy.deepcopy(context.problem.network).cpu()
+    load_arrays(dense, weights.arrays)
+    network = extract(dense, context.problem.tracing, keep)
+    if state is not None:
+        network.load_state_dict(state_from_bytes(state).network)
+    return network.eval()

@@ -1,0 +1,60 @@
+"""Reaching Ray, and saying what runs there."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+
+import ray
+
+from fppmo_ray.service.settings import Placement
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def connection(placement: Placement) -> Iterator[None]:
+    """Join the cluster that ``RAY_ADDRESS`` names, or start Ray here for as long as it is needed.
+
+    A Ray that is already initialised is used and left running.
+
+    Raises:
+        ValueError: workers ask for more than any node of a cluster without an autoscaler has.
+    """
+    started_here = not ray.is_initialized()
+    if started_here:
+        ray.init(log_to_driver=False, configure_logging=False)
+    try:
+        _check_resources(placement)
+        yield
+    finally:
+        if started_here:
+            ray.shutdown()
+
+
+def _check_resources(placement: Placement) -> None:
+    gpus = ray.cluster_resources().get("GPU", 0.0)
+    if gpus and not placement.gpus_per_worker:
+        logger.warning(
+            "the cluster has %g GPUs and the workers use none; give them some by gpus_per_worker",
+            gpus,
+        )
+    cpus = max(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"])
+    if placement.cpus_per_worker > cpus or placement.gpus_per_worker > gpus:
+        logger.warning(
+            "no node has room for a worker of %d CPUs and %g GPUs now (largest: %g CPUs; %g GPUs "
+            "in all); the search waits for one to join",
+            placement.cpus_per_worker,
+            placement.gpus_per_worker,
+            cpus,
+            gpus,
+        )
+
+
+def package_versions() -> dict[str, str]:
+    """Versions that a run's numbers depend on."""
+    packages = ("fppmo-ray", "ray", "torch", "numpy", "torch-pruning")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}

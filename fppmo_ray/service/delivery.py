@@ -1,0 +1,28 @@
+"""Handing out the network of a finished search."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from fppmo_ray.pruning import load_network
+from fppmo_ray.service.conclusion import NETWORK, RESULT
+
+
+def deliver(run_dir: Path, output: Path) -> tuple[Path, Path]:
+    """Rebuild a search's network from its recipe, which checks it, and copy both files.
+
+    Returns:
+        ``output`` with the endings .pt and .json.
+
+    Raises:
+        ValueError: the search has not finished, or its network cannot be rebuilt.
+    """
+    if not (run_dir / RESULT).is_file():
+        raise ValueError(f"{run_dir} holds no {RESULT}: the search there has not finished")
+    load_network(run_dir / f"{NETWORK}.json")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    weights, recipe = output.with_suffix(".pt"), output.with_suffix(".json")
+    shutil.copyfile(run_dir / f"{NETWORK}.pt", weights)
+    shutil.copyfile(run_dir / f"{NETWORK}.json", recipe)
+    return weights, recipe

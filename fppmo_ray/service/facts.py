@@ -1,0 +1,174 @@
+"""The facts a search writes into its journal, one JSON line each.
+
+Together they are the search's state: replaying them gives back the probability model, the scores,
+and the point that baseline training and fine-tuning had reached.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """The search began. ``identity`` must be the same for whoever resumes it."""
+
+    search_id: str
+    identity: dict[str, Any]
+    """Settings, engine (device type, threads) and digests of network, space and data."""
+    versions: dict[str, str]
+    groups: list[str]
+    """Names of the channel groups, in the order of the masks."""
+    dense_macs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochFinished:
+    """A training task ended an epoch; the checkpoint was durable before this line."""
+
+    task: str
+    epoch: int
+    train_loss: float
+    seconds: float
+    artifact: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundStarted:
+    """The shared dense weights are frozen from here to the next round."""
+
+    round: int
+    weights_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportanceMeasured:
+    """What the weights alone say of each filter, kept as an array of float64."""
+
+    round: int
+    criterion: str
+    artifact: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The probability model proposed a mask."""
+
+    id: int
+    generation: int
+    macs: int
+    mask: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """A worker scored a proposal on search-val."""
+
+    id: int
+    round: int
+    rung: int
+    """Fine-tuning steps inside the score; scores of different rungs are never compared."""
+    val_loss: float
+    val_accuracy: float
+    seconds: float
+    worker: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """A proposal ended by an error of its own."""
+
+    id: int
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Updated:
+    """The distribution moved; a summary for people, not needed to replay."""
+
+    generation: int
+    keep_share: list[float]
+    """Expected share of kept filters of each group."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rescored:
+    """A finalist was scored on choose-val with a fresh seed."""
+
+    finalist: str
+    repeat: int
+    mask: str
+    val_loss: float
+    val_accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """The finalist with the best mean score on choose-val."""
+
+    finalist: str
+    mask: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """The result was written; nothing is left to do."""
+
+    artifact: str
+    sha256: str
+
+
+Fact = (
+    Started
+    | EpochFinished
+    | RoundStarted
+    | ImportanceMeasured
+    | Asked
+    | Scored
+    | Failed
+    | Updated
+    | Rescored
+    | Chosen
+    | Finished
+)
+
+_KINDS: dict[str, type[Fact]] = {
+    kind.__name__: kind
+    for kind in (
+        Started,
+        EpochFinished,
+        RoundStarted,
+        ImportanceMeasured,
+        Asked,
+        Scored,
+        Failed,
+        Updated,
+        Rescored,
+        Chosen,
+        Finished,
+    )
+}
+
+
+def fact_to_json(fact: Fact) -> dict[str, Any]:
+    """The fact as a JSON object whose ``fact`` entry names its kind."""
+    return {"fact": type(fact).__name__, **asdict(fact)}
+
+
+def fact_from_json(data: dict[str, Any]) -> Fact:
+    """The fact that ``fact_to_json`` described.
+
+    Raises:
+        ValueError: the kind is unknown or its entries do not fit.
+    """
+    entries = dict(data)
+    name = entries.pop("fact", None)
+    if name not in _KINDS:
+        raise ValueError(f"expected a fact of {', '.join(_KINDS)}, got {name!r}")
+    try:
+        return _KINDS[name](**entries)
+    except TypeError as error:
+        raise ValueError(f"the entries of fact {name} do not fit: {error}") from error

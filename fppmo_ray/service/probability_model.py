@@ -1,0 +1,98 @@
+"""The central actor: the probability model that proposes masks and learns from feedback."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fppmo_ray.distribution import (
+    Feedback,
+    Finalist,
+    FloatArray,
+    MaskOptimizer,
+    OptimizerSettings,
+    Proposal,
+    PruningSpace,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """The distribution after a generation's feedback."""
+
+    generation: int
+    """Generations that have made their update."""
+    keep_share: tuple[float, ...]
+    """Expected share of kept filters of each group."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advance:
+    """What the model answers to feedback."""
+
+    proposals: tuple[Proposal, ...]
+    """Newly asked, to be scored."""
+    updates: tuple[Update, ...]
+
+
+class ProbabilityModel:
+    """Runs as a Ray actor: one per search, beside the driver, without a GPU.
+
+    It holds nothing that the journal does not: a fresh one that is told all feedback is the same.
+    """
+
+    def __init__(
+        self, space: PruningSpace, importance: FloatArray, settings: OptimizerSettings
+    ) -> None:
+        self._space = space
+        self._optimizer = MaskOptimizer(space, importance, settings)
+        self._num_asked = 0
+
+    def __repr__(self) -> str:
+        """What the Ray dashboard shows."""
+        done, count = self._optimizer.generation, self._optimizer.num_generations
+        return f"ProbabilityModel(generation={done}/{count})"
+
+    def advance(self, feedback: Sequence[Feedback]) -> Advance:
+        """Take feedback in, and ask for every generation that it makes possible.
+
+        Feedback of generations that are not asked yet waits for them, so all the feedback of a
+        journal can be replayed in one call.
+
+        Raises:
+            ValueError: feedback for a proposal that is never asked for.
+            RuntimeError: every proposal of a generation failed.
+        """
+        waiting = sorted(feedback, key=lambda item: item.proposal_id)
+        proposals: list[Proposal] = []
+        updates: list[Update] = []
+        while True:
+            asked = self._optimizer.ask()
+            self._num_asked += len(asked)
+            proposals += asked
+            ready = [item for item in waiting if item.proposal_id < self._num_asked]
+            waiting = waiting[len(ready) :]  # ids count up in the order of asking
+            if not asked and not ready:
+                break
+            updates += [update for item in ready if (update := self._tell(item))]
+        if waiting:
+            ids = [item.proposal_id for item in waiting]
+            raise ValueError(f"feedback for proposals that were never asked for: {ids}")
+        return Advance(proposals=tuple(proposals), updates=tuple(updates))
+
+    def _tell(self, feedback: Feedback) -> Update | None:
+        before = self._optimizer.generation
+        self._optimizer.tell(feedback)
+        if self._optimizer.generation == before:
+            return None
+        kept = np.add.reduceat(1.0 - self._optimizer.prune_prob(), self._space.offsets)
+        return Update(
+            generation=self._optimizer.generation,
+            keep_share=tuple((kept / self._space.dense_widths).tolist()),
+        )
+
+    def finalists(self) -> list[Finalist]:
+        """The masks worth a second look, the importance-only one among them."""
+        return self._optimizer.finalists()

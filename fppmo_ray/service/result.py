@@ -1,0 +1,100 @@
+"""What a search leaves behind, read from its run directory."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import nn
+
+from fppmo_ray.distribution import BoolArray, unpack_mask
+from fppmo_ray.pruning import load_network
+from fppmo_ray.service.conclusion import NETWORK, RESULT
+from fppmo_ray.service.facts import Asked, Chosen, Failed, Scored
+from fppmo_ray.service.run_directory import read_journal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """The chosen mask and what it makes of the network."""
+
+    finalist: str
+    """Where it came from: the distribution's mode, a sample, or the importance alone."""
+    keep: BoolArray
+    """``(num_filters,)``, True = kept."""
+    macs: int
+    macs_cut: float
+    widths: dict[str, int]
+    """Kept filters of each channel group."""
+    test_accuracy: float
+    """After fine-tuning, in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """A finished search.
+
+    Args:
+        run_dir: Its folder.
+        dense: A network of the class that was pruned; its weights do not matter.
+    """
+
+    run_dir: Path
+    dense: nn.Module
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """The content of result.json."""
+        figures: dict[str, Any] = json.loads((self.run_dir / RESULT).read_text())
+        return figures
+
+    @property
+    def best(self) -> Best:
+        """The chosen mask."""
+        facts = read_journal(self.run_dir)
+        chosen = next(fact for fact in facts if isinstance(fact, Chosen))
+        row = next(row for row in self.figures["variants"] if row["name"] == "fppmo")
+        return Best(
+            finalist=chosen.finalist,
+            keep=unpack_mask(chosen.mask, self.figures["num_filters"]),
+            macs=row["macs"],
+            macs_cut=row["macs_cut"],
+            widths=row["widths"],
+            test_accuracy=row["after"]["test"]["accuracy"],
+        )
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row per proposal that has ended, in order of ids."""
+        return read_history(self.run_dir)
+
+    def network(self) -> nn.Module:
+        """The smaller, fine-tuned network, in eval mode on the CPU."""
+        return load_network(
+            self.run_dir / f"{NETWORK}.json", constructor=lambda: copy.deepcopy(self.dense).cpu()
+        )
+
+
+def read_history(run_dir: Path) -> pd.DataFrame:
+    """Proposals of a run directory with generation, MACs, score, seconds, worker or error."""
+    facts = read_journal(run_dir)
+    ends = {fact.id: fact for fact in facts if isinstance(fact, Scored | Failed)}
+    rows = [
+        {
+            "id": asked.id,
+            "generation": asked.generation,
+            "macs": asked.macs,
+            "val_loss": getattr(end, "val_loss", None),
+            "val_accuracy": getattr(end, "val_accuracy", None),
+            "seconds": getattr(end, "seconds", None),
+            "worker": getattr(end, "worker", None),
+            "error": getattr(end, "error", None),
+        }
+        for asked in facts
+        if isinstance(asked, Asked) and (end := ends.get(asked.id)) is not None
+    ]
+    return pd.DataFrame(rows).sort_values("id", ignore_index=True)

@@ -1,0 +1,122 @@
+"""A round: dense weights that are frozen while masks are scored, and what they say by themselves."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import ray
+
+from fppmo_ray.distribution import FloatArray
+from fppmo_ray.service.facts import ImportanceMeasured, RoundStarted
+from fppmo_ray.service.pool import Work, WorkerPool
+from fppmo_ray.service.run_directory import RunDirectory
+from fppmo_ray.service.settings import SearchSettings
+from fppmo_ray.service.training_tasks import train
+from fppmo_ray.service.weights import Arrays, digest, to_arrays
+from fppmo_ray.service.worker import Problem, TrainingTask, Weights
+from fppmo_ray.training import state_from_bytes
+
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every phase of a search works with."""
+
+    problem: Problem
+    settings: SearchSettings
+    run: RunDirectory
+    pool: WorkerPool
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundWeights:
+    """The frozen dense weights of a round, here and in the object store."""
+
+    round: int
+    arrays: Arrays
+    reference: Any
+
+
+def prepare_round(context: Context) -> RoundWeights:
+    """Train the baseline if asked to, then freeze the dense weights and journal their digest.
+
+    Raises:
+        ValueError: the weights are not those of the journal.
+    """
+    given = _put(0, to_arrays(context.problem.network))
+    weights = _train_baseline(context, given) if context.settings.baseline_epochs else given
+    sha256 = digest(weights.arrays)
+    known = context.run.all(RoundStarted)
+    if not known:
+        context.run.record([RoundStarted(round=weights.round, weights_sha256=sha256)])
+    elif known[0].weights_sha256 != sha256:
+        raise ValueError(
+            f"the dense weights of round {weights.round} are not those of the journal in "
+            f"{context.run.path}; resume with the same network and package versions"
+        )
+    return weights
+
+
+def _put(round_: int, arrays: Arrays) -> RoundWeights:
+    reference = ray.put(Weights(round=round_, arrays=arrays))
+    return RoundWeights(round=round_, arrays=arrays, reference=reference)
+
+
+def _train_baseline(context: Context, given: RoundWeights) -> RoundWeights:
+    settings = context.settings
+    # Without a teacher: the network itself, before training, would hold it back.
+    recipe = replace(
+        settings.recipe,
+        epochs=settings.baseline_epochs,
+        learning_rate=settings.baseline_learning_rate,
+        distillation_weight=0.0,
+    )
+    task = TrainingTask(name="baseline", keep=None, recipe=recipe, seed=settings.seed)
+    states = train([task], context.pool, context.run, weights=given.reference)
+    state = states[task.name]
+    assert state is not None  # there is at least one epoch
+    tensors = state_from_bytes(state).network
+    return _put(1, {name: tensor.numpy() for name, tensor in tensors.items()})
+
+
+def measure_importance(context: Context, weights: RoundWeights) -> FloatArray:
+    """Importance of every filter by the settings' criterion, measured once and kept.
+
+    Raises:
+        RuntimeError: the criterion does not fit the network.
+    """
+    run, criterion = context.run, context.settings.importance
+    if known := run.all(ImportanceMeasured):
+        return _from_bytes(run.read_artifact(known[0].artifact, known[0].sha256))
+    context.pool.submit(
+        Work(
+            name=f"importance {criterion}",
+            method="importance",
+            arguments=(weights.reference, criterion, context.settings.seed),
+        )
+    )
+    outcome = context.pool.next_outcome()
+    if outcome.error is not None:
+        raise RuntimeError(f"importance {criterion} could not be measured: {outcome.error}")
+    artifact = "importance.npy"
+    sha256 = run.write_artifact(artifact, _to_bytes(outcome.value))
+    fact = ImportanceMeasured(
+        round=weights.round, criterion=criterion, artifact=artifact, sha256=sha256
+    )
+    run.record([fact])
+    importance: FloatArray = outcome.value
+    return importance
+
+
+def _to_bytes(array: FloatArray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _from_bytes(content: bytes) -> FloatArray:
+    array: FloatArray = np.load(io.BytesIO(content), allow_pickle=False)
+    return array

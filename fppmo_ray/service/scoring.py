@@ -1,0 +1,202 @@
+"""The search loop: proposals out to the workers, feedback back to the probability model."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
+
+from fppmo_ray.distribution import (
+    Feedback,
+    Finalist,
+    FloatArray,
+    OptimizerSettings,
+    Proposal,
+    PruningSpace,
+    pack_mask,
+)
+from fppmo_ray.service.facts import Asked, Failed, Scored, Updated
+from fppmo_ray.service.pool import Outcome, Work, WorkerPool
+from fppmo_ray.service.probability_model import Advance, ProbabilityModel
+from fppmo_ray.service.progress import Progress
+from fppmo_ray.service.run_directory import RunDirectory
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """How the proposals of one round are scored."""
+
+    round: int
+    weights: Any
+    """Reference to the round's ``Weights`` in the object store."""
+    rung: int
+    """Fine-tuning steps of a score."""
+    timeout: float | None
+
+
+class ModelHandle:
+    """The probability-model actor, replayed to whenever it is lost."""
+
+    def __init__(
+        self, space: PruningSpace, importance: FloatArray, settings: OptimizerSettings
+    ) -> None:
+        self._arguments = (space, importance, settings)
+        self._told: list[Feedback] = []
+        self._actor = self._start()
+
+    def _start(self) -> ActorHandle[ProbabilityModel]:
+        # No CPU: a cluster's head often offers none, and the model needs next to nothing.
+        return ray.remote(num_cpus=0)(ProbabilityModel).remote(*self._arguments)
+
+    def advance(self, feedback: Sequence[Feedback]) -> Advance:
+        """See ``ProbabilityModel.advance``; a lost actor answers with all it ever proposed."""
+        self._told += feedback
+        try:
+            return ray.get(self._actor.advance.remote(list(feedback)))
+        except RayActorError as error:
+            logger.warning("the probability model was lost and is replayed to: %s", error)
+            self._actor = self._start()
+            return ray.get(self._actor.advance.remote(self._told))
+
+    def finalists(self) -> list[Finalist]:
+        """See ``ProbabilityModel.finalists``."""
+        try:
+            return ray.get(self._actor.finalists.remote())
+        except RayActorError:
+            self.advance([])
+            return ray.get(self._actor.finalists.remote())
+
+    def close(self) -> None:
+        """Stop the actor."""
+        ray.kill(self._actor)
+
+
+def score_proposals(
+    model: ModelHandle,
+    pool: WorkerPool,
+    run: RunDirectory,
+    scoring: Scoring,
+    progress: Progress,
+) -> None:
+    """Score until the probability model asks for no more.
+
+    What the journal holds is told to the model first, so a fresh search is the resumption of an
+    empty one. Feedback is durable before the model hears of it.
+
+    Raises:
+        RuntimeError: all proposals of a generation failed by themselves.
+        ValueError: the model no longer proposes what the journal says it proposed.
+    """
+    known = _feedback(run)
+    progress.known(known.values())
+    _take_in(model.advance(list(known.values())), pool, run, scoring, known)
+    while pool.num_unfinished:
+        outcome = pool.next_outcome()
+        fact, feedback = _read(outcome, scoring)
+        run.record([fact])
+        known[feedback.proposal_id] = feedback
+        advance = model.advance([feedback])
+        progress.scored(outcome.work.tag, feedback, pool)
+        _take_in(advance, pool, run, scoring, known)
+
+
+def _feedback(run: RunDirectory) -> dict[int, Feedback]:
+    scored = {
+        fact.id: Feedback(
+            proposal_id=fact.id, val_loss=fact.val_loss, val_accuracy=fact.val_accuracy
+        )
+        for fact in run.all(Scored)
+    }
+    failed = {
+        fact.id: Feedback(proposal_id=fact.id, error=fact.error) for fact in run.all(Failed)
+    }
+    return scored | failed
+
+
+def _take_in(
+    advance: Advance,
+    pool: WorkerPool,
+    run: RunDirectory,
+    scoring: Scoring,
+    known: dict[int, Feedback],
+) -> None:
+    """Journal what is new, and submit what has neither a score nor a place in the queue."""
+    if not advance.proposals and not advance.updates:
+        return
+    _record_updates(advance, run)
+    asked = {fact.id: fact for fact in run.all(Asked)}
+    new = [item for item in advance.proposals if item.proposal_id not in asked]
+    _require_as_journaled(advance.proposals, asked)
+    run.record(
+        Asked(
+            id=item.proposal_id,
+            generation=item.generation,
+            macs=item.macs,
+            mask=pack_mask(item.keep),
+        )
+        for item in new
+    )
+    for item in advance.proposals:
+        if item.proposal_id not in known and not pool.holds(item.proposal_id):
+            pool.submit(_work(item, scoring))
+
+
+def _record_updates(advance: Advance, run: RunDirectory) -> None:
+    done = {fact.generation for fact in run.all(Updated)}
+    run.record(
+        Updated(generation=update.generation, keep_share=list(update.keep_share))
+        for update in advance.updates
+        if update.generation not in done
+    )
+
+
+def _require_as_journaled(proposals: Iterable[Proposal], asked: dict[int, Asked]) -> None:
+    for item in proposals:
+        fact = asked.get(item.proposal_id)
+        if fact is not None and fact.mask != pack_mask(item.keep):
+            raise ValueError(
+                f"replaying the journal gives another mask for proposal {item.proposal_id}; "
+                "resume with the package versions that the journal's first line names"
+            )
+
+
+def _work(proposal: Proposal, scoring: Scoring) -> Work:
+    return Work(
+        name=f"proposal {proposal.proposal_id}",
+        method="score",
+        arguments=(scoring.weights, proposal.keep, proposal.score_seed, "search_val"),
+        tag=proposal.proposal_id,
+        timeout=scoring.timeout,
+    )
+
+
+def _read(outcome: Outcome, scoring: Scoring) -> tuple[Scored | Failed, Feedback]:
+    proposal_id: int = outcome.work.tag
+    error = outcome.error
+    if error is None and not outcome.value.finite:
+        loss = outcome.value.val_loss
+        error = f"the score is not finite: loss {'nan' if math.isnan(loss) else loss}"
+    if error is not None:
+        return Failed(id=proposal_id, error=error), Feedback(proposal_id=proposal_id, error=error)
+    score = outcome.value
+    fact = Scored(
+        id=proposal_id,
+        round=scoring.round,
+        rung=scoring.rung,
+        val_loss=score.val_loss,
+        val_accuracy=score.val_accuracy,
+        seconds=score.seconds,
+        worker=outcome.worker,
+    )
+    feedback = Feedback(
+        proposal_id=proposal_id, val_loss=score.val_loss, val_accuracy=score.val_accuracy
+    )
+    return fact, feedback

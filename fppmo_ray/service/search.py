@@ -1,0 +1,196 @@
+"""The whole of a search: from a trained network to a smaller one, with a record of how."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from rich.console import Console
+from torch import nn
+
+from fppmo_ray.distribution import Budget, Finalist
+from fppmo_ray.pruning import trace
+from fppmo_ray.service.conclusion import conclude
+from fppmo_ray.service.connection import connection, package_versions
+from fppmo_ray.service.facts import Finished, Started
+from fppmo_ray.service.finalists import IMPORTANCE_ONLY, choose
+from fppmo_ray.service.pool import WorkerPool
+from fppmo_ray.service.progress import Progress
+from fppmo_ray.service.result import SearchResult
+from fppmo_ray.service.rounds import Context, RoundWeights, measure_importance, prepare_round
+from fppmo_ray.service.run_directory import RunDirectory
+from fppmo_ray.service.scoring import ModelHandle, Scoring, score_proposals
+from fppmo_ray.service.settings import Placement, SearchSettings
+from fppmo_ray.service.weights import digest, digest_data, to_arrays
+from fppmo_ray.service.worker import Problem, ScoringWorker
+from fppmo_ray.training import Dataset, Splits, example_batch, stratified_splits
+
+_HELD_OUT_SHARE = 0.06, 0.04  # search-val and choose-val: 3,000 and 2,000 of CIFAR-10's 50,000
+
+
+def search(
+    network: nn.Module,
+    dataset: Dataset,
+    settings: SearchSettings,
+    *,
+    run_dir: Path | str,
+    splits: Splits | None = None,
+    placement: Placement | None = None,
+    resume: bool = False,
+    source: Mapping[str, Any] | None = None,
+    console: Console | None = None,
+) -> SearchResult:
+    """Search for the filters to remove from a trained network, remove them, and fine-tune it.
+
+    Args:
+        network: The trained network; left as it is.
+        dataset: Images and classes. Its test part is read once, for the final figures.
+        settings: What to search for.
+        run_dir: Folder for the journal, the checkpoints and the result.
+        splits: Rows of ``dataset.train`` that the network may train on, and two held-out sets;
+            by default 90, 6 and 4 % of every class.
+        placement: How many workers of what size; by default two of one CPU.
+        resume: Go on with the search that ``run_dir`` holds.
+        source: How to construct the dense network, for the saved recipe:
+            ``{"constructor": "module:function", "arguments": {...}}``.
+        console: Where live progress is drawn, if it is a terminal.
+
+    Returns:
+        The result, whose network is on disk in ``run_dir``.
+
+    Raises:
+        ValueError: something the caller can mend: settings, data, run directory.
+        RuntimeError: the search cannot go on: training diverged, all proposals failed.
+    """
+    placement = placement or Placement()
+    splits = splits or _default_splits(dataset, settings.seed)
+    problem = _state_problem(network, dataset, splits, settings, placement)
+    with RunDirectory(Path(run_dir), resume=resume) as run:
+        run.start(_started(problem, settings))
+        if not run.all(Finished):
+            with connection(placement), _workers(problem, placement) as pool:
+                context = Context(problem, settings, run, pool)
+                _run_phases(context, placement.score_timeout, source, console or Console())
+    return SearchResult(Path(run_dir), network)
+
+
+@contextmanager
+def _workers(problem: Problem, placement: Placement) -> Iterator[WorkerPool]:
+    shared = ray.put(problem)
+    actor = ray.remote(num_cpus=placement.cpus_per_worker, num_gpus=placement.gpus_per_worker)(
+        ScoringWorker
+    )
+
+    def start(slot: int) -> ActorHandle[ScoringWorker]:
+        return actor.options(name=f"ScoringWorker {slot}").remote(shared, slot)
+
+    pool = WorkerPool(start, placement.workers)
+    try:
+        yield pool
+    finally:
+        pool.close()
+
+
+def _run_phases(
+    context: Context,
+    score_timeout: float | None,
+    source: Mapping[str, Any] | None,
+    console: Console,
+) -> None:
+    """Every phase takes up what the journal already holds of it."""
+    weights = prepare_round(context)
+    importance = measure_importance(context, weights)
+    model = ModelHandle(
+        context.problem.tracing.space, importance, context.settings.optimizer_settings()
+    )
+    try:
+        chosen, baseline = _search_masks(context, model, weights, score_timeout, console)
+    finally:
+        model.close()
+    conclude(context, weights, chosen=chosen, importance_only=baseline, source=source)
+
+
+def _search_masks(
+    context: Context,
+    model: ModelHandle,
+    weights: RoundWeights,
+    score_timeout: float | None,
+    console: Console,
+) -> tuple[Finalist, Finalist]:
+    """The chosen finalist and the importance-only one."""
+    settings = context.settings
+    scoring = Scoring(
+        round=weights.round,
+        weights=weights.reference,
+        rung=settings.score_steps,
+        timeout=score_timeout,
+    )
+    with Progress(settings.proposals, settings.population, console) as progress:
+        score_proposals(model, context.pool, context.run, scoring, progress)
+    finalists = model.finalists()
+    chosen = choose(
+        finalists,
+        context.pool,
+        context.run,
+        weights=weights.reference,
+        seed=settings.seed,
+        repeats=settings.rescore_seeds,
+    )
+    by_name = {finalist.name: finalist for finalist in finalists}
+    return by_name[chosen.finalist], by_name[IMPORTANCE_ONLY]
+
+
+def _default_splits(dataset: Dataset, seed: int) -> Splits:
+    search_val, choose_val = _HELD_OUT_SHARE
+    return stratified_splits(
+        dataset.train.labels, search_val=search_val, choose_val=choose_val, seed=seed
+    )
+
+
+def _state_problem(
+    network: nn.Module,
+    dataset: Dataset,
+    splits: Splits,
+    settings: SearchSettings,
+    placement: Placement,
+) -> Problem:
+    tracing = trace(network, example_batch(dataset))
+    space = tracing.space.with_limits(
+        min_keep=settings.min_keep, multiple=settings.width_multiple
+    )
+    Budget.from_cut(space, settings.macs_cut)  # refuses what these limits cannot reach
+    return Problem(
+        network=network,
+        tracing=replace(tracing, space=space),
+        dataset=dataset,
+        splits=splits,
+        fidelity=settings.fidelity(),
+        recipe=settings.recipe,
+        device_type=placement.device_type,
+        threads=placement.cpus_per_worker,
+        gpu_share=placement.gpus_per_worker,
+    )
+
+
+def _started(problem: Problem, settings: SearchSettings) -> Started:
+    space = problem.tracing.space
+    return Started(
+        search_id=uuid.uuid4().hex[:12],
+        identity={
+            "settings": asdict(settings),
+            "device_type": problem.device_type,
+            "threads": problem.threads,
+            "network": digest(to_arrays(problem.network)),
+            "space": space.fingerprint(),
+            "data": digest_data(problem.dataset, problem.splits),
+        },
+        versions=package_versions(),
+        groups=[group.name for group in space.groups],
+        dense_macs=space.dense_macs,
+    )

@@ -1,0 +1,121 @@
+"""What a search is asked for, and where it may run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fppmo_ray.distribution import OptimizerSettings
+from fppmo_ray.distribution.optimizer import RankBy
+from fppmo_ray.pruning.importance import Criterion
+from fppmo_ray.pruning.score import Fidelity
+from fppmo_ray.training import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings:
+    """Everything of the user's that a search's numbers depend on: all of it is journaled."""
+
+    macs_cut: float
+    """Share of the dense network's multiply-accumulates to remove, in (0, 1)."""
+    proposals: int = 320
+    """Masks to score in all."""
+    population: int = 16
+    """Proposals per generation. Four per worker or more keep the workers busy."""
+    lag: int = 1
+    """Generations in flight beside the current one: 1 hides the generations' tails."""
+    rule: str = "layer_es"
+    """How feedback moves the distribution: elite, natural_gradient, layer_es or random."""
+    rank_by: RankBy = "val_loss"
+    """The score that ranks the proposals of a generation."""
+    importance: Criterion = "l1"
+    """The criterion that starts the probabilities."""
+    min_keep: float = 0.1
+    """Smallest share of a group's filters that a mask may keep, in (0, 1]."""
+    width_multiple: int = 1
+    """Legal widths are multiples of this; 8 suits GPUs."""
+    seed: int = 0
+    """Of the masks, the scores and the training."""
+    score_steps: int = 50
+    """Fine-tuning steps inside a score; 0 = recalibrate only."""
+    compensate: bool = False
+    """Re-fit the layers behind removed channels by least squares before a score's first step."""
+    recalibrate_images: int = 1000
+    """Search-train images that re-estimate a pruned network's batch-norm statistics."""
+    score_images: int = 2000
+    """Search-val images that a score is read on (all of them where there are fewer)."""
+    rescore_seeds: int = 3
+    """Fresh seeds with which every finalist is rescored on choose-val."""
+    baseline_epochs: int = 0
+    """Epochs of training for the dense network before it is pruned; 0 takes it as it is."""
+    baseline_learning_rate: float = 0.1
+    """Peak learning rate of these epochs."""
+    fine_tune_epochs: int = 10
+    """Epochs for the chosen, the importance-only and the dense network in the end."""
+    recipe: Recipe = field(default_factory=Recipe)
+    """How networks are trained, in scores and in the end."""
+
+    def __post_init__(self) -> None:
+        for name in ("score_steps", "baseline_epochs", "fine_tune_epochs"):
+            _require(getattr(self, name) >= 0, name, ">= 0", getattr(self, name))
+        for name in ("recalibrate_images", "score_images", "rescore_seeds", "width_multiple"):
+            _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
+        _require(0 < self.min_keep <= 1, "min_keep", "in (0, 1]", self.min_keep)
+        _require(
+            self.baseline_learning_rate > 0,
+            "baseline_learning_rate",
+            "> 0",
+            self.baseline_learning_rate,
+        )
+        self.optimizer_settings()  # refuses a wrong budget, rule or population at once
+
+    def optimizer_settings(self) -> OptimizerSettings:
+        """The part that the probability model needs."""
+        return OptimizerSettings(
+            macs_cut=self.macs_cut,
+            num_proposals=self.proposals,
+            rule=self.rule,
+            population_size=self.population,
+            lag=self.lag,
+            seed=self.seed,
+            rank_by=self.rank_by,
+        )
+
+    def fidelity(self) -> Fidelity:
+        """How much work a score is."""
+        return Fidelity(
+            steps=self.score_steps,
+            compensate=self.compensate,
+            recalibrate_images=self.recalibrate_images,
+            score_images=self.score_images,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where the work runs. Of all this only threads and device type may change a score."""
+
+    workers: int = 2
+    """Scoring workers to ask the cluster for; they join as resources appear."""
+    gpus_per_worker: float = 0.0
+    """GPUs each worker holds; a fraction shares one. 0 scores on the CPU."""
+    cpus_per_worker: int = 1
+    """CPUs each worker holds, which are also its torch threads."""
+    score_timeout: float | None = None
+    """Seconds after which a score is taken from its worker; None waits for ever."""
+
+    def __post_init__(self) -> None:
+        _require(self.workers >= 1, "workers", ">= 1", self.workers)
+        _require(self.gpus_per_worker >= 0, "gpus_per_worker", ">= 0", self.gpus_per_worker)
+        _require(self.cpus_per_worker >= 1, "cpus_per_worker", ">= 1", self.cpus_per_worker)
+        if self.score_timeout is not None:
+            _require(self.score_timeout > 0, "score_timeout", "> 0 s", self.score_timeout)
+
+    @property
+    def device_type(self) -> str:
+        """``cuda`` where workers hold GPUs, else ``cpu``."""
+        return "cuda" if self.gpus_per_worker > 0 else "cpu"
+
+
+def _require(holds: bool, name: str, expected: str, got: object) -> None:
+    if not holds:
+        raise ValueError(f"{name} must be {expected}, got {got}")

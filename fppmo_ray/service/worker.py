@@ -1,0 +1,223 @@
+"""The scoring worker: an actor that holds the data on its device and does all heavy work."""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from fppmo_ray.distribution import BoolArray, FloatArray
+from fppmo_ray.pruning import Fidelity, Score, Tracing, extract, importance, score
+from fppmo_ray.pruning.importance import Criterion
+from fppmo_ray.service.latency import Latency, measure_latency
+from fppmo_ray.service.weights import Arrays, load_arrays
+from fppmo_ray.training import (
+    Dataset,
+    EpochReport,
+    Images,
+    Metrics,
+    Recipe,
+    Splits,
+    evaluate,
+    open_images,
+    recalibrate_batchnorm,
+    state_from_bytes,
+    state_to_bytes,
+    train_epoch,
+)
+
+_EVALUATION_BATCH = 250
+_TAYLOR_BATCHES = 8  # 1,000 images: the order of the filters hardly moves with more
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What every worker is given once: the architecture, its tracing and the data."""
+
+    network: nn.Module
+    tracing: Tracing
+    dataset: Dataset
+    splits: Splits
+    fidelity: Fidelity
+    recipe: Recipe
+    device_type: str
+    threads: int
+    gpu_share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """The dense weights of a round; workers keep the last ones they were given."""
+
+    round: int
+    arrays: Arrays
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingTask:
+    """A network to train: the dense one (``keep`` None) or an extracted one."""
+
+    name: str
+    keep: BoolArray | None
+    recipe: Recipe
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What a network gets right, and how large it is."""
+
+    choose_val: Metrics
+    test: Metrics
+    parameters: int
+    file_bytes: int
+    """Of its state dict, saved."""
+
+
+class ScoringWorker:
+    """Runs as a Ray actor on the CPUs or the GPU it was given."""
+
+    def __init__(self, problem: Problem, slot: int) -> None:
+        self._slot = slot
+        self._problem = problem
+        self._device = _claim_device(problem)
+        self._dense = copy.deepcopy(problem.network).to(self._device)
+        self._round: int | None = None
+        self._images: dict[str, Images] = {}
+
+    def __repr__(self) -> str:
+        """What the Ray dashboard shows."""
+        gpus = os.environ.get("CUDA_VISIBLE_DEVICES") if self._device.type == "cuda" else None
+        return f"ScoringWorker({self._slot}, {f'gpu={gpus}' if gpus else 'cpu'})"
+
+    def ready(self) -> str:
+        """Name the worker once it is up: its slot, host and process."""
+        return f"{self._slot}@{socket.gethostname()}:{os.getpid()}"
+
+    def score(
+        self, weights: Weights, keep: BoolArray, seed: Sequence[int], held_out: str
+    ) -> Score:
+        """Score one mask on ``search_val`` or ``choose_val``."""
+        return score(
+            self._dense_with(weights),
+            self._problem.tracing,
+            keep,
+            search_train=self._split("search_train"),
+            held_out=self._split(held_out),
+            fidelity=self._problem.fidelity,
+            recipe=self._problem.recipe,
+            seed=tuple(seed),
+        )
+
+    def importance(self, weights: Weights, criterion: Criterion, seed: int) -> FloatArray:
+        """Importance of every filter, ``(num_filters,)``."""
+        batches = None
+        if criterion == "taylor":
+            images = self._split("search_train")
+            batch = self._problem.recipe.batch_size
+            rng = np.random.default_rng(seed)
+            chosen = np.sort(rng.permutation(len(images))[: batch * _TAYLOR_BATCHES])
+            batches = images.batches(batch, indices=chosen)
+        return importance(self._dense_with(weights), self._problem.tracing, criterion, batches)
+
+    def train_epoch(
+        self, weights: Weights, task: TrainingTask, epoch: int, state: bytes | None
+    ) -> tuple[bytes, EpochReport]:
+        """Train one epoch from ``state`` (None: from the round's weights)."""
+        network = self._network(weights, task.keep)
+        teacher = None
+        if task.recipe.distillation_weight > 0:
+            teacher = self._dense_with(weights)
+        new_state, report = train_epoch(
+            network,
+            self._split("search_train"),
+            task.recipe,
+            epoch=epoch,
+            seed=task.seed,
+            state=None if state is None else state_from_bytes(state),
+            teacher=teacher,
+        )
+        return state_to_bytes(new_state), report
+
+    def evaluate(
+        self, weights: Weights, keep: BoolArray | None, state: bytes | None
+    ) -> Evaluation:
+        """Evaluate the network of a mask, or of a training state, on choose-val and test."""
+        network = self._network(weights, keep)
+        if state is not None:
+            network.load_state_dict(state_from_bytes(state).network)
+        network.eval()
+        return Evaluation(
+            choose_val=self._metrics(network, "choose_val"),
+            test=self._metrics(network, "test"),
+            parameters=sum(parameter.numel() for parameter in network.parameters()),
+            file_bytes=_file_bytes(network),
+        )
+
+    def latencies(
+        self, weights: Weights, masks: Sequence[BoolArray | None]
+    ) -> list[tuple[Latency, ...]]:
+        """Forward time of each network (None: the dense one), one after the other.
+
+        In one call on one worker, so that the networks do not slow down each other.
+        """
+        image, _ = next(iter(self._split("choose_val").batches(1)))
+        networks = [self._network(weights, keep).eval() for keep in masks]
+        return [measure_latency(network, image) for network in networks]
+
+    def _metrics(self, network: nn.Module, split: str) -> Metrics:
+        return evaluate(network, self._split(split).batches(_EVALUATION_BATCH))
+
+    def _network(self, weights: Weights, keep: BoolArray | None) -> nn.Module:
+        """A network of its own: the dense one as it is, or pruned and recalibrated."""
+        dense = self._dense_with(weights)
+        if keep is None:
+            return copy.deepcopy(dense)
+        pruned = extract(dense, self._problem.tracing, keep)
+        images = self._split("search_train")
+        count = min(self._problem.fidelity.recalibrate_images, len(images))
+        recalibrate_batchnorm(pruned, images.batches(_EVALUATION_BATCH, indices=np.arange(count)))
+        return pruned
+
+    def _dense_with(self, weights: Weights) -> nn.Module:
+        if self._round != weights.round:
+            load_arrays(self._dense, weights.arrays)
+            self._dense.eval()
+            self._round = weights.round
+        return self._dense
+
+    def _split(self, name: str) -> Images:
+        if name not in self._images:
+            dataset, splits = self._problem.dataset, self._problem.splits
+            source = dataset.test if name == "test" else dataset.train
+            indices = np.arange(len(source.labels)) if name == "test" else getattr(splits, name)
+            self._images[name] = open_images(source, indices, dataset, self._device)
+        return self._images[name]
+
+
+def _file_bytes(network: nn.Module) -> int:
+    buffer = io.BytesIO()
+    torch.save(network.state_dict(), buffer)
+    return buffer.tell()
+
+
+def _claim_device(problem: Problem) -> torch.device:
+    """Fix threads and memory share before anything is computed."""
+    torch.set_num_threads(problem.threads)
+    if problem.device_type == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise RuntimeError(
+            "this worker holds a GPU of the cluster but torch sees no CUDA device; "
+            "install a CUDA build of torch on the node, or set gpus_per_worker to 0"
+        )
+    if problem.gpu_share < 1:
+        torch.cuda.set_per_process_memory_fraction(problem.gpu_share)
+    return torch.device("cuda")

@@ -1,0 +1,81 @@
+"""Prune a CIFAR-10 network by feedback.
+
+    python jobs/cifar10.py --data DIR --network resnet56 --weights FILE --macs-cut 0.57 \
+        --run-dir runs/resnet56
+    ray job submit --working-dir . -- python jobs/cifar10.py ... --run-dir /absolute/path
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fppmo_ray import Dataset, Placement, SearchSettings, Splits, load_dataset, search
+from fppmo_ray.cli import present, require_lasting, run_job
+from fppmo_ray.training import build_network, load_weights, splits_from_files
+from fppmo_ray.training.networks import NetworkName
+
+
+def main(
+    data: Path,
+    run_dir: Path,
+    settings: SearchSettings,
+    placement: Placement,
+    *,
+    network: NetworkName = "resnet56",
+    weights: Path | None = None,
+    search_val_rows: Path | None = None,
+    choose_val_rows: Path | None = None,
+    resume: bool = False,
+) -> None:
+    """Search, choose, fine-tune, report.
+
+    Args:
+        data: Folder with CIFAR-10 as parquet files or in torchvision's layout.
+        run_dir: Folder for journal, checkpoints, network, table and figures.
+        settings: What to search for.
+        placement: Where it runs.
+        network: Which network to prune.
+        weights: Its trained weights; without, give --baseline-epochs.
+        search_val_rows: .npy file of training rows that the weights have never seen; by default
+            10 % of every class.
+        choose_val_rows: .npy file of further such rows, for the choice among the finalists; by
+            default 40 % of the search-val rows.
+        resume: Go on with the search in the run directory.
+    """
+    require_lasting(run_dir)
+    if weights is None and not settings.baseline_epochs:
+        raise ValueError("an untrained network tells nothing: give --weights or --baseline-epochs")
+    dataset = load_dataset("cifar10", data)
+    dense = build_network(network, dataset.num_classes)
+    if weights is not None:
+        load_weights(dense, weights)
+    search(
+        dense,
+        dataset,
+        settings,
+        run_dir=run_dir,
+        splits=_splits(dataset, search_val_rows, choose_val_rows, settings.seed),
+        placement=placement,
+        resume=resume,
+        source={
+            "constructor": "fppmo_ray.training.networks:build_network",
+            "arguments": {"name": network, "num_classes": dataset.num_classes},
+        },
+    )
+    present(run_dir)
+
+
+def _splits(
+    dataset: Dataset, search_val: Path | None, choose_val: Path | None, seed: int
+) -> Splits | None:
+    if search_val is None:
+        if choose_val is not None:
+            raise ValueError("--choose-val-rows needs --search-val-rows beside it")
+        return None
+    return splits_from_files(
+        dataset.train.labels, search_val=search_val, choose_val=choose_val, seed=seed
+    )
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from fppmo_ray.service.pool import Outcome, Work, WorkerPool
+
+# The workers' processes cannot import test modules.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+class Worker:
+    """Does as it is told, and leaves a trace of every start in a folder."""
+
+    def __init__(self, slot: int, trace: Path) -> None:
+        self.slot = slot
+        self.trace = trace
+
+    def ready(self) -> str:
+        return f"worker {self.slot}"
+
+    def echo(self, value: int) -> int:
+        return value
+
+    def refuse(self, value: int) -> int:
+        self._visits(f"refuse-{self.slot}")
+        raise ValueError(f"{value} is not to my taste")
+
+    def refuse_on_first_worker(self, value: int) -> int:
+        if self._visits("refuse-once") == 1:
+            raise ValueError("not today")
+        return value
+
+    def die_once(self, value: int) -> int:
+        if self._visits("die") == 1:
+            os._exit(1)
+        return value
+
+    def always_die(self) -> None:
+        os._exit(1)
+
+    def hang_once(self, value: int) -> int:
+        if self._visits("hang") == 1:
+            time.sleep(60)
+        return value
+
+    def hang(self) -> None:
+        time.sleep(60)
+
+    def _visits(self, name: str) -> int:
+        with (self.trace / name).open("a") as file:
+            file.write("x")
+            return file.tell()
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Iterator[WorkerPool]:
+    actor = ray.remote(num_cpus=0)(Worker)
+    pool = WorkerPool(lambda slot: actor.remote(slot, tmp_path), 2)
+    yield pool
+    pool.close()
+
+
+def run(pool: WorkerPool, *works: Work) -> list[Outcome]:
+    for work in works:
+        pool.submit(work)
+    return [pool.next_outcome() for _ in works]
+
+
+def work(method: str, *arguments: object, timeout: float | None = None, tag: object = None) -> Work:
+    return Work(name=method, method=method, arguments=arguments, timeout=timeout, tag=tag)
+
+
+def test_every_piece_of_work_ends_once_with_its_own_value(pool: WorkerPool) -> None:
+    outcomes = run(pool, *(work("echo", value, tag=value) for value in range(20)))
+    assert sorted((item.work.tag, item.value) for item in outcomes) == [
+        (value, value) for value in range(20)
+    ]
+
+
+def test_work_that_raises_on_two_workers_fails_with_its_error(
+    pool: WorkerPool, tmp_path: Path
+) -> None:
+    [outcome] = run(pool, work("refuse", 7))
+    assert outcome.error == "ValueError('7 is not to my taste')"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["refuse-0", "refuse-1"]
+
+
+def test_work_that_raises_once_gets_its_second_chance(pool: WorkerPool) -> None:
+    [outcome] = run(pool, work("refuse_on_first_worker", 7))
+    assert (outcome.value, outcome.error) == (7, None)
+
+
+def test_work_of_a_worker_that_died_is_done_by_another(pool: WorkerPool) -> None:
+    outcomes = run(pool, work("die_once", 3), *(work("echo", value) for value in range(4)))
+    assert sorted(item.value for item in outcomes) == [0, 1, 2, 3, 3]
+    assert all(item.error is None for item in outcomes)
+
+
+def test_work_that_kills_every_worker_stops_the_run(pool: WorkerPool) -> None:
+    pool.submit(work("always_die"))
+    with pytest.raises(RuntimeError, match="always_die has lost its worker 5 times"):
+        pool.next_outcome()
+
+
+def test_work_past_its_time_is_done_by_another_worker(pool: WorkerPool) -> None:
+    run(pool, work("echo", 0), work("echo", 0))  # both workers are up
+    [outcome] = run(pool, work("hang_once", 3, timeout=1.0))
+    assert (outcome.value, outcome.error) == (3, None)
+
+
+def test_work_that_times_out_twice_fails(pool: WorkerPool) -> None:
+    run(pool, work("echo", 0), work("echo", 0))
+    [outcome] = run(pool, work("hang", timeout=0.5))
+    assert outcome.error == "timed out twice after 0.5 s"
+
+
+def test_workers_that_cannot_start_stop_the_run() -> None:
+    class Broken:
+        def __init__(self) -> None:
+            raise OSError("no such device")
+
+        def ready(self) -> str:
+            return "never"
+
+    pool = WorkerPool(lambda slot: ray.remote(num_cpus=0)(Broken).remote(), 1)
+    pool.submit(work("echo", 1))
+    with pytest.raises(RuntimeError, match="no such device"):
+        pool.next_outcome()
