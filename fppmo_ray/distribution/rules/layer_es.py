@@ -16,12 +16,13 @@ class LayerES:
     """Gaussian noise on the layers finds their widths; the filters' rest follows slowly.
 
     Layer parts move along the utility-weighted noise, filters along ``sum_k u_k m_k`` less its
-    layer's mean. Both kinds of noise cool down over the search, linearly. The defaults come from
-    trials on ResNet-20.
+    layer's mean. Both kinds of noise cool down over the search, linearly. The noise comes from
+    trials on ResNet-20; the steps from planted optima on the spaces of ResNet-20 and -56 with 64
+    and 320 proposals, where a layer step of 1 let the mode wander past what had been sampled.
     """
 
-    layer_step: float = 1.0
-    filter_step: float = 0.25
+    layer_step: float = 0.7
+    filter_step: float = 0.5
     sigma: tuple[float, float] = (0.35, 0.15)
     """Standard deviation of the layers' noise in the first and in the last generation."""
     temperatures: tuple[float, float] = (1.0, 0.3)
