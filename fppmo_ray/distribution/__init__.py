@@ -8,7 +8,7 @@ end it names the *finalists*, masks worth rescoring. Plain numpy: no network is 
 """
 
 from fppmo_ray.distribution.budget import Budget
-from fppmo_ray.distribution.optimizer import Finalist, MaskOptimizer, OptimizerSettings
+from fppmo_ray.distribution.optimizer import Finalist, MaskOptimizer, OptimizerSettings, RankBy
 from fppmo_ray.distribution.proposal import Feedback, Proposal, pack_mask, unpack_mask
 from fppmo_ray.distribution.rules import RULES, UpdateRule
 from fppmo_ray.distribution.space import (
@@ -36,6 +36,7 @@ __all__ = [
     "OptimizerSettings",
     "Proposal",
     "PruningSpace",
+    "RankBy",
     "UpdateRule",
     "Width",
     "legal_min_width",

@@ -31,10 +31,7 @@ class Budget:
         Raises:
             ValueError: the cut is out of range, or the smallest legal widths remove less.
         """
-        if not 0 < macs_cut < 1:
-            raise ValueError(
-                f"macs_cut must be in (0, 1), got {macs_cut}; 0.57 removes 57 % of the MACs"
-            )
+        check_macs_cut(macs_cut)
         max_macs = math.floor((1 - macs_cut) * space.dense_macs)
         if max_macs < space.min_macs:
             reachable = math.floor((1 - space.min_macs / space.dense_macs) * 1e4) / 1e4
@@ -123,6 +120,18 @@ class Budget:
         is_median = rank == block_starts + (block_sizes - 1) // 2
         is_optional = rank >= space.min_widths[space.group_of]
         return np.flatnonzero(is_median & is_optional)
+
+
+def check_macs_cut(macs_cut: float) -> None:
+    """Refuse a share of MACs to remove that no network could lose.
+
+    Raises:
+        ValueError: the cut is not in (0, 1).
+    """
+    if not 0 < macs_cut < 1:
+        raise ValueError(
+            f"macs_cut must be in (0, 1), got {macs_cut}; 0.57 removes 57 % of the MACs"
+        )
 
 
 def _descending(priority: FloatArray) -> IntArray:

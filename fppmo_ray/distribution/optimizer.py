@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 import numpy as np
 
-from fppmo_ray.distribution.budget import Budget
+from fppmo_ray.distribution.budget import Budget, check_macs_cut
 from fppmo_ray.distribution.logits import prune_prob, settle, start_logits, uniform_priority
 from fppmo_ray.distribution.proposal import Feedback, Proposal, pack_mask, unpack_mask
 from fppmo_ray.distribution.rules import RULES, Beliefs, RankedGeneration
 from fppmo_ray.distribution.space import BoolArray, FloatArray, PruningSpace
+
+RankBy = Literal["val_loss", "val_accuracy"]
+"""The score by which proposals are ranked: the lower loss or the higher accuracy is better."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +39,11 @@ class OptimizerSettings:
     generation g comes from the beliefs after the update of generation g - 1 - lag."""
     seed: int = 0
     """Of all randomness, >= 0."""
-    rank_by: Literal["val_loss", "val_accuracy"] = "val_loss"
-    """The score by which proposals are ranked; loss tells more than accuracy on few images."""
+    rank_by: RankBy = "val_loss"
+    """Loss tells more than accuracy on few images."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.macs_cut < 1:
-            raise ValueError(f"macs_cut must be in (0, 1), got {self.macs_cut}")
+        check_macs_cut(self.macs_cut)
         if self.population_size < 2:
             raise ValueError(
                 f"population_size must be at least 2, to have ranks, got {self.population_size}"
@@ -56,7 +58,7 @@ class OptimizerSettings:
         for name in ("lag", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        if self.rank_by not in ("val_loss", "val_accuracy"):
+        if self.rank_by not in get_args(RankBy):
             raise ValueError(f"rank_by must be val_loss or val_accuracy, got {self.rank_by!r}")
 
 
@@ -228,12 +230,12 @@ class MaskOptimizer:
         layer_noise = self._rule.layer_noise(
             rng, (population_size, len(self._space.groups)), progress
         )
-        noise = rng.logistic(
+        priorities = rng.logistic(
             scale=self._rule.temperature(progress), size=(population_size, self._space.num_filters)
         )
-        noise += keep_logits
-        noise += layer_noise[:, self._space.group_of]
-        return layer_noise, [self._budget.fill(priority) for priority in noise]
+        priorities += keep_logits
+        priorities += layer_noise[:, self._space.group_of]
+        return layer_noise, [self._budget.fill(priority) for priority in priorities]
 
     def _update(self) -> None:
         """Let the rule learn from the oldest generation that it has not seen."""
