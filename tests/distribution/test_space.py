@@ -1,0 +1,104 @@
+"""The space of masks and its arithmetic."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from planted_optimum import chain_space, resnet20_space
+
+from fppmo_ray.distribution import ChannelGroup, LayerCost, PruningSpace, Width, legal_min_width
+
+
+def test_macs_follow_from_the_kept_widths():
+    space = chain_space([4, 6])
+    keep = np.array([1, 0, 1, 0, 1, 1, 1, 0, 0, 0], dtype=bool)
+    assert space.widths(keep).tolist() == [2, 3]
+    assert space.macs(keep) == 9 * (2 * 3 + 3 * 2 + 10 * 3)
+    assert space.dense_macs == 9 * (4 * 3 + 6 * 4 + 10 * 6)
+
+
+def test_macs_of_a_concatenated_input_and_of_constant_work():
+    cost = LayerCost(
+        layer="conv",
+        macs_per_pair=2,
+        out_width=Width(constant=1, terms=((0, 1),)),
+        in_width=Width(terms=((0, 1), (1, 4))),
+    )
+    groups = (ChannelGroup(name="a", num_filters=2), ChannelGroup(name="b", num_filters=3))
+    space = PruningSpace(groups, (cost,), constant_macs=7)
+    assert space.macs_of_widths(np.array([2, 1])) == 2 * (1 + 2) * (2 + 4) + 7
+
+
+def test_dense_macs_of_resnet20_are_those_of_the_literature():
+    assert resnet20_space().dense_macs == pytest.approx(40.6e6, rel=0.01)
+
+
+@pytest.mark.parametrize("group", range(9))
+def test_the_cost_of_widening_a_group_is_exact(group):
+    space = resnet20_space()
+    widths = np.array([3, 5, 5, 23, 14, 5, 60, 30, 34])
+    steps = np.zeros(9, dtype=np.int64)
+    steps[group] = 3
+    difference = space.macs_of_widths(widths + steps) - space.macs_of_widths(widths)
+    assert space.macs_increase(widths, steps)[group] == difference
+
+
+def test_the_cost_of_widening_counts_a_group_on_both_sides_of_a_layer():
+    both = Width(constant=1, terms=((0, 2),))
+    cost = LayerCost(layer="conv", macs_per_pair=5, out_width=both, in_width=both)
+    space = PruningSpace((ChannelGroup(name="a", num_filters=9),), (cost,))
+    # 5 * (2 * 7 + 1)^2 - 5 * (2 * 4 + 1)^2
+    assert space.macs_increase(np.array([4]), np.array([3])).tolist() == [1125 - 405]
+
+
+def test_expected_macs_are_exact_at_whole_widths():
+    space = chain_space([4, 6])
+    assert space.expected_macs(np.array([2.0, 3.0])) == space.macs_of_widths(np.array([2, 3]))
+
+
+@pytest.mark.parametrize(
+    ("num_filters", "min_keep", "multiple", "smallest"),
+    [(64, 7, 1, 7), (64, 7, 8, 8), (64, 9, 8, 16), (6, 1, 8, 6), (16, 16, 8, 16)],
+)
+def test_the_smallest_legal_width_respects_min_keep_and_multiple(
+    num_filters, min_keep, multiple, smallest
+):
+    group = ChannelGroup(name="a", num_filters=num_filters, min_keep=min_keep, multiple=multiple)
+    assert legal_min_width(group) == smallest
+
+
+def test_limits_keep_a_tenth_of_every_group_and_one_filter_at_least():
+    space = chain_space([4, 16, 64], min_keep=0.1)
+    assert [group.min_keep for group in space.groups] == [1, 2, 7]
+    assert space.min_macs == 9 * (1 * 3 + 2 * 1 + 7 * 2 + 10 * 7)
+
+
+def test_a_space_survives_json():
+    space = resnet20_space().with_limits(min_keep=0.2, multiple=8)
+    again = PruningSpace.from_json(json.loads(json.dumps(space.to_json())))
+    assert again == space
+    assert again.fingerprint() == space.fingerprint()
+
+
+def test_spaces_of_different_limits_have_different_fingerprints():
+    space = resnet20_space()
+    assert space.fingerprint() != space.with_limits(multiple=8).fingerprint()
+
+
+@pytest.mark.parametrize("min_keep", [0.0, -0.1, 1.5, float("nan")])
+def test_a_min_keep_out_of_range_is_refused(min_keep):
+    with pytest.raises(ValueError, match=r"min_keep must be in \(0, 1\]"):
+        resnet20_space().with_limits(min_keep=min_keep)
+
+
+@pytest.mark.parametrize("changes", [{"min_keep": 0}, {"min_keep": 9}, {"multiple": 0}])
+def test_a_group_with_impossible_limits_is_refused(changes):
+    with pytest.raises(ValueError, match="of group a must be"):
+        ChannelGroup(name="a", num_filters=8, **changes)
+
+
+def test_a_space_without_groups_is_refused():
+    with pytest.raises(ValueError, match="at least one channel group"):
+        PruningSpace((), ())
