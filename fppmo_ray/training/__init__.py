@@ -1,1 +1,64 @@
-"""Training, without a word of pruning."""
+"""Training, which never hears of masks.
+
+A *data set* has a training and a test set of labelled images, as *arrays* or as *files*; *splits*
+say which rows of the training set may train (search-train), which score candidates (search-val)
+and which choose among the finalists (choose-val). *Images* are some of these rows on one device,
+handed out in normalised *batches*. A *recipe* is everything that decides how a network is trained
+on them; a *training state* is where such a training stands between two epochs. *Metrics* are what
+a network reaches on images, once its batch norm has been *recalibrated* where filters went.
+"""
+
+from __future__ import annotations
+
+from fppmo_ray.training.checkpoints import load_weights
+from fppmo_ray.training.datasets import DatasetName, load_dataset
+from fppmo_ray.training.evaluate import Metrics, evaluate
+from fppmo_ray.training.fine_tune import EpochReport, fine_tune, train_epoch, train_steps
+from fppmo_ray.training.image_sets import (
+    Augmentation,
+    Dataset,
+    ImageArrays,
+    ImageFiles,
+    ImageSet,
+)
+from fppmo_ray.training.images import Batch, Images, Seed, example_batch, open_images
+from fppmo_ray.training.modes import DType
+from fppmo_ray.training.networks import NETWORKS, build_network
+from fppmo_ray.training.recalibrate import recalibrate_batchnorm
+from fppmo_ray.training.recipe import Recipe, Schedule
+from fppmo_ray.training.splits import Splits, splits_from_files, stratified_splits
+from fppmo_ray.training.training_state import TrainingState, state_from_bytes, state_to_bytes
+
+__all__ = [
+    "NETWORKS",
+    "Augmentation",
+    "Batch",
+    "DType",
+    "Dataset",
+    "DatasetName",
+    "EpochReport",
+    "ImageArrays",
+    "ImageFiles",
+    "ImageSet",
+    "Images",
+    "Metrics",
+    "Recipe",
+    "Schedule",
+    "Seed",
+    "Splits",
+    "TrainingState",
+    "build_network",
+    "evaluate",
+    "example_batch",
+    "fine_tune",
+    "load_dataset",
+    "load_weights",
+    "open_images",
+    "recalibrate_batchnorm",
+    "splits_from_files",
+    "state_from_bytes",
+    "state_to_bytes",
+    "stratified_splits",
+    "train_epoch",
+    "train_steps",
+]

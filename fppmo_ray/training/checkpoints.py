@@ -24,7 +24,15 @@ def load_weights(network: nn.Module, path: Path) -> None:
         ValueError: the file is missing, corrupt or truncated, holds something else than tensors,
             or belongs to another network.
     """
-    weights = _state_dict(path)
+    assign_weights(network, _state_dict(path), str(path))
+
+
+def assign_weights(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Copy a state dict into ``network``, in place; every tensor must find its place.
+
+    Raises:
+        ValueError: they are another network's; says ``source`` and the first tensors at odds.
+    """
     expected = network.state_dict()
     missing = [
         name
@@ -48,7 +56,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
     ]
     if complaints:
         raise ValueError(
-            f"{path} holds the weights of another network than {type(network).__name__}; "
+            f"{source} holds the weights of another network than {type(network).__name__}; "
             f"{'; '.join(complaints)}; choose the network and number of classes it was saved from"
         )
     network.load_state_dict(weights)

@@ -53,36 +53,22 @@ class Augmentation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preprocessing:
-    """How stored pixels become a network's input: all that a worker needs beside the images.
-
-    Pixels are scaled to [0, 1], then ``(pixel - mean) / std`` per channel.
-    """
-
-    mean: tuple[float, ...]
-    """Per channel."""
-    std: tuple[float, ...]
-    """Per channel."""
-    augmentation: Augmentation
-    """Of training batches, applied before the scaling."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """A training and a test set, and how their images are prepared (see ``Preprocessing``)."""
+    """A training and a test set, and how their images become a network's input.
+
+    Pixels are scaled to [0, 1], then ``(pixel - mean) / std`` per channel; training images are
+    augmented before that.
+    """
 
     name: str
     train: ImageSet
     test: ImageSet
     num_classes: int
     mean: tuple[float, ...]
+    """Per channel."""
     std: tuple[float, ...]
+    """Per channel."""
     augmentation: Augmentation
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """What ``open_images`` wants."""
-        return Preprocessing(mean=self.mean, std=self.std, augmentation=self.augmentation)
 
 
 def check_labels(labels: IntArray, num_classes: int, source: Path | str) -> None:

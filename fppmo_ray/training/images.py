@@ -12,12 +12,17 @@ from torch.nn import functional as F
 
 from fppmo_ray.training.image_sets import (
     Augmentation,
+    Dataset,
     ImageArrays,
     ImageSet,
     IntArray,
-    Preprocessing,
 )
-from fppmo_ray.training.pixel_sources import PixelSource, ResidentPixels, StreamedPixels
+from fppmo_ray.training.pixel_sources import (
+    FILE_CHANNELS,
+    PixelSource,
+    ResidentPixels,
+    StreamedPixels,
+)
 
 Batch = tuple[Tensor, Tensor]
 """Normalised images float32 (n, C, H, W) and labels int64 (n,), both on the device."""
@@ -33,7 +38,11 @@ class Images:
     pixels: PixelSource
     labels: Tensor
     """int64 (N,), on the device."""
-    preprocessing: Preprocessing
+    mean: Tensor
+    """Per channel, (1, C, 1, 1), on the device."""
+    std: Tensor
+    """Per channel, (1, C, 1, 1), on the device."""
+    augmentation: Augmentation
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -53,7 +62,7 @@ class Images:
         order = torch.from_numpy(np.array(positions, dtype=np.int64))
         labels = torch.split(self.labels[order.to(self.labels.device)], batch_size)
         for pixels, batch_labels in zip(self.pixels.stream(order, batch_size), labels, strict=True):
-            yield normalise(pixels, self.preprocessing), batch_labels
+            yield normalise(pixels, self.mean, self.std), batch_labels
 
     def training_batches(self, batch_size: int, *, seed: Seed, epoch: int) -> Iterator[Batch]:
         """One epoch of shuffled, augmented batches of equal size.
@@ -67,22 +76,21 @@ class Images:
         order = torch.randperm(len(self), generator=generator)[:num_images]
         device = self.labels.device
         labels = torch.split(self.labels[order.to(device)], batch_size)
-        augmentation = self.preprocessing.augmentation
-        moves = draw_moves(num_images, augmentation, generator).to(device)
+        moves = draw_moves(num_images, self.augmentation, generator).to(device)
         for pixels, batch_moves, batch_labels in zip(
             self.pixels.stream(order, batch_size),
             torch.split(moves, batch_size),
             labels,
             strict=True,
         ):
-            augmented = crop_and_flip(pixels, batch_moves, augmentation.padding)
-            yield normalise(augmented, self.preprocessing), batch_labels
+            augmented = crop_and_flip(pixels, batch_moves, self.augmentation.padding)
+            yield normalise(augmented, self.mean, self.std), batch_labels
 
 
 def open_images(
     image_set: ImageSet,
     indices: IntArray | None,
-    preprocessing: Preprocessing,
+    dataset: Dataset,
     device: torch.device | str = "cpu",
 ) -> Images:
     """Put images on a device (arrays), or get ready to stream them there (files).
@@ -90,7 +98,7 @@ def open_images(
     Args:
         image_set: Its arrays are copied and may be read-only.
         indices: Rows of the set, in [0, len); None takes all.
-        preprocessing: Mean and std must have one value per channel.
+        dataset: The one that the set is a part of; says how the images are prepared.
         device: Where batches are wanted.
 
     Raises:
@@ -105,12 +113,30 @@ def open_images(
         )
     device = torch.device(device)
     pixels = _pixel_source(image_set, rows, device)
-    if len(preprocessing.mean) != pixels.num_channels:
+    if len(dataset.mean) != pixels.num_channels:
         raise ValueError(
-            f"images have {pixels.num_channels} channels, got a mean of "
-            f"{len(preprocessing.mean)}; use the preprocessing of the images' own data set"
+            f"images have {pixels.num_channels} channels, but data set {dataset.name} has a mean "
+            f"of {len(dataset.mean)}; open them with their own data set"
         )
-    return Images(pixels, torch.from_numpy(image_set.labels[rows]).to(device), preprocessing)
+    labels = torch.from_numpy(image_set.labels[rows]).to(device)
+    mean, std = _channel_statistics(dataset, device)
+    return Images(pixels, labels, mean, std, dataset.augmentation)
+
+
+def example_batch(dataset: Dataset) -> Tensor:
+    """A black image as the network gets it, float32 (1, C, H, W): its shape is what matters."""
+    images = dataset.train
+    if isinstance(images, ImageArrays):
+        height, width, channels = images.images.shape[1:]
+    else:
+        height, width, channels = images.height, images.width, FILE_CHANNELS
+    black = torch.zeros(1, channels, height, width, dtype=torch.uint8)
+    return normalise(black, *_channel_statistics(dataset, black.device))
+
+
+def _channel_statistics(dataset: Dataset, device: torch.device) -> tuple[Tensor, Tensor]:
+    mean, std = torch.tensor([dataset.mean, dataset.std], device=device)
+    return mean.reshape(1, -1, 1, 1), std.reshape(1, -1, 1, 1)
 
 
 def _pixel_source(image_set: ImageSet, rows: IntArray, device: torch.device) -> PixelSource:
@@ -122,12 +148,8 @@ def _pixel_source(image_set: ImageSet, rows: IntArray, device: torch.device) -> 
     return StreamedPixels(paths, image_set.height, image_set.width, device)
 
 
-def normalise(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
+def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """uint8 (n, C, H, W) to float32: ``(pixel / 255 - mean) / std``."""
-    mean, std = (
-        torch.tensor(values, device=pixels.device).reshape(1, -1, 1, 1)
-        for values in (preprocessing.mean, preprocessing.std)
-    )
     return pixels.float().div_(255).sub_(mean).div_(std)
 
 

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from fppmo_ray.training.decoding import decode_to_size
 
+FILE_CHANNELS = 3
+"""Images from files are decoded to red, green and blue."""
+
 
 class PixelSource(Protocol):
     """Gives pixels in any order that is asked for."""
@@ -56,7 +59,11 @@ class StreamedPixels:
     height: int
     width: int
     device: torch.device
-    num_channels: int = 3
+
+    @property
+    def num_channels(self) -> int:
+        """Of every image."""
+        return FILE_CHANNELS
 
     def stream(self, order: Tensor, batch_size: int) -> Iterator[Tensor]:
         """Batches from files; see ``PixelSource``."""

@@ -1,0 +1,149 @@
+"""Where a training run stands: a plain value that survives processes and machines."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from fppmo_ray.training.checkpoints import assign_weights
+from fppmo_ray.training.images import Seed
+from fppmo_ray.training.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainingState:
+    """All that the next epoch depends on, beside images, recipe and seed."""
+
+    network: dict[str, Tensor]
+    """State dict, on the CPU."""
+    momentum: dict[str, Tensor]
+    """SGD's momentum buffer per trained parameter, on the CPU; empty before the first step."""
+    epochs_done: int
+
+
+def capture(network: nn.Module, optimizer: SGD | None, epochs_done: int) -> TrainingState:
+    """A copy of the present state; later training does not touch it."""
+    buffers = optimizer.state if optimizer is not None else {}
+    return TrainingState(
+        network={name: _copy(value) for name, value in network.state_dict().items()},
+        momentum={
+            name: _copy(buffers[parameter]["momentum_buffer"])
+            for name, parameter in network.named_parameters()
+            if parameter in buffers
+        },
+        epochs_done=epochs_done,
+    )
+
+
+def restore(state: TrainingState, network: nn.Module, optimizer: SGD | None = None) -> None:
+    """Copy a state into a network and its optimizer, in place.
+
+    Raises:
+        ValueError: the state is another network's.
+    """
+    assign_weights(network, state.network, "the training state")
+    if optimizer is None:
+        return
+    for name, parameter in network.named_parameters():
+        if name in state.momentum:
+            momentum = torch.empty_like(parameter).copy_(state.momentum[name])
+            optimizer.state[parameter]["momentum_buffer"] = momentum
+
+
+def state_to_bytes(state: TrainingState) -> bytes:
+    """The state as a file's content that ``torch.load(weights_only=True)`` reads."""
+    return _to_bytes(_as_dict(state))
+
+
+def state_from_bytes(content: bytes) -> TrainingState:
+    """The state that ``state_to_bytes`` wrote.
+
+    Raises:
+        ValueError: the bytes hold no training state.
+    """
+    return _from_dict(_from_bytes(content, "the training state"), "the training state")
+
+
+def write_checkpoint(path: Path, state: TrainingState, recipe: Recipe, seed: Seed) -> None:
+    """Replace the checkpoint file in one step, so that it is whole at every moment."""
+    content = _to_bytes({**_as_dict(state), "run": _run(recipe, seed)})
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def read_checkpoint(path: Path, recipe: Recipe, seed: Seed) -> TrainingState | None:
+    """The state in a checkpoint file; None where there is no file.
+
+    Raises:
+        ValueError: the file is corrupt, or was written with another recipe or seed.
+    """
+    if not path.is_file():
+        return None
+    content = _from_bytes(path.read_bytes(), str(path))
+    state = _from_dict(content, str(path))
+    stored, expected = content.get("run", {}), _run(recipe, seed)
+    differing = [name for name in expected if stored.get(name) != expected[name]]
+    if differing:
+        name = differing[0]
+        raise ValueError(
+            f"{path} belongs to another training run: its {name} is {stored.get(name)}, this "
+            f"run's is {expected[name]}; use another checkpoint file or delete this one"
+        )
+    return state
+
+
+def _run(recipe: Recipe, seed: Seed) -> dict[str, Any]:
+    return {**asdict(recipe), "seed": [seed] if isinstance(seed, int) else list(seed)}
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)
+
+
+def _as_dict(state: TrainingState) -> dict[str, Any]:
+    return {
+        "network": state.network,
+        "momentum": state.momentum,
+        "epochs_done": state.epochs_done,
+    }
+
+
+def _from_dict(content: dict[str, Any], source: str) -> TrainingState:
+    try:
+        return TrainingState(
+            network=content["network"],
+            momentum=content["momentum"],
+            epochs_done=content["epochs_done"],
+        )
+    except KeyError as error:
+        raise ValueError(
+            f"{source} lacks {error}; it is no checkpoint of a training run"
+        ) from error
+
+
+def _to_bytes(content: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def _from_bytes(content: bytes, source: str) -> dict[str, Any]:
+    try:
+        loaded = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
+        raise ValueError(f"{source} is corrupt or truncated; delete it to start anew") from error
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{source} holds a {type(loaded).__name__}, expected a training state")
+    return loaded
