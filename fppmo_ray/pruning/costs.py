@@ -65,7 +65,7 @@ def layer_costs(
     group_of = np.repeat(np.arange(len(groups)), [group.num_filters for group in groups])
 
     def width(layer: str, axis: int) -> Width:
-        length = model.get_submodule(layer).weight.shape[axis]
+        length = model.get_parameter(f"{layer}.weight").shape[axis]
         along = units.get((f"{layer}.weight", axis), np.full(length, -1))
         return _width(along, group_of, groups)
 
@@ -103,6 +103,7 @@ def _num_positions(layer: Any, read: Tensor, made: Tensor) -> int:
     """How often the layer's weights are applied: output positions over all images."""
     if isinstance(layer, nn.Linear):
         return made.numel() // layer.out_features
+    assert isinstance(layer, _ConvNd)
     if layer.transposed:
         return read.numel() // layer.in_channels
     return made.numel() // layer.out_channels
