@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -16,10 +19,12 @@ from torch.utils.hooks import RemovableHandle
 
 from fppmo_ray.distribution.space import BoolArray
 from fppmo_ray.pruning.slices import Tracing
+from fppmo_ray.training.modes import in_mode
 
 _MIN_SAMPLES = 4096
 _SAMPLES_PER_UNKNOWN = 8  # twice as many changed the fitted outputs' error by less than 1 %
 _RIDGE = 1e-4
+_DENSE_BATCH = 64  # the dense pass is twice as fast on a CPU as in batches of 512
 _CHUNK = 8192  # rows of the normal equations at a time, to bound memory
 
 
@@ -31,6 +36,7 @@ class _Target:
     """Indices (S,) into image axis and spatial axes."""
     outputs: Tensor
     """(S, kept output channels)."""
+    num_images: int
 
 
 @torch.no_grad()
@@ -64,27 +70,34 @@ def compensate(
     if not images:
         raise ValueError("compensation needs at least one batch of images, got none")
     together = torch.cat(images)
+    if together.dim() == 4:
+        together = together.contiguous(memory_format=torch.channels_last)  # a third faster on CPUs
     rows = _layers_to_fit(dense, tracing, keep)
+    chunks = torch.split(together, _DENSE_BATCH)
     targets: dict[str, list[_Target]] = {layer: [] for layer in rows}
-    _forward(
-        dense,
-        together,
-        [
-            dense.get_submodule(layer).register_forward_hook(
-                partial(_record, kept, seed, targets[layer])
-            )
-            for seed, (layer, kept) in enumerate(rows.items())
-        ],
-    )
-    _forward(
-        pruned,
-        together,
-        [
-            pruned.get_submodule(layer).register_forward_pre_hook(partial(_refit, recorded[0]))
-            for layer, recorded in targets.items()
-            if len(recorded) == 1
-        ],
-    )
+    with in_mode(dense, training=False), _hooks() as hooks:
+        for layer, kept in rows.items():
+            hook = partial(_record, kept, len(together), targets[layer])
+            hooks.append(dense.get_submodule(layer).register_forward_hook(hook))
+        for chunk in chunks:
+            dense(chunk)
+    with in_mode(pruned, training=False), _hooks() as hooks:
+        for layer, recorded in targets.items():
+            if len(recorded) == len(chunks):  # else it is used more than once
+                refit = partial(_refit, _joined(recorded))
+                hooks.append(pruned.get_submodule(layer).register_forward_pre_hook(refit))
+        pruned(together)
+
+
+@contextmanager
+def _hooks() -> Iterator[list[RemovableHandle]]:
+    """A list of hooks that are removed at the end, whatever happens."""
+    handles: list[RemovableHandle] = []
+    try:
+        yield handles
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _layers_to_fit(dense: nn.Module, tracing: Tracing, keep: BoolArray) -> dict[str, Tensor]:
@@ -103,34 +116,34 @@ def _layers_to_fit(dense: nn.Module, tracing: Tracing, keep: BoolArray) -> dict[
     return layers
 
 
-def _forward(model: nn.Module, images: Tensor, handles: list[RemovableHandle]) -> None:
-    """One forward pass in eval mode with hooks, which are removed; modes are restored."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, was_training in modes:
-            module.training = was_training
-
-
 def _record(
-    kept: Tensor, seed: int, recorded: list[_Target], layer: Any, _: object, output: Tensor
+    kept: Tensor, num_images: int, recorded: list[_Target], layer: Any, _: object, output: Tensor
 ) -> None:
-    """Keep the dense layer's output at as many positions as its weights ask for."""
+    """Keep a dense layer's output at this chunk's share of the positions its weights ask for."""
     channels_last = output.movedim(1, -1) if isinstance(layer, _ConvNd) else output
     shape = channels_last.shape[:-1]
-    total = shape.numel()
     wanted = max(_MIN_SAMPLES, _SAMPLES_PER_UNKNOWN * layer.weight[0].numel())
-    if total > wanted:
-        chosen = np.random.default_rng(seed).choice(total, size=wanted, replace=False)
-        chosen.sort()
-    else:
-        chosen = np.arange(total)
+    share = math.ceil(wanted * len(output) / num_images)
+    chosen = np.arange(shape.numel())
+    if share < len(chosen):
+        rng = np.random.default_rng(len(recorded))
+        chosen = np.sort(rng.choice(chosen, size=share, replace=False))
     positions = torch.unravel_index(torch.from_numpy(chosen).to(output.device), shape)
-    recorded.append(_Target(positions, channels_last[positions][:, kept]))
+    recorded.append(_Target(positions, channels_last[positions][:, kept], len(output)))
+
+
+def _joined(recorded: list[_Target]) -> _Target:
+    """The chunks' targets as one, image indices counted over all chunks."""
+    begins = accumulate((target.num_images for target in recorded), initial=0)
+    positions = [
+        (target.positions[0] + begin, *target.positions[1:])
+        for target, begin in zip(recorded, begins, strict=False)  # the last begin is the total
+    ]
+    return _Target(
+        tuple(torch.cat(axis) for axis in zip(*positions, strict=True)),
+        torch.cat([target.outputs for target in recorded]),
+        sum(target.num_images for target in recorded),
+    )
 
 
 def _refit(target: _Target, layer: Any, args: tuple[Tensor, ...]) -> None:

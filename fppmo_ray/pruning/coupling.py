@@ -103,7 +103,16 @@ def _dependency_graph(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
 
     with torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its guesses are checked, so its doubts are no news
-        return DependencyGraph().build_dependency(model, inputs, forward_fn=forward, verbose=False)
+        try:
+            return DependencyGraph().build_dependency(
+                model, inputs, forward_fn=forward, verbose=False
+            )
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"torch-pruning cannot follow the channels of {type(model).__name__}: "
+                f"{type(error).__name__}: {error}; channel shuffles and other reshapes of five "
+                "axes are beyond it"
+            ) from error
 
 
 def flat_tensors(output: Any) -> list[Tensor]:

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fppmo_ray.distribution.space import FloatArray
-from fppmo_ray.pruning.coupling import flat_tensors
 from fppmo_ray.pruning.extract import check_axes
 from fppmo_ray.pruning.slices import AxisUnits, Tracing
+from fppmo_ray.training.modes import in_mode
 
 Criterion = Literal["l1", "l2", "fpgm", "bn_scale", "taylor"]
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -121,21 +121,14 @@ def taylor(model: nn.Module, tracing: Tracing, batches: Batches) -> FloatArray:
         part.tensor: model.get_parameter(part.tensor).detach().requires_grad_() for part in parts
     }
     sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        num_batches = 0
+    num_batches = 0
+    with in_mode(model, training=False), torch.enable_grad():
         for images, labels in batches:
-            with torch.enable_grad():
-                logits = flat_tensors(functional_call(model, weights, (images,)))[0]
-                loss = F.cross_entropy(logits, labels)
-                gradients = torch.autograd.grad(loss, list(weights.values()))
+            logits = functional_call(model, weights, (images,))
+            gradients = torch.autograd.grad(F.cross_entropy(logits, labels), list(weights.values()))
             for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
                 sums[name] += (weight.detach() * gradient).abs()
             num_batches += 1
-    finally:
-        for module, was_training in modes:
-            module.training = was_training
     if num_batches == 0:
         raise ValueError("taylor needs at least one batch of images and labels, got none")
     return _combine(tracing, ((part, _rows(part, sums[part.tensor]).sum(1)) for part in parts))
