@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import tyro
 from rich.console import Console
+
+logger = logging.getLogger(__name__)
 
 _TRACEBACK = "FPPMO_TRACEBACK"
 
@@ -25,12 +28,18 @@ def run_job(job: Callable[..., None]) -> None:
 
 def _say_errors(run: Callable[[], object]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    warnings.showwarning = _log_warning
     try:
         run()
     except (ValueError, RuntimeError) as error:
         if os.environ.get(_TRACEBACK):
             raise
         sys.exit(f"error: {error}")
+
+
+def _log_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """A warning as a line of the log: its text is for users, its place in the code is not."""
+    logger.warning("%s", message)
 
 
 def require_lasting(run_dir: Path) -> None:
@@ -64,11 +73,11 @@ def status(run_dir: tyro.conf.Positional[Path], /) -> None:
 
 
 def extract(run_dir: tyro.conf.Positional[Path], /, output: Path) -> None:
-    """Check a finished search's network against its recipe, and write it to OUTPUT.pt and .json.
+    """Check a finished search's network against its recipe, and copy both to a folder.
 
     Args:
         run_dir: The search's run directory.
-        output: Path without ending.
+        output: The folder; made if absent.
     """
     from fppmo_ray.service.delivery import deliver
 
@@ -80,7 +89,7 @@ def main() -> None:
     """The entry point of ``fppmo-ray``."""
     from fppmo_ray.demo import demo
 
-    commands = {"demo": demo, "status": status, "extract": extract}
+    commands: dict[str, Callable[..., None]] = {"demo": demo, "status": status, "extract": extract}
     _say_errors(
         lambda: tyro.extras.subcommand_cli_from_dict(
             commands, prog="fppmo-ray", config=(tyro.conf.OmitArgPrefixes,)

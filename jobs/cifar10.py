@@ -1,8 +1,8 @@
 """Prune a CIFAR-10 network by feedback.
 
-    python jobs/cifar10.py --data DIR --network resnet56 --weights FILE --macs-cut 0.57 \
+python jobs/cifar10.py --data DIR --network resnet56 --weights FILE --macs-cut 0.57 \
         --run-dir runs/resnet56
-    ray job submit --working-dir . -- python jobs/cifar10.py ... --run-dir /absolute/path
+ray job submit --working-dir . -- python jobs/cifar10.py ... --run-dir /absolute/path
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from pathlib import Path
 from fppmo_ray import Dataset, Placement, SearchSettings, Splits, load_dataset, search
 from fppmo_ray.cli import present, require_lasting, run_job
 from fppmo_ray.training import build_network, load_weights, splits_from_files
-from fppmo_ray.training.networks import NetworkName
 
 
 def main(
@@ -21,7 +20,7 @@ def main(
     settings: SearchSettings,
     placement: Placement,
     *,
-    network: NetworkName = "resnet56",
+    network: str = "resnet56",
     weights: Path | None = None,
     search_val_rows: Path | None = None,
     choose_val_rows: Path | None = None,
@@ -34,7 +33,8 @@ def main(
         run_dir: Folder for journal, checkpoints, network, table and figures.
         settings: What to search for.
         placement: Where it runs.
-        network: Which network to prune.
+        network: Which network to prune: resnet20, 32, 44, 56 or 110 (``_b``: projection shortcuts),
+            or vgg16_bn.
         weights: Its trained weights; without, give --baseline-epochs.
         search_val_rows: .npy file of training rows that the weights have never seen; by default
             10 % of every class.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import nn
 
-from fppmo_ray.distribution import BoolArray
+from fppmo_ray.distribution import BoolArray, IntArray
 from fppmo_ray.pruning.compensate import compensate
 from fppmo_ray.pruning.extract import extract
 from fppmo_ray.pruning.trace import Tracing
@@ -41,11 +41,6 @@ class Score:
     val_accuracy: float
     seconds: float
 
-    @property
-    def finite(self) -> bool:
-        """Whether both numbers are; a network can overflow without an error."""
-        return math.isfinite(self.val_loss) and math.isfinite(self.val_accuracy)
-
 
 def score(
     dense: nn.Module,
@@ -67,21 +62,23 @@ def score(
         search_train: Images for recalibration and fine-tuning.
         held_out: Images that the score is read on: search-val, or choose-val for finalists.
         fidelity: How much work to do.
-        recipe: How the fine-tuning steps are done; without distillation, whose teacher would
-            double their cost.
+        recipe: How the fine-tuning steps are done, and the arithmetic of all passes; without
+            distillation, whose teacher would double the steps' cost.
         seed: Decides which images are drawn and their order.
 
     Raises:
-        RuntimeError: the fine-tuning steps diverged.
+        RuntimeError: the fine-tuning steps diverged, or the loss is not finite.
     """
     begin = time.perf_counter()
     rng = np.random.default_rng(seed)
     recalibration = _draw(rng, len(search_train), fidelity.recalibrate_images)
     scoring = _draw(rng, len(held_out), fidelity.score_images)
     pruned = extract(dense, tracing, keep)
+    if recipe.channels_last:
+        pruned = pruned.to(memory_format=torch.channels_last)
     if fidelity.compensate:
-        images = search_train.batches(_BATCH, indices=recalibration[:_COMPENSATE_IMAGES])
-        compensate(pruned, dense, tracing, keep, images)
+        few = recalibration[:_COMPENSATE_IMAGES]
+        compensate(pruned, dense, tracing, keep, search_train.batches(_BATCH, few))
     if fidelity.steps:
         steps_recipe = replace(recipe, distillation_weight=0.0)
         train_steps(
@@ -91,8 +88,9 @@ def score(
             steps=fidelity.steps,
             seed=int(rng.integers(2**31)),
         )
-    recalibrate_batchnorm(pruned, search_train.batches(_BATCH, indices=recalibration))
-    metrics = evaluate(pruned, held_out.batches(_BATCH, indices=scoring))
+    dtype = recipe.dtype
+    recalibrate_batchnorm(pruned, search_train.batches(_BATCH, recalibration), dtype=dtype)
+    metrics = evaluate(pruned, held_out.batches(_BATCH, scoring), dtype=dtype)
     return Score(
         val_loss=metrics.loss,
         val_accuracy=metrics.accuracy,
@@ -100,6 +98,6 @@ def score(
     )
 
 
-def _draw(rng: np.random.Generator, available: int, wanted: int) -> np.ndarray:
+def _draw(rng: np.random.Generator, available: int, wanted: int) -> IntArray:
     """Sorted indices without repetition; all of them where fewer are available."""
     return np.sort(rng.permutation(available)[:wanted])

@@ -20,9 +20,6 @@ def connection(placement: Placement) -> Iterator[None]:
     """Join the cluster that ``RAY_ADDRESS`` names, or start Ray here for as long as it is needed.
 
     A Ray that is already initialised is used and left running.
-
-    Raises:
-        ValueError: workers ask for more than any node of a cluster without an autoscaler has.
     """
     started_here = not ray.is_initialized()
     if started_here:
@@ -36,13 +33,14 @@ def connection(placement: Placement) -> Iterator[None]:
 
 
 def _check_resources(placement: Placement) -> None:
-    gpus = ray.cluster_resources().get("GPU", 0.0)
+    gpus = ray.cluster_resources().get("GPU", 0.0)  # type: ignore[no-untyped-call]
     if gpus and not placement.gpus_per_worker:
         logger.warning(
             "the cluster has %g GPUs and the workers use none; give them some by gpus_per_worker",
             gpus,
         )
-    cpus = max(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"])
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    cpus = max(resources.get("CPU", 0.0) for resources in nodes)
     if placement.cpus_per_worker > cpus or placement.gpus_per_worker > gpus:
         logger.warning(
             "no node has room for a worker of %d CPUs and %g GPUs now (largest: %g CPUs; %g GPUs "

@@ -9,11 +9,11 @@ from fppmo_ray.pruning import load_network
 from fppmo_ray.service.conclusion import NETWORK, RESULT
 
 
-def deliver(run_dir: Path, output: Path) -> tuple[Path, Path]:
-    """Rebuild a search's network from its recipe, which checks it, and copy both files.
+def deliver(run_dir: Path, output: Path) -> list[Path]:
+    """Rebuild a search's network from its recipe, which checks it, and copy its files.
 
     Returns:
-        ``output`` with the endings .pt and .json.
+        The weights and the recipe in the folder ``output``.
 
     Raises:
         ValueError: the search has not finished, or its network cannot be rebuilt.
@@ -21,8 +21,6 @@ def deliver(run_dir: Path, output: Path) -> tuple[Path, Path]:
     if not (run_dir / RESULT).is_file():
         raise ValueError(f"{run_dir} holds no {RESULT}: the search there has not finished")
     load_network(run_dir / f"{NETWORK}.json")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    weights, recipe = output.with_suffix(".pt"), output.with_suffix(".json")
-    shutil.copyfile(run_dir / f"{NETWORK}.pt", weights)
-    shutil.copyfile(run_dir / f"{NETWORK}.json", recipe)
-    return weights, recipe
+    output.mkdir(parents=True, exist_ok=True)
+    names = f"{NETWORK}.pt", f"{NETWORK}.json"
+    return [Path(shutil.copyfile(run_dir / name, output / name)) for name in names]

@@ -45,7 +45,7 @@ def choose(
     while pool.num_unfinished:
         outcome = pool.next_outcome()
         finalist, repeat = outcome.work.tag
-        if outcome.error is not None or not outcome.value.finite:
+        if outcome.error is not None:
             logger.warning("finalist %s failed: %s", finalist.name, outcome.error)
             failed.add(finalist.name)
             continue

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
 logger = logging.getLogger(__name__)
@@ -73,11 +72,11 @@ class WorkerPool:
         num_workers: Slots. Each takes part as soon as the cluster has placed its actor.
     """
 
-    def __init__(self, start_worker: Callable[[int], ActorHandle[Any]], num_workers: int) -> None:
+    def __init__(self, start_worker: Callable[[int], Any], num_workers: int) -> None:
         self._start_worker = start_worker
         self._num_workers = num_workers
         self._queue: deque[_Attempts] = deque()
-        self._actors: dict[int, ActorHandle[Any]] = {}
+        self._actors: dict[int, Any] = {}
         self._names: dict[int, str] = {}
         self._idle: deque[int] = deque()
         self._starting: dict[Any, int] = {}
@@ -134,6 +133,7 @@ class WorkerPool:
                     self._finish_work(reference)
             self._take_back_overdue()
             self._warn_if_nothing_is_placed()
+        self._dispatch()  # before the caller takes its time over the outcome
         return self._ended.popleft()
 
     def close(self) -> None:
@@ -255,6 +255,6 @@ class WorkerPool:
             "none of %d workers could be placed for %.0f s; the cluster has %s, of which %s free",
             self._num_workers,
             _PLACEMENT_WARNING_S,
-            ray.cluster_resources(),
-            ray.available_resources(),
+            ray.cluster_resources(),  # type: ignore[no-untyped-call]
+            ray.available_resources(),  # type: ignore[no-untyped-call]
         )

@@ -69,9 +69,7 @@ class Progress:
         members = self._members(generation)
         line = _describe(generation, members)
         workers = f"workers {pool.num_busy} busy of {pool.num_ready}"
-        self._bar.update(
-            self._task, completed=len(self._feedback), status=f"{line}  {workers}"
-        )
+        self._bar.update(self._task, completed=len(self._feedback), status=f"{line}  {workers}")
         if len(members) == self._size(generation):
             seconds = time.monotonic() - self._began
             logger.info("%s  %s  %.0f s", line, workers, seconds)
@@ -92,4 +90,5 @@ def _describe(generation: int, members: list[Feedback]) -> str:
     if not accuracies:
         return f"generation {generation}  failed {failed}/{len(members)}"
     best, mean = max(accuracies), statistics.fmean(accuracies)
-    return f"generation {generation}  best {best:.4f}  mean {mean:.4f}  failed {failed}/{len(members)}"
+    line = f"generation {generation}  best {best:.4f}  mean {mean:.4f}"
+    return f"{line}  failed {failed}/{len(members)}"

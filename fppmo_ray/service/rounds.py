@@ -1,4 +1,4 @@
-"""A round: dense weights that are frozen while masks are scored, and what they say by themselves."""
+"""A round: dense weights that are frozen while masks are scored, and their importance."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from fppmo_ray.service.training_tasks import train
 from fppmo_ray.service.weights import Arrays, digest, to_arrays
 from fppmo_ray.service.worker import Problem, TrainingTask, Weights
 from fppmo_ray.training import state_from_bytes
-
 
 
 @dataclass(frozen=True)

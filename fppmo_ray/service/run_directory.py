@@ -126,7 +126,7 @@ class RunDirectory:
             raise ValueError(f"{target} is named in the journal but does not exist")
         content = target.read_bytes()
         if hashlib.sha256(content).hexdigest() != sha256:
-            raise ValueError(f"{target} is not the file that the journal speaks of: SHA-256 differs")
+            raise ValueError(f"{target} is not the file the journal speaks of: SHA-256 differs")
         return content
 
     def start(self, started: Started) -> Started:
@@ -166,5 +166,7 @@ def _lock(path: Path) -> IO[bytes]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.close()
-        raise ValueError(f"{path} is being written by another driver; wait for it, or stop it") from error
+        raise ValueError(
+            f"{path} is being written by another driver; wait for it, or stop it"
+        ) from error
     return file

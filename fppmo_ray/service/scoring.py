@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
 from fppmo_ray.distribution import (
@@ -52,7 +50,7 @@ class ModelHandle:
         self._told: list[Feedback] = []
         self._actor = self._start()
 
-    def _start(self) -> ActorHandle[ProbabilityModel]:
+    def _start(self) -> Any:
         # No CPU: a cluster's head often offers none, and the model needs next to nothing.
         return ray.remote(num_cpus=0)(ProbabilityModel).remote(*self._arguments)
 
@@ -60,19 +58,21 @@ class ModelHandle:
         """See ``ProbabilityModel.advance``; a lost actor answers with all it ever proposed."""
         self._told += feedback
         try:
-            return ray.get(self._actor.advance.remote(list(feedback)))
+            return self._advance(list(feedback))
         except RayActorError as error:
             logger.warning("the probability model was lost and is replayed to: %s", error)
             self._actor = self._start()
-            return ray.get(self._actor.advance.remote(self._told))
+            return self._advance(self._told)
+
+    def _advance(self, feedback: list[Feedback]) -> Advance:
+        advance: Advance = ray.get(self._actor.advance.remote(feedback))
+        return advance
 
     def finalists(self) -> list[Finalist]:
         """See ``ProbabilityModel.finalists``."""
-        try:
-            return ray.get(self._actor.finalists.remote())
-        except RayActorError:
-            self.advance([])
-            return ray.get(self._actor.finalists.remote())
+        self.advance([])  # brings a lost actor back
+        finalists: list[Finalist] = ray.get(self._actor.finalists.remote())
+        return finalists
 
     def close(self) -> None:
         """Stop the actor."""
@@ -115,9 +115,7 @@ def _feedback(run: RunDirectory) -> dict[int, Feedback]:
         )
         for fact in run.all(Scored)
     }
-    failed = {
-        fact.id: Feedback(proposal_id=fact.id, error=fact.error) for fact in run.all(Failed)
-    }
+    failed = {fact.id: Feedback(proposal_id=fact.id, error=fact.error) for fact in run.all(Failed)}
     return scored | failed
 
 
@@ -180,12 +178,9 @@ def _work(proposal: Proposal, scoring: Scoring) -> Work:
 
 def _read(outcome: Outcome, scoring: Scoring) -> tuple[Scored | Failed, Feedback]:
     proposal_id: int = outcome.work.tag
-    error = outcome.error
-    if error is None and not outcome.value.finite:
-        loss = outcome.value.val_loss
-        error = f"the score is not finite: loss {'nan' if math.isnan(loss) else loss}"
-    if error is not None:
-        return Failed(id=proposal_id, error=error), Feedback(proposal_id=proposal_id, error=error)
+    if outcome.error is not None:
+        failed = Failed(id=proposal_id, error=outcome.error)
+        return failed, Feedback(proposal_id=proposal_id, error=outcome.error)
     score = outcome.value
     fact = Scored(
         id=proposal_id,

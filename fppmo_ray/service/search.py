@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 from rich.console import Console
 from torch import nn
 
@@ -87,7 +86,7 @@ def _workers(problem: Problem, placement: Placement) -> Iterator[WorkerPool]:
         ScoringWorker
     )
 
-    def start(slot: int) -> ActorHandle[ScoringWorker]:
+    def start(slot: int) -> Any:
         return actor.options(name=f"ScoringWorker {slot}").remote(shared, slot)
 
     pool = WorkerPool(start, placement.workers)
@@ -161,9 +160,7 @@ def _state_problem(
     placement: Placement,
 ) -> Problem:
     tracing = trace(network, example_batch(dataset))
-    space = tracing.space.with_limits(
-        min_keep=settings.min_keep, multiple=settings.width_multiple
-    )
+    space = tracing.space.with_limits(min_keep=settings.min_keep, multiple=settings.width_multiple)
     Budget.from_cut(space, settings.macs_cut)  # refuses what these limits cannot reach
     return Problem(
         network=network,

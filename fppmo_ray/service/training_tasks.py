@@ -76,7 +76,8 @@ def _submit_next(
 def _keep_epoch(name: str, outcome: Outcome, run: RunDirectory) -> bytes:
     state: bytes
     report: EpochReport
-    state, report = outcome.value
+    seconds: float
+    state, report, seconds = outcome.value
     before = _epochs_of(name, run)
     epoch = len(before)
     artifact = f"checkpoints/{name}-epoch{epoch}.pt"
@@ -87,13 +88,13 @@ def _keep_epoch(name: str, outcome: Outcome, run: RunDirectory) -> bytes:
                 task=name,
                 epoch=epoch,
                 train_loss=report.loss,
-                seconds=report.seconds,
+                seconds=seconds,
                 artifact=artifact,
                 sha256=sha256,
             )
         ]
     )
-    logger.info("%s  epoch %d  loss %.4f  %.0f s", name, epoch, report.loss, report.seconds)
+    logger.info("%s  epoch %d  loss %.4f  %.0f s", name, epoch, report.loss, seconds)
     for fact in before[-1:]:  # only the last checkpoint is ever read
         (run.path / fact.artifact).unlink(missing_ok=True)
     return state

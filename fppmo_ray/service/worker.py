@@ -6,6 +6,7 @@ import copy
 import io
 import os
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,8 +15,9 @@ import torch
 from torch import nn
 
 from fppmo_ray.distribution import BoolArray, FloatArray
-from fppmo_ray.pruning import Fidelity, Score, Tracing, extract, importance, score
+from fppmo_ray.pruning import Tracing, extract, importance
 from fppmo_ray.pruning.importance import Criterion
+from fppmo_ray.pruning.score import Fidelity, Score, score
 from fppmo_ray.service.latency import Latency, measure_latency
 from fppmo_ray.service.weights import Arrays, load_arrays
 from fppmo_ray.training import (
@@ -101,9 +103,7 @@ class ScoringWorker:
         """Name the worker once it is up: its slot, host and process."""
         return f"{self._slot}@{socket.gethostname()}:{os.getpid()}"
 
-    def score(
-        self, weights: Weights, keep: BoolArray, seed: Sequence[int], held_out: str
-    ) -> Score:
+    def score(self, weights: Weights, keep: BoolArray, seed: Sequence[int], held_out: str) -> Score:
         """Score one mask on ``search_val`` or ``choose_val``."""
         return score(
             self._dense_with(weights),
@@ -124,13 +124,18 @@ class ScoringWorker:
             batch = self._problem.recipe.batch_size
             rng = np.random.default_rng(seed)
             chosen = np.sort(rng.permutation(len(images))[: batch * _TAYLOR_BATCHES])
-            batches = images.batches(batch, indices=chosen)
+            batches = images.batches(batch, chosen)
         return importance(self._dense_with(weights), self._problem.tracing, criterion, batches)
 
     def train_epoch(
         self, weights: Weights, task: TrainingTask, epoch: int, state: bytes | None
-    ) -> tuple[bytes, EpochReport]:
-        """Train one epoch from ``state`` (None: from the round's weights)."""
+    ) -> tuple[bytes, EpochReport, float]:
+        """Train one epoch from ``state`` (None: from the round's weights).
+
+        Returns:
+            The new state, a report, and the seconds it took.
+        """
+        begin = time.perf_counter()
         network = self._network(weights, task.keep)
         teacher = None
         if task.recipe.distillation_weight > 0:
@@ -144,11 +149,9 @@ class ScoringWorker:
             state=None if state is None else state_from_bytes(state),
             teacher=teacher,
         )
-        return state_to_bytes(new_state), report
+        return state_to_bytes(new_state), report, time.perf_counter() - begin
 
-    def evaluate(
-        self, weights: Weights, keep: BoolArray | None, state: bytes | None
-    ) -> Evaluation:
+    def evaluate(self, weights: Weights, keep: BoolArray | None, state: bytes | None) -> Evaluation:
         """Evaluate the network of a mask, or of a training state, on choose-val and test."""
         network = self._network(weights, keep)
         if state is not None:
@@ -183,7 +186,7 @@ class ScoringWorker:
         pruned = extract(dense, self._problem.tracing, keep)
         images = self._split("search_train")
         count = min(self._problem.fidelity.recalibrate_images, len(images))
-        recalibrate_batchnorm(pruned, images.batches(_EVALUATION_BATCH, indices=np.arange(count)))
+        recalibrate_batchnorm(pruned, images.batches(_EVALUATION_BATCH, np.arange(count)))
         return pruned
 
     def _dense_with(self, weights: Weights) -> nn.Module:

@@ -60,7 +60,7 @@ def test_a_damaged_line_before_the_last_is_named(tmp_path: Path) -> None:
 
 def test_a_fact_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "journal.jsonl").write_text(json.dumps({"fact": "Guessed"}) + "\n")
-    with pytest.raises(ValueError, match="line 1 is damaged.*got 'Guessed'"):
+    with pytest.raises(ValueError, match=r"line 1 is damaged.*got 'Guessed'"):
         read_journal(tmp_path)
 
 
