@@ -80,6 +80,26 @@ def test_stopping_after_every_epoch_changes_no_bit(images, recipe):
     assert same(straight.state_dict(), state_from_bytes(content).network)
 
 
+def test_training_equals_one_plain_loop_with_one_optimizer(images):
+    torch.manual_seed(0)
+    network = build_network("digits_cnn", 10).to(memory_format=torch.channels_last)
+    ours = copy.deepcopy(network)
+    fine_tune(ours, images, RECIPE, seed=5)
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4, nesterov=True
+    )
+    steps = [
+        batch for epoch in range(3) for batch in images.training_batches(32, seed=5, epoch=epoch)
+    ]
+    for step, (batch, labels) in enumerate(steps):
+        optimizer.param_groups[0]["lr"] = 0.05 * (1 + math.cos(math.pi * (step / 18))) / 2
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(batch), labels).backward()
+        optimizer.step()
+    assert len(steps) == 18
+    assert same(ours.state_dict(), network.state_dict())
+
+
 def test_an_epoch_leaves_the_state_it_starts_from_alone(images):
     first, _ = train_epoch(fresh(), images, RECIPE, epoch=0, seed=0, state=None)
     before = copy.deepcopy(first)
@@ -244,6 +264,8 @@ def test_a_diverging_run_says_so(images):
         fine_tune(fresh(), images, wild, seed=0)
     with pytest.raises(RuntimeError, match=r"diverged: the loss became (nan|inf) by step 7,"):
         train_steps(fresh(), images, wild, steps=8, seed=0)
+    with pytest.raises(RuntimeError, match="by step 31,"):  # not only at the end
+        train_steps(fresh(), images, replace(wild, batch_size=4), steps=200, seed=0)
 
 
 def test_a_student_comes_nearer_to_its_teacher_than_labels_alone_bring_it(digits, images):

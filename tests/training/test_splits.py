@@ -29,7 +29,8 @@ def test_every_class_has_its_share_and_no_row_is_lost_or_used_twice():
 
 def test_sizes_are_met_exactly_where_class_shares_are_fractions():
     splits = stratified_splits(LABELS, search_val=7, choose_val=3, seed=0)
-    assert (len(splits.search_val), len(splits.choose_val)) == (7, 3)
+    assert np.bincount(LABELS[splits.search_val]).tolist() == [4, 2, 1]
+    assert np.bincount(LABELS[splits.choose_val]).tolist() == [1, 1, 1]
 
 
 def test_equal_seeds_give_equal_splits_and_others_do_not():
