@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from fppmo_ray.training.image_folder import read_image_folder
-from fppmo_ray.training.image_sets import Augmentation, Dataset, ImageArrays, check_labels
+from fppmo_ray.training.image_sets import Augmentation, Dataset, ImageArrays
 from fppmo_ray.training.parquet import find_shards, read_parquet_images
 from fppmo_ray.training.splits import stratified_rows
 
@@ -115,9 +115,7 @@ def _torchvision_cifar(
         raise ValueError(
             f"{root / _CIFAR_FOLDERS[name]} is incomplete or corrupt; fetch it again"
         ) from error
-    labels = np.array(data.targets, dtype=np.int64)
-    check_labels(labels, _CIFAR_CLASSES[name], root)
-    return ImageArrays(data.data, labels)
+    return ImageArrays(data.data, np.array(data.targets, dtype=np.int64))
 
 
 def _image_folder(path: Path, image_size: int, byte_limit: int) -> Dataset:

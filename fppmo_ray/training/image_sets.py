@@ -21,6 +21,14 @@ class ImageArrays:
     labels: IntArray
     """``(N,)``."""
 
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or self.images.dtype != np.uint8:
+            raise ValueError(
+                f"images must be uint8 of shape (N, H, W, C), got {self.images.dtype} of shape "
+                f"{self.images.shape}; scale pixels to 0..255 and put channels last"
+            )
+        _check_label_array(self.labels, len(self.images))
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -34,6 +42,9 @@ class ImageFiles:
     """``(N,)``."""
     height: int
     width: int
+
+    def __post_init__(self) -> None:
+        _check_label_array(self.labels, len(self.paths))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -69,6 +80,23 @@ class Dataset:
     std: tuple[float, ...]
     """Per channel."""
     augmentation: Augmentation
+
+    def __post_init__(self) -> None:
+        for part in ("train", "test"):
+            check_labels(getattr(self, part).labels, self.num_classes, f"{self.name}'s {part} set")
+        if len(self.mean) != len(self.std) or min(self.std) <= 0:
+            raise ValueError(
+                f"mean and std of {self.name} need one value per channel, std above 0, "
+                f"got {self.mean} and {self.std}"
+            )
+
+
+def _check_label_array(labels: IntArray, num_images: int) -> None:
+    if labels.shape != (num_images,) or labels.dtype != np.int64:
+        raise ValueError(
+            f"labels of {num_images} images must be int64 of shape ({num_images},), "
+            f"got {labels.dtype} of shape {labels.shape}"
+        )
 
 
 def check_labels(labels: IntArray, num_classes: int, source: Path | str) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -196,6 +198,20 @@ def test_rows_outside_the_set_are_refused(rows):
 def test_images_of_another_data_set_are_refused():
     with pytest.raises(ValueError, match="images have 1 channels, but data set made up has a mean"):
         open_images(arrays(channels=1), None, dataset(arrays()))
+
+
+def test_a_data_set_of_ones_own_is_checked_when_it_is_made():
+    pixels, labels = arrays().images, arrays().labels
+    with pytest.raises(ValueError, match=r"uint8 of shape \(N, H, W, C\), got float64 of shape"):
+        ImageArrays(pixels / 255, labels)
+    with pytest.raises(ValueError, match=r"must be int64 of shape \(10,\), got int64 of shape \(9"):
+        ImageArrays(pixels, labels[1:])
+    with pytest.raises(ValueError, match=r"must be int64 of shape \(10,\), got int32"):
+        ImageArrays(pixels, labels.astype(np.int32))
+    with pytest.raises(ValueError, match="label 3 at row 0 of made up's train set is outside"):
+        dataset(ImageArrays(pixels, labels + 3))
+    with pytest.raises(ValueError, match="one value per channel"):
+        replace(dataset(arrays()), std=(0.2, 0.2))
 
 
 def test_derived_seeds_are_fixed_for_good():
