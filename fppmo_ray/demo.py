@@ -43,7 +43,7 @@ def demo(
         recipe=Recipe(batch_size=64),
     )
     search(
-        build_network("digits_cnn", 10),
+        build_network("digits_cnn", 10, seed=seed),
         load_dataset("digits"),
         settings,
         run_dir=run_dir,

@@ -46,7 +46,7 @@ def main(
     if weights is None and not settings.baseline_epochs:
         raise ValueError("an untrained network tells nothing: give --weights or --baseline-epochs")
     dataset = load_dataset("cifar10", data)
-    dense = build_network(network, dataset.num_classes)
+    dense = build_network(network, dataset.num_classes, seed=settings.seed)
     if weights is not None:
         load_weights(dense, weights)
     search(

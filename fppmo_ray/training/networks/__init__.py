@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import nn
 
 from fppmo_ray.training.networks.cifar_resnet import (
@@ -34,12 +35,13 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
-def build_network(name: str, num_classes: int) -> nn.Module:
+def build_network(name: str, num_classes: int, *, seed: int = 0) -> nn.Module:
     """A freshly initialised network.
 
     Args:
         name: A key of ``NETWORKS``. ``_b`` marks option-B (projection) shortcuts.
         num_classes: Width of the last layer, at least 2.
+        seed: Of the initial weights; torch's own generator is left as it was.
 
     Raises:
         ValueError: no network has that name, or there are fewer than two classes.
@@ -48,7 +50,9 @@ def build_network(name: str, num_classes: int) -> nn.Module:
         raise ValueError(f"network must be one of {', '.join(NETWORKS)}, got {name!r}")
     if num_classes < 2:
         raise ValueError(f"a classifier needs at least 2 classes, got {num_classes}")
-    return NETWORKS[name](num_classes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return NETWORKS[name](num_classes)
 
 
 __all__ = [

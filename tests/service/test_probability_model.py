@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fppmo_ray.distribution import (
+    ChannelGroup,
+    Feedback,
+    LayerCost,
+    OptimizerSettings,
+    Proposal,
+    PruningSpace,
+    Width,
+)
+from fppmo_ray.service.probability_model import ProbabilityModel
+
+GROUPS, FILTERS = 3, 12
+SPACE = PruningSpace(
+    groups=tuple(ChannelGroup(name=f"conv{i}", num_filters=FILTERS) for i in range(GROUPS)),
+    layer_costs=tuple(
+        LayerCost(
+            layer=f"conv{i}",
+            macs_per_pair=10,
+            out_width=Width(terms=((i, 1),)),
+            in_width=Width(terms=((i - 1, 1),)) if i else Width(constant=3),
+        )
+        for i in range(GROUPS)
+    ),
+)
+SETTINGS = OptimizerSettings(macs_cut=0.5, num_proposals=32, population_size=8)
+
+
+def model() -> ProbabilityModel:
+    importance = np.linspace(1, 2, SPACE.num_filters)
+    return ProbabilityModel(SPACE, importance, SETTINGS)
+
+
+def score(proposal: Proposal) -> Feedback:
+    """A loss that likes the filters with even numbers."""
+    loss = float(proposal.keep[1::2].sum())
+    return Feedback(proposal_id=proposal.proposal_id, val_loss=loss, val_accuracy=0.5)
+
+
+def run(service: ProbabilityModel) -> list[Proposal]:
+    """All proposals of a search whose feedback comes one by one, in order."""
+    proposals = list(service.advance([]).proposals)
+    done = 0
+    while done < len(proposals):
+        proposals += service.advance([score(proposals[done])]).proposals
+        done += 1
+    return proposals
+
+
+def test_two_generations_are_in_flight_from_the_start() -> None:
+    assert [item.generation for item in model().advance([]).proposals] == [0] * 8 + [1] * 8
+
+
+def test_replaying_all_feedback_at_once_proposes_the_same_masks() -> None:
+    proposals = run(model())
+    advance = model().advance([score(item) for item in reversed(proposals)])
+    assert len(proposals) == SETTINGS.num_proposals
+    for live, replayed in zip(proposals, advance.proposals, strict=True):
+        assert live.proposal_id == replayed.proposal_id
+        assert np.array_equal(live.keep, replayed.keep)
+    assert [update.generation for update in advance.updates] == [1, 2, 3, 4]
+
+
+def test_feedback_told_twice_changes_nothing() -> None:
+    service = model()
+    first = service.advance([]).proposals[0]
+    service.advance([score(first)])
+    assert service.advance([score(first)]).proposals == ()
+
+
+def test_feedback_for_a_proposal_never_asked_for_is_refused() -> None:
+    feedback = Feedback(proposal_id=99, val_loss=1.0, val_accuracy=0.5)
+    with pytest.raises(ValueError, match=r"never asked for: \[99\]"):
+        model().advance([feedback])
+
+
+def test_an_update_tells_the_expected_share_of_kept_filters_per_group() -> None:
+    service = model()
+    proposals = service.advance([]).proposals
+    advance = service.advance([score(item) for item in proposals])
+    assert [len(update.keep_share) for update in advance.updates] == [GROUPS, GROUPS]
+    assert all(0 < share < 1 for update in advance.updates for share in update.keep_share)
+
+
+def test_the_dashboard_shows_how_far_the_model_is() -> None:
+    assert repr(model()) == "ProbabilityModel(generation=0/4)"

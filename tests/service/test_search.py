@@ -1,0 +1,225 @@
+"""The demo's search, whole, on real Ray: undisturbed, disturbed, and asked for nonsense."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fppmo_ray import Placement, SearchResult, SearchSettings, load_dataset, search
+from fppmo_ray.demo import demo
+from fppmo_ray.distribution import unpack_mask
+from fppmo_ray.service.facts import Asked, Chosen, EpochFinished, Fact, Finished, Scored
+from fppmo_ray.service.run_directory import JOURNAL, read_journal
+from fppmo_ray.training import build_network, evaluate, open_images
+
+PROPOSALS = 32
+DENSE = build_network("digits_cnn", 10)
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def finished(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of an undisturbed search with one worker."""
+    run_dir = tmp_path_factory.mktemp("runs") / "undisturbed"
+    demo(run_dir, proposals=PROPOSALS, workers=1)
+    return run_dir
+
+
+def scores(run_dir: Path) -> list[tuple[int, str, float, float]]:
+    """Sorted (id, mask, loss, accuracy) of all proposals."""
+    facts = read_journal(run_dir)
+    masks = {fact.id: fact.mask for fact in facts if isinstance(fact, Asked)}
+    return sorted(
+        (fact.id, masks[fact.id], fact.val_loss, fact.val_accuracy)
+        for fact in facts
+        if isinstance(fact, Scored)
+    )
+
+
+def chosen(run_dir: Path) -> Chosen:
+    return next(fact for fact in read_journal(run_dir) if isinstance(fact, Chosen))
+
+
+def last_losses(run_dir: Path) -> dict[str, float]:
+    """The last epoch's training loss of every task."""
+    epochs = [fact for fact in read_journal(run_dir) if isinstance(fact, EpochFinished)]
+    return {fact.task: fact.train_loss for fact in epochs}
+
+
+def run_until(run_dir: Path, kind: type[Fact], count: int, *flags: str) -> None:
+    """Run the job in a process of its own, and kill it once the journal has so many facts."""
+    command = [sys.executable, "jobs/digits.py", "--run-dir", str(run_dir), *flags]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    job = subprocess.Popen(
+        [*command, "--proposals", str(PROPOSALS), "--workers", "2"],
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if job.poll() is not None:
+            pytest.fail(f"the job ended with {job.returncode} before it could be killed")
+        facts = read_journal(run_dir) if (run_dir / JOURNAL).is_file() else []
+        if sum(isinstance(fact, kind) for fact in facts) >= count:
+            break
+        time.sleep(0.05)
+    job.send_signal(signal.SIGKILL)
+    job.wait()
+
+
+def test_a_search_killed_three_times_ends_like_an_undisturbed_one(
+    finished: Path, tmp_path: Path
+) -> None:
+    moments = random.Random(20261122)
+    run_dir = tmp_path / "killed"
+    run_until(run_dir, EpochFinished, moments.randint(1, 8))
+    run_until(run_dir, Scored, moments.randint(1, PROPOSALS - 1), "--resume")
+    run_until(run_dir, EpochFinished, moments.randint(13, 30), "--resume")
+    demo(run_dir, resume=True, proposals=PROPOSALS, workers=2)
+    assert len(scores(run_dir)) == PROPOSALS
+    assert scores(run_dir) == scores(finished)
+    assert chosen(run_dir) == chosen(finished)
+    assert last_losses(run_dir) == last_losses(finished)
+
+
+def test_the_result_is_a_smaller_network_that_is_as_good_as_reported(finished: Path) -> None:
+    result = SearchResult(finished, DENSE)
+    network = result.network()
+    dataset = load_dataset("digits")
+    metrics = evaluate(network, open_images(dataset.test, None, dataset, "cpu").batches(250))
+    assert metrics.accuracy == pytest.approx(result.best.test_accuracy, abs=1e-9)
+    assert result.best.macs_cut >= 0.65
+    assert sum(p.numel() for p in network.parameters()) < 0.5 * sum(
+        p.numel() for p in result.dense.parameters()
+    )
+    assert [m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)] == list(
+        result.best.widths.values()
+    )
+
+
+def test_the_history_has_a_row_per_proposal_within_the_budget(finished: Path) -> None:
+    result = SearchResult(finished, DENSE)
+    history = result.history
+    dense = next(row for row in result.figures["variants"] if row["name"] == "dense")
+    assert list(history["id"]) == list(range(PROPOSALS))
+    assert list(history["generation"]) == [0] * 16 + [1] * 16
+    assert (history["macs"] <= 0.35 * dense["macs"]).all()
+    assert (history["macs"] >= 0.34 * dense["macs"]).all()
+    assert history["error"].isna().all()
+    assert history["val_accuracy"].between(0.1, 1).all()
+
+
+def test_the_record_holds_what_the_readme_promises(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert names >= {
+        "journal.jsonl",
+        "result.json",
+        "network.pt",
+        "network.json",
+        "scores.png",
+        "probabilities.png",
+    }
+    assert isinstance(read_journal(finished)[-1], Finished)
+
+
+def test_the_chosen_mask_has_a_legal_width_in_every_layer(finished: Path) -> None:
+    result = SearchResult(finished, DENSE)
+    keep = unpack_mask(chosen(finished).mask, result.figures["num_filters"])
+    assert np.array_equal(keep, result.best.keep)
+    dense = next(row for row in result.figures["variants"] if row["name"] == "dense")
+    for name, width in result.best.widths.items():
+        assert 0.1 * dense["widths"][name] <= width <= dense["widths"][name]
+
+
+def test_a_finished_search_resumes_to_its_result(finished: Path) -> None:
+    before = (finished / JOURNAL).read_bytes()
+    demo(finished, resume=True, proposals=PROPOSALS, workers=1)
+    assert (finished / JOURNAL).read_bytes() == before
+
+
+def test_another_search_in_the_same_directory_is_refused(finished: Path) -> None:
+    with pytest.raises(ValueError, match="holds another search: settings was"):
+        demo(finished, resume=True, proposals=PROPOSALS + 16, workers=1)
+
+
+def test_an_unreachable_budget_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    settings = SearchSettings(macs_cut=0.99, min_keep=0.5)
+    with pytest.raises(ValueError, match=r"macs_cut must be at most 0\.\d+, got 0.99"):
+        search(
+            build_network("digits_cnn", 10),
+            load_dataset("digits"),
+            settings,
+            run_dir=tmp_path / "r",
+        )
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_network_without_convolutions_is_refused(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with pytest.raises(ValueError, match="convolution"):
+        search(network, load_dataset("digits"), SearchSettings(macs_cut=0.5), run_dir=tmp_path)
+
+
+def test_a_search_whose_scores_all_fail_stops_with_the_first_error(
+    local_ray: None, tmp_path: Path
+) -> None:
+    network = build_network("digits_cnn", 10)
+    with torch.no_grad():
+        next(network.parameters()).fill_(float("nan"))
+    settings = SearchSettings(
+        macs_cut=0.5, proposals=4, population=2, score_steps=0, fine_tune_epochs=0
+    )
+    with pytest.raises((RuntimeError, ValueError), match="all 2 proposals of generation 0 failed"):
+        search(
+            network,
+            load_dataset("digits"),
+            settings,
+            run_dir=tmp_path,
+            placement=Placement(workers=1),
+        )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"macs_cut": 0.0}, "macs_cut must be in"),
+        ({"macs_cut": 1.0}, "macs_cut must be in"),
+        ({"macs_cut": 0.5, "rule": "guess"}, "rule must be one of"),
+        ({"macs_cut": 0.5, "score_steps": -1}, "score_steps must be >= 0, got -1"),
+        ({"macs_cut": 0.5, "min_keep": 0.0}, "min_keep must be in"),
+        ({"macs_cut": 0.5, "population": 1}, "population_size must be at least 2"),
+        ({"macs_cut": 0.5, "score_images": 0}, "score_images must be >= 1, got 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused_with_a_sentence(
+    wrong: dict[str, float], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        SearchSettings(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"workers": 0},
+        {"gpus_per_worker": -1.0},
+        {"cpus_per_worker": 0},
+        {"score_timeout": 0.0},
+    ],
+)
+def test_placements_out_of_range_are_refused_with_a_sentence(wrong: dict[str, float]) -> None:
+    [name] = wrong
+    with pytest.raises(ValueError, match=f"{name} must be > ?=? ?"):
+        Placement(**wrong)  # type: ignore[arg-type]
