@@ -74,8 +74,14 @@ def trace(
 class _Candidate:
     """Units with the same number of positions on the same axes: a channel group, if it is sound."""
 
-    name: str
+    layer: str
+    namesakes: int
+    """How many groups before it begin with the same layer."""
     units: list[int]
+
+    @property
+    def name(self) -> str:
+        return f"{self.layer} ({self.namesakes + 1})" if self.namesakes else self.layer
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +137,7 @@ class _Survey:
 def _candidates(
     layer_axes: list[LayerAxis], broken: set[int], ignore: Sequence[str]
 ) -> tuple[list[_Candidate], dict[str, str]]:
-    """Groups of two or more filters that some layer reads; and the names of broken ones."""
+    """Groups of two or more filters that some layer reads, and the names of broken groups."""
     places: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
     for index, part in enumerate(layer_axes):
         units, counts = np.unique(part.units[part.units >= 0], return_counts=True)
@@ -146,13 +152,13 @@ def _candidates(
     for signature, members in groups.items():
         parts = [layer_axes[index] for index, _ in signature]
         makers = [part.layer for part in parts if part.side == "output"]
-        consumed = any(part.side == "input" for part in parts)
-        if len(members) < 2 or not consumed or any(_is_within(m, ignore) for m in makers):
+        if len(members) < 2 or any(_is_within(maker, ignore) for maker in makers):
             continue
-        if broken.isdisjoint(members):
-            candidates.append(_Candidate(makers[0], list(members)))
-        else:
+        if not broken.isdisjoint(members):
             unsound[makers[0]] = "its channels do not line up with those of the layers around"
+        elif any(part.side == "input" for part in parts):
+            namesakes = sum(makers[0] == candidate.layer for candidate in candidates)
+            candidates.append(_Candidate(makers[0], namesakes, list(members)))
     return candidates, unsound
 
 
