@@ -75,7 +75,7 @@ def score(
     scoring = _draw(rng, len(held_out), fidelity.score_images)
     pruned = extract(dense, tracing, keep)
     if recipe.channels_last:
-        pruned = pruned.to(memory_format=torch.channels_last)
+        pruned.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch stubs
     if fidelity.compensate:
         few = recalibration[:_COMPENSATE_IMAGES]
         compensate(pruned, dense, tracing, keep, search_train.batches(_BATCH, few))

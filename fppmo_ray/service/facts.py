@@ -74,7 +74,10 @@ class Scored:
     val_loss: float
     val_accuracy: float
     seconds: float
+    """Spent on the score by the worker."""
     worker: str
+    at: float
+    """Unix time when the driver heard of it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,7 +80,7 @@ class SearchResult:
 
 
 def read_history(run_dir: Path) -> pd.DataFrame:
-    """Proposals of a run directory with generation, MACs, score, seconds, worker or error."""
+    """Proposals of a run directory with generation, MACs, score, seconds, worker, time or error."""
     facts = read_journal(run_dir)
     ends = {fact.id: fact for fact in facts if isinstance(fact, Scored | Failed)}
     rows = [
@@ -92,6 +92,7 @@ def read_history(run_dir: Path) -> pd.DataFrame:
             "val_accuracy": getattr(end, "val_accuracy", None),
             "seconds": getattr(end, "seconds", None),
             "worker": getattr(end, "worker", None),
+            "at": getattr(end, "at", None),
             "error": getattr(end, "error", None),
         }
         for asked in facts

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from fppmo_ray.distribution import (
     Feedback,
@@ -65,7 +66,10 @@ class ModelHandle:
             return self._advance(self._told)
 
     def _advance(self, feedback: list[Feedback]) -> Advance:
-        advance: Advance = ray.get(self._actor.advance.remote(feedback))
+        try:
+            advance: Advance = ray.get(self._actor.advance.remote(feedback))
+        except RayTaskError as error:
+            raise error.cause from error  # the model's own sentence, without Ray's frame
         return advance
 
     def finalists(self) -> list[Finalist]:
@@ -190,6 +194,7 @@ def _read(outcome: Outcome, scoring: Scoring) -> tuple[Scored | Failed, Feedback
         val_accuracy=score.val_accuracy,
         seconds=score.seconds,
         worker=outcome.worker,
+        at=time.time(),
     )
     feedback = Feedback(
         proposal_id=proposal_id, val_loss=score.val_loss, val_accuracy=score.val_accuracy

@@ -19,7 +19,14 @@ FACTS: list[Fact] = [
     STARTED,
     Asked(id=0, generation=0, macs=50, mask="gA=="),
     Scored(
-        id=0, round=0, rung=0, val_loss=0.1 + 0.2, val_accuracy=1 / 3, seconds=1.0, worker="0@h:1"
+        id=0,
+        round=0,
+        rung=0,
+        val_loss=0.1 + 0.2,
+        val_accuracy=1 / 3,
+        seconds=1.0,
+        worker="0@h:1",
+        at=9.5,
     ),
     Failed(id=1, error="RuntimeError('ü')"),
 ]
