@@ -1,0 +1,120 @@
+"""Networks on disk: rebuilt from constructor, recipe and weights, or refused with a sentence."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fppmo_ray.pruning import extract, load_network, save_network, trace
+from fppmo_ray.training.networks import resnet20, resnet32
+
+IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+SOURCE = {
+    "constructor": "fppmo_ray.training.networks:resnet20",
+    "arguments": {"shortcut": "B", "num_classes": 7},
+}
+
+
+@pytest.fixture(scope="module")
+def pruned():
+    torch.manual_seed(0)
+    dense = resnet20(7, shortcut="B")
+    tracing = trace(dense, IMAGES)
+    keep = np.arange(tracing.space.num_filters) % 3 > 0
+    return extract(dense, tracing, keep).eval(), tracing, keep
+
+
+@pytest.fixture
+def saved(pruned, tmp_path: Path) -> Path:
+    network, tracing, keep = pruned
+    return save_network(network, tmp_path / "v1.5", tracing=tracing, keep=keep, source=SOURCE)
+
+
+def test_a_network_is_rebuilt_from_its_files(pruned, saved: Path) -> None:
+    network, tracing, keep = pruned
+    rebuilt = load_network(saved)
+    assert repr(rebuilt) == repr(network)
+    assert torch.equal(rebuilt(IMAGES), network(IMAGES))
+    recipe = json.loads(saved.read_text())
+    assert recipe["macs"] == tracing.space.macs(keep)
+    assert recipe["source"] == SOURCE
+    assert (
+        recipe["kept_channels"]["layer1.0.conv1"] == "0-1,3-4,6-7,9-10,12-13,15"
+    )  # 16 filters of conv1 come first
+    assert sorted(path.name for path in saved.parent.iterdir()) == ["v1.5.json", "v1.5.pt"]
+
+
+def test_another_process_rebuilds_it_without_torch_pruning(pruned, saved: Path) -> None:
+    code = (
+        "import sys, torch; from fppmo_ray.pruning import load_network; "
+        f"network = load_network({str(saved)!r}); "
+        "images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)); "
+        "print('torch_pruning' in sys.modules, network(images).sum().item())"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    loaded, total = result.stdout.split()
+    assert loaded == "False"
+    assert float(total) == pytest.approx(pruned[0](IMAGES).sum().item(), rel=1e-4)
+
+
+def test_a_full_mask_travels_too(pruned, tmp_path: Path) -> None:
+    _, tracing, keep = pruned
+    dense = resnet20(7, shortcut="B")
+    path = save_network(dense, tmp_path / "dense", tracing=tracing, keep=np.ones_like(keep))
+    rebuilt = load_network(path, lambda: resnet20(7, shortcut="B"))
+    assert torch.equal(rebuilt(IMAGES), dense.eval()(IMAGES))
+
+
+def test_the_wrong_constructor_is_refused(saved: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected a network whose conv1\.weight has length 16"):
+        load_network(saved, lambda: nn.Sequential(nn.Conv2d(3, 8, 3)))
+    with pytest.raises(ValueError, match="another network than the constructor makes"):
+        load_network(saved, lambda: resnet32(7, shortcut="B"))
+    with pytest.raises(ValueError, match="another network than the constructor makes"):
+        load_network(saved, lambda: resnet20(10, shortcut="B"))
+
+
+@pytest.mark.parametrize("constructor", ["os:system", "fppmo_ray.training.networks:_x", "", None])
+def test_other_constructors_are_never_imported(pruned, tmp_path: Path, constructor) -> None:
+    network, tracing, keep = pruned
+    source = {"constructor": constructor, "arguments": {"command": "true"}}
+    path = save_network(network, tmp_path / "n", tracing=tracing, keep=keep, source=source)
+    with pytest.raises(ValueError, match="pass constructor="):
+        load_network(path)
+    assert repr(load_network(path, lambda: resnet20(7, shortcut="B"))) == repr(network)
+
+
+def test_damaged_files_are_refused(saved: Path) -> None:
+    weights = saved.with_name("v1.5.pt")
+    content = weights.read_bytes()
+    weights.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"v1\.5\.pt is damaged"):
+        load_network(saved)
+    weights.unlink()
+    with pytest.raises(ValueError, match="got no file"):
+        load_network(saved)
+    saved.write_text(saved.read_text()[:100])
+    with pytest.raises(ValueError, match="is no JSON file"):
+        load_network(saved)
+    saved.write_text("{}")
+    with pytest.raises(ValueError, match="format 1"):
+        load_network(saved)
+    saved.unlink()
+    with pytest.raises(ValueError, match="got none"):
+        load_network(saved)
+
+
+def test_saving_another_network_than_the_masks_is_refused(pruned, tmp_path: Path) -> None:
+    network, tracing, keep = pruned
+    with pytest.raises(ValueError, match="expected a network whose"):
+        save_network(network, tmp_path / "n", tracing=tracing, keep=np.ones_like(keep))
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,70 @@
+"""torchvision's networks: everything can be pruned, and the cost is torch's own count."""
+
+from __future__ import annotations
+
+import importlib
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fppmo_ray.pruning import extract, load_network, save_network, trace
+
+SLOW = pytest.mark.slow
+
+
+def build(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    models = importlib.import_module("torchvision.models")
+    arguments = {"init_weights": False} if name == "googlenet" else {}
+    return getattr(models, name)(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "num_groups"),
+    [
+        ("resnet18", 64, 12),
+        ("mobilenet_v2", 64, 25),
+        ("resnet50", 64, 37),
+        pytest.param("resnet101", 64, 71, marks=SLOW),
+        pytest.param("resnext50_32x4d", 64, 37, marks=SLOW),
+        ("densenet121", 64, 120),
+        ("googlenet", 64, 61),
+        pytest.param("vgg16_bn", 32, 15, marks=SLOW),
+        pytest.param("efficientnet_b0", 64, 40, marks=SLOW),
+    ],
+)
+def test_every_group_can_be_pruned_and_macs_are_exact(
+    name: str, size: int, num_groups: int
+) -> None:
+    network = build(name)
+    images = torch.randn(2, 3, size, size)
+    tracing = trace(network, images[:1])
+    assert len(tracing.space.groups) == num_groups
+    assert tracing.left_whole == ()
+    keep = np.random.default_rng(0).random(tracing.space.num_filters) < 0.5
+    keep[tracing.space.offsets] = True
+    smaller = extract(network, tracing, keep)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        smaller.eval()(images[:1])
+    assert tracing.space.macs(keep) == counter.get_total_flops() // 2
+    smaller.train()(images)
+
+
+def test_a_torchvision_network_is_rebuilt_by_name(tmp_path) -> None:
+    network = build("mobilenet_v2")
+    images = torch.randn(1, 3, 64, 64)
+    tracing = trace(network, images)
+    keep = np.arange(tracing.space.num_filters) % 2 == 0
+    smaller = extract(network, tracing, keep).eval()
+    source = {"constructor": "torchvision.models:mobilenet_v2", "arguments": {"weights": "DEFAULT"}}
+    path = save_network(smaller, tmp_path / "n", tracing=tracing, keep=keep, source=source)
+    with torch.no_grad():
+        assert torch.equal(load_network(path)(images), smaller(images))
+
+
+def test_a_network_that_torch_pruning_cannot_follow_is_refused() -> None:
+    with pytest.raises(ValueError, match="cannot follow the channels of ShuffleNetV2"):
+        trace(build("shufflenet_v2_x0_5"), torch.zeros(1, 3, 64, 64))
