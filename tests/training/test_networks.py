@@ -46,6 +46,14 @@ def test_sizes_are_those_of_the_literature(name, millions_of_parameters, million
     assert macs(network, 3, 32, 32) / 1e6 == pytest.approx(millions_of_macs, abs=0.06)
 
 
+def test_initial_weights_come_from_the_seed_alone():
+    before = torch.get_rng_state()
+    first, again, other = (build_network("digits_cnn", 10, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first.conv3.weight, again.conv3.weight)
+    assert not torch.equal(first.conv3.weight, other.conv3.weight)
+    assert torch.equal(before, torch.get_rng_state())
+
+
 def test_option_a_shortcut_keeps_every_second_pixel_and_pads_with_zeros():
     shortcut = resnet20().layer2[0].shortcut
     images = torch.arange(16 * 16, dtype=torch.float32).reshape(1, 16, 4, 4)
