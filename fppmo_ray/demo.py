@@ -39,8 +39,7 @@ def demo(
         recalibrate_images=500,
         score_images=500,
         baseline_epochs=12,
-        fine_tune_epochs=12,
-        recipe=Recipe(batch_size=64),
+        recipe=Recipe(epochs=12, batch_size=64),
     )
     search(
         build_network("digits_cnn", 10, seed=seed),

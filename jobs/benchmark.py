@@ -156,8 +156,7 @@ def _search(proposals: int, workers: int, name: str) -> tuple[pd.DataFrame, floa
         score_steps=0,
         score_images=480,
         rescore_seeds=1,
-        fine_tune_epochs=0,
-        recipe=Recipe(),
+        recipe=Recipe(epochs=0),
     )
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder)

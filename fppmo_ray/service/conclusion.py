@@ -6,7 +6,7 @@ import copy
 import json
 import statistics
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import nn
@@ -76,10 +76,10 @@ def conclude(
 def _fine_tune(
     context: Context, weights: RoundWeights, variants: tuple[_Variant, ...]
 ) -> dict[str, bytes | None]:
-    recipe = replace(context.settings.recipe, epochs=context.settings.fine_tune_epochs)
+    settings = context.settings
     tasks = [
         TrainingTask(
-            name=variant.name, keep=variant.keep, recipe=recipe, seed=context.settings.seed
+            name=variant.name, keep=variant.keep, recipe=settings.recipe, seed=settings.seed
         )
         for variant in variants
     ]

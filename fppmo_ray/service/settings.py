@@ -49,13 +49,12 @@ class SearchSettings:
     """Epochs of training for the dense network before it is pruned; 0 takes it as it is."""
     baseline_learning_rate: float = 0.1
     """Peak learning rate of these epochs."""
-    fine_tune_epochs: int = 10
-    """Epochs for the chosen, the importance-only and the dense network in the end."""
     recipe: Recipe = field(default_factory=Recipe)
-    """How networks are trained, in scores and in the end."""
+    """How networks are trained: a few steps of it in scores, all its epochs for the chosen, the
+    importance-only and the dense network in the end."""
 
     def __post_init__(self) -> None:
-        for name in ("score_steps", "baseline_epochs", "fine_tune_epochs"):
+        for name in ("score_steps", "baseline_epochs"):
             _require(getattr(self, name) >= 0, name, ">= 0", getattr(self, name))
         for name in ("recalibrate_images", "score_images", "rescore_seeds", "width_multiple"):
             _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))

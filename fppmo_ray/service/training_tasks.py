@@ -76,8 +76,7 @@ def _submit_next(
 def _keep_epoch(name: str, outcome: Outcome, run: RunDirectory) -> bytes:
     state: bytes
     report: EpochReport
-    seconds: float
-    state, report, seconds = outcome.value
+    state, report = outcome.value
     before = _epochs_of(name, run)
     epoch = len(before)
     artifact = f"checkpoints/{name}-epoch{epoch}.pt"
@@ -88,13 +87,13 @@ def _keep_epoch(name: str, outcome: Outcome, run: RunDirectory) -> bytes:
                 task=name,
                 epoch=epoch,
                 train_loss=report.loss,
-                seconds=seconds,
+                seconds=report.seconds,
                 artifact=artifact,
                 sha256=sha256,
             )
         ]
     )
-    logger.info("%s  epoch %d  loss %.4f  %.0f s", name, epoch, report.loss, seconds)
+    logger.info("%s  epoch %d  loss %.4f  %.0f s", name, epoch, report.loss, report.seconds)
     for fact in before[-1:]:  # only the last checkpoint is ever read
         (run.path / fact.artifact).unlink(missing_ok=True)
     return state

@@ -6,7 +6,6 @@ import copy
 import io
 import os
 import socket
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -129,13 +128,8 @@ class ScoringWorker:
 
     def train_epoch(
         self, weights: Weights, task: TrainingTask, epoch: int, state: bytes | None
-    ) -> tuple[bytes, EpochReport, float]:
-        """Train one epoch from ``state`` (None: from the round's weights).
-
-        Returns:
-            The new state, a report, and the seconds it took.
-        """
-        begin = time.perf_counter()
+    ) -> tuple[bytes, EpochReport]:
+        """Train one epoch from ``state`` (None: from the round's weights)."""
         network = self._network(weights, task.keep)
         teacher = None
         if task.recipe.distillation_weight > 0:
@@ -149,7 +143,7 @@ class ScoringWorker:
             state=None if state is None else state_from_bytes(state),
             teacher=teacher,
         )
-        return state_to_bytes(new_state), report, time.perf_counter() - begin
+        return state_to_bytes(new_state), report
 
     def evaluate(self, weights: Weights, keep: BoolArray | None, state: bytes | None) -> Evaluation:
         """Evaluate the network of a mask, or of a training state, on choose-val and test."""

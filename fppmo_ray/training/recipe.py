@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
+import tyro
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,7 +26,8 @@ class Recipe:
     numbers we compare with.
     """
 
-    epochs: int = 100
+    # Jobs lay all settings out as flags, where "epochs" alone would not say of what.
+    epochs: Annotated[int, tyro.conf.arg(name="fine-tune-epochs")] = 100
     """At least 0; a pruned CIFAR network gains up to 200 to 400 (2301.05219)."""
     batch_size: int = 128
     """He et al. 2016 (1512.03385), section 4.2."""

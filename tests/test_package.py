@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import fppmo_ray
+
+
+def modules_after(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print(*(name.split('.')[0] for name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_every_public_name_can_be_had() -> None:
+    for name in fppmo_ray.__all__:
+        assert getattr(fppmo_ray, name).__name__ == name
+
+
+def test_importing_the_package_loads_neither_torch_nor_ray() -> None:
+    assert {"torch", "ray"} & modules_after("import fppmo_ray") == set()
+
+
+def test_reading_a_journal_needs_neither_torch_nor_ray() -> None:
+    loaded = modules_after("import fppmo_ray.service.run_directory")
+    assert {"torch", "ray"} & loaded == set()
+
+
+def test_torchvision_is_not_imported_before_it_is_used() -> None:
+    assert "torchvision" not in modules_after("import fppmo_ray.service.search")
