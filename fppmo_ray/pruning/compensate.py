@@ -21,8 +21,11 @@ from fppmo_ray.distribution.space import BoolArray
 from fppmo_ray.pruning.slices import Tracing
 from fppmo_ray.training.modes import in_mode
 
-_MIN_SAMPLES = 4096
-_SAMPLES_PER_UNKNOWN = 8  # twice as many changed the fitted outputs' error by less than 1 %
+# ResNet-20 with 59 % of its MACs cut, four masks, CIFAR-10 (JPEG), accuracy after recalibration:
+# 60.4 % with half these samples, 60.9 % with them, 61.5 % with twice as many. The ridge hardly
+# matters: from 1e-6 to 1e-2 of the mean diagonal the accuracy moves by 0.1 point.
+_MIN_SAMPLES = 8192
+_SAMPLES_PER_UNKNOWN = 16
 _RIDGE = 1e-4
 _DENSE_BATCH = 64  # the dense pass is twice as fast on a CPU as in batches of 512
 _CHUNK = 8192  # rows of the normal equations at a time, to bound memory

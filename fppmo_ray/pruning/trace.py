@@ -148,7 +148,8 @@ def _candidates(
         if part.side == "output":
             for unit in part.units.tolist():
                 groups[tuple(places[unit])][unit] = None
-    candidates, unsound = [], {}
+    candidates: list[_Candidate] = []
+    unsound: dict[str, str] = {}
     for signature, members in groups.items():
         parts = [layer_axes[index] for index, _ in signature]
         makers = [part.layer for part in parts if part.side == "output"]
