@@ -8,7 +8,7 @@ from pathlib import Path
 from fppmo_ray.cli import present, require_lasting
 from fppmo_ray.service.search import search
 from fppmo_ray.service.settings import Placement, SearchSettings
-from fppmo_ray.training import Recipe, load_dataset
+from fppmo_ray.training import Recipe, load_dataset, stratified_splits
 from fppmo_ray.training.networks import build_network
 
 
@@ -41,11 +41,14 @@ def demo(
         baseline_epochs=12,
         recipe=Recipe(epochs=12, batch_size=64),
     )
+    dataset = load_dataset("digits")
     search(
         build_network("digits_cnn", 10, seed=seed),
-        load_dataset("digits"),
+        dataset,
         settings,
         run_dir=run_dir,
+        # Large held-out shares: of 1,437 images, the usual tenth would be too few to rank masks.
+        splits=stratified_splits(dataset.train.labels, search_val=0.25, choose_val=0.15, seed=seed),
         placement=Placement(workers=workers),
         resume=resume,
         source={
