@@ -1,0 +1,124 @@
+"""The CIFAR-10 job on a few hundred of the real images, and what it refuses."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from fppmo_ray import Placement, Recipe, SearchSettings, load_network
+from fppmo_ray.service.result import read_history
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SETTINGS = SearchSettings(
+    macs_cut=0.57,
+    proposals=4,
+    population=2,
+    score_steps=1,
+    recalibrate_images=64,
+    score_images=32,
+    rescore_seeds=1,
+    recipe=Recipe(epochs=1, batch_size=64),
+)
+
+
+@pytest.fixture(scope="module")
+def job() -> ModuleType:
+    specification = importlib.util.spec_from_file_location(
+        "cifar10", REPOSITORY / "jobs/cifar10.py"
+    )
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def few_images(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """400 training and 100 test images of the real files."""
+    folder = tmp_path_factory.mktemp("cifar10")
+    rows = pq.read_table(shared_data / "cifar10-jpeg" / "test-00000-of-00001.parquet")
+    pq.write_table(rows.slice(0, 400), folder / "train-00000-of-00001.parquet")
+    pq.write_table(rows.slice(400, 100), folder / "test-00000-of-00001.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights(shared_data: Path) -> Path:
+    return shared_data / "pretrained" / "resnet20-cifar10jpeg-rows0-44999.pt"
+
+
+@pytest.mark.filterwarnings("ignore:channel groups left whole")  # option-A shortcuts
+@pytest.mark.usefixtures("local_ray")
+def test_the_job_ends_with_a_network_of_less_than_half_the_macs(
+    job: ModuleType, few_images: Path, weights: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    job.main(few_images, run_dir, SETTINGS, Placement(), network="resnet20", weights=weights)
+    history = read_history(run_dir)
+    assert history["val_accuracy"].notna().all()
+    assert (history["macs"] <= 0.43 * 40_551_040).all()  # ResNet-20, option A
+    network = load_network(run_dir / "network.json")
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    assert sum(parameter.numel() for parameter in network.parameters()) < 150_000
+
+
+def test_an_untrained_network_is_refused(job: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="give --weights or --baseline-epochs"):
+        job.main(tmp_path, tmp_path / "run", SETTINGS, Placement())
+
+
+def test_another_networks_checkpoint_is_refused(
+    job: ModuleType, few_images: Path, weights: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="holds the weights of another network"):
+        job.main(few_images, tmp_path / "run", SETTINGS, Placement(), weights=weights)
+
+
+def test_overlapping_rows_are_refused(
+    job: ModuleType, few_images: Path, weights: Path, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "search_val.npy", tmp_path / "choose_val.npy"
+    np.save(first, np.arange(0, 50))
+    np.save(second, np.arange(49, 90))
+    with pytest.raises(ValueError, match=r"splits must be disjoint, got 1 rows in both"):
+        job.main(
+            few_images,
+            tmp_path / "run",
+            SETTINGS,
+            Placement(),
+            network="resnet20",
+            weights=weights,
+            search_val_rows=first,
+            choose_val_rows=second,
+        )
+
+
+def test_a_truncated_data_file_ends_the_job_with_a_sentence(
+    few_images: Path, weights: Path, tmp_path: Path
+) -> None:
+    for file in few_images.iterdir():
+        content = file.read_bytes()
+        (tmp_path / file.name).write_bytes(content[: len(content) // 2])
+    flags = ["--data", tmp_path, "--run-dir", tmp_path / "run", "--network", "resnet20"]
+    done = subprocess.run(
+        [sys.executable, "jobs/cifar10.py", *flags, "--weights", weights, "--macs-cut", "0.57"],
+        cwd=REPOSITORY,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "train-00000-of-00001.parquet" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
