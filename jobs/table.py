@@ -1,0 +1,94 @@
+"""One table of several runs: means, standard deviations, paired differences.
+
+    python jobs/table.py runs/a/result.json runs/b/result.json ...
+
+The runs must differ in their seeds only; a single one gets no spread.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from fppmo_ray.cli import run_job
+
+_ROWS = (
+    ("dense", "dense", "before"),
+    ("dense, same extra training", "dense", "after"),
+    ("importance-only, before fine-tuning", "importance-only", "before"),
+    ("FPPMO, before fine-tuning", "fppmo", "before"),
+    ("importance-only", "importance-only", "after"),
+    ("FPPMO", "fppmo", "after"),
+)
+
+
+def main(results: Annotated[tuple[Path, ...], tyro.conf.Positional]) -> None:
+    """Print the table.
+
+    Args:
+        results: result.json files.
+    """
+    if not results:
+        raise ValueError("a table needs at least one result.json")
+    runs = [_read(path) for path in results]
+    table = Table("network", "test accuracy, %", "MACs cut", title=_title(runs))
+    for title, name, moment in _ROWS:
+        accuracies = [_accuracy(run, name, moment) for run in runs]
+        cuts = [100 * _row(run, name)["macs_cut"] for run in runs]
+        table.add_row(title, _spread(accuracies), f"{statistics.fmean(cuts):.1f} %")
+    console = Console(width=110)
+    console.print(table)
+    for title, moment in (("before", "before"), ("after equal", "after")):
+        console.print(f"FPPMO - importance-only {title} fine-tuning: {_difference(runs, moment)}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; a finished run directory holds a result.json")
+    run: dict[str, Any] = json.loads(path.read_text())
+    return run
+
+
+def _title(runs: list[dict[str, Any]]) -> str:
+    seeds = ", ".join(str(run["settings"]["seed"]) for run in runs)
+    scored = ", ".join(str(run["scores"]["scored"]) for run in runs)
+    steps = ", ".join(str(run["settings"]["score_steps"]) for run in runs)
+    return f"seeds {seeds}; scores {scored}; fine-tuning steps in each {steps}"
+
+
+def _row(run: dict[str, Any], name: str) -> dict[str, Any]:
+    row: dict[str, Any] = next(row for row in run["variants"] if row["name"] == name)
+    return row
+
+
+def _accuracy(run: dict[str, Any], name: str, moment: str) -> float:
+    accuracy: float = _row(run, name)[moment]["test"]["accuracy"]
+    return 100 * accuracy
+
+
+def _spread(values: list[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.2f}"
+    return f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}"
+
+
+def _difference(runs: list[dict[str, Any]], moment: str) -> str:
+    """Mean of the paired differences, with its standard error."""
+    differences = [
+        _accuracy(run, "fppmo", moment) - _accuracy(run, "importance-only", moment) for run in runs
+    ]
+    line = f"{statistics.fmean(differences):+.2f} points"
+    if len(differences) == 1:
+        return line
+    error = statistics.stdev(differences) / len(differences) ** 0.5
+    return f"{line}, standard error {error:.2f}, n = {len(differences)}"
+
+
+if __name__ == "__main__":
+    run_job(main)
