@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ray.job_submission import JobStatus, JobSubmissionClient
 
 from fppmo_ray.service.facts import Finished, Scored
 from fppmo_ray.service.run_directory import read_journal
 
 pytestmark = pytest.mark.slow
 
+RAY = Path(sys.executable).with_name("ray")
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -30,14 +30,12 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[JobSubmissionClient]:
-    """A head node on ports of its own, stopped with all its processes in the end."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+def dashboard() -> Iterator[str]:
+    """The address of a head node on ports of its own, stopped with all its processes."""
     port, dashboard, agent = free_port(), free_port(), free_port()
     head = subprocess.Popen(
         [
-            Path(sys.executable).with_name("ray"),
-            *("start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1"),
+            *(RAY, "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1"),
             *(f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
             f"--dashboard-agent-listen-port={agent}",
         ],
@@ -46,65 +44,46 @@ def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[JobSubmissionClient]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        yield connect(f"http://127.0.0.1:{dashboard}")
+        yield f"http://127.0.0.1:{dashboard}"
     finally:
         os.killpg(head.pid, signal.SIGTERM)
         try:
             head.wait(20)
         except subprocess.TimeoutExpired:
             os.killpg(head.pid, signal.SIGKILL)
+            head.wait()
 
 
-def connect(address: str) -> JobSubmissionClient:
+def submit(dashboard: str, *entrypoint: str) -> subprocess.CompletedProcess[str]:
+    """``ray job submit`` from the repository, as soon as the cluster takes jobs."""
     deadline = time.monotonic() + 90
     while True:
-        try:
-            return JobSubmissionClient(address)
-        except ConnectionError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(1)
-
-
-def submit(client: JobSubmissionClient, entrypoint: str) -> str:
-    """Submit as soon as the node's agent is there to start jobs."""
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            job_id: str = client.submit_job(
-                entrypoint=f"{sys.executable} {entrypoint}",
-                runtime_env={"working_dir": str(REPOSITORY)},
-            )
-            return job_id
-        except RuntimeError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(1)
-
-
-def wait_for(client: JobSubmissionClient, job_id: str) -> JobStatus:
-    deadline = time.monotonic() + 200
-    while time.monotonic() < deadline:
-        status = client.get_job_status(job_id)
-        if status.is_terminal():
-            return status
+        done = subprocess.run(
+            [
+                *(RAY, "job", "submit", "--address", dashboard, "--working-dir", "."),
+                *("--", sys.executable, *entrypoint),
+            ],
+            cwd=REPOSITORY,
+            env=os.environ | {"RAY_AUTH_MODE": "token"},
+            capture_output=True,
+            text=True,
+        )
+        is_up = "Failed to connect" not in done.stderr and "No available agent" not in done.stderr
+        if is_up or time.monotonic() > deadline:
+            return done
         time.sleep(1)
-    return client.get_job_status(job_id)
 
 
-def test_a_submitted_job_searches_to_its_end(client: JobSubmissionClient, tmp_path: Path) -> None:
+def test_a_submitted_job_searches_to_its_end_and_refuses_a_directory_that_would_be_deleted(
+    dashboard: str, tmp_path: Path
+) -> None:
     run_dir = tmp_path / "run"
-    job_id = submit(client, f"jobs/digits.py --run-dir {run_dir} --proposals 32")
-    assert wait_for(client, job_id) == JobStatus.SUCCEEDED
+    done = submit(dashboard, "jobs/digits.py", "--run-dir", str(run_dir), "--proposals", "32")
+    assert done.returncode == 0, done.stderr
+    assert "FPPMO" in done.stdout
     facts = read_journal(run_dir)
     assert sum(isinstance(fact, Scored) for fact in facts) == 32
     assert isinstance(facts[-1], Finished)
-    assert "FPPMO" in client.get_job_logs(job_id)
-
-
-def test_a_submitted_job_refuses_a_run_directory_that_would_be_deleted(
-    client: JobSubmissionClient,
-) -> None:
-    job_id = submit(client, "jobs/digits.py --run-dir runs/lost")
-    assert wait_for(client, job_id) == JobStatus.FAILED
-    assert "run directory runs/lost is relative" in client.get_job_logs(job_id)
+    done = submit(dashboard, "jobs/digits.py", "--run-dir", "runs/lost")
+    assert done.returncode == 1
+    assert "run directory runs/lost is relative" in done.stdout
