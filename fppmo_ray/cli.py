@@ -1,68 +1,14 @@
-"""The command line: ``fppmo-ray demo | status | extract``, and the frame that jobs run in."""
+"""The command line: ``fppmo-ray demo | status | extract``."""
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import tyro
 from rich.console import Console
 
-logger = logging.getLogger(__name__)
-
-_TRACEBACK = "FPPMO_TRACEBACK"
-
-
-def run_job(job: Callable[..., None]) -> None:
-    """Run a typed function with its flags from the command line; say errors in a sentence.
-
-    The flags come from the function's signature. Set ``FPPMO_TRACEBACK=1`` to see where an error
-    came from.
-    """
-    _say_errors(lambda: tyro.cli(job, config=(tyro.conf.OmitArgPrefixes,)))
-
-
-def _say_errors(run: Callable[[], object]) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    warnings.showwarning = _log_warning
-    try:
-        run()
-    except (ValueError, RuntimeError) as error:
-        if os.environ.get(_TRACEBACK):
-            raise
-        sys.exit(f"error: {error}")
-
-
-def _log_warning(message: Warning | str, *_: object, **__: object) -> None:
-    """A warning as a line of the log: its text is for users, its place in the code is not."""
-    logger.warning("%s", message)
-
-
-def require_lasting(run_dir: Path) -> None:
-    """Refuse a relative run directory inside a submitted Ray job.
-
-    Raises:
-        ValueError: the directory would be deleted with the job's working directory.
-    """
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not run_dir.is_absolute():
-        raise ValueError(
-            f"run directory {run_dir} is relative: in a submitted job it would lie in the job's "
-            "working directory, which Ray deletes; give an absolute path on storage that lasts"
-        )
-
-
-def present(run_dir: Path) -> None:
-    """Draw a finished search's figures and print its table: the end of every job."""
-    from fppmo_ray.report import draw_figures, print_result
-
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    draw_figures(run_dir)
-    print_result(run_dir, console)
-    console.print(f"run directory: {run_dir.resolve()}", soft_wrap=True)
+from fppmo_ray.job import say_errors
 
 
 def status(run_dir: tyro.conf.Positional[Path], /) -> None:
@@ -90,7 +36,7 @@ def main() -> None:
     from fppmo_ray.demo import demo
 
     commands: dict[str, Callable[..., None]] = {"demo": demo, "status": status, "extract": extract}
-    _say_errors(
+    say_errors(
         lambda: tyro.extras.subcommand_cli_from_dict(
             commands, prog="fppmo-ray", config=(tyro.conf.OmitArgPrefixes,)
         )

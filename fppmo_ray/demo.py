@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
-from fppmo_ray.cli import present, require_lasting
+from fppmo_ray.job import present, require_lasting
 from fppmo_ray.service.search import search
 from fppmo_ray.service.settings import Placement, SearchSettings
 from fppmo_ray.training import Recipe, load_dataset, stratified_splits

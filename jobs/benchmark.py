@@ -22,7 +22,6 @@ from rich.table import Table
 from torch import nn
 
 from fppmo_ray import Dataset, ImageArrays, Placement, SearchSettings, extract, search, trace
-from fppmo_ray.cli import run_job
 from fppmo_ray.distribution import (
     ChannelGroup,
     Feedback,
@@ -32,6 +31,7 @@ from fppmo_ray.distribution import (
     PruningSpace,
     Width,
 )
+from fppmo_ray.job import run_job
 from fppmo_ray.service.result import read_history
 from fppmo_ray.training import Augmentation, Recipe, build_network
 

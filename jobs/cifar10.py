@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fppmo_ray import Dataset, Placement, SearchSettings, Splits, load_dataset, search
-from fppmo_ray.cli import present, require_lasting, run_job
+from fppmo_ray.job import present, require_lasting, run_job
 from fppmo_ray.training import build_network, load_weights, splits_from_files
 
 

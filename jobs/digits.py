@@ -4,8 +4,8 @@ python jobs/digits.py
 ray job submit --working-dir . -- python jobs/digits.py --run-dir /absolute/path
 """
 
-from fppmo_ray.cli import run_job
 from fppmo_ray.demo import demo
+from fppmo_ray.job import run_job
 
 if __name__ == "__main__":
     run_job(demo)

@@ -16,7 +16,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from fppmo_ray.cli import run_job
+from fppmo_ray.job import run_job
 
 _ROWS = (
     ("dense", "dense", "before"),
