@@ -46,6 +46,7 @@ def _draw_scores(figure: Figure, run_dir: Path) -> None:
     axes.plot(by_generation.mean(), color="tab:blue", label="generation's mean")
     axes.plot(by_generation.max(), color="tab:orange", label="generation's best")
     axes.set(xlabel="generation", ylabel="accuracy on search-val, %", title="Scores")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend()
 
 
@@ -59,7 +60,10 @@ def _draw_probabilities(figure: Figure, run_dir: Path) -> None:
     if not updates:
         return
     prune_prob = 1 - np.array([update.keep_share for update in updates]).T
-    image = axes.imshow(prune_prob, aspect="auto", vmin=0, vmax=1, cmap="viridis")
+    num_groups, num_updates = prune_prob.shape
+    extent = (0.5, num_updates + 0.5, num_groups - 0.5, -0.5)
+    image = axes.imshow(prune_prob, aspect="auto", vmin=0, vmax=1, cmap="viridis", extent=extent)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     if len(started.groups) <= _MAX_GROUP_LABELS:
         axes.set_yticks(range(len(started.groups)), started.groups, fontsize=6)
     figure.colorbar(image, ax=axes, label="P(filter is removed)")

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from fppmo_ray.report import print_result
+
+
+def row(name: str, before: float, after: float, macs: int) -> dict[str, object]:
+    return {
+        "name": name,
+        "macs": macs,
+        "macs_cut": 1 - macs / 40_000_000,
+        "parameters": 123_456,
+        "file_bytes": 500_400,
+        "latency_ms": {"1": 1.5, "64": 20.25},
+        "before": {"test": {"accuracy": before}, "choose_val": {"accuracy": 0.0}},
+        "after": {"test": {"accuracy": after}, "choose_val": {"accuracy": 0.0}},
+    }
+
+
+def printed(run_dir: Path) -> str:
+    console = Console(file=io.StringIO(), width=140)
+    print_result(run_dir, console)
+    text = console.file
+    assert isinstance(text, io.StringIO)
+    return text.getvalue()
+
+
+def test_the_closing_table_sets_the_four_networks_side_by_side(tmp_path: Path) -> None:
+    result = {
+        "chosen": "mode",
+        "variants": [
+            row("dense", 0.8756, 0.8702, 40_000_000),
+            row("importance-only", 0.4513, 0.8306, 17_000_000),
+            row("fppmo", 0.7003, 0.8410, 17_200_000),
+        ],
+        "score_noise": {"repeats": 3, "val_accuracy": 0.0018, "val_loss": 0.0125},
+        "scores": {"scored": 320, "failed": 1, "mean_seconds": 2.96},
+    }
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    lines = [" ".join(line.replace("│", " ").split()) for line in printed(tmp_path).splitlines()]
+    assert "dense 87.56 40.00 0.0 % 123,456 500 1.50 20.25" in lines
+    assert "dense, same extra training 87.02 40.00 0.0 % 123,456 500 1.50 20.25" in lines
+    assert "importance-only 45.13 83.06 17.00 57.5 % 123,456 500 1.50 20.25" in lines
+    assert "FPPMO 70.03 84.10 17.20 57.0 % 123,456 500 1.50 20.25" in lines
+    assert (
+        "320 scores of 2.96 s each, 1 failed; noise of a score (standard deviation, 3 seeds): "
+        "accuracy 0.18 points, loss 0.0125"
+    ) in lines
+
+
+def test_an_unfinished_search_has_no_table(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no result\.json: the search there has not"):
+        print_result(tmp_path, Console(file=io.StringIO()))
