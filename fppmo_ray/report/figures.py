@@ -38,6 +38,8 @@ def draw_figures(run_dir: Path) -> list[Path]:
 
 def _draw_scores(figure: Figure, run_dir: Path) -> None:
     """Every proposal's accuracy on search-val, and each generation's mean and best."""
+    from matplotlib.ticker import MaxNLocator
+
     history = read_history(run_dir).dropna(subset=["val_accuracy"])
     accuracy = 100 * history["val_accuracy"].astype(float)
     by_generation = accuracy.groupby(history["generation"])
@@ -46,12 +48,14 @@ def _draw_scores(figure: Figure, run_dir: Path) -> None:
     axes.plot(by_generation.mean(), color="tab:blue", label="generation's mean")
     axes.plot(by_generation.max(), color="tab:orange", label="generation's best")
     axes.set(xlabel="generation", ylabel="accuracy on search-val, %", title="Scores")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
 
 
 def _draw_probabilities(figure: Figure, run_dir: Path) -> None:
     """Mean pruning probability of every channel group after every update."""
+    from matplotlib.ticker import MaxNLocator
+
     facts = read_journal(run_dir)
     started = next(fact for fact in facts if isinstance(fact, Started))
     updates = [fact for fact in facts if isinstance(fact, Updated)]
@@ -63,7 +67,7 @@ def _draw_probabilities(figure: Figure, run_dir: Path) -> None:
     num_groups, num_updates = prune_prob.shape
     extent = (0.5, num_updates + 0.5, num_groups - 0.5, -0.5)
     image = axes.imshow(prune_prob, aspect="auto", vmin=0, vmax=1, cmap="viridis", extent=extent)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(started.groups) <= _MAX_GROUP_LABELS:
         axes.set_yticks(range(len(started.groups)), started.groups, fontsize=6)
     figure.colorbar(image, ax=axes, label="P(filter is removed)")
