@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,10 @@ def connection(placement: Placement) -> Iterator[None]:
     """
     started_here = not ray.is_initialized()
     if started_here:
-        ray.init(log_to_driver=False, configure_logging=False)
+        # Not ray.init's own default: it joins the last Ray that was started on this machine, which
+        # may be another search's, and ends with it.
+        address = os.environ.get("RAY_ADDRESS", "local")
+        ray.init(address=address, log_to_driver=False, configure_logging=False)
     try:
         _check_resources(placement)
         yield
