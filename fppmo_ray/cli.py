@@ -18,7 +18,7 @@ def status(run_dir: tyro.conf.Positional[Path], /) -> None:
     print_status(run_dir, Console())
 
 
-def extract(run_dir: tyro.conf.Positional[Path], /, output: Path) -> None:
+def extract(run_dir: tyro.conf.Positional[Path], /, output: Path = Path("extracted")) -> None:
     """Check a finished search's network against its recipe, and copy both to a folder.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -68,6 +69,7 @@ def search(
         RuntimeError: the search cannot go on: training diverged, all proposals failed.
     """
     placement = placement or Placement()
+    _warn_of_idle_workers(placement.workers, settings.population)
     splits = splits or _default_splits(dataset, settings.seed)
     problem = _state_problem(network, dataset, splits, settings, placement)
     with RunDirectory(Path(run_dir), resume=resume) as run:
@@ -150,6 +152,15 @@ def _default_splits(dataset: Dataset, seed: int) -> Splits:
     return stratified_splits(
         dataset.train.labels, search_val=search_val, choose_val=choose_val, seed=seed
     )
+
+
+def _warn_of_idle_workers(workers: int, population: int) -> None:
+    if workers > population / 2:
+        warnings.warn(
+            f"{workers} workers will wait for each other at every generation of {population} "
+            f"proposals; use at most {population // 2}, or a population of {4 * workers} or more",
+            stacklevel=3,
+        )
 
 
 def _state_problem(

@@ -188,6 +188,37 @@ def test_a_search_whose_scores_all_fail_stops_with_the_first_error(
         )
 
 
+def test_more_workers_than_half_a_population_are_warned_of(tmp_path: Path) -> None:
+    settings = SearchSettings(macs_cut=0.99, min_keep=0.5, population=4)
+    with (
+        pytest.warns(UserWarning, match="3 workers will wait for each other at every generation"),
+        pytest.raises(ValueError, match="macs_cut must be at most"),
+    ):
+        search(
+            DENSE,
+            load_dataset("digits"),
+            settings,
+            run_dir=tmp_path,
+            placement=Placement(workers=3),
+        )
+
+
+@pytest.mark.gpu
+def test_two_workers_search_on_one_gpu(local_ray: None, tmp_path: Path) -> None:
+    settings = SearchSettings(
+        macs_cut=0.5, proposals=16, population=8, score_steps=4, recipe=Recipe(epochs=4)
+    )
+    result = search(
+        DENSE,
+        load_dataset("digits"),
+        settings,
+        run_dir=tmp_path,
+        placement=Placement(workers=2, gpus_per_worker=0.5),
+    )
+    assert result.history["val_accuracy"].notna().all()
+    assert result.best.macs_cut >= 0.5
+
+
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
