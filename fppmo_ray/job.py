@@ -32,7 +32,7 @@ def say_errors(run: Callable[[], object]) -> None:
     warnings.showwarning = _log_warning
     try:
         run()
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get(_TRACEBACK):
             raise
         sys.exit(f"error: {error}")

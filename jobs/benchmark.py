@@ -195,8 +195,9 @@ def _outside(history: pd.DataFrame) -> float:
     """Share of the time between a worker's first and last score that it did not score."""
     shares = []
     for _, scores in history.sort_values("at").groupby("worker"):
-        span = scores["at"].iloc[-1] - scores["at"].iloc[0]
-        shares.append(1 - scores["seconds"].iloc[1:].sum() / span)
+        if len(scores) > 1:
+            span = scores["at"].iloc[-1] - scores["at"].iloc[0]
+            shares.append(1 - scores["seconds"].iloc[1:].sum() / span)
     return statistics.fmean(shares)
 
 

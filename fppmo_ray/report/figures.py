@@ -26,6 +26,8 @@ def draw_figures(run_dir: Path) -> list[Path]:
     """
     from matplotlib.figure import Figure
 
+    if read_history(run_dir)["val_accuracy"].isna().all():
+        raise ValueError(f"nothing has been scored yet in {run_dir}: there is nothing to draw")
     drawn = []
     for name, draw in (("scores", _draw_scores), ("probabilities", _draw_probabilities)):
         figure = Figure(figsize=(7, 4.2), layout="constrained")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import statistics
 from collections.abc import Mapping
@@ -18,7 +17,6 @@ from fppmo_ray.service.latency import Latency
 from fppmo_ray.service.pool import Work
 from fppmo_ray.service.rounds import Context, RoundWeights
 from fppmo_ray.service.training_tasks import train
-from fppmo_ray.service.weights import load_arrays
 from fppmo_ray.service.worker import Evaluation, TrainingTask
 from fppmo_ray.training import state_from_bytes
 
@@ -60,9 +58,8 @@ def conclude(
         "score_noise": _score_noise(context),
         "scores": _score_costs(context),
     }
-    network = _rebuild(context, weights, chosen.keep, states["fppmo"])
     save_network(
-        network,
+        _rebuild(context, chosen.keep, states["fppmo"]),
         context.run.path / NETWORK,
         tracing=context.problem.tracing,
         keep=chosen.keep,
@@ -75,7 +72,7 @@ def conclude(
 
 def _fine_tune(
     context: Context, weights: RoundWeights, variants: tuple[_Variant, ...]
-) -> dict[str, bytes | None]:
+) -> dict[str, bytes]:
     settings = context.settings
     tasks = [
         TrainingTask(
@@ -90,7 +87,7 @@ def _figures(
     context: Context,
     weights: RoundWeights,
     variants: tuple[_Variant, ...],
-    states: dict[str, bytes | None],
+    states: dict[str, bytes],
 ) -> list[dict[str, Any]]:
     before = {variant.name: None for variant in variants}
     evaluated = {
@@ -169,8 +166,8 @@ def _latencies(
 
 
 def _score_noise(context: Context) -> dict[str, float] | None:
-    """Standard deviation of the importance-only mask's scores over fresh seeds."""
-    rescored = [fact for fact in context.run.all(Rescored) if fact.finalist == "importance-only"]
+    """Standard deviation of the importance-only mask's scores on search-val over fresh seeds."""
+    rescored = [fact for fact in context.run.all(Rescored) if fact.split == "search_val"]
     if len(rescored) < 2:
         return None
     return {
@@ -189,13 +186,8 @@ def _score_costs(context: Context) -> dict[str, float]:
     }
 
 
-def _rebuild(
-    context: Context, weights: RoundWeights, keep: BoolArray, state: bytes | None
-) -> nn.Module:
-    """The chosen network on the CPU: fine-tuned, or as it was cut where nothing was trained."""
-    dense = copy.deepcopy(context.problem.network).cpu()
-    load_arrays(dense, weights.arrays)
-    network = extract(dense, context.problem.tracing, keep)
-    if state is not None:
-        network.load_state_dict(state_from_bytes(state).network)
+def _rebuild(context: Context, keep: BoolArray, state: bytes) -> nn.Module:
+    """The chosen network in its final state, on the CPU."""
+    network = extract(context.problem.network, context.problem.tracing, keep)
+    network.load_state_dict(state_from_bytes(state).network)
     return network.eval()

@@ -26,7 +26,7 @@ def connection(placement: Placement) -> Iterator[None]:
     if started_here:
         # Not ray.init's own default: it joins the last Ray that was started on this machine, which
         # may be another search's, and ends with it.
-        address = os.environ.get("RAY_ADDRESS", "local")
+        address = os.environ.get("RAY_ADDRESS") or "local"
         ray.init(address=address, log_to_driver=False, configure_logging=False)
     try:
         _check_resources(placement)

@@ -20,6 +20,8 @@ def deliver(run_dir: Path, output: Path) -> list[Path]:
     """
     if not (run_dir / RESULT).is_file():
         raise ValueError(f"{run_dir} holds no {RESULT}: the search there has not finished")
+    if output.resolve() == run_dir.resolve():
+        raise ValueError(f"the network lies in {run_dir} already; give another folder")
     load_network(run_dir / f"{NETWORK}.json")
     output.mkdir(parents=True, exist_ok=True)
     names = f"{NETWORK}.pt", f"{NETWORK}.json"

@@ -99,9 +99,14 @@ class Updated:
 
 @dataclass(frozen=True, kw_only=True)
 class Rescored:
-    """A finalist was scored on choose-val with a fresh seed."""
+    """A finalist was scored with a fresh seed.
+
+    On choose-val for the choice; the importance-only mask also on search-val, like a proposal, for
+    the noise of a score.
+    """
 
     finalist: str
+    split: str
     repeat: int
     mask: str
     val_loss: float
@@ -110,7 +115,7 @@ class Rescored:
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """The finalist with the best mean score on choose-val."""
+    """The finalist with the best mean score on choose-val, by what ranks the proposals."""
 
     finalist: str
     mask: str

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import statistics
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 from fppmo_ray.distribution import Finalist, pack_mask
 from fppmo_ray.service.facts import Chosen, Rescored
-from fppmo_ray.service.pool import Work, WorkerPool
+from fppmo_ray.service.pool import Outcome, Work, WorkerPool
 from fppmo_ray.service.run_directory import RunDirectory
+from fppmo_ray.service.scoring import Scoring
+from fppmo_ray.service.settings import SearchSettings
 
 logger = logging.getLogger(__name__)
 
@@ -18,76 +20,101 @@ IMPORTANCE_ONLY = "importance-only"
 _RESCORE_STREAM = 1  # seeds [seed, repeat, 1]: never those of a generation, which are pairs
 
 
+@dataclass(frozen=True, eq=False)
+class _Rescoring:
+    """A finalist to be scored once more."""
+
+    finalist: Finalist
+    split: str
+    repeat: int
+
+
 def choose(
     finalists: Sequence[Finalist],
     pool: WorkerPool,
     run: RunDirectory,
-    *,
-    weights: Any,
-    seed: int,
-    repeats: int,
-) -> Chosen:
-    """Rescore every finalist ``repeats`` times and keep the one with the lowest mean loss.
+    settings: SearchSettings,
+    scoring: Scoring,
+) -> Finalist:
+    """Rescore every finalist on choose-val and keep the one with the best mean score.
 
-    Fresh seeds and choose-val take away the luck that made a sample the best of hundreds.
+    Fresh seeds and fresh images take away the luck that made a sample the best of hundreds. The
+    importance-only mask is rescored on search-val too: how its scores differ is their noise.
 
     Raises:
         RuntimeError: every finalist failed.
+        ValueError: the model no longer names the finalist that the journal says was chosen.
     """
     if chosen := run.all(Chosen):
-        return chosen[0]
-    known = {(fact.finalist, fact.repeat) for fact in run.all(Rescored)}
-    for repeat in range(repeats):
+        return _as_journaled(chosen[0], finalists)
+    known = {(fact.finalist, fact.mask, fact.split, fact.repeat) for fact in run.all(Rescored)}
+    for repeat in range(settings.rescore_seeds):
         for finalist in finalists:
-            if (finalist.name, repeat) not in known:
-                pool.submit(_work(finalist, repeat, weights, seed))
+            for split in _splits_of(finalist):
+                if (finalist.name, pack_mask(finalist.keep), split, repeat) not in known:
+                    pool.submit(_work(_Rescoring(finalist, split, repeat), settings.seed, scoring))
     failed = set()
     while pool.num_unfinished:
         outcome = pool.next_outcome()
-        finalist, repeat = outcome.work.tag
+        rescoring: _Rescoring = outcome.work.tag
         if outcome.error is not None:
-            logger.warning("finalist %s failed: %s", finalist.name, outcome.error)
-            failed.add(finalist.name)
-            continue
-        run.record(
-            [
-                Rescored(
-                    finalist=finalist.name,
-                    repeat=repeat,
-                    mask=pack_mask(finalist.keep),
-                    val_loss=outcome.value.val_loss,
-                    val_accuracy=outcome.value.val_accuracy,
-                )
-            ]
-        )
-    best = _lowest_mean_loss([item for item in finalists if item.name not in failed], run)
-    chosen_fact = Chosen(finalist=best.name, mask=pack_mask(best.keep))
-    run.record([chosen_fact])
-    return chosen_fact
+            logger.warning("%s failed: %s", outcome.work.name, outcome.error)
+            failed.add(rescoring.finalist.name)
+        else:
+            run.record([_fact(rescoring, outcome)])
+    best = _best([item for item in finalists if item.name not in failed], run, settings)
+    run.record([Chosen(finalist=best.name, mask=pack_mask(best.keep))])
+    return best
 
 
-def _work(finalist: Finalist, repeat: int, weights: Any, seed: int) -> Work:
-    return Work(
-        name=f"finalist {finalist.name}",
-        method="score",
-        arguments=(weights, finalist.keep, (seed, repeat, _RESCORE_STREAM), "choose_val"),
-        tag=(finalist, repeat),
+def _as_journaled(chosen: Chosen, finalists: Sequence[Finalist]) -> Finalist:
+    for finalist in finalists:
+        if (finalist.name, pack_mask(finalist.keep)) == (chosen.finalist, chosen.mask):
+            return finalist
+    raise ValueError(
+        f"replaying the journal gives another mask for the chosen finalist {chosen.finalist}; "
+        "resume with the package versions that the journal's first line names"
     )
 
 
-def _lowest_mean_loss(finalists: Sequence[Finalist], run: RunDirectory) -> Finalist:
+def _splits_of(finalist: Finalist) -> tuple[str, ...]:
+    return ("choose_val", "search_val") if finalist.name == IMPORTANCE_ONLY else ("choose_val",)
+
+
+def _work(rescoring: _Rescoring, seed: int, scoring: Scoring) -> Work:
+    finalist, split, repeat = rescoring.finalist, rescoring.split, rescoring.repeat
+    return Work(
+        name=f"finalist {finalist.name}",
+        method="score",
+        arguments=(scoring.weights, finalist.keep, (seed, repeat, _RESCORE_STREAM), split),
+        tag=rescoring,
+        timeout=scoring.timeout,
+    )
+
+
+def _fact(rescoring: _Rescoring, outcome: Outcome) -> Rescored:
+    return Rescored(
+        finalist=rescoring.finalist.name,
+        split=rescoring.split,
+        repeat=rescoring.repeat,
+        mask=pack_mask(rescoring.finalist.keep),
+        val_loss=outcome.value.val_loss,
+        val_accuracy=outcome.value.val_accuracy,
+    )
+
+
+def _best(finalists: Sequence[Finalist], run: RunDirectory, settings: SearchSettings) -> Finalist:
     if not finalists:
         raise RuntimeError("every finalist failed when it was rescored; see the warnings above")
 
-    def mean_loss(finalist: Finalist) -> float:
-        rescored = [fact for fact in run.all(Rescored) if fact.finalist == finalist.name]
-        mean = statistics.fmean(fact.val_loss for fact in rescored)
-        logger.info(
-            "finalist %s  loss %.4f  accuracy %.4f",
-            finalist.name,
-            mean,
-            statistics.fmean(fact.val_accuracy for fact in rescored),
-        )
-        return mean
+    def mean_cost(finalist: Finalist) -> float:
+        key = (finalist.name, pack_mask(finalist.keep), "choose_val")
+        facts = [
+            fact for fact in run.all(Rescored) if (fact.finalist, fact.mask, fact.split) == key
+        ]
+        loss = statistics.fmean(fact.val_loss for fact in facts)
+        accuracy = statistics.fmean(fact.val_accuracy for fact in facts)
+        logger.info("finalist %s  loss %.4f  accuracy %.4f", finalist.name, loss, accuracy)
+        return loss if settings.rank_by == "val_loss" else -accuracy
 
-    return min(finalists, key=mean_loss)  # the first of equals: the order is the model's
+    return min(finalists, key=mean_cost)  # the first of equals: the order is the model's

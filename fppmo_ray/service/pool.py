@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
+
+from fppmo_ray.service.slots import Slots
 
 logger = logging.getLogger(__name__)
 
 _MAX_RAISED = 2  # a proposal's own error shows on two workers, a worker's error on one
 _MAX_TIMEOUTS = 2
 _MAX_LOST = 5  # work that takes its worker down every time would run for ever
-_MAX_START_FAILURES = 3
-_PLACEMENT_WARNING_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class _Running:
 
 
 class WorkerPool:
-    """Workers in numbered slots; a lost one is started anew, its work goes to the next.
+    """A queue of work in front of workers; what is lost with a worker goes to the next.
 
     Args:
         start_worker: Starts the actor of a slot. Actors must not restart by themselves.
@@ -73,24 +73,17 @@ class WorkerPool:
     """
 
     def __init__(self, start_worker: Callable[[int], Any], num_workers: int) -> None:
-        self._start_worker = start_worker
-        self._num_workers = num_workers
-        self._queue: deque[_Attempts] = deque()
-        self._actors: dict[int, Any] = {}
-        self._names: dict[int, str] = {}
+        self.num_workers = num_workers
+        self._slots = Slots(start_worker, num_workers)
         self._idle: deque[int] = deque()
-        self._starting: dict[Any, int] = {}
+        self._queue: deque[_Attempts] = deque()
         self._running: dict[Any, _Running] = {}
         self._ended: deque[Outcome] = deque()
-        self._start_failures = 0
-        self._waiting_since = time.monotonic()
-        for slot in range(num_workers):
-            self._start(slot)
 
     @property
     def num_ready(self) -> int:
         """Workers that have been placed."""
-        return len(self._names)
+        return len(self._slots.names)
 
     @property
     def num_busy(self) -> int:
@@ -117,47 +110,21 @@ class WorkerPool:
         """Wait until some work has ended.
 
         Raises:
-            RuntimeError: workers cannot be started, or some work loses every worker it runs on.
+            RuntimeError: no worker can be started, or some work loses every worker it runs on.
         """
         if not self.num_unfinished:
             raise RuntimeError("no work was submitted, so none can end")
         while not self._ended:
             self._dispatch()
-            done, _ = ray.wait(
-                [*self._running, *self._starting], num_returns=1, timeout=self._patience()
-            )
-            for reference in done:
-                if reference in self._starting:
-                    self._finish_start(reference)
-                else:
-                    self._finish_work(reference)
+            self._wait()
             self._take_back_overdue()
-            self._warn_if_nothing_is_placed()
+            self._slots.warn_of_unplaced()
         self._dispatch()  # before the caller takes its time over the outcome
         return self._ended.popleft()
 
     def close(self) -> None:
         """Stop all workers."""
-        for actor in self._actors.values():
-            ray.kill(actor)
-
-    def _start(self, slot: int) -> None:
-        self._names.pop(slot, None)
-        self._actors[slot] = self._start_worker(slot)
-        self._starting[self._actors[slot].ready.remote()] = slot
-
-    def _finish_start(self, reference: Any) -> None:
-        slot = self._starting.pop(reference)
-        try:
-            self._names[slot] = ray.get(reference)
-        except RayActorError as error:
-            self._start_failures += 1
-            if self._start_failures >= _MAX_START_FAILURES:
-                raise RuntimeError(f"workers cannot be started: {error}") from error
-            self._start(slot)
-            return
-        self._start_failures = 0
-        self._idle.append(slot)
+        self._slots.close()
 
     def _dispatch(self) -> None:
         for slot in [slot for slot in self._idle if self._queue]:
@@ -166,17 +133,38 @@ class WorkerPool:
                 continue
             self._idle.remove(slot)
             work = attempts.work
-            reference = getattr(self._actors[slot], work.method).remote(*work.arguments)
+            actor = self._slots.actor(slot)
+            reference = getattr(actor, work.method).remote(*work.arguments)
             deadline = time.monotonic() + (float("inf") if work.timeout is None else work.timeout)
             self._running[reference] = _Running(attempts, slot, deadline)
 
     def _take_for(self, slot: int) -> _Attempts | None:
-        """The first work in the queue that has not failed on this very worker."""
+        """The first work in the queue that has not failed in this very slot."""
         for attempts in self._queue:
             if slot not in attempts.raised_on or self.num_ready == 1:
                 self._queue.remove(attempts)
                 return attempts
         return None
+
+    def _wait(self) -> None:
+        """Sleep until something ends or is due, and take in all that has ended."""
+        references = [*self._running, *self._slots.starting]
+        ray.wait(references, num_returns=1, timeout=self._patience())
+        done, _ = ray.wait(references, num_returns=len(references), timeout=0)
+        for reference in done:
+            if reference in self._running:
+                self._finish_work(reference)
+            elif (slot := self._slots.finish_start(reference)) is not None:
+                self._idle.append(slot)
+
+    def _patience(self) -> float | None:
+        """Seconds until something must be looked after even if nothing ends."""
+        now = time.monotonic()
+        moments = [running.deadline - now for running in self._running.values()]
+        if (warning := self._slots.seconds_to_warning()) is not None:
+            moments.append(warning)
+        finite = [moment for moment in moments if moment != float("inf")]
+        return max(0.0, min(finite)) if finite else None
 
     def _finish_work(self, reference: Any) -> None:
         running = self._running.pop(reference)
@@ -184,9 +172,8 @@ class WorkerPool:
         try:
             value = ray.get(reference)
         except RayTaskError as error:
-            self._idle.append(slot)
             self._after_raise(attempts, slot, error)
-        except RayActorError as error:
+        except RayError as error:  # the worker, its node, its memory or its answer is gone
             self._after_loss(attempts, slot, error)
         else:
             self._idle.append(slot)
@@ -195,7 +182,7 @@ class WorkerPool:
     def _end(
         self, attempts: _Attempts, slot: int, *, value: Any = None, error: str | None = None
     ) -> None:
-        worker = self._names[slot]
+        worker = self._slots.names[slot]
         self._ended.append(Outcome(work=attempts.work, value=value, error=error, worker=worker))
 
     def _after_raise(self, attempts: _Attempts, slot: int, error: RayTaskError) -> None:
@@ -205,8 +192,10 @@ class WorkerPool:
             self._end(attempts, slot, error=repr(error.cause))
         else:
             self._queue.appendleft(attempts)
+        # A fresh process: the fault may be the worker's, and then no next work may meet it.
+        self._slots.restart(slot)
 
-    def _after_loss(self, attempts: _Attempts, slot: int, error: RayActorError) -> None:
+    def _after_loss(self, attempts: _Attempts, slot: int, error: RayError) -> None:
         attempts.lost += 1
         logger.warning("worker %d was lost with %s: %s", slot, attempts.work.name, error)
         if attempts.lost >= _MAX_LOST:
@@ -215,20 +204,15 @@ class WorkerPool:
                 f"{error}; give workers more memory, or look into its log"
             ) from error
         self._queue.appendleft(attempts)
-        self._restart(slot)
-
-    def _restart(self, slot: int) -> None:
-        ray.kill(self._actors[slot])
-        self._start(slot)
+        self._slots.restart(slot)
 
     def _take_back_overdue(self) -> None:
         now = time.monotonic()
         for reference, running in list(self._running.items()):
-            if running.deadline > now:
+            if running.deadline > now or ray.wait([reference], timeout=0)[0]:
                 continue
             del self._running[reference]
             self._after_timeout(running.attempts, running.slot)
-            self._restart(running.slot)
 
     def _after_timeout(self, attempts: _Attempts, slot: int) -> None:
         attempts.timeouts += 1
@@ -238,23 +222,4 @@ class WorkerPool:
             self._end(attempts, slot, error=f"timed out twice after {limit} s")
         else:
             self._queue.appendleft(attempts)
-
-    def _patience(self) -> float | None:
-        """Seconds until something must be looked after even if nothing ends."""
-        moments = [running.deadline for running in self._running.values()]
-        if not self._names:
-            moments.append(self._waiting_since + _PLACEMENT_WARNING_S)
-        finite = [moment for moment in moments if moment != float("inf")]
-        return max(0.0, min(finite) - time.monotonic()) if finite else None
-
-    def _warn_if_nothing_is_placed(self) -> None:
-        if self._names or time.monotonic() < self._waiting_since + _PLACEMENT_WARNING_S:
-            return
-        self._waiting_since = time.monotonic()
-        logger.warning(
-            "none of %d workers could be placed for %.0f s; the cluster has %s, of which %s free",
-            self._num_workers,
-            _PLACEMENT_WARNING_S,
-            ray.cluster_resources(),  # type: ignore[no-untyped-call]
-            ray.available_resources(),  # type: ignore[no-untyped-call]
-        )
+        self._slots.restart(slot)

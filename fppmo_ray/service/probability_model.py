@@ -38,7 +38,7 @@ class Advance:
 
 
 class ProbabilityModel:
-    """Runs as a Ray actor: one per search, beside the driver, without a GPU.
+    """Runs as a Ray actor: one per search, on the driver's node, without a GPU.
 
     It holds nothing that the journal does not: a fresh one that is told all feedback is the same.
     """

@@ -79,6 +79,19 @@ class SearchResult:
         )
 
 
+_COLUMNS = [
+    "id",
+    "generation",
+    "macs",
+    "val_loss",
+    "val_accuracy",
+    "seconds",
+    "worker",
+    "at",
+    "error",
+]
+
+
 def read_history(run_dir: Path) -> pd.DataFrame:
     """Proposals of a run directory with generation, MACs, score, seconds, worker, time or error."""
     facts = read_journal(run_dir)
@@ -88,14 +101,9 @@ def read_history(run_dir: Path) -> pd.DataFrame:
             "id": asked.id,
             "generation": asked.generation,
             "macs": asked.macs,
-            "val_loss": getattr(end, "val_loss", None),
-            "val_accuracy": getattr(end, "val_accuracy", None),
-            "seconds": getattr(end, "seconds", None),
-            "worker": getattr(end, "worker", None),
-            "at": getattr(end, "at", None),
-            "error": getattr(end, "error", None),
+            **{name: getattr(end, name, None) for name in _COLUMNS[3:]},
         }
         for asked in facts
         if isinstance(asked, Asked) and (end := ends.get(asked.id)) is not None
     ]
-    return pd.DataFrame(rows).sort_values("id", ignore_index=True)
+    return pd.DataFrame(rows, columns=_COLUMNS).sort_values("id", ignore_index=True)

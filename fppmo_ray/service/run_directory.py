@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 from fppmo_ray.service.facts import Fact, Started, fact_from_json, fact_to_json
 
@@ -145,19 +145,27 @@ class RunDirectory:
         return known[0]
 
 
-def _require_same(path: Path, known: dict[str, object], now: dict[str, object]) -> None:
+def _require_same(path: Path, known: dict[str, Any], now: dict[str, Any]) -> None:
     # JSON has no tuples: compare what the journal would have kept.
-    now = json.loads(json.dumps(now))
+    before, after = _flat(known), _flat(json.loads(json.dumps(now)))
     different = [
-        f"{key} was {known.get(key)!r}, now {now.get(key)!r}"
-        for key in sorted(known.keys() | now.keys())
-        if known.get(key) != now.get(key)
+        f"{key} was {before.get(key)!r}, now {after.get(key)!r}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
     ]
     if different:
         raise ValueError(
             f"{path} holds another search: {'; '.join(different)}; "
             "resume with the same settings, or choose another run directory"
         )
+
+
+def _flat(tree: dict[str, Any]) -> dict[str, Any]:
+    """The leaves of nested dicts by their own names."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves |= _flat(value) if isinstance(value, dict) else {key: value}
+    return leaves
 
 
 def _lock(path: Path) -> IO[bytes]:

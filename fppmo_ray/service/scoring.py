@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fppmo_ray.distribution import (
     Feedback,
@@ -52,15 +53,18 @@ class ModelHandle:
         self._actor = self._start()
 
     def _start(self) -> Any:
-        # No CPU: a cluster's head often offers none, and the model needs next to nothing.
-        return ray.remote(num_cpus=0)(ProbabilityModel).remote(*self._arguments)
+        # No CPU: a cluster's head often offers none, and the model needs next to nothing. Beside
+        # the driver, since nodes of workers come and go.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        actor: Any = ray.remote(num_cpus=0)(ProbabilityModel)
+        return actor.options(scheduling_strategy=here).remote(*self._arguments)
 
     def advance(self, feedback: Sequence[Feedback]) -> Advance:
         """See ``ProbabilityModel.advance``; a lost actor answers with all it ever proposed."""
         self._told += feedback
         try:
             return self._advance(list(feedback))
-        except RayActorError as error:
+        except RayError as error:
             logger.warning("the probability model was lost and is replayed to: %s", error)
             self._actor = self._start()
             return self._advance(self._told)
@@ -113,14 +117,22 @@ def score_proposals(
 
 
 def _feedback(run: RunDirectory) -> dict[int, Feedback]:
-    scored = {
-        fact.id: Feedback(
-            proposal_id=fact.id, val_loss=fact.val_loss, val_accuracy=fact.val_accuracy
-        )
-        for fact in run.all(Scored)
-    }
-    failed = {fact.id: Feedback(proposal_id=fact.id, error=fact.error) for fact in run.all(Failed)}
-    return scored | failed
+    """What the journal says of each proposal; of two facts, the later counts.
+
+    Failures of a generation in which nothing was scored are tried again: what stopped the search
+    then (a timeout, a full disk) may be mended now.
+    """
+    generation_of = {fact.id: fact.generation for fact in run.all(Asked)}
+    scored_generations = {generation_of[fact.id] for fact in run.all(Scored)}
+    feedback = {}
+    for fact in run.facts:
+        if isinstance(fact, Scored):
+            feedback[fact.id] = Feedback(
+                proposal_id=fact.id, val_loss=fact.val_loss, val_accuracy=fact.val_accuracy
+            )
+        elif isinstance(fact, Failed) and generation_of[fact.id] in scored_generations:
+            feedback[fact.id] = Feedback(proposal_id=fact.id, error=fact.error)
+    return feedback
 
 
 def _take_in(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
@@ -11,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from fppmo_ray.distribution import Budget, Finalist
 from fppmo_ray.pruning import trace
@@ -89,7 +91,7 @@ def _workers(problem: Problem, placement: Placement) -> Iterator[WorkerPool]:
     )
 
     def start(slot: int) -> Any:
-        return actor.options(name=f"ScoringWorker {slot}").remote(shared, slot)
+        return actor.remote(shared, slot)
 
     pool = WorkerPool(start, placement.workers)
     try:
@@ -135,16 +137,9 @@ def _search_masks(
     with Progress(settings.proposals, settings.population, console) as progress:
         score_proposals(model, context.pool, context.run, scoring, progress)
     finalists = model.finalists()
-    chosen = choose(
-        finalists,
-        context.pool,
-        context.run,
-        weights=weights.reference,
-        seed=settings.seed,
-        repeats=settings.rescore_seeds,
-    )
-    by_name = {finalist.name: finalist for finalist in finalists}
-    return by_name[chosen.finalist], by_name[IMPORTANCE_ONLY]
+    chosen = choose(finalists, context.pool, context.run, settings, scoring)
+    importance_only = next(item for item in finalists if item.name == IMPORTANCE_ONLY)
+    return chosen, importance_only
 
 
 def _default_splits(dataset: Dataset, seed: int) -> Splits:
@@ -170,7 +165,10 @@ def _state_problem(
     settings: SearchSettings,
     placement: Placement,
 ) -> Problem:
+    network = copy.deepcopy(network).cpu()  # workers unpickle it on devices of their own
+    _check_rows(splits, len(dataset.train))
     tracing = trace(network, example_batch(dataset))
+    _check_outputs(network, dataset)
     space = tracing.space.with_limits(min_keep=settings.min_keep, multiple=settings.width_multiple)
     Budget.from_cut(space, settings.macs_cut)  # refuses what these limits cannot reach
     return Problem(
@@ -186,19 +184,44 @@ def _state_problem(
     )
 
 
+def _check_rows(splits: Splits, num_images: int) -> None:
+    for name in ("search_train", "search_val", "choose_val"):
+        rows = getattr(splits, name)
+        if rows.min() < 0 or rows.max() >= num_images:
+            raise ValueError(
+                f"rows of {name} must be in [0, {num_images - 1}], those of the training images, "
+                f"got {rows.min()} to {rows.max()}"
+            )
+
+
+@torch.no_grad()
+def _check_outputs(network: nn.Module, dataset: Dataset) -> None:
+    was_training = network.training
+    logits = network.eval()(example_batch(dataset))
+    network.train(was_training)
+    if not isinstance(logits, Tensor) or logits.shape != (1, dataset.num_classes):
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(
+            f"the network must return logits of shape (N, {dataset.num_classes}) for data set "
+            f"{dataset.name}, got {got} for one image"
+        )
+
+
 def _started(problem: Problem, settings: SearchSettings) -> Started:
     space = problem.tracing.space
+    versions = package_versions()
     return Started(
         search_id=uuid.uuid4().hex[:12],
         identity={
             "settings": asdict(settings),
             "device_type": problem.device_type,
             "threads": problem.threads,
+            "versions": {name: versions[name] for name in ("torch", "numpy")},
             "network": digest(to_arrays(problem.network)),
             "space": space.fingerprint(),
             "data": digest_data(problem.dataset, problem.splits),
         },
-        versions=package_versions(),
+        versions=versions,
         groups=[group.name for group in space.groups],
         dense_macs=space.dense_macs,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import get_args
 
 from fppmo_ray.distribution import OptimizerSettings
 from fppmo_ray.distribution.optimizer import RankBy
@@ -65,6 +66,8 @@ class SearchSettings:
             "> 0",
             self.baseline_learning_rate,
         )
+        known = get_args(Criterion)
+        _require(self.importance in known, "importance", f"one of {known}", self.importance)
         self.optimizer_settings()  # refuses a wrong budget, rule or population at once
 
     def optimizer_settings(self) -> OptimizerSettings:

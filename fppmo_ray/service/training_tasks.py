@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fppmo_ray.service.facts import EpochFinished
-from fppmo_ray.service.pool import Outcome, Work, WorkerPool
+from fppmo_ray.service.pool import Work, WorkerPool
 from fppmo_ray.service.run_directory import RunDirectory
 from fppmo_ray.service.worker import TrainingTask
 from fppmo_ray.training import EpochReport
@@ -21,7 +21,7 @@ def train(
     run: RunDirectory,
     *,
     weights: Any,
-) -> dict[str, bytes | None]:
+) -> dict[str, bytes]:
     """Train every task to its recipe's last epoch, or go on from its last checkpoint.
 
     Args:
@@ -31,55 +31,62 @@ def train(
         weights: Reference to the ``Weights`` they start from.
 
     Returns:
-        The final training state of each task, as bytes; None for a recipe of no epochs.
+        The final training state of each task, as bytes.
 
     Raises:
         RuntimeError: a task diverged, or failed twice.
     """
-    states = {task.name: _last_state(task.name, run) for task in tasks}
+    states: dict[str, bytes] = {}
     for task in tasks:
-        _submit_next(task, pool, run, weights, states[task.name])
+        epoch, state = _resume_point(task.name, run)
+        if state is not None:
+            states[task.name] = state
+        if state is None or epoch < task.recipe.epochs:
+            pool.submit(_work(task, epoch, state, weights))
     while pool.num_unfinished:
         outcome = pool.next_outcome()
-        task = outcome.work.tag
         if outcome.error is not None:
-            raise RuntimeError(f"training of {task.name} failed: {outcome.error}")
-        states[task.name] = _keep_epoch(task.name, outcome, run)
-        _submit_next(task, pool, run, weights, states[task.name])
+            raise RuntimeError(f"{outcome.work.name} failed: {outcome.error}")
+        task, epoch = outcome.work.tag
+        state, report = outcome.value
+        states[task.name] = state
+        if report is not None:
+            _keep(task.name, epoch, state, report, run)
+        if epoch + 1 < task.recipe.epochs:
+            pool.submit(_work(task, epoch + 1, state, weights))
     return states
 
 
-def _epochs_of(name: str, run: RunDirectory) -> list[EpochFinished]:
-    return [fact for fact in run.all(EpochFinished) if fact.task == name]
+def _work(task: TrainingTask, epoch: int, state: bytes | None, weights: Any) -> Work:
+    if task.recipe.epochs == 0:
+        name, method, arguments = f"start of {task.name}", "untrained", (weights, task)
+        return Work(name=name, method=method, arguments=arguments, tag=(task, epoch))
+    return Work(
+        name=f"epoch {epoch} of {task.name}",
+        method="train_epoch",
+        arguments=(weights, task, epoch, state),
+        tag=(task, epoch),
+    )
 
 
-def _last_state(name: str, run: RunDirectory) -> bytes | None:
-    epochs = _epochs_of(name, run)
-    return run.read_artifact(epochs[-1].artifact, epochs[-1].sha256) if epochs else None
+def _resume_point(name: str, run: RunDirectory) -> tuple[int, bytes | None]:
+    """The next epoch and the state before it: those after the last checkpoint still there.
+
+    A journal that was cut back names checkpoints that later ones replaced. Training is a function
+    of seed and recipe, so doing epochs again gives the same facts.
+    """
+    for fact in reversed(run.all(EpochFinished)):
+        if fact.task != name:
+            continue
+        try:
+            return fact.epoch + 1, run.read_artifact(fact.artifact, fact.sha256)
+        except ValueError as error:
+            logger.warning("%s is trained again from before epoch %d: %s", name, fact.epoch, error)
+    return 0, None
 
 
-def _submit_next(
-    task: TrainingTask, pool: WorkerPool, run: RunDirectory, weights: Any, state: bytes | None
-) -> None:
-    epoch = len(_epochs_of(task.name, run))
-    if epoch < task.recipe.epochs:
-        pool.submit(
-            Work(
-                name=f"epoch {epoch} of {task.name}",
-                method="train_epoch",
-                arguments=(weights, task, epoch, state),
-                tag=task,
-            )
-        )
-
-
-def _keep_epoch(name: str, outcome: Outcome, run: RunDirectory) -> bytes:
-    state: bytes
-    report: EpochReport
-    state, report = outcome.value
-    before = _epochs_of(name, run)
-    epoch = len(before)
-    artifact = f"checkpoints/{name}-epoch{epoch}.pt"
+def _keep(name: str, epoch: int, state: bytes, report: EpochReport, run: RunDirectory) -> None:
+    artifact = _artifact(name, epoch)
     sha256 = run.write_artifact(artifact, state)
     run.record(
         [
@@ -94,6 +101,9 @@ def _keep_epoch(name: str, outcome: Outcome, run: RunDirectory) -> bytes:
         ]
     )
     logger.info("%s  epoch %d  loss %.4f  %.0f s", name, epoch, report.loss, report.seconds)
-    for fact in before[-1:]:  # only the last checkpoint is ever read
-        (run.path / fact.artifact).unlink(missing_ok=True)
-    return state
+    if epoch:  # only the last checkpoint is ever read
+        (run.path / _artifact(name, epoch - 1)).unlink(missing_ok=True)
+
+
+def _artifact(name: str, epoch: int) -> str:
+    return f"checkpoints/{name}-epoch{epoch}.pt"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 
 import numpy as np
 import torch
@@ -34,19 +35,21 @@ def digest(arrays: Arrays) -> str:
 
 
 def digest_data(dataset: Dataset, splits: Splits) -> str:
-    """SHA-256 of images (their paths, where they are streamed), labels and splits."""
+    """SHA-256 of images (their paths, where they are streamed), labels, preparation and splits."""
     sha = hashlib.sha256()
+    preparation = (dataset.num_classes, dataset.mean, dataset.std, dataset.augmentation)
+    sha.update(repr(preparation).encode())
     for images in (dataset.train, dataset.test):
         sha.update(_digest_images(images).encode())
-    for indices in (splits.search_train, splits.search_val, splits.choose_val):
-        sha.update(np.ascontiguousarray(indices).tobytes())
+    for rows in (splits.search_train, splits.search_val, splits.choose_val):
+        sha.update(np.ascontiguousarray(rows).tobytes())
     return sha.hexdigest()
 
 
 def _digest_images(images: ImageArrays | ImageFiles) -> str:
-    match images:
-        case ImageArrays():
-            return digest({"images": images.images, "labels": images.labels})
-        case ImageFiles():
-            paths = "\n".join(str(path) for path in images.paths).encode()
-            return digest({"labels": images.labels}) + hashlib.sha256(paths).hexdigest()
+    if isinstance(images, ImageArrays):
+        return digest({"images": images.images, "labels": images.labels})
+    root = os.path.commonpath(images.paths)  # the data may have moved as a whole
+    names = [str(path.relative_to(root)) for path in images.paths]
+    text = repr((images.height, images.width, names))
+    return digest({"labels": images.labels}) + hashlib.sha256(text.encode()).hexdigest()

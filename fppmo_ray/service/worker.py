@@ -26,6 +26,8 @@ from fppmo_ray.training import (
     Metrics,
     Recipe,
     Splits,
+    TrainingState,
+    capture,
     evaluate,
     open_images,
     recalibrate_batchnorm,
@@ -99,7 +101,9 @@ class ScoringWorker:
         return f"ScoringWorker({self._slot}, {f'gpu={gpus}' if gpus else 'cpu'})"
 
     def ready(self) -> str:
-        """Name the worker once it is up: its slot, host and process."""
+        """Put the images on the device, then name the worker: its slot, host and process."""
+        for split in ("search_train", "search_val"):
+            self._split(split)
         return f"{self._slot}@{socket.gethostname()}:{os.getpid()}"
 
     def score(self, weights: Weights, keep: BoolArray, seed: Sequence[int], held_out: str) -> Score:
@@ -126,30 +130,30 @@ class ScoringWorker:
             batches = images.batches(batch, chosen)
         return importance(self._dense_with(weights), self._problem.tracing, criterion, batches)
 
+    def untrained(self, weights: Weights, task: TrainingTask) -> tuple[bytes, None]:
+        """The state of a task's network before its first epoch, and no report."""
+        network = self._network(weights, task.keep)
+        return state_to_bytes(capture(network, None, 0)), None
+
     def train_epoch(
         self, weights: Weights, task: TrainingTask, epoch: int, state: bytes | None
     ) -> tuple[bytes, EpochReport]:
         """Train one epoch from ``state`` (None: from the round's weights)."""
-        network = self._network(weights, task.keep)
-        teacher = None
-        if task.recipe.distillation_weight > 0:
-            teacher = self._dense_with(weights)
+        begin = state_from_bytes(state) if state is not None else None
         new_state, report = train_epoch(
-            network,
+            self._network(weights, task.keep, begin),
             self._split("search_train"),
             task.recipe,
             epoch=epoch,
             seed=task.seed,
-            state=None if state is None else state_from_bytes(state),
-            teacher=teacher,
+            state=begin,
+            teacher=self._dense_with(weights) if task.recipe.distillation_weight > 0 else None,
         )
         return state_to_bytes(new_state), report
 
     def evaluate(self, weights: Weights, keep: BoolArray | None, state: bytes | None) -> Evaluation:
         """Evaluate the network of a mask, or of a training state, on choose-val and test."""
-        network = self._network(weights, keep)
-        if state is not None:
-            network.load_state_dict(state_from_bytes(state).network)
+        network = self._network(weights, keep, state_from_bytes(state) if state else None)
         network.eval()
         return Evaluation(
             choose_val=self._metrics(network, "choose_val"),
@@ -172,16 +176,25 @@ class ScoringWorker:
     def _metrics(self, network: nn.Module, split: str) -> Metrics:
         return evaluate(network, self._split(split).batches(_EVALUATION_BATCH))
 
-    def _network(self, weights: Weights, keep: BoolArray | None) -> nn.Module:
-        """A network of its own: the dense one as it is, or pruned and recalibrated."""
+    def _network(
+        self, weights: Weights, keep: BoolArray | None, state: TrainingState | None = None
+    ) -> nn.Module:
+        """A network of its own: in a training state, or as it is before it is trained.
+
+        That is, dense as it is, or pruned and recalibrated.
+        """
         dense = self._dense_with(weights)
         if keep is None:
-            return copy.deepcopy(dense)
-        pruned = extract(dense, self._problem.tracing, keep)
-        images = self._split("search_train")
-        count = min(self._problem.fidelity.recalibrate_images, len(images))
-        recalibrate_batchnorm(pruned, images.batches(_EVALUATION_BATCH, np.arange(count)))
-        return pruned
+            network = copy.deepcopy(dense)
+        else:
+            network = extract(dense, self._problem.tracing, keep)
+        if state is not None:
+            network.load_state_dict(state.network)
+        elif keep is not None:
+            images = self._split("search_train")
+            count = min(self._problem.fidelity.recalibrate_images, len(images))
+            recalibrate_batchnorm(network, images.batches(_EVALUATION_BATCH, np.arange(count)))
+        return network
 
     def _dense_with(self, weights: Weights) -> nn.Module:
         if self._round != weights.round:

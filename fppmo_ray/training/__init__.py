@@ -27,7 +27,12 @@ from fppmo_ray.training.networks import NETWORKS, build_network
 from fppmo_ray.training.recalibrate import recalibrate_batchnorm
 from fppmo_ray.training.recipe import Recipe, Schedule
 from fppmo_ray.training.splits import Splits, splits_from_files, stratified_splits
-from fppmo_ray.training.training_state import TrainingState, state_from_bytes, state_to_bytes
+from fppmo_ray.training.training_state import (
+    TrainingState,
+    capture,
+    state_from_bytes,
+    state_to_bytes,
+)
 
 __all__ = [
     "NETWORKS",
@@ -48,6 +53,7 @@ __all__ = [
     "Splits",
     "TrainingState",
     "build_network",
+    "capture",
     "evaluate",
     "example_batch",
     "fine_tune",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray.exceptions import OutOfMemoryError
 
 from fppmo_ray.service.pool import Outcome, Work, WorkerPool
 
@@ -51,6 +52,14 @@ class Worker:
         if self._visits("hang") == 1:
             time.sleep(60)
         return value
+
+    def nap(self, value: int) -> int:
+        time.sleep(0.3)
+        return value
+
+    def process(self) -> int:
+        time.sleep(0.02)
+        return os.getpid()
 
     def hang(self) -> None:
         time.sleep(60)
@@ -123,15 +132,66 @@ def test_work_that_times_out_twice_fails(pool: WorkerPool) -> None:
     assert outcome.error == "timed out twice after 0.5 s"
 
 
-def test_workers_that_cannot_start_stop_the_run() -> None:
-    class Broken:
-        def __init__(self) -> None:
+def test_a_worker_that_raised_is_replaced_so_that_its_fault_stays_its_own(
+    pool: WorkerPool,
+) -> None:
+    processes = {item.value for item in run(pool, *(work("process") for _ in range(20)))}
+    run(pool, work("refuse", 7))
+    later = {item.value for item in run(pool, *(work("process") for _ in range(20)))}
+    assert processes & later == set()
+
+
+def test_work_that_ended_in_time_counts_even_if_it_is_looked_at_late(pool: WorkerPool) -> None:
+    run(pool, work("echo", 0), work("echo", 0))
+    for value in (1, 2):
+        pool.submit(work("nap", value, timeout=1.0))
+    first = pool.next_outcome()
+    time.sleep(1.5)  # a busy driver
+    second = pool.next_outcome()
+    assert sorted([first.value, second.value]) == [1, 2]
+
+
+def test_a_worker_out_of_memory_is_a_loss(
+    pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get, losses = ray.get, [OutOfMemoryError("worker killed by the memory monitor")]
+
+    def get_after_loss(reference: object) -> object:
+        value = get(reference)  # type: ignore[call-overload]
+        if value == 5 and losses:
+            raise losses.pop()
+        return value
+
+    monkeypatch.setattr(ray, "get", get_after_loss)
+    [outcome] = run(pool, work("echo", 5))
+    assert (outcome.value, outcome.error, losses) == (5, None, [])
+
+
+class Broken:
+    """Cannot be constructed in the slots it is told."""
+
+    def __init__(self, slot: int, broken_slots: set[int]) -> None:
+        if slot in broken_slots:
             raise OSError("no such device")
 
-        def ready(self) -> str:
-            return "never"
+    def ready(self) -> str:
+        return "sound"
 
-    pool = WorkerPool(lambda slot: ray.remote(num_cpus=0)(Broken).remote(), 1)
+    def echo(self, value: int) -> int:
+        return value
+
+
+def test_workers_that_cannot_start_stop_the_run() -> None:
+    actor = ray.remote(num_cpus=0)(Broken)
+    pool = WorkerPool(lambda slot: actor.remote(slot, {0, 1}), 2)
     pool.submit(work("echo", 1))
-    with pytest.raises(RuntimeError, match="no such device"):
+    with pytest.raises(RuntimeError, match=r"^no worker can be started: OSError: no such device$"):
         pool.next_outcome()
+
+
+def test_a_slot_that_cannot_start_does_not_stop_the_others() -> None:
+    actor = ray.remote(num_cpus=0)(Broken)
+    pool = WorkerPool(lambda slot: actor.remote(slot, {0}), 2)
+    assert [item.value for item in run(pool, work("echo", 1), work("echo", 2))] == [1, 2]
+    assert pool.num_ready == 1
+    pool.close()

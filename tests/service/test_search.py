@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from torch import nn
 
-from fppmo_ray import Placement, Recipe, SearchResult, SearchSettings, load_dataset, search
+from fppmo_ray import (
+    Placement,
+    Recipe,
+    SearchResult,
+    SearchSettings,
+    Splits,
+    load_dataset,
+    search,
+)
 from fppmo_ray.demo import demo
 from fppmo_ray.distribution import unpack_mask
-from fppmo_ray.service.facts import Asked, Chosen, EpochFinished, Fact, Finished, Scored
+from fppmo_ray.service.facts import Asked, Chosen, EpochFinished, Fact, Failed, Finished, Scored
 from fppmo_ray.service.run_directory import JOURNAL, read_journal
 from fppmo_ray.training import build_network, evaluate, open_images
 
@@ -149,7 +160,7 @@ def test_a_finished_search_resumes_to_its_result(finished: Path) -> None:
 
 
 def test_another_search_in_the_same_directory_is_refused(finished: Path) -> None:
-    with pytest.raises(ValueError, match="holds another search: settings was"):
+    with pytest.raises(ValueError, match="holds another search: proposals was 32, now 48; resume"):
         demo(finished, resume=True, proposals=PROPOSALS + 16, workers=1)
 
 
@@ -171,21 +182,80 @@ def test_a_network_without_convolutions_is_refused(tmp_path: Path) -> None:
         search(network, load_dataset("digits"), SearchSettings(macs_cut=0.5), run_dir=tmp_path)
 
 
-def test_a_search_whose_scores_all_fail_stops_with_the_first_error(
-    local_ray: None, tmp_path: Path
-) -> None:
+def small(**changes: Any) -> SearchSettings:
+    """A search of seconds."""
     settings = SearchSettings(
-        macs_cut=0.5, proposals=4, population=2, score_steps=4, recipe=Recipe(learning_rate=1e30)
+        macs_cut=0.5, proposals=4, population=2, score_steps=4, recipe=Recipe(epochs=0)
     )
+    return replace(settings, **changes)
+
+
+def run_small(
+    run_dir: Path, settings: SearchSettings, network: nn.Module = DENSE, **others: Any
+) -> SearchResult:
+    placement = Placement(workers=1)
+    data = load_dataset("digits")
+    return search(network, data, settings, run_dir=run_dir, placement=placement, **others)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_search_whose_scores_all_fail_stops_with_the_first_error_and_tries_them_again(
+    tmp_path: Path,
+) -> None:
+    settings = small(proposals=2, recipe=Recipe(epochs=0, learning_rate=1e30))
     sentence = "all 2 proposals of generation 0 failed.*fine-tuning diverged"
     with pytest.raises(RuntimeError, match=sentence):
-        search(
-            DENSE,
-            load_dataset("digits"),
-            settings,
-            run_dir=tmp_path,
-            placement=Placement(workers=1),
-        )
+        run_small(tmp_path, settings)
+    failures = sum(isinstance(fact, Failed) for fact in read_journal(tmp_path))
+    with pytest.raises(RuntimeError, match=sentence):
+        run_small(tmp_path, settings, resume=True)
+    assert sum(isinstance(fact, Failed) for fact in read_journal(tmp_path)) == 2 * failures
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_without_fine_tuning_the_network_is_still_the_one_reported(tmp_path: Path) -> None:
+    result = run_small(tmp_path, small(score_steps=0, baseline_epochs=2))
+    dataset = load_dataset("digits")
+    images = open_images(dataset.test, None, dataset, "cpu").batches(250)
+    accuracy = evaluate(result.network(), images).accuracy
+    assert accuracy == pytest.approx(result.best.test_accuracy, abs=1e-9)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_journal_cut_back_into_training_resumes_to_the_same_facts(tmp_path: Path) -> None:
+    settings = small(baseline_epochs=3)
+    run_small(tmp_path, settings)
+    whole, losses = scores(tmp_path), last_losses(tmp_path)
+    journal = tmp_path / JOURNAL
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:2]))
+    run_small(tmp_path, settings, resume=True)
+    assert scores(tmp_path) == whole
+    assert last_losses(tmp_path) == losses
+
+
+def test_other_library_versions_are_refused_where_numbers_would_mix(
+    finished: Path, tmp_path: Path
+) -> None:
+    lines = (finished / JOURNAL).read_text().splitlines(keepends=True)
+    started = json.loads(lines[0])
+    started["identity"]["versions"]["torch"] = "1.0"
+    (tmp_path / JOURNAL).write_text(json.dumps(started) + "\n")
+    with pytest.raises(ValueError, match=r"another search: torch was '1\.0', now '"):
+        demo(tmp_path, resume=True, proposals=PROPOSALS, workers=1)
+
+
+def test_a_network_with_another_number_of_outputs_than_classes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"logits of shape \(N, 10\) .*, got \(1, 7\)"):
+        run_small(tmp_path / "run", small(), build_network("digits_cnn", 7))
+    assert not (tmp_path / "run").exists()
+
+
+def test_rows_outside_the_data_set_are_refused(tmp_path: Path) -> None:
+    splits = Splits(
+        search_train=np.arange(100), search_val=np.array([5000]), choose_val=np.arange(100, 110)
+    )
+    with pytest.raises(ValueError, match=r"rows of search_val must be in .*, got 5000 to 5000"):
+        run_small(tmp_path, small(), splits=splits)
 
 
 def test_more_workers_than_half_a_population_are_warned_of(tmp_path: Path) -> None:
@@ -228,6 +298,7 @@ def test_two_workers_search_on_one_gpu(local_ray: None, tmp_path: Path) -> None:
         ({"macs_cut": 0.5, "score_steps": -1}, "score_steps must be >= 0, got -1"),
         ({"macs_cut": 0.5, "min_keep": 0.0}, "min_keep must be in"),
         ({"macs_cut": 0.5, "population": 1}, "population_size must be at least 2"),
+        ({"macs_cut": 0.5, "importance": "l7"}, "importance must be one of"),
         ({"macs_cut": 0.5, "score_images": 0}, "score_images must be >= 1, got 0"),
     ],
 )
