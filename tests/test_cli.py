@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fppmo_ray.service.facts import Asked, EpochFinished, Scored, Started
-from fppmo_ray.service.run_directory import RunDirectory
+from fppmo_ray.service.run_directory import open_run
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -31,7 +31,7 @@ def fppmo_ray(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def unfinished(tmp_path: Path) -> Path:
     """The run directory of a search that has scored one of 32 proposals."""
-    with RunDirectory(tmp_path, resume=False) as directory:
+    with open_run(tmp_path, resume=False) as directory:
         directory.record(
             [
                 Started(

@@ -6,9 +6,9 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, TypeVar
 
 from fppmo_ray.service.facts import Fact, Started, fact_from_json, fact_to_json
@@ -42,11 +42,9 @@ def _parse(content: bytes, journal: Path) -> tuple[list[Fact], int]:
     return facts, len(complete)
 
 
-class RunDirectory:
-    """The single writer's hold on a run directory. Use as a context manager.
-
-    ``facts`` are the journal's facts so far, in order. ``record`` makes new ones durable before
-    it returns. Artifacts are written whole, before the fact that names them.
+@contextmanager
+def open_run(path: Path, *, resume: bool) -> Iterator[RunDirectory]:
+    """Hold a run directory as its single writer.
 
     Args:
         path: The folder; made if absent.
@@ -56,39 +54,35 @@ class RunDirectory:
         ValueError: another driver writes here; a search is here and ``resume`` is False; or
             ``resume`` is True and there is no search to go on with.
     """
+    journal = path / JOURNAL
+    if resume and not journal.is_file():
+        raise ValueError(f"--resume: {path} holds no {JOURNAL}; start it without --resume")
+    path.mkdir(parents=True, exist_ok=True)
+    with (path / "lock").open("ab") as lock:
+        _require_lock(lock, path)
+        content = journal.read_bytes() if journal.is_file() else b""
+        facts, length = _parse(content, journal)
+        if facts and not resume:
+            raise ValueError(
+                f"{path} already holds a search; go on with it by --resume, "
+                "or choose another run directory"
+            )
+        with journal.open("ab") as file:
+            file.truncate(length)
+            yield RunDirectory(path, facts, file)
 
-    def __init__(self, path: Path, *, resume: bool) -> None:
-        journal = path / JOURNAL
-        if resume and not journal.is_file():
-            raise ValueError(f"--resume: {path} holds no {JOURNAL}; start it without --resume")
-        path.mkdir(parents=True, exist_ok=True)
+
+class RunDirectory:
+    """Journal and artifacts of a search. Made by ``open_run``.
+
+    ``facts`` are the journal's facts so far, in order. ``record`` makes new ones durable before
+    it returns. Artifacts are written whole, before the fact that names them.
+    """
+
+    def __init__(self, path: Path, facts: list[Fact], file: IO[bytes]) -> None:
         self.path = path
-        self._lock = _lock(path)
-        try:
-            content = journal.read_bytes() if journal.is_file() else b""
-            self.facts, length = _parse(content, journal)
-            if self.facts and not resume:
-                raise ValueError(
-                    f"{path} already holds a search; go on with it by --resume, "
-                    "or choose another run directory"
-                )
-            self._file = journal.open("ab")
-            self._file.truncate(length)
-        except BaseException:
-            self._lock.close()
-            raise
-
-    def __enter__(self) -> RunDirectory:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.close()
-        self._lock.close()
+        self.facts = facts
+        self._file = file
 
     def record(self, facts: Iterable[Fact]) -> None:
         """Append facts and wait until the disk has them."""
@@ -168,13 +162,10 @@ def _flat(tree: dict[str, Any]) -> dict[str, Any]:
     return leaves
 
 
-def _lock(path: Path) -> IO[bytes]:
-    file = (path / "lock").open("ab")
+def _require_lock(lock: IO[bytes], path: Path) -> None:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        file.close()
         raise ValueError(
             f"{path} is being written by another driver; wait for it, or stop it"
         ) from error
-    return file

@@ -26,7 +26,7 @@ from fppmo_ray.service.pool import WorkerPool
 from fppmo_ray.service.progress import Progress
 from fppmo_ray.service.result import SearchResult
 from fppmo_ray.service.rounds import Context, RoundWeights, measure_importance, prepare_round
-from fppmo_ray.service.run_directory import RunDirectory
+from fppmo_ray.service.run_directory import open_run
 from fppmo_ray.service.scoring import ModelHandle, Scoring, score_proposals
 from fppmo_ray.service.settings import Placement, SearchSettings
 from fppmo_ray.service.weights import digest, digest_data, to_arrays
@@ -74,7 +74,7 @@ def search(
     _warn_of_idle_workers(placement.workers, settings.population)
     splits = splits or _default_splits(dataset, settings.seed)
     problem = _state_problem(network, dataset, splits, settings, placement)
-    with RunDirectory(Path(run_dir), resume=resume) as run:
+    with open_run(Path(run_dir), resume=resume) as run:
         run.start(_started(problem, settings))
         if not run.all(Finished):
             with connection(placement), _workers(problem, placement) as pool:

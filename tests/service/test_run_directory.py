@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fppmo_ray.service.facts import Asked, Fact, Failed, Scored, Started
-from fppmo_ray.service.run_directory import RunDirectory, read_journal
+from fppmo_ray.service.run_directory import open_run, read_journal
 
 STARTED = Started(
     search_id="abc",
@@ -33,7 +33,7 @@ FACTS: list[Fact] = [
 
 
 def write(path: Path, facts: list[Fact]) -> None:
-    with RunDirectory(path, resume=False) as run:
+    with open_run(path, resume=False) as run:
         run.record(facts)
 
 
@@ -50,7 +50,7 @@ def test_a_journal_cut_at_any_byte_keeps_its_complete_lines_and_goes_on(tmp_path
     for length in range(len(content) + 1):
         journal.write_bytes(content[:length])
         complete = sum(end <= length for end in ends)
-        with RunDirectory(tmp_path, resume=True) as run:
+        with open_run(tmp_path, resume=True) as run:
             assert run.facts == FACTS[:complete]
             run.record([FACTS[1]])
         assert read_journal(tmp_path) == [*FACTS[:complete], FACTS[1]]
@@ -62,7 +62,7 @@ def test_a_damaged_line_before_the_last_is_named(tmp_path: Path) -> None:
     lines = journal.read_text().splitlines(keepends=True)
     journal.write_text(lines[0] + "{\n" + lines[2])
     with pytest.raises(ValueError, match=r"journal\.jsonl, line 2 is damaged"):
-        RunDirectory(tmp_path, resume=True)
+        open_run(tmp_path, resume=True).__enter__()
 
 
 def test_a_fact_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
@@ -73,23 +73,23 @@ def test_a_fact_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
 
 def test_resume_without_a_journal_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--resume: .* holds no journal\.jsonl"):
-        RunDirectory(tmp_path / "new", resume=True)
+        open_run(tmp_path / "new", resume=True).__enter__()
     assert not (tmp_path / "new").exists()
 
 
 def test_a_directory_that_holds_a_search_is_not_overwritten(tmp_path: Path) -> None:
     write(tmp_path, FACTS)
     with pytest.raises(ValueError, match="already holds a search; go on with it by --resume"):
-        RunDirectory(tmp_path, resume=False)
+        open_run(tmp_path, resume=False).__enter__()
     assert read_journal(tmp_path) == FACTS
 
 
 def test_a_second_driver_is_refused_while_the_first_writes(tmp_path: Path) -> None:
     with (
-        RunDirectory(tmp_path, resume=False),
+        open_run(tmp_path, resume=False),
         pytest.raises(ValueError, match="is being written by another driver"),
     ):
-        RunDirectory(tmp_path, resume=False)
+        open_run(tmp_path, resume=False).__enter__()
 
 
 def test_another_search_is_refused_and_what_differs_is_named(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_another_search_is_refused_and_what_differs_is_named(tmp_path: Path) -> 
         dense_macs=100,
     )
     with (
-        RunDirectory(tmp_path, resume=True) as run,
+        open_run(tmp_path, resume=True) as run,
         pytest.raises(ValueError, match=r"another search: macs_cut was 0\.5, now 0\.7; resume"),
     ):
         run.start(other)
@@ -117,12 +117,12 @@ def test_the_same_search_keeps_its_first_id(tmp_path: Path) -> None:
         groups=["conv1"],
         dense_macs=100,
     )
-    with RunDirectory(tmp_path, resume=True) as run:
+    with open_run(tmp_path, resume=True) as run:
         assert run.start(again).search_id == "abc"
 
 
 def test_artifacts_are_checked_against_their_digest(tmp_path: Path) -> None:
-    with RunDirectory(tmp_path, resume=False) as run:
+    with open_run(tmp_path, resume=False) as run:
         sha256 = run.write_artifact("checkpoints/a.pt", b"weights")
         assert run.read_artifact("checkpoints/a.pt", sha256) == b"weights"
         (tmp_path / "checkpoints" / "a.pt").write_bytes(b"other")

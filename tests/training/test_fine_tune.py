@@ -294,7 +294,11 @@ def test_read_only_arrays_train(digits):
     source = ImageArrays(digits.train.images[:64].copy(), digits.train.labels[:64].copy())
     source.images.flags.writeable = False
     source.labels.flags.writeable = False
-    train_steps(fresh(), open_images(source, None, digits), RECIPE, steps=1, seed=0)
+    before = source.images.copy()
+    network = fresh()
+    train_steps(network, open_images(source, None, digits), RECIPE, steps=1, seed=0)
+    assert np.array_equal(source.images, before)
+    assert not same(network.state_dict(), fresh().state_dict())
 
 
 def test_the_digits_network_learns_digits_in_seconds(digits):

@@ -83,9 +83,12 @@ def test_no_batches_are_refused_and_leave_the_statistics():
 
 
 def test_a_network_without_batchnorm_is_not_even_run():
-    def never():
-        raise AssertionError
-        yield
+    looked_at = []
 
-    recalibrate_batchnorm(nn.Linear(2, 2), never())
-    recalibrate_batchnorm(nn.BatchNorm2d(1, track_running_stats=False), never())
+    def batches():
+        looked_at.append("a batch")
+        yield from ()
+
+    recalibrate_batchnorm(nn.Linear(2, 2), batches())
+    recalibrate_batchnorm(nn.BatchNorm2d(1, track_running_stats=False), batches())
+    assert looked_at == []
