@@ -57,9 +57,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _title(runs: list[dict[str, Any]]) -> str:
     seeds = ", ".join(str(run["settings"]["seed"]) for run in runs)
-    scored = ", ".join(str(run["scores"]["scored"]) for run in runs)
-    steps = ", ".join(str(run["settings"]["score_steps"]) for run in runs)
-    return f"seeds {seeds}; scores {scored}; fine-tuning steps in each {steps}"
+    costs = {f"{run['scores']['scored']} x {run['settings']['score_steps']}" for run in runs}
+    return f"seeds {seeds}; scores x steps: {', '.join(sorted(costs))}"
 
 
 def _row(run: dict[str, Any], name: str) -> dict[str, Any]:
