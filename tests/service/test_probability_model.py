@@ -13,6 +13,7 @@ from fppmo_ray.distribution import (
     Width,
 )
 from fppmo_ray.service.probability_model import ProbabilityModel
+from fppmo_ray.service.scoring import ModelHandle
 
 GROUPS, FILTERS = 3, 12
 SPACE = PruningSpace(
@@ -84,6 +85,21 @@ def test_an_update_tells_the_expected_share_of_kept_filters_per_group() -> None:
     advance = service.advance([score(item) for item in proposals])
     assert [len(update.keep_share) for update in advance.updates] == [GROUPS, GROUPS]
     assert all(0 < share < 1 for update in advance.updates for share in update.keep_share)
+
+
+def test_a_model_that_is_killed_is_replayed_to_and_proposes_the_same(local_ray: None) -> None:
+    undisturbed = run(model())
+    handle = ModelHandle(SPACE, np.linspace(1, 2, SPACE.num_filters), SETTINGS)
+    proposals = {item.proposal_id: item for item in handle.advance([]).proposals}
+    for done in range(SETTINGS.num_proposals):
+        if done == 11:
+            handle.close()  # as a killed process would, in the middle of a generation
+        advance = handle.advance([score(proposals[done])])
+        proposals |= {item.proposal_id: item for item in advance.proposals}
+    handle.close()
+    assert sorted(proposals) == [item.proposal_id for item in undisturbed]
+    for item in undisturbed:
+        assert np.array_equal(proposals[item.proposal_id].keep, item.keep)
 
 
 def test_the_dashboard_shows_how_far_the_model_is() -> None:
