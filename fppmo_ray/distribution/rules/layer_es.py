@@ -18,7 +18,9 @@ class LayerES:
     Layer parts move along the utility-weighted noise, filters along ``sum_k u_k m_k`` less its
     layer's mean. Both kinds of noise cool down over the search, linearly. The noise comes from
     trials on ResNet-20; the steps from planted optima on the spaces of ResNet-20 and -56 with 64
-    and 320 proposals, where a layer step of 1 let the mode wander past what had been sampled.
+    and 320 proposals, where a layer step of 1 let the mode wander past what had been sampled. On
+    the real ResNet-20 (57 % cut, 320 recalibrate-only scores, one seed) the mode then reads 70.6 %
+    on choose-val, against 64.6 % with the first trials' steps of 1 and 0.25.
     """
 
     layer_step: float = 0.7
