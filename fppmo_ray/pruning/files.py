@@ -10,7 +10,6 @@ import hashlib
 import importlib
 import io
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import torch
 from torch import nn
 
 from fppmo_ray.distribution.space import BoolArray, IntArray
+from fppmo_ray.durable_files import write_whole
 from fppmo_ray.pruning.extract import check_axes, select
 from fppmo_ray.pruning.slices import Axis, Tracing
 
@@ -71,9 +71,9 @@ def save_network(
         "kept_channels": _kept_channels(tracing, kept),
         "axes": _axes_to_json(tracing, kept),
     }
-    _write(_with_suffix(stem, ".pt"), weights)
+    write_whole(_with_suffix(stem, ".pt"), weights)
     recipe_path = _with_suffix(stem, ".json")
-    _write(recipe_path, json.dumps(recipe, indent=1).encode())
+    write_whole(recipe_path, json.dumps(recipe, indent=1).encode())
     return recipe_path
 
 
@@ -194,12 +194,3 @@ def _read_weights(path: Path, sha256: str) -> dict[str, Any]:
 
 def _with_suffix(stem: Path, suffix: str) -> Path:
     return stem.with_name(stem.name + suffix)  # with_suffix would cut "v1.2" short
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

@@ -89,15 +89,22 @@ def _figures(
     variants: tuple[_Variant, ...],
     states: dict[str, bytes],
 ) -> list[dict[str, Any]]:
-    before = {variant.name: None for variant in variants}
-    evaluated = {
-        moment: _evaluate(context, weights, variants, at)
-        for moment, at in (("before", before), ("after", states))
-    }
-    latencies = _latencies(context, weights, variants)
+    evaluations = context.pool.run(
+        [
+            _evaluation(weights, variant, state)
+            for variant in variants
+            for state in (None, states[variant.name])  # before and after
+        ]
+    )
+    masks = [variant.keep for variant in variants]
+    # Alone, and in one call, so that nothing else slows the networks down.
+    work = Work(name="latencies", method="latencies", arguments=(weights.reference, masks))
+    [latencies] = context.pool.run([work])
     return [
-        _row(context, variant, latency, {at: evaluated[at][variant.name] for at in evaluated})
-        for variant, latency in zip(variants, latencies, strict=True)
+        _row(context, variant, latency, {"before": before, "after": after})
+        for variant, latency, before, after in zip(
+            variants, latencies, evaluations[::2], evaluations[1::2], strict=True
+        )
     ]
 
 
@@ -127,42 +134,12 @@ def _row(
     }
 
 
-def _evaluate(
-    context: Context,
-    weights: RoundWeights,
-    variants: tuple[_Variant, ...],
-    states: Mapping[str, bytes | None],
-) -> dict[str, Evaluation]:
-    for variant in variants:
-        context.pool.submit(
-            Work(
-                name=f"evaluation of {variant.name}",
-                method="evaluate",
-                arguments=(weights.reference, variant.keep, states[variant.name]),
-                tag=variant.name,
-            )
-        )
-    evaluated = {}
-    while context.pool.num_unfinished:
-        outcome = context.pool.next_outcome()
-        if outcome.error is not None:
-            raise RuntimeError(f"{outcome.work.name} failed: {outcome.error}")
-        evaluated[outcome.work.tag] = outcome.value
-    return evaluated
-
-
-def _latencies(
-    context: Context, weights: RoundWeights, variants: tuple[_Variant, ...]
-) -> list[tuple[Latency, ...]]:
-    masks = [variant.keep for variant in variants]
-    context.pool.submit(
-        Work(name="latencies", method="latencies", arguments=(weights.reference, masks))
+def _evaluation(weights: RoundWeights, variant: _Variant, state: bytes | None) -> Work:
+    return Work(
+        name=f"evaluation of {variant.name}",
+        method="evaluate",
+        arguments=(weights.reference, variant.keep, state),
     )
-    outcome = context.pool.next_outcome()
-    if outcome.error is not None:
-        raise RuntimeError(f"latencies could not be measured: {outcome.error}")
-    latencies: list[tuple[Latency, ...]] = outcome.value
-    return latencies
 
 
 def _score_noise(context: Context) -> dict[str, float] | None:

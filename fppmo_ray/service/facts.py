@@ -7,7 +7,7 @@ and the point that baseline training and fine-tuning had reached.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,22 +143,7 @@ Fact = (
     | Finished
 )
 
-_KINDS: dict[str, type[Fact]] = {
-    kind.__name__: kind
-    for kind in (
-        Started,
-        EpochFinished,
-        RoundStarted,
-        ImportanceMeasured,
-        Asked,
-        Scored,
-        Failed,
-        Updated,
-        Rescored,
-        Chosen,
-        Finished,
-    )
-}
+_KINDS: dict[str, type[Fact]] = {kind.__name__: kind for kind in get_args(Fact)}
 
 
 def fact_to_json(fact: Fact) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,6 +121,22 @@ class WorkerPool:
             self._slots.warn_of_unplaced()
         self._dispatch()  # before the caller takes its time over the outcome
         return self._ended.popleft()
+
+    def run(self, works: Sequence[Work]) -> list[Any]:
+        """Do work that must not fail, with nothing else unfinished; values in the works' order.
+
+        Raises:
+            RuntimeError: some work failed by itself.
+        """
+        for work in works:
+            self.submit(work)
+        values = {}
+        while self.num_unfinished:
+            outcome = self.next_outcome()
+            if outcome.error is not None:
+                raise RuntimeError(f"{outcome.work.name} failed: {outcome.error}")
+            values[id(outcome.work)] = outcome.value
+        return [values[id(work)] for work in works]
 
     def close(self) -> None:
         """Stop all workers."""

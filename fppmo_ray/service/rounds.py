@@ -90,23 +90,19 @@ def measure_importance(context: Context, weights: RoundWeights) -> FloatArray:
     run, criterion = context.run, context.settings.importance
     if known := run.all(ImportanceMeasured):
         return _from_bytes(run.read_artifact(known[0].artifact, known[0].sha256))
-    context.pool.submit(
-        Work(
-            name=f"importance {criterion}",
-            method="importance",
-            arguments=(weights.reference, criterion, context.settings.seed),
-        )
+    work = Work(
+        name=f"importance {criterion}",
+        method="importance",
+        arguments=(weights.reference, criterion, context.settings.seed),
     )
-    outcome = context.pool.next_outcome()
-    if outcome.error is not None:
-        raise RuntimeError(f"importance {criterion} could not be measured: {outcome.error}")
+    importance: FloatArray
+    [importance] = context.pool.run([work])
     artifact = "importance.npy"
-    sha256 = run.write_artifact(artifact, _to_bytes(outcome.value))
+    sha256 = run.write_artifact(artifact, _to_bytes(importance))
     fact = ImportanceMeasured(
         round=weights.round, criterion=criterion, artifact=artifact, sha256=sha256
     )
     run.record([fact])
-    importance: FloatArray = outcome.value
     return importance
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from fppmo_ray.durable_files import write_whole
 from fppmo_ray.service.facts import Fact, Started, fact_from_json, fact_to_json
 
 JOURNAL = "journal.jsonl"
@@ -101,12 +102,7 @@ class RunDirectory:
         """Write a file atomically below the run directory and return its SHA-256."""
         target = self.path / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(target.name + ".part")
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
+        write_whole(target, content)
         return hashlib.sha256(content).hexdigest()
 
     def read_artifact(self, name: str, sha256: str) -> bytes:

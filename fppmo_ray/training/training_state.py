@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import pickle
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
+from fppmo_ray.durable_files import write_whole
 from fppmo_ray.training.checkpoints import assign_weights
 from fppmo_ray.training.images import Seed
 from fppmo_ray.training.recipe import Recipe
@@ -74,13 +74,7 @@ def state_from_bytes(content: bytes) -> TrainingState:
 
 def write_checkpoint(path: Path, state: TrainingState, recipe: Recipe, seed: Seed) -> None:
     """Replace the checkpoint file in one step, so that it is whole at every moment."""
-    content = _to_bytes({**_as_dict(state), "run": _run(recipe, seed)})
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_whole(path, _to_bytes({**_as_dict(state), "run": _run(recipe, seed)}))
 
 
 def read_checkpoint(path: Path, recipe: Recipe, seed: Seed) -> TrainingState | None:
