@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fppmo_ray.service.facts import Started, Updated
+from fppmo_ray.service.record.facts import Started, Updated
+from fppmo_ray.service.record.run_directory import read_journal
 from fppmo_ray.service.result import read_history
-from fppmo_ray.service.run_directory import read_journal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

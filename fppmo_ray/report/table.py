@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fppmo_ray.service.conclusion import RESULT
-from fppmo_ray.service.facts import (
+from fppmo_ray.service.record.facts import (
     Asked,
     Chosen,
     EpochFinished,
@@ -21,7 +21,7 @@ from fppmo_ray.service.facts import (
     Scored,
     Started,
 )
-from fppmo_ray.service.run_directory import read_journal
+from fppmo_ray.service.record.run_directory import read_journal
 
 
 def print_result(run_dir: Path, console: Console) -> None:

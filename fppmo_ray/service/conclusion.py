@@ -12,9 +12,9 @@ from torch import nn
 
 from fppmo_ray.distribution import BoolArray, Finalist
 from fppmo_ray.pruning import extract, save_network
-from fppmo_ray.service.facts import Failed, Finished, Rescored, Scored
 from fppmo_ray.service.latency import Latency
 from fppmo_ray.service.pool import Work
+from fppmo_ray.service.record.facts import Failed, Finished, Rescored, Scored
 from fppmo_ray.service.rounds import Context, RoundWeights
 from fppmo_ray.service.training_tasks import train
 from fppmo_ray.service.worker import Evaluation, TrainingTask

@@ -14,8 +14,8 @@ from torch import nn
 from fppmo_ray.distribution import BoolArray, unpack_mask
 from fppmo_ray.pruning import load_network
 from fppmo_ray.service.conclusion import NETWORK, RESULT
-from fppmo_ray.service.facts import Asked, Chosen, Failed, Scored
-from fppmo_ray.service.run_directory import read_journal
+from fppmo_ray.service.record.facts import Asked, Chosen, Failed, Scored
+from fppmo_ray.service.record.run_directory import read_journal
 
 
 @dataclass(frozen=True, kw_only=True)

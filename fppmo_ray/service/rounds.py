@@ -10,9 +10,9 @@ import numpy as np
 import ray
 
 from fppmo_ray.distribution import FloatArray
-from fppmo_ray.service.facts import ImportanceMeasured, RoundStarted
 from fppmo_ray.service.pool import Work, WorkerPool
-from fppmo_ray.service.run_directory import RunDirectory
+from fppmo_ray.service.record.facts import ImportanceMeasured, RoundStarted
+from fppmo_ray.service.record.run_directory import RunDirectory
 from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.training_tasks import train
 from fppmo_ray.service.weights import Arrays, digest, to_arrays

@@ -21,11 +21,11 @@ from fppmo_ray.distribution import (
     PruningSpace,
     pack_mask,
 )
-from fppmo_ray.service.facts import Asked, Failed, Scored, Updated
 from fppmo_ray.service.pool import Outcome, Work, WorkerPool
 from fppmo_ray.service.probability_model import Advance, ProbabilityModel
 from fppmo_ray.service.progress import Progress
-from fppmo_ray.service.run_directory import RunDirectory
+from fppmo_ray.service.record.facts import Asked, Failed, Scored, Updated
+from fppmo_ray.service.record.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 

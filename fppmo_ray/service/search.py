@@ -20,13 +20,13 @@ from fppmo_ray.distribution import Budget, Finalist
 from fppmo_ray.pruning import trace
 from fppmo_ray.service.conclusion import conclude
 from fppmo_ray.service.connection import connection, package_versions
-from fppmo_ray.service.facts import Finished, Started
 from fppmo_ray.service.finalists import IMPORTANCE_ONLY, choose
 from fppmo_ray.service.pool import WorkerPool
 from fppmo_ray.service.progress import Progress
+from fppmo_ray.service.record.facts import Finished, Started
+from fppmo_ray.service.record.run_directory import open_run
 from fppmo_ray.service.result import SearchResult
 from fppmo_ray.service.rounds import Context, RoundWeights, measure_importance, prepare_round
-from fppmo_ray.service.run_directory import open_run
 from fppmo_ray.service.scoring import ModelHandle, Scoring, score_proposals
 from fppmo_ray.service.settings import Placement, SearchSettings
 from fppmo_ray.service.weights import digest, digest_data, to_arrays

@@ -6,9 +6,9 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from fppmo_ray.service.facts import EpochFinished
 from fppmo_ray.service.pool import Work, WorkerPool
-from fppmo_ray.service.run_directory import RunDirectory
+from fppmo_ray.service.record.facts import EpochFinished
+from fppmo_ray.service.record.run_directory import RunDirectory
 from fppmo_ray.service.worker import TrainingTask
 from fppmo_ray.training import EpochReport
 

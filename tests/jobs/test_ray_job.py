@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from fppmo_ray.service.facts import Finished, Scored
-from fppmo_ray.service.run_directory import read_journal
+from fppmo_ray.service.record.facts import Finished, Scored
+from fppmo_ray.service.record.run_directory import read_journal
 
 pytestmark = pytest.mark.slow
 

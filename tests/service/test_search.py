@@ -28,8 +28,16 @@ from fppmo_ray import (
 )
 from fppmo_ray.demo import demo
 from fppmo_ray.distribution import unpack_mask
-from fppmo_ray.service.facts import Asked, Chosen, EpochFinished, Fact, Failed, Finished, Scored
-from fppmo_ray.service.run_directory import JOURNAL, read_journal
+from fppmo_ray.service.record.facts import (
+    Asked,
+    Chosen,
+    EpochFinished,
+    Fact,
+    Failed,
+    Finished,
+    Scored,
+)
+from fppmo_ray.service.record.run_directory import JOURNAL, read_journal
 from fppmo_ray.training import build_network, evaluate, open_images
 
 PROPOSALS = 32

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fppmo_ray.service.facts import Asked, Fact, Failed, Scored, Started
-from fppmo_ray.service.run_directory import open_run, read_journal
+from fppmo_ray.service.record.facts import Asked, Fact, Failed, Scored, Started
+from fppmo_ray.service.record.run_directory import open_run, read_journal
 
 STARTED = Started(
     search_id="abc",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from fppmo_ray.durable_files import write_whole
-from fppmo_ray.service.facts import Fact, Started, fact_from_json, fact_to_json
+from fppmo_ray.service.record.facts import Fact, Started, fact_from_json, fact_to_json
 
 JOURNAL = "journal.jsonl"
 _AnyFact = TypeVar("_AnyFact", bound=Fact)
