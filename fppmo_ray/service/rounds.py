@@ -11,12 +11,13 @@ import ray
 
 from fppmo_ray.distribution import FloatArray
 from fppmo_ray.service.pool import Work, WorkerPool
+from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.record.facts import ImportanceMeasured, RoundStarted
 from fppmo_ray.service.record.run_directory import RunDirectory
 from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.training_tasks import train
 from fppmo_ray.service.weights import Arrays, digest, to_arrays
-from fppmo_ray.service.worker import Problem, TrainingTask, Weights
+from fppmo_ray.service.worker import TrainingTask, Weights
 from fppmo_ray.training import state_from_bytes
 
 

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 
-from fppmo_ray.distribution import Budget, Finalist
-from fppmo_ray.pruning import trace
+from fppmo_ray.distribution import Finalist
 from fppmo_ray.service.conclusion import conclude
 from fppmo_ray.service.connection import connection, package_versions
 from fppmo_ray.service.finalists import IMPORTANCE_ONLY, choose
 from fppmo_ray.service.pool import WorkerPool
+from fppmo_ray.service.problem import Problem, state_problem
 from fppmo_ray.service.progress import Progress
 from fppmo_ray.service.record.facts import Finished, Started
 from fppmo_ray.service.record.run_directory import open_run
@@ -30,10 +28,8 @@ from fppmo_ray.service.rounds import Context, RoundWeights, measure_importance, 
 from fppmo_ray.service.scoring import ModelHandle, Scoring, score_proposals
 from fppmo_ray.service.settings import Placement, SearchSettings
 from fppmo_ray.service.weights import digest, digest_data, to_arrays
-from fppmo_ray.service.worker import Problem, ScoringWorker
-from fppmo_ray.training import Dataset, Splits, example_batch, stratified_splits
-
-_HELD_OUT_SHARE = 0.06, 0.04  # search-val and choose-val: 3,000 and 2,000 of CIFAR-10's 50,000
+from fppmo_ray.service.worker import ScoringWorker
+from fppmo_ray.training import Dataset, Splits
 
 
 def search(
@@ -72,8 +68,7 @@ def search(
     """
     placement = placement or Placement()
     _warn_of_idle_workers(placement.workers, settings.population)
-    splits = splits or _default_splits(dataset, settings.seed)
-    problem = _state_problem(network, dataset, splits, settings, placement)
+    problem = state_problem(network, dataset, settings, splits=splits, placement=placement)
     with open_run(Path(run_dir), resume=resume) as run:
         run.start(_started(problem, settings))
         if not run.all(Finished):
@@ -142,68 +137,12 @@ def _search_masks(
     return chosen, importance_only
 
 
-def _default_splits(dataset: Dataset, seed: int) -> Splits:
-    search_val, choose_val = _HELD_OUT_SHARE
-    return stratified_splits(
-        dataset.train.labels, search_val=search_val, choose_val=choose_val, seed=seed
-    )
-
-
 def _warn_of_idle_workers(workers: int, population: int) -> None:
     if workers > population / 2:
         warnings.warn(
             f"{workers} workers will wait for each other at every generation of {population} "
             f"proposals; use at most {population // 2}, or a population of {4 * workers} or more",
             stacklevel=3,
-        )
-
-
-def _state_problem(
-    network: nn.Module,
-    dataset: Dataset,
-    splits: Splits,
-    settings: SearchSettings,
-    placement: Placement,
-) -> Problem:
-    network = copy.deepcopy(network).cpu()  # workers unpickle it on devices of their own
-    _check_rows(splits, len(dataset.train))
-    tracing = trace(network, example_batch(dataset))
-    _check_outputs(network, dataset)
-    space = tracing.space.with_limits(min_keep=settings.min_keep, multiple=settings.width_multiple)
-    Budget.from_cut(space, settings.macs_cut)  # refuses what these limits cannot reach
-    return Problem(
-        network=network,
-        tracing=replace(tracing, space=space),
-        dataset=dataset,
-        splits=splits,
-        fidelity=settings.fidelity(),
-        recipe=settings.recipe,
-        device_type=placement.device_type,
-        threads=placement.cpus_per_worker,
-        gpu_share=placement.gpus_per_worker,
-    )
-
-
-def _check_rows(splits: Splits, num_images: int) -> None:
-    for name in ("search_train", "search_val", "choose_val"):
-        rows = getattr(splits, name)
-        if rows.min() < 0 or rows.max() >= num_images:
-            raise ValueError(
-                f"rows of {name} must be in [0, {num_images - 1}], those of the training images, "
-                f"got {rows.min()} to {rows.max()}"
-            )
-
-
-@torch.no_grad()
-def _check_outputs(network: nn.Module, dataset: Dataset) -> None:
-    was_training = network.training
-    logits = network.eval()(example_batch(dataset))
-    network.train(was_training)
-    if not isinstance(logits, Tensor) or logits.shape != (1, dataset.num_classes):
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(
-            f"the network must return logits of shape (N, {dataset.num_classes}) for data set "
-            f"{dataset.name}, got {got} for one image"
         )
 
 

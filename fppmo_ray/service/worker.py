@@ -14,22 +14,20 @@ import torch
 from torch import nn
 
 from fppmo_ray.distribution import BoolArray, FloatArray
-from fppmo_ray.pruning import Tracing, extract, importance
+from fppmo_ray.pruning import extract, importance
 from fppmo_ray.pruning.importance import Criterion
-from fppmo_ray.pruning.score import Fidelity, Score, score
+from fppmo_ray.pruning.score import Score, score
 from fppmo_ray.service.latency import Latency, measure_latency
+from fppmo_ray.service.problem import Problem, claim_device, open_split
 from fppmo_ray.service.weights import Arrays, load_arrays
 from fppmo_ray.training import (
-    Dataset,
     EpochReport,
     Images,
     Metrics,
     Recipe,
-    Splits,
     TrainingState,
     capture,
     evaluate,
-    open_images,
     recalibrate_batchnorm,
     state_from_bytes,
     state_to_bytes,
@@ -38,21 +36,6 @@ from fppmo_ray.training import (
 
 _EVALUATION_BATCH = 250
 _TAYLOR_BATCHES = 8  # 1,000 images: the order of the filters hardly moves with more
-
-
-@dataclass(frozen=True, kw_only=True)
-class Problem:
-    """What every worker is given once: the architecture, its tracing and the data."""
-
-    network: nn.Module
-    tracing: Tracing
-    dataset: Dataset
-    splits: Splits
-    fidelity: Fidelity
-    recipe: Recipe
-    device_type: str
-    threads: int
-    gpu_share: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +73,7 @@ class ScoringWorker:
     def __init__(self, problem: Problem, slot: int) -> None:
         self._slot = slot
         self._problem = problem
-        self._device = _claim_device(problem)
+        self._device = claim_device(problem)
         self._dense = copy.deepcopy(problem.network).to(self._device)
         self._round: int | None = None
         self._images: dict[str, Images] = {}
@@ -205,10 +188,7 @@ class ScoringWorker:
 
     def _split(self, name: str) -> Images:
         if name not in self._images:
-            dataset, splits = self._problem.dataset, self._problem.splits
-            source = dataset.test if name == "test" else dataset.train
-            indices = np.arange(len(source.labels)) if name == "test" else getattr(splits, name)
-            self._images[name] = open_images(source, indices, dataset, self._device)
+            self._images[name] = open_split(self._problem, name, self._device)
         return self._images[name]
 
 
@@ -216,18 +196,3 @@ def _file_bytes(network: nn.Module) -> int:
     buffer = io.BytesIO()
     torch.save(network.state_dict(), buffer)
     return buffer.tell()
-
-
-def _claim_device(problem: Problem) -> torch.device:
-    """Fix threads and memory share before anything is computed."""
-    torch.set_num_threads(problem.threads)
-    if problem.device_type == "cpu":
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise RuntimeError(
-            "this worker holds a GPU of the cluster but torch sees no CUDA device; "
-            "install a CUDA build of torch on the node, or set gpus_per_worker to 0"
-        )
-    if problem.gpu_share < 1:
-        torch.cuda.set_per_process_memory_fraction(problem.gpu_share)
-    return torch.device("cuda")

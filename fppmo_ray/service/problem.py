@@ -1,0 +1,138 @@
+"""The problem that workers are given: a network and its tracing, the data, and what a score is."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fppmo_ray.distribution import Budget
+from fppmo_ray.pruning import Fidelity, Tracing, trace
+from fppmo_ray.service.settings import Placement, SearchSettings
+from fppmo_ray.training import (
+    Dataset,
+    Images,
+    Recipe,
+    Splits,
+    example_batch,
+    open_images,
+    stratified_splits,
+)
+
+_HELD_OUT_SHARE = 0.06, 0.04  # search-val and choose-val: 3,000 and 2,000 of CIFAR-10's 50,000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What every worker is given once: the architecture, its tracing and the data."""
+
+    network: nn.Module
+    tracing: Tracing
+    dataset: Dataset
+    splits: Splits
+    fidelity: Fidelity
+    recipe: Recipe
+    device_type: str
+    threads: int
+    gpu_share: float
+
+
+def state_problem(
+    network: nn.Module,
+    dataset: Dataset,
+    settings: SearchSettings,
+    *,
+    splits: Splits | None = None,
+    placement: Placement | None = None,
+) -> Problem:
+    """Trace a network and check that it, the data and the settings fit together.
+
+    Args:
+        network: The trained network; left as it is.
+        dataset: Images and classes.
+        settings: What to search for, and how masks are scored.
+        splits: Rows to train on, and two held-out sets; by default 90, 6 and 4 % of every class.
+        placement: Where scores are computed; by default on one CPU.
+
+    Raises:
+        ValueError: they do not fit, or the budget is out of the space's reach.
+    """
+    placement = placement or Placement()
+    splits = splits or _default_splits(dataset, settings.seed)
+    network = copy.deepcopy(network).cpu()  # workers unpickle it on devices of their own
+    _check_rows(splits, len(dataset.train))
+    tracing = trace(network, example_batch(dataset))
+    _check_outputs(network, dataset)
+    space = tracing.space.with_limits(min_keep=settings.min_keep, multiple=settings.width_multiple)
+    Budget.from_cut(space, settings.macs_cut)  # refuses what these limits cannot reach
+    return Problem(
+        network=network,
+        tracing=replace(tracing, space=space),
+        dataset=dataset,
+        splits=splits,
+        fidelity=settings.fidelity(),
+        recipe=settings.recipe,
+        device_type=placement.device_type,
+        threads=placement.cpus_per_worker,
+        gpu_share=placement.gpus_per_worker,
+    )
+
+
+def claim_device(problem: Problem) -> torch.device:
+    """Fix this process's threads and memory share, before anything is computed.
+
+    Raises:
+        RuntimeError: a GPU was promised and torch sees none.
+    """
+    torch.set_num_threads(problem.threads)
+    if problem.device_type == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise RuntimeError(
+            "this worker holds a GPU of the cluster but torch sees no CUDA device; "
+            "install a CUDA build of torch on the node, or set gpus_per_worker to 0"
+        )
+    if problem.gpu_share < 1:
+        torch.cuda.set_per_process_memory_fraction(problem.gpu_share)
+    return torch.device("cuda")
+
+
+def open_split(problem: Problem, name: str, device: torch.device) -> Images:
+    """The images of ``search_train``, ``search_val``, ``choose_val`` or ``test``."""
+    dataset = problem.dataset
+    source = dataset.test if name == "test" else dataset.train
+    rows = np.arange(len(source.labels)) if name == "test" else getattr(problem.splits, name)
+    return open_images(source, rows, dataset, device)
+
+
+def _default_splits(dataset: Dataset, seed: int) -> Splits:
+    search_val, choose_val = _HELD_OUT_SHARE
+    return stratified_splits(
+        dataset.train.labels, search_val=search_val, choose_val=choose_val, seed=seed
+    )
+
+
+def _check_rows(splits: Splits, num_images: int) -> None:
+    for name in ("search_train", "search_val", "choose_val"):
+        rows = getattr(splits, name)
+        if rows.min() < 0 or rows.max() >= num_images:
+            raise ValueError(
+                f"rows of {name} must be in [0, {num_images - 1}], those of the training images, "
+                f"got {rows.min()} to {rows.max()}"
+            )
+
+
+@torch.no_grad()
+def _check_outputs(network: nn.Module, dataset: Dataset) -> None:
+    was_training = network.training
+    logits = network.eval()(example_batch(dataset))
+    network.train(was_training)
+    if not isinstance(logits, Tensor) or logits.shape != (1, dataset.num_classes):
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(
+            f"the network must return logits of shape (N, {dataset.num_classes}) for data set "
+            f"{dataset.name}, got {got} for one image"
+        )
