@@ -59,7 +59,7 @@ class Slots:
         """
         slot = self.starting.pop(reference)
         try:
-            self.names[slot] = ray.get(reference)
+            self.names[slot] = str(ray.get(reference))
         except RayError as error:
             self._after_failure(slot, error)
             return None
