@@ -196,8 +196,8 @@ class MaskOptimizer:
 
         Returns:
             The mode of the latest beliefs, the mode of the logits averaged over the last half
-            of the search (before that: of the latest), the best samples by score, and the
-            importance-only mask; each mask once, the importance-only one always.
+            of the search (before that: of the latest), the best samples by rung and score, and
+            the importance-only mask; each mask once, the importance-only one always.
         """
         latest = self._beliefs[self._updates].keep_logits
         averaged = self._late_logits / self._num_late if self._num_late else latest
@@ -282,10 +282,13 @@ class MaskOptimizer:
         return is_asked and all(i in self._feedback for i in self._ids(generation))
 
     def _ranked(self, ids: range) -> list[int]:
-        """Those of the proposals that were scored, best first, ties by id."""
+        """Those of the proposals that were scored, best first, ties by id.
+
+        Scores of different rungs are never compared: the deeper rung comes first.
+        """
         return sorted(
             (i for i in ids if i in self._feedback and not self._feedback[i].failed),
-            key=lambda i: (self._cost(self._feedback[i]), i),
+            key=lambda i: (-self._feedback[i].rung, self._cost(self._feedback[i]), i),
         )
 
     def _cost(self, feedback: Feedback) -> float:

@@ -39,8 +39,15 @@ class Feedback:
     val_accuracy: float | None = None
     """Share of search-val images classified rightly, in [0, 1]."""
     error: str | None = None
+    rung: int = 0
+    """How deep the score is, >= 0: fine-tuning steps, say. Of two rungs the deeper ranks first,
+    whatever the scores: what was stopped early was stopped for being worse."""
 
     def __post_init__(self) -> None:
+        if self.rung < 0:
+            raise ValueError(
+                f"rung of proposal {self.proposal_id} must be at least 0, got {self.rung}"
+            )
         if self.error is not None:
             if self.val_loss is not None or self.val_accuracy is not None:
                 raise ValueError(

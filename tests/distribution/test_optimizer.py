@@ -263,6 +263,53 @@ def test_the_search_ranks_by_the_score_it_is_told_to(rank_by, best):
     assert f"sample {best}" in [finalist.name for finalist in optimizer.finalists(num_samples=1)]
 
 
+def test_a_deeper_rung_outranks_every_score_of_a_shallower_one():
+    def told(rung_of):
+        optimizer = small_optimizer("elite", population_size=8, num_proposals=8)
+        for proposal in optimizer.ask():
+            i = proposal.proposal_id
+            loss = 1.0 + i  # by score alone, 0 is best; elites are two of eight
+            feedback = Feedback(proposal_id=i, val_loss=loss, val_accuracy=0.5, rung=rung_of(i))
+            optimizer.tell(feedback)
+        return optimizer
+
+    by_score = told(lambda i: 0)
+    by_rung = told(lambda i: 50 if i in (6, 7) else 10)
+    last_are_best = small_optimizer("elite", population_size=8, num_proposals=8)
+    for proposal in last_are_best.ask():
+        i = proposal.proposal_id
+        loss = {6: 0.1, 7: 0.2}.get(i, 1.0 + i)
+        last_are_best.tell(Feedback(proposal_id=i, val_loss=loss, val_accuracy=0.5))
+    assert np.array_equal(by_rung.prune_prob(), last_are_best.prune_prob())
+    assert not np.array_equal(by_rung.prune_prob(), by_score.prune_prob())
+
+
+def test_the_best_samples_among_the_finalists_are_those_of_the_deepest_rung():
+    def score(proposal):
+        i = proposal.proposal_id
+        rung = {4: 25, 11: 25, 20: 25}.get(i, 10)
+        return Feedback(proposal_id=i, val_loss=1 / (1 + i), val_accuracy=0.5, rung=rung)
+
+    optimizer = small_optimizer("random")
+    run_to_end(optimizer, score)
+    names = [f.name for f in optimizer.finalists(4) if f.name.startswith("sample")]
+    assert names == ["sample 20", "sample 11", "sample 4", "sample 27"]
+
+
+def test_a_rung_that_all_share_changes_nothing():
+    def deep(proposal):
+        score = small_score(proposal)
+        return Feedback(
+            proposal_id=score.proposal_id,
+            val_loss=score.val_loss,
+            val_accuracy=score.val_accuracy,
+            rung=50,
+        )
+
+    shallow, deeper = small_optimizer("layer_es"), small_optimizer("layer_es")
+    assert trajectory(run_to_end(shallow)) == trajectory(run_to_end(deeper, deep))
+
+
 def test_finalists_are_distinct_legal_and_end_with_the_importance_only_mask():
     optimizer = small_optimizer("layer_es")
     proposals = {p.proposal_id: p for p in run_to_end(optimizer)}

@@ -37,3 +37,8 @@ def test_failed_feedback_has_no_score():
     assert Feedback(proposal_id=4, error="diverged").failed
     with pytest.raises(ValueError, match="must have no score"):
         Feedback(proposal_id=4, error="diverged", val_loss=1.0, val_accuracy=0.1)
+
+
+def test_a_rung_below_zero_is_refused():
+    with pytest.raises(ValueError, match="rung of proposal 4 must be at least 0, got -1"):
+        Feedback(proposal_id=4, val_loss=1.0, val_accuracy=0.1, rung=-1)
