@@ -1,21 +1,33 @@
-"""The command line: ``fppmo-ray demo | status | extract``."""
+"""The command line: ``fppmo-ray demo | status | extract``, ``submit | list | logs | stop``."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import tyro
 from rich.console import Console
 
+from fppmo_ray import cluster_commands
+from fppmo_ray.demo import demo
 from fppmo_ray.job import say_errors
 
 
-def status(run_dir: tyro.conf.Positional[Path], /) -> None:
-    """How far the search in a run directory has come."""
-    from fppmo_ray.report import print_status
+def status(target: tyro.conf.Positional[str], /, *, address: str | None = None) -> None:
+    """How far a search has come.
 
-    print_status(run_dir, Console())
+    Args:
+        target: Its run directory (a folder or a URI), or the id of a submitted search.
+        address: Of the cluster's dashboard, for an id.
+    """
+    if "/" in target or Path(target).exists():
+        from fppmo_ray.report import print_status
+
+        print_status(Path(target), Console())
+        return
+    cluster_commands.status(target, address)
 
 
 def extract(run_dir: tyro.conf.Positional[Path], /, output: Path = Path("extracted")) -> None:
@@ -33,11 +45,21 @@ def extract(run_dir: tyro.conf.Positional[Path], /, output: Path = Path("extract
 
 def main() -> None:
     """The entry point of ``fppmo-ray``."""
-    from fppmo_ray.demo import demo
-
-    commands: dict[str, Callable[..., None]] = {"demo": demo, "status": status, "extract": extract}
+    arguments, flags = sys.argv[1:], list[str]()
+    if arguments[:1] == ["submit"]:
+        ours, flags = cluster_commands.part_flags(arguments[1:])
+        arguments = ["submit", *ours]
+    commands: dict[str, Callable[..., None]] = {
+        "demo": demo,
+        "status": status,
+        "extract": extract,
+        "submit": partial(cluster_commands.submit, flags),
+        "list": cluster_commands.list_searches,
+        "logs": cluster_commands.logs,
+        "stop": cluster_commands.stop,
+    }
     say_errors(
         lambda: tyro.extras.subcommand_cli_from_dict(
-            commands, prog="fppmo-ray", config=(tyro.conf.OmitArgPrefixes,)
+            commands, prog="fppmo-ray", args=arguments, config=(tyro.conf.OmitArgPrefixes,)
         )
     )

@@ -6,10 +6,6 @@ from datetime import datetime
 from pathlib import Path
 
 from fppmo_ray.job import present, require_lasting
-from fppmo_ray.service.search import search
-from fppmo_ray.service.settings import Placement, SearchSettings
-from fppmo_ray.training import Recipe, load_dataset, stratified_splits
-from fppmo_ray.training.networks import build_network
 
 
 def demo(
@@ -29,6 +25,12 @@ def demo(
         workers: Scoring workers of one CPU each.
         seed: Of everything random.
     """
+    # Here, since the command line must be quick, and name Ray's token before Ray is imported.
+    from fppmo_ray.service.search import search
+    from fppmo_ray.service.settings import Placement, SearchSettings
+    from fppmo_ray.training import Recipe, load_dataset, stratified_splits
+    from fppmo_ray.training.networks import build_network
+
     run_dir = run_dir or Path("runs") / f"digits-{datetime.now():%Y%m%d-%H%M%S}"
     require_lasting(run_dir)
     settings = SearchSettings(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from fppmo_ray.service.result import SearchResult
 from fppmo_ray.service.rounds import Context, RoundWeights, measure_importance, prepare_round
 from fppmo_ray.service.scoring import ModelHandle, Scoring, score_proposals
 from fppmo_ray.service.settings import Placement, SearchSettings
+from fppmo_ray.service.submission import search_id
 from fppmo_ray.service.weights import digest, digest_data, to_arrays
 from fppmo_ray.service.worker import ScoringWorker
 from fppmo_ray.training import Dataset, Splits
@@ -150,7 +150,7 @@ def _started(problem: Problem, settings: SearchSettings) -> Started:
     space = problem.tracing.space
     versions = package_versions()
     return Started(
-        search_id=uuid.uuid4().hex[:12],
+        search_id=search_id(),
         identity={
             "settings": asdict(settings),
             "device_type": problem.device_type,

@@ -1,0 +1,123 @@
+"""What a submission sends, and what it refuses to send."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+
+from fppmo_ray.service import project_archive
+from fppmo_ray.service.project_archive import pack, project_files
+from fppmo_ray.service.search_jobs import SearchJob
+from fppmo_ray.service.submission import Submission, search_id
+
+
+def write(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    write(
+        tmp_path,
+        *("jobs/digits.py", "weights.pt", "package/checkpoints/__init__.py"),
+        *("env/pyvenv.cfg", "env/bin/python", ".venv/bin/python", "jobs/__pycache__/digits.pyc"),
+        *("runs/a/journal.jsonl", "runs/a/network.pt", "checkpoints/epoch3.pt", ".mypy_cache/x"),
+        *("name.egg-info/PKG-INFO", "data/images.parquet", "submodule/model.py"),
+    )
+    return tmp_path
+
+
+def test_run_directories_environments_caches_and_checkpoints_stay_here(project: Path) -> None:
+    assert project_files(project) == [
+        "data/images.parquet",
+        "jobs/digits.py",
+        "package/checkpoints/__init__.py",
+        "submodule/model.py",
+        "weights.pt",
+    ]
+
+
+def test_what_git_ignores_stays_here_and_what_is_new_goes(project: Path) -> None:
+    write(project, "new.py")
+    (project / ".gitignore").write_text("data/\n*.pt\n")
+    subprocess.run(["git", "init", "-q", project], check=True)
+    subprocess.run(["git", "init", "-q", project / "submodule"], check=True)
+    assert project_files(project) == [
+        ".gitignore",
+        "jobs/digits.py",
+        "new.py",
+        "package/checkpoints/__init__.py",
+        "submodule/model.py",
+    ]
+
+
+def test_the_archive_holds_the_files_as_they_are_and_says_its_size(
+    project: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    target = tmp_path_factory.mktemp("scratch") / "project.zip"
+    archive = pack(project, target)
+    assert archive.num_bytes == target.stat().st_size
+    with ZipFile(target) as packed:
+        assert packed.namelist() == project_files(project)
+        assert packed.read("jobs/digits.py") == b"jobs/digits.py"
+
+
+def test_a_project_beyond_rays_limit_is_refused_by_name_of_its_largest_files(
+    project: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(project_archive, "LIMIT_BYTES", 2 * 1024**2)
+    (project / "data/images.parquet").write_bytes(bytes(range(256)) * 4 * 10**4)
+    (project / "weights.pt").write_bytes(os.urandom(3_000_000))
+    with pytest.raises(ValueError, match=r"more than the 2 MiB .* data/images.parquet \(10 MB\)"):
+        pack(project, tmp_path_factory.mktemp("scratch") / "project.zip")
+
+
+def test_the_entrypoint_is_quoted_for_the_shell(project: Path) -> None:
+    flags = ("--run-dir", "/shared/my run", "--note", "a;b $c")
+    submission = Submission(folder=project, job="jobs/digits.py", flags=flags)
+    assert submission.entrypoint == (
+        "python jobs/digits.py --run-dir '/shared/my run' --note 'a;b $c'"
+    )
+
+
+@pytest.mark.parametrize(
+    "flags", [("--run-dir", "runs/a"), ("--run-dir=runs/a",), ("--run_dir", "runs/a")]
+)
+def test_a_relative_run_directory_is_refused_before_anything_is_sent(
+    project: Path, flags: tuple[str, ...]
+) -> None:
+    with pytest.raises(ValueError, match="run directory runs/a is relative"):
+        Submission(folder=project, job="jobs/digits.py", flags=flags)
+
+
+def test_absolute_run_directories_and_uris_are_taken(project: Path) -> None:
+    for run_dir in ("/shared/run", "s3://bucket/run"):
+        flags = ("--seed", "1", f"--run-dir={run_dir}")
+        submission = Submission(folder=project, job="jobs/digits.py", flags=flags)
+        assert submission.run_dir == run_dir
+    assert Submission(folder=project, job="jobs/digits.py").run_dir is None
+
+
+def test_a_stopped_job_says_the_arguments_that_resume_it() -> None:
+    job = SearchJob(
+        search_id="c0ffee",
+        submission_id="fppmo-c0ffee",
+        job="jobs/digits.py",
+        state="STOPPED",
+        entrypoint="python jobs/digits.py --run-dir '/shared/my run' --resume --seed 1",
+    )
+    assert job.resume_arguments == "jobs/digits.py --run-dir '/shared/my run' --seed 1 --resume"
+
+
+def test_a_search_takes_the_id_of_its_submission(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FPPMO_SEARCH_ID", "c0ffee")
+    assert search_id() == "c0ffee"
+    monkeypatch.delenv("FPPMO_SEARCH_ID")
+    assert len(search_id()) == 12
+    assert search_id() != search_id()
