@@ -13,7 +13,7 @@ from __future__ import annotations
 from fppmo_ray.training.checkpoints import load_weights
 from fppmo_ray.training.datasets import DatasetName, load_dataset
 from fppmo_ray.training.evaluate import Metrics, evaluate
-from fppmo_ray.training.fine_tune import EpochReport, fine_tune, train_epoch, train_steps
+from fppmo_ray.training.fine_tune import EpochReport, fine_tune, train_epoch
 from fppmo_ray.training.image_sets import (
     Augmentation,
     Dataset,
@@ -27,6 +27,7 @@ from fppmo_ray.training.networks import NETWORKS, build_network
 from fppmo_ray.training.recalibrate import recalibrate_batchnorm
 from fppmo_ray.training.recipe import Recipe, Schedule
 from fppmo_ray.training.splits import Splits, splits_from_files, stratified_splits
+from fppmo_ray.training.steps import StepTraining, train_steps
 from fppmo_ray.training.training_state import (
     TrainingState,
     capture,
@@ -51,6 +52,7 @@ __all__ = [
     "Schedule",
     "Seed",
     "Splits",
+    "StepTraining",
     "TrainingState",
     "build_network",
     "capture",
