@@ -4,8 +4,8 @@
 axis, which filter each position belongs to (``AxisUnits``). ``extract`` turns a mask into a
 physically smaller network; ``importance`` says what the weights alone think of every filter,
 ``compensate`` re-fits layers to the inputs they have left, ``score`` says how good a mask is at a
-given ``Fidelity``, and ``save_network`` and ``load_network`` carry a pruned network from one
-machine to another.
+given ``Fidelity`` (``ScoreInRungs``: also on the way there), and ``save_network`` and
+``load_network`` carry a pruned network from one machine to another.
 """
 
 from fppmo_ray.pruning.compensate import compensate
@@ -13,7 +13,7 @@ from fppmo_ray.pruning.equivalence import check_equivalence
 from fppmo_ray.pruning.extract import extract
 from fppmo_ray.pruning.files import load_network, save_network
 from fppmo_ray.pruning.importance import Criterion, importance
-from fppmo_ray.pruning.score import Fidelity, Score, score
+from fppmo_ray.pruning.score import Fidelity, Score, ScoreInRungs, score
 from fppmo_ray.pruning.slices import AxisUnits
 from fppmo_ray.pruning.trace import Tracing, trace
 
@@ -22,6 +22,7 @@ __all__ = [
     "Criterion",
     "Fidelity",
     "Score",
+    "ScoreInRungs",
     "Tracing",
     "check_equivalence",
     "compensate",

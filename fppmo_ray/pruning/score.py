@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +15,14 @@ from fppmo_ray.distribution import BoolArray, IntArray
 from fppmo_ray.pruning.compensate import compensate
 from fppmo_ray.pruning.extract import extract
 from fppmo_ray.pruning.trace import Tracing
-from fppmo_ray.training import Images, Recipe, evaluate, recalibrate_batchnorm, train_steps
+from fppmo_ray.training import (
+    Images,
+    Metrics,
+    Recipe,
+    StepTraining,
+    evaluate,
+    recalibrate_batchnorm,
+)
 
 _BATCH = 250  # divides the usual image counts; batch statistics of 250 32x32 images are steady
 _COMPENSATE_IMAGES = 512
@@ -70,32 +79,84 @@ def score(
         RuntimeError: the fine-tuning steps diverged, or the loss is not finite.
     """
     begin = time.perf_counter()
-    rng = np.random.default_rng(seed)
-    recalibration = _draw(rng, len(search_train), fidelity.recalibrate_images)
-    scoring = _draw(rng, len(held_out), fidelity.score_images)
-    pruned = extract(dense, tracing, keep)
-    if recipe.channels_last:
-        pruned.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch stubs
-    if fidelity.compensate:
-        few = recalibration[:_COMPENSATE_IMAGES]
-        compensate(pruned, dense, tracing, keep, search_train.batches(_BATCH, few))
-    if fidelity.steps:
-        steps_recipe = replace(recipe, distillation_weight=0.0)
-        train_steps(
-            pruned,
-            search_train,
-            steps_recipe,
-            steps=fidelity.steps,
-            seed=int(rng.integers(2**31)),
-        )
-    dtype = recipe.dtype
-    recalibrate_batchnorm(pruned, search_train.batches(_BATCH, recalibration), dtype=dtype)
-    metrics = evaluate(pruned, held_out.batches(_BATCH, scoring), dtype=dtype)
+    stretches = ScoreInRungs(
+        dense,
+        tracing,
+        keep,
+        search_train=search_train,
+        held_out=held_out,
+        fidelity=fidelity,
+        recipe=recipe,
+        seed=seed,
+    )
+    metrics = stretches.measure_at(fidelity.steps)
     return Score(
         val_loss=metrics.loss,
         val_accuracy=metrics.accuracy,
         seconds=time.perf_counter() - begin,
     )
+
+
+class ScoreInRungs:
+    """A score that can be read on the way: pausing and reading change no bit of where it ends.
+
+    ``network`` is the pruned network, as it stands. The arguments are those of ``score``.
+    """
+
+    def __init__(
+        self,
+        dense: nn.Module,
+        tracing: Tracing,
+        keep: BoolArray,
+        *,
+        search_train: Images,
+        held_out: Images,
+        fidelity: Fidelity,
+        recipe: Recipe,
+        seed: tuple[int, ...],
+    ) -> None:
+        rng = np.random.default_rng(seed)
+        self._search_train, self._held_out = search_train, held_out
+        self._recalibration = _draw(rng, len(search_train), fidelity.recalibrate_images)
+        self._scoring = _draw(rng, len(held_out), fidelity.score_images)
+        self._dtype = recipe.dtype
+        self.network = extract(dense, tracing, keep)
+        if recipe.channels_last:
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch stubs
+        if fidelity.compensate:
+            few = self._recalibration[:_COMPENSATE_IMAGES]
+            compensate(self.network, dense, tracing, keep, search_train.batches(_BATCH, few))
+        self._training = StepTraining(
+            self.network,
+            search_train,
+            replace(recipe, distillation_weight=0.0),
+            steps=fidelity.steps,
+            seed=int(rng.integers(2**31)),
+        )
+
+    def measure_at(self, rung: int) -> Metrics:
+        """Train until ``rung`` steps are done in all, recalibrate, and look at held-out images.
+
+        Recalibration is in place: it does not touch what training learns.
+
+        Raises:
+            ValueError: the rung is passed already, or is more than the fidelity's steps.
+            RuntimeError: the steps diverged, or the loss is not finite.
+        """
+        self._training.run_to(rung)
+        recalibration = self._search_train.batches(_BATCH, self._recalibration)
+        recalibrate_batchnorm(self.network, recalibration, dtype=self._dtype)
+        return evaluate(
+            self.network, self._held_out.batches(_BATCH, self._scoring), dtype=self._dtype
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Where the score stands; see ``StepTraining.state``."""
+        return self._training.state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from where an equal score stood; see ``StepTraining.restore``."""
+        self._training.restore(state)
 
 
 def _draw(rng: np.random.Generator, available: int, wanted: int) -> IntArray:
