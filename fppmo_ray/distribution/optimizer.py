@@ -282,10 +282,7 @@ class MaskOptimizer:
         return is_asked and all(i in self._feedback for i in self._ids(generation))
 
     def _ranked(self, ids: range) -> list[int]:
-        """Those of the proposals that were scored, best first, ties by id.
-
-        Scores of different rungs are never compared: the deeper rung comes first.
-        """
+        """Those that were scored, best first: by rung, within a rung by score, then by id."""
         return sorted(
             (i for i in ids if i in self._feedback and not self._feedback[i].failed),
             key=lambda i: (-self._feedback[i].rung, self._cost(self._feedback[i]), i),
