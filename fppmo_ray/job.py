@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -12,9 +13,12 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
+from fppmo_ray.service.stopping import SearchStopped
+
 logger = logging.getLogger(__name__)
 
 _TRACEBACK = "FPPMO_TRACEBACK"
+_STOPPED = 128 + signal.SIGTERM
 
 
 def run_job(job: Callable[..., None]) -> None:
@@ -32,6 +36,9 @@ def say_errors(run: Callable[[], object]) -> None:
     warnings.showwarning = _log_warning
     try:
         run()
+    except SearchStopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(_STOPPED)
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get(_TRACEBACK):
             raise

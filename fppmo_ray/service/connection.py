@@ -11,6 +11,7 @@ from importlib.metadata import version
 
 import ray
 
+from fppmo_ray.service.resources import describe_cluster, node_resources
 from fppmo_ray.service.settings import Placement
 
 logger = logging.getLogger(__name__)
@@ -37,22 +38,19 @@ def connection(placement: Placement) -> Iterator[None]:
 
 
 def _check_resources(placement: Placement) -> None:
-    gpus = ray.cluster_resources().get("GPU", 0.0)  # type: ignore[no-untyped-call]
+    nodes = node_resources()
+    gpus = sum(node.get("GPU", 0.0) for node in nodes)
     if gpus and not placement.gpus_per_worker:
         logger.warning(
             "the cluster has %g GPUs and the workers use none; give them some by gpus_per_worker",
             gpus,
         )
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    cpus = max(resources.get("CPU", 0.0) for resources in nodes)
-    if placement.cpus_per_worker > cpus or placement.gpus_per_worker > gpus:
+    if not any(placement.demand.fits(node) for node in nodes):
         logger.warning(
-            "no node has room for a worker of %d CPUs and %g GPUs now (largest: %g CPUs; %g GPUs "
-            "in all); the search waits for one to join",
-            placement.cpus_per_worker,
-            placement.gpus_per_worker,
-            cpus,
-            gpus,
+            "no node has room for a worker: each asks for %s; %s; the search waits for a larger "
+            "node to join; if none will, lower cpus_per_worker or gpus_per_worker",
+            placement.demand,
+            describe_cluster(),
         )
 
 

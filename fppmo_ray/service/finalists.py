@@ -55,13 +55,12 @@ def choose(
                     pool.submit(_work(_Rescoring(finalist, split, repeat), settings.seed, scoring))
     failed = set()
     while pool.num_unfinished:
-        outcome = pool.next_outcome()
-        rescoring: _Rescoring = outcome.work.tag
-        if outcome.error is not None:
-            logger.warning("%s failed: %s", outcome.work.name, outcome.error)
-            failed.add(rescoring.finalist.name)
-        else:
-            run.record([_fact(rescoring, outcome)])
+        ended = pool.next_outcomes()
+        run.record(_fact(outcome) for outcome in ended if outcome.error is None)
+        for outcome in ended:
+            if outcome.error is not None:
+                logger.warning("%s failed: %s", outcome.work.name, outcome.error)
+                failed.add(outcome.work.tag.finalist.name)
     best = _best([item for item in finalists if item.name not in failed], run, settings)
     run.record([Chosen(finalist=best.name, mask=pack_mask(best.keep))])
     return best
@@ -92,7 +91,8 @@ def _work(rescoring: _Rescoring, seed: int, scoring: Scoring) -> Work:
     )
 
 
-def _fact(rescoring: _Rescoring, outcome: Outcome) -> Rescored:
+def _fact(outcome: Outcome) -> Rescored:
+    rescoring: _Rescoring = outcome.work.tag
     return Rescored(
         finalist=rescoring.finalist.name,
         split=rescoring.split,

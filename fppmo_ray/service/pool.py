@@ -12,13 +12,20 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from fppmo_ray.service.place import is_node_alive
+from fppmo_ray.service.ray_errors import last_line
+from fppmo_ray.service.resources import Demand
 from fppmo_ray.service.slots import Slots
+from fppmo_ray.service.stopping import StopRequest
+from fppmo_ray.service.time_limits import TimeLimits
 
 logger = logging.getLogger(__name__)
 
 _MAX_RAISED = 2  # a proposal's own error shows on two workers, a worker's error on one
 _MAX_TIMEOUTS = 2
 _MAX_LOST = 5  # work that takes its worker down every time would run for ever
+_LOOK_UP_S = 1.0  # how late a stop or a limit is noticed while nothing ends
+_SILENCE_S = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +40,7 @@ class Work:
     tag: Any = None
     """The caller's own: comes back with the outcome."""
     timeout: float | None = None
-    """Seconds from the start on a worker until the work is taken from it."""
+    """Seconds from the start on a worker until the work is taken from it; None: learned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +51,7 @@ class Outcome:
     value: Any = None
     error: str | None = None
     worker: str = ""
-    """Which worker, as its ``ready`` named itself."""
+    """Which worker, by its place."""
 
 
 @dataclass
@@ -57,11 +64,12 @@ class _Attempts:
     lost: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Running:
     attempts: _Attempts
     slot: int
-    deadline: float
+    since: float
+    is_warned_of: bool = False
 
 
 class WorkerPool:
@@ -70,20 +78,32 @@ class WorkerPool:
     Args:
         start_worker: Starts the actor of a slot. Actors must not restart by themselves.
         num_workers: Slots. Each takes part as soon as the cluster has placed its actor.
+        demand: What each worker asks of the cluster, for messages.
+        stop: Once it is made, what runs is finished and nothing else is begun.
     """
 
-    def __init__(self, start_worker: Callable[[int], Any], num_workers: int) -> None:
+    def __init__(
+        self,
+        start_worker: Callable[[int], Any],
+        num_workers: int,
+        *,
+        demand: Demand | None = None,
+        stop: StopRequest | None = None,
+    ) -> None:
         self.num_workers = num_workers
-        self._slots = Slots(start_worker, num_workers)
+        self._slots = Slots(start_worker, num_workers, demand or Demand())
+        self._stop = stop or StopRequest(how_far=lambda: "nobody could ask")
+        self._has_said_stop = False
+        self._limits = TimeLimits()
         self._idle: deque[int] = deque()
         self._queue: deque[_Attempts] = deque()
         self._running: dict[Any, _Running] = {}
-        self._ended: deque[Outcome] = deque()
+        self._ended: list[Outcome] = []
 
     @property
     def num_ready(self) -> int:
         """Workers that have been placed."""
-        return len(self._slots.names)
+        return len(self._slots.places)
 
     @property
     def num_busy(self) -> int:
@@ -106,21 +126,24 @@ class WorkerPool:
         """Queue work behind what is there."""
         self._queue.append(_Attempts(work))
 
-    def next_outcome(self) -> Outcome:
-        """Wait until some work has ended.
+    def next_outcomes(self) -> list[Outcome]:
+        """Wait until some work has ended; all that has, in the order in which it was noticed.
 
         Raises:
             RuntimeError: no worker can be started, or some work loses every worker it runs on.
+            SearchStopped: a stop was requested, and all that ran has ended.
         """
         if not self.num_unfinished:
             raise RuntimeError("no work was submitted, so none can end")
         while not self._ended:
-            self._dispatch()
+            self._dispatch_or_stop()
             self._wait()
-            self._take_back_overdue()
+            self._look_after_running()
             self._slots.warn_of_unplaced()
-        self._dispatch()  # before the caller takes its time over the outcome
-        return self._ended.popleft()
+        if not self._stop.is_made:
+            self._dispatch()  # before the caller takes its time over the outcomes
+        ended, self._ended = self._ended, []
+        return ended
 
     def run(self, works: Sequence[Work]) -> list[Any]:
         """Do work that must not fail, with nothing else unfinished; values in the works' order.
@@ -132,15 +155,28 @@ class WorkerPool:
             self.submit(work)
         values = {}
         while self.num_unfinished:
-            outcome = self.next_outcome()
-            if outcome.error is not None:
-                raise RuntimeError(f"{outcome.work.name} failed: {outcome.error}")
-            values[id(outcome.work)] = outcome.value
+            for outcome in self.next_outcomes():
+                if outcome.error is not None:
+                    raise RuntimeError(f"{outcome.work.name} failed: {outcome.error}")
+                values[id(outcome.work)] = outcome.value
         return [values[id(work)] for work in works]
 
     def close(self) -> None:
         """Stop all workers."""
         self._slots.close()
+
+    def _dispatch_or_stop(self) -> None:
+        if not self._stop.is_made:
+            self._dispatch()
+            return
+        if not self._running:
+            raise self._stop.stopped()
+        if not self._has_said_stop:
+            self._has_said_stop = True
+            logger.warning(
+                "stopping once what runs has ended (%d); a second signal ends at once",
+                len(self._running),
+            )
 
     def _dispatch(self) -> None:
         for slot in [slot for slot in self._idle if self._queue]:
@@ -149,10 +185,11 @@ class WorkerPool:
                 continue
             self._idle.remove(slot)
             work = attempts.work
-            actor = self._slots.actor(slot)
-            reference = getattr(actor, work.method).remote(*work.arguments)
-            deadline = time.monotonic() + (float("inf") if work.timeout is None else work.timeout)
-            self._running[reference] = _Running(attempts, slot, deadline)
+            method = getattr(self._slots.actor(slot), work.method)
+            # One name per kind: the dashboard sums up by names.
+            call = method.options(name=work.method.replace("_", " "))
+            reference = call.remote(*work.arguments)
+            self._running[reference] = _Running(attempts, slot, time.monotonic())
 
     def _take_for(self, slot: int) -> _Attempts | None:
         """The first work in the queue that has not failed in this very slot."""
@@ -163,24 +200,15 @@ class WorkerPool:
         return None
 
     def _wait(self) -> None:
-        """Sleep until something ends or is due, and take in all that has ended."""
+        """Sleep until something ends, not for long, and take in all that has ended."""
         references = [*self._running, *self._slots.starting]
-        ray.wait(references, num_returns=1, timeout=self._patience())
+        ray.wait(references, num_returns=1, timeout=_LOOK_UP_S)
         done, _ = ray.wait(references, num_returns=len(references), timeout=0)
         for reference in done:
             if reference in self._running:
                 self._finish_work(reference)
             elif (slot := self._slots.finish_start(reference)) is not None:
                 self._idle.append(slot)
-
-    def _patience(self) -> float | None:
-        """Seconds until something must be looked after even if nothing ends."""
-        now = time.monotonic()
-        moments = [running.deadline - now for running in self._running.values()]
-        if (warning := self._slots.seconds_to_warning()) is not None:
-            moments.append(warning)
-        finite = [moment for moment in moments if moment != float("inf")]
-        return max(0.0, min(finite)) if finite else None
 
     def _finish_work(self, reference: Any) -> None:
         running = self._running.pop(reference)
@@ -192,13 +220,14 @@ class WorkerPool:
         except RayError as error:  # the worker, its node, its memory or its answer is gone
             self._after_loss(attempts, slot, error)
         else:
+            self._limits.learn(attempts.work.method, time.monotonic() - running.since)
             self._idle.append(slot)
             self._end(attempts, slot, value=value)
 
     def _end(
         self, attempts: _Attempts, slot: int, *, value: Any = None, error: str | None = None
     ) -> None:
-        worker = self._slots.names[slot]
+        worker = str(self._slots.places[slot])
         self._ended.append(Outcome(work=attempts.work, value=value, error=error, worker=worker))
 
     def _after_raise(self, attempts: _Attempts, slot: int, error: RayTaskError) -> None:
@@ -212,30 +241,46 @@ class WorkerPool:
         self._slots.restart(slot)
 
     def _after_loss(self, attempts: _Attempts, slot: int, error: RayError) -> None:
-        attempts.lost += 1
-        logger.warning("worker %d was lost with %s: %s", slot, attempts.work.name, error)
+        # A node that goes says nothing of the work that was on it.
+        attempts.lost += is_node_alive(self._slots.places[slot].node_id)
+        reason = last_line(error)
+        logger.warning("worker %d was lost with %s: %s", slot, attempts.work.name, reason)
         if attempts.lost >= _MAX_LOST:
             raise RuntimeError(
                 f"{attempts.work.name} has lost its worker {_MAX_LOST} times, most recently: "
-                f"{error}; give workers more memory, or look into its log"
+                f"{reason}; give workers more memory, or look into its log"
             ) from error
         self._queue.appendleft(attempts)
         self._slots.restart(slot)
 
-    def _take_back_overdue(self) -> None:
-        now = time.monotonic()
+    def _look_after_running(self) -> None:
+        """Take back what is past its limit; name what has none and does not answer."""
         for reference, running in list(self._running.items()):
-            if running.deadline > now or ray.wait([reference], timeout=0)[0]:
-                continue
-            del self._running[reference]
-            self._after_timeout(running.attempts, running.slot)
+            work, seconds = running.attempts.work, time.monotonic() - running.since
+            limit = self._limits.limit(work.method, work.timeout)
+            if limit is None:
+                self._warn_of_silence(running, seconds)
+            elif seconds > limit and not ray.wait([reference], timeout=0)[0]:
+                del self._running[reference]
+                self._after_timeout(running.attempts, running.slot, limit)
 
-    def _after_timeout(self, attempts: _Attempts, slot: int) -> None:
+    def _warn_of_silence(self, running: _Running, seconds: float) -> None:
+        if running.is_warned_of or seconds < _SILENCE_S:
+            return
+        running.is_warned_of = True
+        logger.warning(
+            "%s has run for %.0f min on worker %s without an answer, and is the first of its kind, "
+            "so it is not known whether that is long",
+            running.attempts.work.name,
+            seconds / 60,
+            self._slots.places[running.slot],
+        )
+
+    def _after_timeout(self, attempts: _Attempts, slot: int, limit: float) -> None:
         attempts.timeouts += 1
-        limit = attempts.work.timeout
-        logger.warning("%s took over %s s on worker %d", attempts.work.name, limit, slot)
+        logger.warning("%s took over %g s on worker %d", attempts.work.name, limit, slot)
         if attempts.timeouts >= _MAX_TIMEOUTS:
-            self._end(attempts, slot, error=f"timed out twice after {limit} s")
+            self._end(attempts, slot, error=f"timed out twice after {limit:g} s")
         else:
             self._queue.appendleft(attempts)
         self._slots.restart(slot)

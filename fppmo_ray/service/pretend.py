@@ -27,13 +27,15 @@ from fppmo_ray.distribution import (
     PruningSpace,
     Width,
 )
+from fppmo_ray.service.model_handle import ModelHandle
 from fppmo_ray.service.place import Place, here
 from fppmo_ray.service.pool import WorkerPool
 from fppmo_ray.service.progress import Progress
 from fppmo_ray.service.record.facts import Started
 from fppmo_ray.service.record.run_directory import open_run
 from fppmo_ray.service.resources import Demand
-from fppmo_ray.service.scoring import ModelHandle, Scoring, score_proposals
+from fppmo_ray.service.scoring import Scoring, score_proposals
+from fppmo_ray.service.stopping import StopRequest, stop_on_signal
 
 _GROUPS, _FILTERS = 4, 16
 
@@ -123,11 +125,17 @@ def pretend_model(settings: OptimizerSettings) -> Iterator[ModelHandle]:
 
 @contextmanager
 def pretend_pool(
-    worker: type, *arguments: object, num_workers: int, demand: Demand
+    worker: type,
+    *arguments: object,
+    num_workers: int,
+    demand: Demand,
+    stop: StopRequest | None = None,
 ) -> Iterator[WorkerPool]:
     """A real pool of workers of a class, made of the arguments and their slot."""
     actor: Any = ray.remote(num_cpus=demand.cpus, num_gpus=demand.gpus)(worker)
-    pool = WorkerPool(lambda slot: actor.remote(*arguments, slot), num_workers)
+    pool = WorkerPool(
+        lambda slot: actor.remote(*arguments, slot), num_workers, demand=demand, stop=stop
+    )
     try:
         yield pool
     finally:
@@ -159,9 +167,14 @@ def pretend_search(
     with open_run(Path(run_dir), resume=resume) as run:
         run.start(_started(settings))
         with (
+            stop_on_signal(run, settings.num_proposals) as stop,
             pretend_model(settings) as model,
             pretend_pool(
-                PretendWorker, pace or Pace(), num_workers=workers, demand=demand or Demand()
+                PretendWorker,
+                pace or Pace(),
+                num_workers=workers,
+                demand=demand or Demand(),
+                stop=stop,
             ) as pool,
         ):
             scoring = Scoring(round=0, weights=None, rung=0, timeout=None)

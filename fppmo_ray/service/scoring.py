@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import ray
-from ray.exceptions import RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-from fppmo_ray.distribution import (
-    Feedback,
-    Finalist,
-    FloatArray,
-    OptimizerSettings,
-    Proposal,
-    PruningSpace,
-    pack_mask,
-)
+from fppmo_ray.distribution import Feedback, Proposal, pack_mask
+from fppmo_ray.service.model_handle import ModelHandle
 from fppmo_ray.service.pool import Outcome, Work, WorkerPool
-from fppmo_ray.service.probability_model import Advance, ProbabilityModel
+from fppmo_ray.service.probability_model import Advance
 from fppmo_ray.service.progress import Progress
 from fppmo_ray.service.record.facts import Asked, Failed, Scored, Updated
 from fppmo_ray.service.record.run_directory import RunDirectory
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,51 +26,6 @@ class Scoring:
     rung: int
     """Fine-tuning steps of a score."""
     timeout: float | None
-
-
-class ModelHandle:
-    """The probability-model actor, replayed to whenever it is lost."""
-
-    def __init__(
-        self, space: PruningSpace, importance: FloatArray, settings: OptimizerSettings
-    ) -> None:
-        self._arguments = (space, importance, settings)
-        self._told: list[Feedback] = []
-        self._actor = self._start()
-
-    def _start(self) -> Any:
-        # No CPU: a cluster's head often offers none, and the model needs next to nothing. Beside
-        # the driver, since nodes of workers come and go.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        actor: Any = ray.remote(num_cpus=0)(ProbabilityModel)
-        return actor.options(scheduling_strategy=here).remote(*self._arguments)
-
-    def advance(self, feedback: Sequence[Feedback]) -> Advance:
-        """See ``ProbabilityModel.advance``; a lost actor answers with all it ever proposed."""
-        self._told += feedback
-        try:
-            return self._advance(list(feedback))
-        except RayError as error:
-            logger.warning("the probability model was lost and is replayed to: %s", error)
-            self._actor = self._start()
-            return self._advance(self._told)
-
-    def _advance(self, feedback: list[Feedback]) -> Advance:
-        try:
-            advance: Advance = ray.get(self._actor.advance.remote(feedback))
-        except RayTaskError as error:
-            raise error.cause from error  # the model's own sentence, without Ray's frame
-        return advance
-
-    def finalists(self) -> list[Finalist]:
-        """See ``ProbabilityModel.finalists``."""
-        self.advance([])  # brings a lost actor back
-        finalists: list[Finalist] = ray.get(self._actor.finalists.remote())
-        return finalists
-
-    def close(self) -> None:
-        """Stop the actor."""
-        ray.kill(self._actor)
 
 
 def score_proposals(
@@ -101,18 +42,19 @@ def score_proposals(
 
     Raises:
         RuntimeError: all proposals of a generation failed by themselves.
+        SearchStopped: a stop was requested; what was running is recorded.
         ValueError: the model no longer proposes what the journal says it proposed.
     """
     known = _feedback(run)
     progress.known(known.values())
     _take_in(model.advance(list(known.values())), pool, run, scoring, known)
     while pool.num_unfinished:
-        outcome = pool.next_outcome()
-        fact, feedback = _read(outcome, scoring)
-        run.record([fact])
-        known[feedback.proposal_id] = feedback
-        advance = model.advance([feedback])
-        progress.scored(outcome.work.tag, feedback, pool)
+        ended = [_read(outcome, scoring) for outcome in pool.next_outcomes()]
+        run.record(fact for fact, _ in ended)
+        known |= {feedback.proposal_id: feedback for _, feedback in ended}
+        advance = model.advance([feedback for _, feedback in ended])
+        for _, feedback in ended:
+            progress.scored(feedback.proposal_id, feedback, pool)
         _take_in(advance, pool, run, scoring, known)
 
 

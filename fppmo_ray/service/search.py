@@ -17,6 +17,7 @@ from fppmo_ray.distribution import Finalist
 from fppmo_ray.service.conclusion import conclude
 from fppmo_ray.service.connection import connection, package_versions
 from fppmo_ray.service.finalists import IMPORTANCE_ONLY, choose
+from fppmo_ray.service.model_handle import ModelHandle
 from fppmo_ray.service.pool import WorkerPool
 from fppmo_ray.service.problem import Problem, state_problem
 from fppmo_ray.service.progress import Progress
@@ -24,8 +25,9 @@ from fppmo_ray.service.record.facts import Finished, Started
 from fppmo_ray.service.record.run_directory import open_run
 from fppmo_ray.service.result import SearchResult
 from fppmo_ray.service.rounds import Context, RoundWeights, measure_importance, prepare_round
-from fppmo_ray.service.scoring import ModelHandle, Scoring, score_proposals
+from fppmo_ray.service.scoring import Scoring, score_proposals
 from fppmo_ray.service.settings import Placement, SearchSettings
+from fppmo_ray.service.stopping import StopRequest, stop_on_signal
 from fppmo_ray.service.submission import search_id
 from fppmo_ray.service.weights import digest, digest_data, to_arrays
 from fppmo_ray.service.worker import ScoringWorker
@@ -65,6 +67,7 @@ def search(
     Raises:
         ValueError: something the caller can mend: settings, data, run directory.
         RuntimeError: the search cannot go on: training diverged, all proposals failed.
+        SearchStopped: SIGTERM or SIGINT asked for it; what was running is finished and recorded.
     """
     placement = placement or Placement()
     _warn_of_idle_workers(placement.workers, settings.population)
@@ -72,23 +75,25 @@ def search(
     with open_run(Path(run_dir), resume=resume) as run:
         run.start(_started(problem, settings))
         if not run.all(Finished):
-            with connection(placement), _workers(problem, placement) as pool:
+            with (
+                connection(placement),
+                stop_on_signal(run, settings.proposals) as stop,
+                _workers(problem, placement, stop) as pool,
+            ):
                 context = Context(problem, settings, run, pool)
                 _run_phases(context, placement.score_timeout, source, console or Console())
     return SearchResult(Path(run_dir), network)
 
 
 @contextmanager
-def _workers(problem: Problem, placement: Placement) -> Iterator[WorkerPool]:
-    shared = ray.put(problem)
-    actor = ray.remote(num_cpus=placement.cpus_per_worker, num_gpus=placement.gpus_per_worker)(
-        ScoringWorker
-    )
+def _workers(problem: Problem, placement: Placement, stop: StopRequest) -> Iterator[WorkerPool]:
+    shared, demand = ray.put(problem), placement.demand
+    actor = ray.remote(num_cpus=demand.cpus, num_gpus=demand.gpus)(ScoringWorker)
 
     def start(slot: int) -> Any:
         return actor.remote(shared, slot)
 
-    pool = WorkerPool(start, placement.workers)
+    pool = WorkerPool(start, placement.workers, demand=demand, stop=stop)
     try:
         yield pool
     finally:

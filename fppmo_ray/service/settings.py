@@ -9,6 +9,7 @@ from fppmo_ray.distribution import OptimizerSettings
 from fppmo_ray.distribution.optimizer import RankBy
 from fppmo_ray.pruning.importance import Criterion
 from fppmo_ray.pruning.score import Fidelity
+from fppmo_ray.service.resources import Demand
 from fppmo_ray.training import Recipe
 
 
@@ -103,14 +104,25 @@ class Placement:
     cpus_per_worker: int = 1
     """CPUs each worker holds, which are also its torch threads."""
     score_timeout: float | None = None
-    """Seconds after which a score is taken from its worker; None waits for ever."""
+    """Seconds after which a score is taken from its worker, which is replaced. None learns the
+    limit: 10 times the longest score so far, at least 5 minutes; epochs, evaluations and all other
+    work are limited that way in any case. The very first of a kind has no limit but is warned of
+    after 10 minutes."""
 
     def __post_init__(self) -> None:
         _require(self.workers >= 1, "workers", ">= 1", self.workers)
         _require(self.gpus_per_worker >= 0, "gpus_per_worker", ">= 0", self.gpus_per_worker)
+        if self.gpus_per_worker > 1:
+            whole = self.gpus_per_worker == int(self.gpus_per_worker)
+            _require(whole, "gpus_per_worker", "whole above 1", self.gpus_per_worker)
         _require(self.cpus_per_worker >= 1, "cpus_per_worker", ">= 1", self.cpus_per_worker)
         if self.score_timeout is not None:
             _require(self.score_timeout > 0, "score_timeout", "> 0 s", self.score_timeout)
+
+    @property
+    def demand(self) -> Demand:
+        """What the cluster is asked for each worker."""
+        return Demand(cpus=self.cpus_per_worker, gpus=self.gpus_per_worker)
 
     @property
     def device_type(self) -> str:

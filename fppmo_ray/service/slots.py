@@ -9,32 +9,42 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError
+
+from fppmo_ray.service.place import Place
+from fppmo_ray.service.ray_errors import is_own_fault, last_line
+from fppmo_ray.service.resources import Demand, describe_cluster
 
 logger = logging.getLogger(__name__)
 
 _MAX_START_FAILURES = 3  # of one slot in a row, by an error of the worker itself
-_PLACEMENT_WARNING_S = 60.0
+_PLACEMENT_WARNING_S = 45.0
+_WARNING_INTERVAL_S = 600.0
 
 
 class Slots:
     """Slots whose actors are starting or ready.
 
+    An actor that the cluster has no room for stays pending, which is what an autoscaler acts on.
+
     Args:
-        start_worker: Starts the actor of a slot; its ``ready`` names it. Actors must not restart
-            by themselves.
+        start_worker: Starts the actor of a slot; its ``ready`` tells its place. Actors must not
+            restart by themselves.
         num_slots: How many workers are wanted.
+        demand: What each asks of the cluster, for messages.
     """
 
-    def __init__(self, start_worker: Callable[[int], Any], num_slots: int) -> None:
+    def __init__(self, start_worker: Callable[[int], Any], num_slots: int, demand: Demand) -> None:
         self._start_worker = start_worker
         self._num_slots = num_slots
+        self._demand = demand
         self._actors: dict[int, Any] = {}
         self._since: dict[int, float] = {}
         """When the start of a slot that is not ready was asked for."""
+        self._warned_of: set[int] = set()
+        self._last_warning = float("-inf")
         self._failures: dict[int, int] = defaultdict(int)
-        self._has_warned = False
-        self.names: dict[int, str] = {}
+        self.places: dict[int, Place] = {}
         """Of the ready workers, by slot."""
         self.starting: dict[Any, int] = {}
         """Slots by the reference that resolves when their worker is ready."""
@@ -46,8 +56,12 @@ class Slots:
         return self._actors[slot]
 
     def restart(self, slot: int) -> None:
-        """Kill the slot's worker, if it is still there, and start another."""
-        del self.names[slot]
+        """Kill the slot's worker, if it is still there, and start another.
+
+        Ray ends a process that does not react (it hangs, it was suspended) after some seconds,
+        and only then frees what it held.
+        """
+        del self.places[slot]
         ray.kill(self._actors[slot])
         self._start(slot)
 
@@ -59,11 +73,12 @@ class Slots:
         """
         slot = self.starting.pop(reference)
         try:
-            self.names[slot] = str(ray.get(reference))
+            self.places[slot] = ray.get(reference)
         except RayError as error:
             self._after_failure(slot, error)
             return None
         del self._since[slot]
+        self._warned_of.discard(slot)
         self._failures[slot] = 0
         return slot
 
@@ -74,41 +89,43 @@ class Slots:
 
     def seconds_to_warning(self) -> float | None:
         """Seconds until ``warn_of_unplaced`` has something to say; None: never."""
-        if self._has_warned or not self._since:
+        unsaid = [since for slot, since in self._since.items() if slot not in self._warned_of]
+        if not unsaid:
             return None
-        return max(0.0, min(self._since.values()) + _PLACEMENT_WARNING_S - time.monotonic())
+        due = max(min(unsaid) + _PLACEMENT_WARNING_S, self._last_warning + _WARNING_INTERVAL_S)
+        return max(0.0, due - time.monotonic())
 
     def warn_of_unplaced(self) -> None:
-        """Say once, after a minute, that the cluster has no room for all workers."""
+        """Say of workers that have no place for the better part of a minute what they ask for.
+
+        Once for every time that a worker is lost or cannot be placed, at most every ten minutes.
+        """
         if self.seconds_to_warning() != 0:
             return
-        self._has_warned = True
+        self._last_warning = time.monotonic()
+        self._warned_of.update(self._since)
         logger.warning(
-            "only %d of %d workers could be placed within %.0f s; the cluster has %s, free are %s; "
-            "the others join as room appears",
-            len(self.names),
+            "only %d of %d workers are up: each asks for %s; %s; the others join as room "
+            "appears; if none will, ask for fewer workers or smaller ones",
+            len(self.places),
             self._num_slots,
-            _PLACEMENT_WARNING_S,
-            ray.cluster_resources(),  # type: ignore[no-untyped-call]
-            ray.available_resources(),  # type: ignore[no-untyped-call]
+            self._demand,
+            describe_cluster(),
         )
 
     def _start(self, slot: int) -> None:
         self._since[slot] = time.monotonic()
         self._actors[slot] = self._start_worker(slot)
-        self.starting[self._actors[slot].ready.remote()] = slot
+        self.starting[self._actors[slot].ready.options(name="start").remote()] = slot
 
     def _after_failure(self, slot: int, error: RayError) -> None:
         """Try again: for ever if the node was lost, a few times if the worker itself failed."""
-        own_fault = isinstance(error, RayTaskError) or (
-            isinstance(error, RayActorError) and error.actor_init_failed
-        )
-        self._failures[slot] += own_fault
+        self._failures[slot] += is_own_fault(error)
         if self._failures[slot] < _MAX_START_FAILURES:
+            ray.kill(self._actors[slot])
             self._start(slot)
             return
-        reason = str(error).strip().splitlines()[-1]  # above it stands the remote traceback
-        if not self.names and not self.starting:
-            raise RuntimeError(f"no worker can be started: {reason}") from error
+        if not self.places and not self.starting:
+            raise RuntimeError(f"no worker can be started: {last_line(error)}") from error
         del self._since[slot]
-        logger.warning("worker %d cannot be started and is given up: %s", slot, reason)
+        logger.warning("worker %d cannot be started and is given up: %s", slot, last_line(error))

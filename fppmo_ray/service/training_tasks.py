@@ -44,16 +44,16 @@ def train(
         if state is None or epoch < task.recipe.epochs:
             pool.submit(_work(task, epoch, state, weights))
     while pool.num_unfinished:
-        outcome = pool.next_outcome()
-        if outcome.error is not None:
-            raise RuntimeError(f"{outcome.work.name} failed: {outcome.error}")
-        task, epoch = outcome.work.tag
-        state, report = outcome.value
-        states[task.name] = state
-        if report is not None:
-            _keep(task.name, epoch, state, report, run)
-        if epoch + 1 < task.recipe.epochs:
-            pool.submit(_work(task, epoch + 1, state, weights))
+        for outcome in pool.next_outcomes():
+            if outcome.error is not None:
+                raise RuntimeError(f"{outcome.work.name} failed: {outcome.error}")
+            task, epoch = outcome.work.tag
+            state, report = outcome.value
+            states[task.name] = state
+            if report is not None:
+                _keep(task.name, epoch, state, report, run)
+            if epoch + 1 < task.recipe.epochs:
+                pool.submit(_work(task, epoch + 1, state, weights))
     return states
 
 

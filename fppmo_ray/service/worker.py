@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import os
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ from fppmo_ray.pruning import extract, importance
 from fppmo_ray.pruning.importance import Criterion
 from fppmo_ray.pruning.score import Score, score
 from fppmo_ray.service.latency import Latency, measure_latency
+from fppmo_ray.service.place import Place, here
 from fppmo_ray.service.problem import Problem, claim_device, open_split
 from fppmo_ray.service.weights import Arrays, load_arrays
 from fppmo_ray.training import (
@@ -83,11 +83,11 @@ class ScoringWorker:
         gpus = os.environ.get("CUDA_VISIBLE_DEVICES") if self._device.type == "cuda" else None
         return f"ScoringWorker({self._slot}, {f'gpu={gpus}' if gpus else 'cpu'})"
 
-    def ready(self) -> str:
-        """Put the images on the device, then name the worker: its slot, host and process."""
+    def ready(self) -> Place:
+        """Put the images on the device, then tell where the worker runs."""
         for split in ("search_train", "search_val"):
             self._split(split)
-        return f"{self._slot}@{socket.gethostname()}:{os.getpid()}"
+        return here(self._slot)
 
     def score(self, weights: Weights, keep: BoolArray, seed: Sequence[int], held_out: str) -> Score:
         """Score one mask on ``search_val`` or ``choose_val``."""

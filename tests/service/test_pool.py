@@ -10,6 +10,7 @@ import pytest
 import ray
 from ray.exceptions import OutOfMemoryError
 
+from fppmo_ray.service.place import Place, here
 from fppmo_ray.service.pool import Outcome, Work, WorkerPool
 
 # The workers' processes cannot import test modules.
@@ -25,8 +26,8 @@ class Worker:
         self.slot = slot
         self.trace = trace
 
-    def ready(self) -> str:
-        return f"worker {self.slot}"
+    def ready(self) -> Place:
+        return here(self.slot)
 
     def echo(self, value: int) -> int:
         return value
@@ -81,7 +82,10 @@ def pool(tmp_path: Path) -> Iterator[WorkerPool]:
 def run(pool: WorkerPool, *works: Work) -> list[Outcome]:
     for work in works:
         pool.submit(work)
-    return [pool.next_outcome() for _ in works]
+    outcomes = []
+    while pool.num_unfinished:
+        outcomes += pool.next_outcomes()
+    return outcomes
 
 
 def work(method: str, *arguments: object, timeout: float | None = None, tag: object = None) -> Work:
@@ -117,7 +121,7 @@ def test_work_of_a_worker_that_died_is_done_by_another(pool: WorkerPool) -> None
 def test_work_that_kills_every_worker_stops_the_run(pool: WorkerPool) -> None:
     pool.submit(work("always_die"))
     with pytest.raises(RuntimeError, match="always_die has lost its worker 5 times"):
-        pool.next_outcome()
+        pool.next_outcomes()
 
 
 def test_work_past_its_time_is_done_by_another_worker(pool: WorkerPool) -> None:
@@ -145,10 +149,11 @@ def test_work_that_ended_in_time_counts_even_if_it_is_looked_at_late(pool: Worke
     run(pool, work("echo", 0), work("echo", 0))
     for value in (1, 2):
         pool.submit(work("nap", value, timeout=1.0))
-    first = pool.next_outcome()
+    outcomes = pool.next_outcomes()
     time.sleep(1.5)  # a busy driver
-    second = pool.next_outcome()
-    assert sorted([first.value, second.value]) == [1, 2]
+    while pool.num_unfinished:
+        outcomes += pool.next_outcomes()
+    assert sorted(item.value for item in outcomes) == [1, 2]
 
 
 def test_a_worker_out_of_memory_is_a_loss(
@@ -171,11 +176,12 @@ class Broken:
     """Cannot be constructed in the slots it is told."""
 
     def __init__(self, slot: int, broken_slots: set[int]) -> None:
+        self.slot = slot
         if slot in broken_slots:
             raise OSError("no such device")
 
-    def ready(self) -> str:
-        return "sound"
+    def ready(self) -> Place:
+        return here(self.slot)
 
     def echo(self, value: int) -> int:
         return value
@@ -186,7 +192,7 @@ def test_workers_that_cannot_start_stop_the_run() -> None:
     pool = WorkerPool(lambda slot: actor.remote(slot, {0, 1}), 2)
     pool.submit(work("echo", 1))
     with pytest.raises(RuntimeError, match=r"^no worker can be started: OSError: no such device$"):
-        pool.next_outcome()
+        pool.next_outcomes()
 
 
 def test_a_slot_that_cannot_start_does_not_stop_the_others() -> None:

@@ -12,8 +12,8 @@ from fppmo_ray.distribution import (
     PruningSpace,
     Width,
 )
+from fppmo_ray.service.model_handle import ModelHandle
 from fppmo_ray.service.probability_model import ProbabilityModel
-from fppmo_ray.service.scoring import ModelHandle
 
 GROUPS, FILTERS = 3, 12
 SPACE = PruningSpace(

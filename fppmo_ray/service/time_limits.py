@@ -1,0 +1,27 @@
+"""How long a call may take before its worker counts as hung."""
+
+from __future__ import annotations
+
+_TIMES_THE_LONGEST = 10
+_AT_LEAST_S = 300.0
+
+
+class TimeLimits:
+    """Limits of calls, by method: given, or learned from the calls that have ended."""
+
+    def __init__(self) -> None:
+        self._longest: dict[str, float] = {}
+
+    def learn(self, method: str, seconds: float) -> None:
+        """A call of this method has answered after so many seconds."""
+        self._longest[method] = max(seconds, self._longest.get(method, 0.0))
+
+    def limit(self, method: str, given: float | None) -> float | None:
+        """Seconds a call may take; None as long as nothing is known of its method.
+
+        That is the limit that was ``given``, else 10 times the longest call so far, and at least
+        5 minutes.
+        """
+        if given is not None or method not in self._longest:
+            return given
+        return max(_AT_LEAST_S, _TIMES_THE_LONGEST * self._longest[method])
