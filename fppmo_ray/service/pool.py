@@ -91,6 +91,7 @@ class WorkerPool:
         stop: StopRequest | None = None,
     ) -> None:
         self.num_workers = num_workers
+        self.num_requeued = 0
         self._slots = Slots(start_worker, num_workers, demand or Demand())
         self._stop = stop or StopRequest(how_far=lambda: "nobody could ask")
         self._has_said_stop = False
@@ -109,6 +110,11 @@ class WorkerPool:
     def num_busy(self) -> int:
         """Workers with work in hand."""
         return len(self._running)
+
+    @property
+    def num_queued(self) -> int:
+        """Pieces of work that wait for a worker."""
+        return len(self._queue)
 
     @property
     def num_unfinished(self) -> int:
@@ -230,13 +236,17 @@ class WorkerPool:
         worker = str(self._slots.places[slot])
         self._ended.append(Outcome(work=attempts.work, value=value, error=error, worker=worker))
 
+    def _requeue(self, attempts: _Attempts) -> None:
+        self.num_requeued += 1
+        self._queue.appendleft(attempts)
+
     def _after_raise(self, attempts: _Attempts, slot: int, error: RayTaskError) -> None:
         attempts.raised_on.append(slot)
         logger.warning("%s raised on worker %d: %s", attempts.work.name, slot, error.cause)
         if len(attempts.raised_on) >= _MAX_RAISED:
             self._end(attempts, slot, error=repr(error.cause))
         else:
-            self._queue.appendleft(attempts)
+            self._requeue(attempts)
         # A fresh process: the fault may be the worker's, and then no next work may meet it.
         self._slots.restart(slot)
 
@@ -250,7 +260,7 @@ class WorkerPool:
                 f"{attempts.work.name} has lost its worker {_MAX_LOST} times, most recently: "
                 f"{reason}; give workers more memory, or look into its log"
             ) from error
-        self._queue.appendleft(attempts)
+        self._requeue(attempts)
         self._slots.restart(slot)
 
     def _look_after_running(self) -> None:
@@ -282,5 +292,5 @@ class WorkerPool:
         if attempts.timeouts >= _MAX_TIMEOUTS:
             self._end(attempts, slot, error=f"timed out twice after {limit:g} s")
         else:
-            self._queue.appendleft(attempts)
+            self._requeue(attempts)
         self._slots.restart(slot)

@@ -30,7 +30,7 @@ from fppmo_ray.distribution import (
 from fppmo_ray.service.model_handle import ModelHandle
 from fppmo_ray.service.place import Place, here
 from fppmo_ray.service.pool import WorkerPool
-from fppmo_ray.service.progress import Progress
+from fppmo_ray.service.progress import watch
 from fppmo_ray.service.record.facts import Started
 from fppmo_ray.service.record.run_directory import open_run
 from fppmo_ray.service.resources import Demand
@@ -178,8 +178,7 @@ def pretend_search(
             ) as pool,
         ):
             scoring = Scoring(round=0, weights=None, rung=0, timeout=None)
-            console = Console(quiet=True)
-            with Progress(settings.num_proposals, settings.population_size, console) as progress:
+            with watch(run, settings, Console(quiet=True)) as progress:
                 score_proposals(model, pool, run, scoring, progress)
             return model.finalists()
 

@@ -1,94 +1,59 @@
-"""Live progress for a terminal, one log line per generation for everybody."""
+"""Progress of a search: one observation after every turn of its loop, told to all who listen."""
 
 from __future__ import annotations
 
-import logging
-import statistics
-import time
-from collections.abc import Iterable
-from types import TracebackType
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 
-from fppmo_ray.distribution import Feedback
+from fppmo_ray.distribution import Feedback, OptimizerSettings
+from fppmo_ray.service.display import generation_log, live_bar
+from fppmo_ray.service.metrics import metrics_of
+from fppmo_ray.service.observation import Ended, Listener, Observation, Tally, Workforce
 from fppmo_ray.service.pool import WorkerPool
-
-logger = logging.getLogger(__name__)
+from fppmo_ray.service.record.facts import Asked, Failed, Scored, Started
+from fppmo_ray.service.record.run_directory import RunDirectory
 
 
 class Progress:
-    """What the user sees of a search while it runs. Use as a context manager.
+    """Tells its listeners what happens. Made by ``watch``."""
+
+    def __init__(self, tally: Tally, listeners: Sequence[Listener]) -> None:
+        self._tally = tally
+        self._listeners = listeners
+
+    def begin(self, known: Iterable[Feedback], pool: WorkerPool) -> None:
+        """Tell of what the journal already holds."""
+        self._tell(self._tally.begin(known, Workforce.of(pool)))
+
+    def ended(self, ended: Iterable[tuple[Scored | Failed, Feedback]], pool: WorkerPool) -> None:
+        """Tell of proposals that have ended since, and of the workers as they are now."""
+        items = [
+            Ended(feedback=feedback, seconds=fact.seconds if isinstance(fact, Scored) else None)
+            for fact, feedback in ended
+        ]
+        self._tell(self._tally.count(items, Workforce.of(pool)))
+
+    def _tell(self, seen: Observation) -> None:
+        for listener in self._listeners:
+            listener(seen)
+
+
+@contextmanager
+def watch(run: RunDirectory, settings: OptimizerSettings, console: Console) -> Iterator[Progress]:
+    """Show a search on the console, in the log and in Ray's metrics.
 
     Args:
-        num_proposals: Proposals of the whole search.
-        population_size: Proposals per generation.
+        run: The search, started.
+        settings: Its proposals, generations and ranking.
         console: Where a live bar is drawn if it is a terminal.
     """
 
-    def __init__(self, num_proposals: int, population_size: int, console: Console) -> None:
-        self._num_proposals = num_proposals
-        self._population_size = population_size
-        self._feedback: dict[int, Feedback] = {}
-        self._began = time.monotonic()
-        self._bar = Bar(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[status]}"),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._task = self._bar.add_task("proposals", total=num_proposals, status="")
+    def macs(proposal_id: int) -> int:
+        return next(fact.macs for fact in run.all(Asked) if fact.id == proposal_id)
 
-    def __enter__(self) -> Progress:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
-
-    def known(self, feedback: Iterable[Feedback]) -> None:
-        """Count what the journal already holds."""
-        self._feedback = {item.proposal_id: item for item in feedback}
-        if self._feedback:
-            logger.info("resumed with %d of %d proposals", len(self._feedback), self._num_proposals)
-        self._bar.update(self._task, completed=len(self._feedback))
-
-    def scored(self, proposal_id: int, feedback: Feedback, pool: WorkerPool) -> None:
-        """Show one more proposal, and log its generation when it was the last of it."""
-        self._feedback[proposal_id] = feedback
-        generation = proposal_id // self._population_size
-        members = self._members(generation)
-        line = _describe(generation, members)
-        workers = f"workers {pool.num_busy} busy of {pool.num_ready}"
-        self._bar.update(self._task, completed=len(self._feedback), status=f"{line}  {workers}")
-        if len(members) == self._size(generation):
-            seconds = time.monotonic() - self._began
-            logger.info("%s  %s  %.0f s", line, workers, seconds)
-
-    def _members(self, generation: int) -> list[Feedback]:
-        first = generation * self._population_size
-        ids = range(first, first + self._size(generation))
-        return [self._feedback[proposal_id] for proposal_id in ids if proposal_id in self._feedback]
-
-    def _size(self, generation: int) -> int:
-        first = generation * self._population_size
-        return min(self._population_size, self._num_proposals - first)
-
-
-def _describe(generation: int, members: list[Feedback]) -> str:
-    accuracies = [item.val_accuracy for item in members if item.val_accuracy is not None]
-    failed = len(members) - len(accuracies)
-    if not accuracies:
-        return f"generation {generation}  failed {failed}/{len(members)}"
-    best, mean = max(accuracies), statistics.fmean(accuracies)
-    line = f"generation {generation}  best {best:.4f}  mean {mean:.4f}"
-    return f"{line}  failed {failed}/{len(members)}"
+    [started] = run.all(Started)
+    tally = Tally(settings.num_proposals, settings.population_size, settings.rank_by)
+    with live_bar(settings.num_proposals, console) as bar:
+        yield Progress(tally, [bar, generation_log(), metrics_of(started.search_id, macs)])

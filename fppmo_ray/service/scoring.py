@@ -46,16 +46,15 @@ def score_proposals(
         ValueError: the model no longer proposes what the journal says it proposed.
     """
     known = _feedback(run)
-    progress.known(known.values())
+    progress.begin(known.values(), pool)
     _take_in(model.advance(list(known.values())), pool, run, scoring, known)
     while pool.num_unfinished:
         ended = [_read(outcome, scoring) for outcome in pool.next_outcomes()]
         run.record(fact for fact, _ in ended)
         known |= {feedback.proposal_id: feedback for _, feedback in ended}
         advance = model.advance([feedback for _, feedback in ended])
-        for _, feedback in ended:
-            progress.scored(feedback.proposal_id, feedback, pool)
         _take_in(advance, pool, run, scoring, known)
+        progress.ended(ended, pool)
 
 
 def _feedback(run: RunDirectory) -> dict[int, Feedback]:

@@ -20,7 +20,7 @@ from fppmo_ray.service.finalists import IMPORTANCE_ONLY, choose
 from fppmo_ray.service.model_handle import ModelHandle
 from fppmo_ray.service.pool import WorkerPool
 from fppmo_ray.service.problem import Problem, state_problem
-from fppmo_ray.service.progress import Progress
+from fppmo_ray.service.progress import watch
 from fppmo_ray.service.record.facts import Finished, Started
 from fppmo_ray.service.record.run_directory import open_run
 from fppmo_ray.service.result import SearchResult
@@ -134,7 +134,7 @@ def _search_masks(
         rung=settings.score_steps,
         timeout=score_timeout,
     )
-    with Progress(settings.proposals, settings.population, console) as progress:
+    with watch(context.run, settings.optimizer_settings(), console) as progress:
         score_proposals(model, context.pool, context.run, scoring, progress)
     finalists = model.finalists()
     chosen = choose(finalists, context.pool, context.run, settings, scoring)

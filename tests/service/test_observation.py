@@ -1,0 +1,97 @@
+"""What is seen of a search, and how it is told to people."""
+
+from __future__ import annotations
+
+import io
+import logging
+
+import pytest
+from rich.console import Console
+
+from fppmo_ray.distribution import Feedback
+from fppmo_ray.distribution.optimizer import RankBy
+from fppmo_ray.service.display import generation_log, live_bar
+from fppmo_ray.service.observation import Ended, Tally, Workforce
+
+WORKFORCE = Workforce(wanted=8, placed=6, busy=5, queued=3, requeued=1)
+
+
+def scored(proposal_id: int, loss: float, accuracy: float = 0.5) -> Ended:
+    feedback = Feedback(proposal_id=proposal_id, val_loss=loss, val_accuracy=accuracy)
+    return Ended(feedback=feedback, seconds=2.0)
+
+
+def failed(proposal_id: int) -> Ended:
+    return Ended(feedback=Feedback(proposal_id=proposal_id, error="NaN"))
+
+
+def tally(rank_by: RankBy = "val_loss") -> Tally:
+    """Of ten proposals in generations of four, four and two."""
+    return Tally(num_proposals=10, population_size=4, rank_by=rank_by)
+
+
+def test_a_generation_is_complete_when_its_last_proposal_has_ended_in_whatever_order() -> None:
+    counting = tally()
+    first = counting.count([scored(5, 0.3), scored(0, 0.2), failed(2)], WORKFORCE)
+    assert [generation.index for generation in first.touched] == [0, 1]
+    assert first.num_complete == 0
+    second = counting.count([scored(1, 0.4), scored(3, 0.6), scored(9, 0.1)], WORKFORCE)
+    assert [generation.is_complete for generation in second.touched] == [True, False]
+    assert (second.num_complete, second.num_ended) == (1, 6)
+    [complete, _] = second.touched
+    assert complete.losses == [0.2, 0.4, 0.6]
+    assert complete.num_failed == 1
+    last = counting.count([scored(8, 0.5)], WORKFORCE)
+    assert last.touched[0].is_complete  # the last generation has two
+    assert last.num_complete == 2
+
+
+def test_the_best_is_that_of_the_ranking_score_and_the_first_of_equals() -> None:
+    ended = [scored(3, 0.2, 0.6), scored(1, 0.2, 0.6), scored(7, 0.3, 0.9), failed(2)]
+    for rank_by, best in (("val_loss", 1), ("val_accuracy", 7)):
+        seen = tally(rank_by).count(ended, WORKFORCE)  # type: ignore[arg-type]
+        assert seen.best is not None
+        assert seen.best.proposal_id == best
+
+
+def test_without_a_score_there_is_no_best() -> None:
+    assert tally().count([failed(0)], WORKFORCE).best is None
+
+
+def test_a_resumed_search_counts_what_its_journal_holds() -> None:
+    counting = tally()
+    known = [scored(index, 0.1 * index).feedback for index in range(5)]
+    seen = counting.begin(known, WORKFORCE)
+    assert (seen.num_ended, seen.num_complete, seen.ended, seen.touched) == (5, 1, (), ())
+    assert counting.count([scored(6, 0.7)], WORKFORCE).num_ended == 6
+
+
+def test_the_log_has_a_line_for_each_complete_generation_and_says_workers_6_of_8(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    counting, log = tally(), generation_log()
+    with caplog.at_level(logging.INFO):
+        log(counting.begin([], WORKFORCE))
+        log(counting.count([scored(0, 0.3, 0.5), scored(1, 0.3, 0.75)], WORKFORCE))
+        assert caplog.messages == []
+        log(counting.count([failed(2), scored(3, 0.3, 0.25)], WORKFORCE))
+    [line] = caplog.messages
+    assert line.startswith("generation 0  best 0.7500  mean 0.5000  failed 1/4  workers 6 of 8  ")
+
+
+def test_the_log_says_with_how_much_a_search_is_resumed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.INFO):
+        generation_log()(tally().begin([scored(4, 0.1).feedback], WORKFORCE))
+    assert caplog.messages == ["resumed with 1 of 10 proposals"]
+
+
+def test_the_bar_on_a_terminal_says_how_many_have_ended_and_how_the_generation_stands() -> None:
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=140)
+    with live_bar(10, terminal) as show:
+        show(tally().count([scored(0, 0.3, 0.875), scored(1, 0.3, 0.625)], WORKFORCE))
+    assert isinstance(terminal.file, io.StringIO)
+    text = terminal.file.getvalue()
+    for part in ("2/10", "best 0.8750", "mean 0.7500", "workers 6 of 8"):
+        assert part in text
