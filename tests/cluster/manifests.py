@@ -1,0 +1,109 @@
+"""Reading manifests, and what is wrong with them: as lists of sentences, empty where all is well."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import inspect
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import click
+import jsonschema
+import tyro
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CLUSTER = REPOSITORY / "cluster"
+
+
+def documents(path: Path) -> list[Any]:
+    return list(yaml.safe_load_all(path.read_text()))
+
+
+def constraints() -> dict[str, str]:
+    """The tested versions by package."""
+    lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
+    return dict(line.split("==") for line in lines if not line.startswith("#"))
+
+
+def strict(schema: Any) -> Any:
+    """The schema with every object closed that names its properties.
+
+    Understands what Kubernetes adds to JSON schema: ``x-kubernetes-int-or-string`` and
+    ``x-kubernetes-preserve-unknown-fields``.
+    """
+    if isinstance(schema, list):
+        return [strict(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {key: strict(value) for key, value in schema.items()}
+    if closed.pop("x-kubernetes-int-or-string", False):
+        closed.pop("anyOf", None)
+        closed["type"] = ["integer", "string"]
+    names_properties = isinstance(closed.get("properties"), dict)
+    stays_open = closed.pop("x-kubernetes-preserve-unknown-fields", False)
+    if names_properties and not stays_open:
+        closed["additionalProperties"] = False
+    return closed
+
+
+def violations(document: Any, schema: Any) -> list[str]:
+    """What a strict schema has against a document."""
+    validator = jsonschema.Draft7Validator(strict(schema))
+    return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(document)]
+
+
+def ray_options(command: str) -> set[str]:
+    """The long options of a ``ray`` command."""
+    from ray.scripts.scripts import cli
+
+    assert isinstance(cli, click.Group)
+    parameters = cli.commands[command].params
+    return {option for item in parameters for option in item.opts if option.startswith("--")}
+
+
+def unknown_ray_options(command: str) -> list[str]:
+    """The options in a shell command with ``ray`` commands that these do not have."""
+    unknown = []
+    for part in re.split(r"&&|\|\||;|\n", command):
+        words = shlex.split(part)
+        if "ray" in words:
+            _, name, *rest = words[words.index("ray") :]
+            given = rest[: rest.index("--")] if "--" in rest else rest
+            options = {word.partition("=")[0] for word in given if word.startswith("--")}
+            known = ray_options(name) | (ray_options("start") if name == "symmetric-run" else set())
+            unknown += sorted(options - known)
+    return unknown
+
+
+def parse_job(words: list[str]) -> dict[str, Any]:
+    """The arguments that a job file's ``main`` would get from a command line.
+
+    Raises:
+        SystemExit: the job refuses its flags.
+    """
+    position = next(index for index, word in enumerate(words) if re.search(r"jobs/\w+\.py$", word))
+    name = Path(words[position]).stem
+    specification = importlib.util.spec_from_file_location(name, REPOSITORY / f"jobs/{name}.py")
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    heard: dict[str, Any] = {}
+
+    @functools.wraps(module.main)
+    def hear(*positional: Any, **named: Any) -> None:
+        heard.update(inspect.signature(module.main).bind(*positional, **named).arguments)
+
+    tyro.cli(hear, args=words[position + 1 :], config=(tyro.conf.OmitArgPrefixes,))
+    return heard
+
+
+def shell_commands(text: str) -> list[str]:
+    """The commands in a Markdown file's fenced blocks, continued lines joined."""
+    blocks = re.findall(r"```\n(.*?)```", text, flags=re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [" ".join(line.split()) for line in lines if line.strip()]
