@@ -1,0 +1,31 @@
+"""The search under Ray Tune, for those who schedule, stop and watch their trials there.
+
+``FPPMOSearch`` is the probability model as a search algorithm: each trial is a proposal.
+``prune_trainable`` makes the trainable that scores it, in *rungs*, so that schedulers such as ASHA
+can stop bad masks after a few fine-tuning steps. When nothing is stopped early, masks and scores
+are those of ``fppmo_ray.search`` with the same seed. It trains no baseline, rescores no finalists
+and keeps no journal of ours: Tune's own experiment directory is what is resumed from.
+
+Example:
+    >>> problem = state_problem(network, dataset, settings)  # doctest: +SKIP
+    >>> tuner = tune.Tuner(  # doctest: +SKIP
+    ...     prune_trainable(problem, rungs=(0, 10, 25, 50)),
+    ...     tune_config=tune.TuneConfig(
+    ...         search_alg=FPPMOSearch.for_problem(problem, settings),
+    ...         scheduler=ASHAScheduler(metric="val_loss", mode="min", max_t=4, reduction_factor=2),
+    ...         num_samples=-1,  # the searcher says when it is done
+    ...         reuse_actors=True,
+    ...     ),
+    ...     run_config=tune.RunConfig(failure_config=tune.FailureConfig(max_failures=3)),
+    ... )
+
+Lost is not bad: ``max_failures`` says how often Tune runs a trial again whose worker or node was
+lost. A trial that still ends with an error, or reports what is not a number, is a failed proposal
+and never enters the update. Without ``max_failures`` a single lost worker makes one.
+"""
+
+from fppmo_ray.service.problem import Problem, state_problem
+from fppmo_ray.service.tune.searcher import FPPMOSearch
+from fppmo_ray.service.tune.trainable import PruneTrainable, prune_trainable
+
+__all__ = ["FPPMOSearch", "Problem", "PruneTrainable", "prune_trainable", "state_problem"]

@@ -1,0 +1,252 @@
+"""The probability model as a search algorithm of Ray Tune."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from fppmo_ray.distribution import (
+    Feedback,
+    Finalist,
+    FloatArray,
+    OptimizerSettings,
+    Proposal,
+    PruningSpace,
+    pack_mask,
+)
+from fppmo_ray.durable_files import write_whole
+from fppmo_ray.pruning import importance as measure_importance
+from fppmo_ray.service.probability_model import ProbabilityModel
+from fppmo_ray.service.problem import Problem
+from fppmo_ray.service.settings import SearchSettings
+from fppmo_ray.service.tune.reports import feedback_from
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = 1
+_MODES = {"val_loss": "min", "val_accuracy": "max"}
+
+
+class FPPMOSearch(Searcher):
+    """Suggests masks that meet the MACs budget, and learns from how their trials end.
+
+    A suggestion is a flat config: ``id``, ``generation``, ``macs``, ``mask`` (text, for
+    ``unpack_mask``) and ``score_seed``. Trials report ``val_loss``, ``val_accuracy`` and, where
+    they are scored in several depths, ``rung``; what counts is their last report. Trials that a
+    scheduler stops early rank behind those that got further, whatever their scores.
+
+    The order in which trials end does not matter, nor how many run at once; with or without a
+    ``ConcurrencyLimiter``. Once ``suggest`` has nothing until feedback comes, it answers None.
+
+    Args:
+        space: What can be pruned, and what it costs.
+        importance: ``(num_filters,)``, finite and > 0: where the search starts.
+        settings: How to search; ``rank_by`` is the metric.
+
+    Raises:
+        ValueError: the cut cannot be reached, or the importance does not fit the space.
+    """
+
+    CKPT_FILE_TMPL = "searcher-state-{}.json"
+
+    def __init__(
+        self, space: PruningSpace, importance: FloatArray, settings: OptimizerSettings
+    ) -> None:
+        super().__init__(metric=settings.rank_by, mode=_MODES[settings.rank_by])
+        self._space = space
+        self._importance = importance
+        self._settings = settings
+        self._proposals: dict[str, int] = {}
+        """Of every trial that was ever suggested."""
+        self._reports: dict[str, Feedback | None] = {}
+        """The last report of every trial that has not ended."""
+        self._feedback: list[Feedback] = []
+        self._start([])
+
+    @classmethod
+    def for_problem(cls, problem: Problem, settings: SearchSettings) -> FPPMOSearch:
+        """A searcher over a problem's masks, from its weights' importance, measured here.
+
+        Raises:
+            ValueError: the settings want what needs workers: a baseline to be trained, or an
+                importance that is measured on images.
+        """
+        if settings.baseline_epochs:
+            raise ValueError(
+                f"baseline_epochs must be 0 under Tune, got {settings.baseline_epochs}; "
+                "train the network first, or use fppmo_ray.search"
+            )
+        if settings.importance == "taylor":
+            raise ValueError(
+                "importance taylor is measured on images: measure it by "
+                "fppmo_ray.pruning.importance where you want that done, and give it to FPPMOSearch"
+            )
+        importance = measure_importance(problem.network, problem.tracing, settings.importance)
+        return cls(problem.tracing.space, importance, settings.optimizer_settings())
+
+    def set_search_properties(
+        self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
+    ) -> bool:
+        """Accept Tune's metric and mode where they are the settings' own.
+
+        Returns:
+            False: the space of masks is known already, so ``param_space`` holds only constants.
+
+        Raises:
+            ValueError: metric or mode contradict the settings.
+        """
+        if metric not in (None, self.metric) or mode not in (None, self.mode):
+            raise ValueError(
+                f"this search ranks by rank_by={self.metric}, which is to be {self.mode}imal; got "
+                f"metric={metric}, mode={mode}; leave them out of TuneConfig or change rank_by"
+            )
+        return False
+
+    def suggest(  # type: ignore[override]  # Ray's annotation forgets FINISHED
+        self, trial_id: str
+    ) -> dict[str, Any] | str | None:
+        """The config of a trial, None while feedback is waited for, or ``FINISHED``.
+
+        Raises:
+            RuntimeError: every proposal of a generation failed.
+        """
+        if self._failure is not None:
+            raise self._failure  # Tune only logs what on_trial_complete raises
+        if len(self._proposals) == self._settings.num_proposals:
+            return self.FINISHED
+        if not self._waiting:
+            return None
+        proposal = self._waiting.popleft()
+        self._proposals[trial_id] = proposal.proposal_id
+        self._reports[trial_id] = None
+        return _config(proposal)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Keep a report, in case the trial is stopped without another word."""
+        if self._is_live(trial_id):
+            self._reports[trial_id] = feedback_from(self._proposals[trial_id], result)
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Learn how a trial ended; late, repeated and unknown reports change nothing.
+
+        Raises:
+            RuntimeError: every proposal of a generation failed.
+        """
+        if not self._is_live(trial_id):
+            return
+        proposal_id = self._proposals[trial_id]
+        feedback = self._reports.pop(trial_id)
+        if error:
+            sentence = f"trial {trial_id} ended with an error, which Tune has logged"
+            feedback = Feedback(proposal_id=proposal_id, error=sentence)
+        elif result is not None:
+            feedback = feedback_from(proposal_id, result)
+        elif feedback is None:
+            sentence = f"trial {trial_id} ended before it reported a score"
+            feedback = Feedback(proposal_id=proposal_id, error=sentence)
+        if feedback.failed:
+            logger.warning("proposal %d failed: %s", proposal_id, feedback.error)
+        self._feedback.append(feedback)
+        self._advance([feedback])
+
+    def finalists(self) -> list[Finalist]:
+        """Masks worth rescoring, of which the best sample is only one: see ``MaskOptimizer``."""
+        return self._model.finalists()
+
+    def save(self, checkpoint_path: str) -> None:
+        """Write all that was suggested and reported, as JSON, in one step."""
+        state = {
+            "format": _FORMAT,
+            **self._identity(),
+            "trials": self._proposals,
+            "live": {
+                trial_id: report and asdict(report) for trial_id, report in self._reports.items()
+            },
+            "feedback": [asdict(feedback) for feedback in self._feedback],
+        }
+        write_whole(Path(checkpoint_path), json.dumps(state).encode())
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Go on from what ``save`` wrote; trials that were live then may still end.
+
+        Raises:
+            ValueError: the file is damaged, or of a search with other settings or weights.
+            RuntimeError: that search had ended, since every proposal of a generation failed.
+        """
+        state = _read_state(Path(checkpoint_path))
+        differing = [name for name, value in self._identity().items() if state[name] != value]
+        if differing:
+            raise ValueError(
+                f"{checkpoint_path} holds another search: its {' and '.join(differing)} differ; "
+                "restore with the same network, importance and settings"
+            )
+        self._proposals = dict(state["trials"])
+        self._reports = {
+            trial_id: Feedback(**report) if report else None
+            for trial_id, report in state["live"].items()
+        }
+        self._feedback = [Feedback(**entries) for entries in state["feedback"]]
+        self._start(self._feedback)
+
+    def _start(self, feedback: list[Feedback]) -> None:
+        """Replay feedback to a fresh model; what it proposes and no trial has, waits."""
+        self._model = ProbabilityModel(self._space, self._importance, self._settings)
+        self._waiting: deque[Proposal] = deque()
+        self._failure: RuntimeError | None = None
+        self._advance(feedback)
+
+    def _advance(self, feedback: list[Feedback]) -> None:
+        try:
+            proposals = self._model.advance(feedback).proposals
+        except RuntimeError as error:
+            self._failure = error
+            raise
+        suggested = set(self._proposals.values())
+        self._waiting += (item for item in proposals if item.proposal_id not in suggested)
+
+    def _is_live(self, trial_id: str) -> bool:
+        if trial_id in self._reports:
+            return True
+        if trial_id in self._proposals:
+            logger.debug("a report of trial %s, which had ended, is ignored", trial_id)
+        else:
+            logger.warning("a report of trial %s, which was not suggested, is ignored", trial_id)
+        return False
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "settings": asdict(self._settings),
+            "space": self._space.fingerprint(),
+            "importance": hashlib.sha256(self._importance.tobytes()).hexdigest(),
+        }
+
+
+def _config(proposal: Proposal) -> dict[str, Any]:
+    """Small and flat: Tune makes tags and folder names of it."""
+    return {
+        "id": proposal.proposal_id,
+        "generation": proposal.generation,
+        "macs": proposal.macs,
+        "mask": pack_mask(proposal.keep),
+        "score_seed": list(proposal.score_seed),
+    }
+
+
+def _read_state(path: Path) -> Mapping[str, Any]:
+    try:
+        state = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is no state of a searcher: {error}") from error
+    if not isinstance(state, dict) or state.get("format") != _FORMAT:
+        raise ValueError(f"{path} is no state of a searcher in format {_FORMAT}")
+    return state

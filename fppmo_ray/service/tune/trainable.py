@@ -1,0 +1,120 @@
+"""The score of a mask as a trainable of Ray Tune, reported rung by rung."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+
+from fppmo_ray.distribution import unpack_mask
+from fppmo_ray.pruning import ScoreInRungs
+from fppmo_ray.service.problem import Problem, claim_device, open_split
+
+_CHECKPOINT = "score.pt"
+
+
+def prune_trainable(problem: Problem, rungs: tuple[int, ...]) -> type[tune.Trainable]:
+    """The trainable that scores a problem's masks, with the CPUs and GPUs of its placement.
+
+    Args:
+        problem: Goes to Ray's object store once.
+        rungs: Fine-tuning steps after which a trial reports, ascending, each >= 0; the last are
+            the steps of the problem's score, over which the learning rate falls.
+
+    Raises:
+        ValueError: the rungs do not ascend to the problem's steps.
+    """
+    steps = problem.fidelity.steps
+    if not rungs or list(rungs) != sorted({*rungs}) or rungs[0] < 0 or rungs[-1] != steps:
+        raise ValueError(
+            f"rungs must ascend from at least 0 to the {steps} steps of a score, got {rungs}; "
+            "change the rungs or score_steps"
+        )
+    trainable: type[tune.Trainable] = tune.with_resources(
+        tune.with_parameters(PruneTrainable, problem=problem, rungs=tuple(rungs)),
+        {"cpu": problem.threads, "gpu": problem.gpu_share},
+    )
+    return trainable
+
+
+class PruneTrainable(tune.Trainable):
+    """Prunes, fine-tunes to the next rung, recalibrates and reports; see ``prune_trainable``.
+
+    Every report has ``val_loss`` and ``val_accuracy`` on search-val, ``rung`` (fine-tuning steps
+    so far), ``macs`` and ``done``. The last one is the score that the service's workers compute,
+    on CPUs to the bit. Use it with ``reuse_actors=True``: the data stays where it is, and of the
+    last trial's network nothing is left. With ``CheckpointConfig(checkpoint_frequency=1)``, trials
+    that are paused or lost go on from their last rung.
+    """
+
+    def setup(  # type: ignore[override]  # tune.with_parameters gives what is keyword-only
+        self, config: dict[str, Any], *, problem: Problem, rungs: tuple[int, ...]
+    ) -> None:
+        """Put the dense network and the images on the device, once per actor."""
+        self._problem = problem
+        self._rungs = rungs
+        self._device = claim_device(problem)
+        self._dense = copy.deepcopy(problem.network).to(self._device).eval()
+        self._search_train = open_split(problem, "search_train", self._device)
+        self._search_val = open_split(problem, "search_val", self._device)
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Start another trial in this actor."""
+        del self._score
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()  # whoever shares the GPU may need it
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Train to the next rung and measure.
+
+        Raises:
+            RuntimeError: training diverged.
+        """
+        rung = self._rungs[self._rungs_done]
+        metrics = self._score.measure_at(rung)
+        self._rungs_done += 1
+        return {
+            "val_loss": metrics.loss,
+            "val_accuracy": metrics.accuracy,
+            "rung": rung,
+            "macs": self._problem.tracing.space.macs(self._keep),
+            "done": self._rungs_done == len(self._rungs),
+        }
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Write where the score stands; its ``network`` is the state dict that was measured."""
+        state = {**self._score.state(), "rungs_done": self._rungs_done}
+        torch.save(state, Path(checkpoint_dir) / _CHECKPOINT)
+
+    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+        """Go on from the folder that ``save_checkpoint`` wrote."""
+        state = read_score_state(Path(str(checkpoint)))
+        self._score.restore(state)
+        self._rungs_done = state["rungs_done"]
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        problem = self._problem
+        self._rungs_done = 0
+        self._keep = unpack_mask(config["mask"], problem.tracing.space.num_filters)
+        self._score: ScoreInRungs = ScoreInRungs(
+            self._dense,
+            problem.tracing,
+            self._keep,
+            search_train=self._search_train,
+            held_out=self._search_val,
+            fidelity=problem.fidelity,
+            recipe=problem.recipe,
+            seed=tuple(config["score_seed"]),
+        )
+
+
+def read_score_state(folder: Path) -> dict[str, Any]:
+    """What a trial's checkpoint holds, on the CPU; tensors and numbers only."""
+    state: dict[str, Any] = torch.load(folder / _CHECKPOINT, weights_only=True, map_location="cpu")
+    return state
