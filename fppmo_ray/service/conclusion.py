@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import statistics
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -13,15 +15,16 @@ from torch import nn
 from fppmo_ray.distribution import BoolArray, Finalist
 from fppmo_ray.pruning import extract, save_network
 from fppmo_ray.service.latency import Latency
-from fppmo_ray.service.pool import Work
 from fppmo_ray.service.record.facts import Failed, Finished, Rescored, Scored
 from fppmo_ray.service.rounds import Context, RoundWeights
 from fppmo_ray.service.training_tasks import train
+from fppmo_ray.service.work import Work
 from fppmo_ray.service.worker import Evaluation, TrainingTask
 from fppmo_ray.training import state_from_bytes
 
 RESULT = "result.json"
 NETWORK = "network"
+NETWORK_FILES = f"{NETWORK}.pt", f"{NETWORK}.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +61,7 @@ def conclude(
         "score_noise": _score_noise(context),
         "scores": _score_costs(context),
     }
-    save_network(
-        _rebuild(context, chosen.keep, states["fppmo"]),
-        context.run.path / NETWORK,
-        tracing=context.problem.tracing,
-        keep=chosen.keep,
-        source=dict(source or {}),
-    )
+    _keep_network(context, chosen.keep, states["fppmo"], source)
     content = json.dumps(result, indent=2).encode()
     sha256 = context.run.write_artifact(RESULT, content)
     context.run.record([Finished(artifact=RESULT, sha256=sha256)])
@@ -161,6 +158,22 @@ def _score_costs(context: Context) -> dict[str, float]:
         "failed": len(context.run.all(Failed)),
         "mean_seconds": statistics.fmean(fact.seconds for fact in scored),
     }
+
+
+def _keep_network(
+    context: Context, keep: BoolArray, state: bytes, source: Mapping[str, Any] | None
+) -> None:
+    """Save the chosen network's files as artifacts: the weights first, the recipe names them."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_network(
+            _rebuild(context, keep, state),
+            Path(folder) / NETWORK,
+            tracing=context.problem.tracing,
+            keep=keep,
+            source=dict(source or {}),
+        )
+        for name in NETWORK_FILES:
+            context.run.write_artifact(name, (Path(folder) / name).read_bytes())
 
 
 def _rebuild(context: Context, keep: BoolArray, state: bytes) -> nn.Module:

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fppmo_ray.distribution import Finalist, pack_mask
-from fppmo_ray.service.pool import Outcome, Work, WorkerPool
+from fppmo_ray.service.pool import WorkerPool
 from fppmo_ray.service.record.facts import Chosen, Rescored
 from fppmo_ray.service.record.run_directory import RunDirectory
 from fppmo_ray.service.scoring import Scoring
 from fppmo_ray.service.settings import SearchSettings
+from fppmo_ray.service.work import Outcome, Work
 
 logger = logging.getLogger(__name__)
 

@@ -6,67 +6,29 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from fppmo_ray.service.place import is_node_alive
-from fppmo_ray.service.ray_errors import last_line
+from fppmo_ray.service.ray_errors import is_unreachable, last_line
 from fppmo_ray.service.resources import Demand
 from fppmo_ray.service.slots import Slots
 from fppmo_ray.service.stopping import StopRequest
 from fppmo_ray.service.time_limits import TimeLimits
+from fppmo_ray.service.work import Attempts, Outcome, Work
 
 logger = logging.getLogger(__name__)
 
-_MAX_RAISED = 2  # a proposal's own error shows on two workers, a worker's error on one
-_MAX_TIMEOUTS = 2
-_MAX_LOST = 5  # work that takes its worker down every time would run for ever
 _LOOK_UP_S = 1.0  # how late a stop or a limit is noticed while nothing ends
 _SILENCE_S = 600.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """A method call for some worker. It must be idempotent: it may run more than once."""
-
-    name: str
-    """For messages: ``proposal 17``."""
-    method: str
-    """Of the worker."""
-    arguments: tuple[Any, ...]
-    tag: Any = None
-    """The caller's own: comes back with the outcome."""
-    timeout: float | None = None
-    """Seconds from the start on a worker until the work is taken from it; None: learned."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How a piece of work ended: with a value, or with the error that is its own."""
-
-    work: Work
-    value: Any = None
-    error: str | None = None
-    worker: str = ""
-    """Which worker, by its place."""
-
-
-@dataclass
-class _Attempts:
-    """What has happened to a piece of work so far."""
-
-    work: Work
-    raised_on: list[int] = field(default_factory=list)
-    timeouts: int = 0
-    lost: int = 0
-
-
 @dataclass
 class _Running:
-    attempts: _Attempts
+    attempts: Attempts
     slot: int
     since: float
     is_warned_of: bool = False
@@ -92,12 +54,13 @@ class WorkerPool:
     ) -> None:
         self.num_workers = num_workers
         self.num_requeued = 0
+        """Times that work was lost or taken back, and given to another worker."""
         self._slots = Slots(start_worker, num_workers, demand or Demand())
         self._stop = stop or StopRequest(how_far=lambda: "nobody could ask")
         self._has_said_stop = False
         self._limits = TimeLimits()
         self._idle: deque[int] = deque()
-        self._queue: deque[_Attempts] = deque()
+        self._queue: deque[Attempts] = deque()
         self._running: dict[Any, _Running] = {}
         self._ended: list[Outcome] = []
 
@@ -130,7 +93,7 @@ class WorkerPool:
 
     def submit(self, work: Work) -> None:
         """Queue work behind what is there."""
-        self._queue.append(_Attempts(work))
+        self._queue.append(Attempts(work))
 
     def next_outcomes(self) -> list[Outcome]:
         """Wait until some work has ended; all that has, in the order in which it was noticed.
@@ -197,7 +160,7 @@ class WorkerPool:
             reference = call.remote(*work.arguments)
             self._running[reference] = _Running(attempts, slot, time.monotonic())
 
-    def _take_for(self, slot: int) -> _Attempts | None:
+    def _take_for(self, slot: int) -> Attempts | None:
         """The first work in the queue that has not failed in this very slot."""
         for attempts in self._queue:
             if slot not in attempts.raised_on or self.num_ready == 1:
@@ -231,37 +194,31 @@ class WorkerPool:
             self._end(attempts, slot, value=value)
 
     def _end(
-        self, attempts: _Attempts, slot: int, *, value: Any = None, error: str | None = None
+        self, attempts: Attempts, slot: int, *, value: Any = None, error: str | None = None
     ) -> None:
         worker = str(self._slots.places[slot])
         self._ended.append(Outcome(work=attempts.work, value=value, error=error, worker=worker))
 
-    def _requeue(self, attempts: _Attempts) -> None:
-        self.num_requeued += 1
-        self._queue.appendleft(attempts)
-
-    def _after_raise(self, attempts: _Attempts, slot: int, error: RayTaskError) -> None:
-        attempts.raised_on.append(slot)
-        logger.warning("%s raised on worker %d: %s", attempts.work.name, slot, error.cause)
-        if len(attempts.raised_on) >= _MAX_RAISED:
-            self._end(attempts, slot, error=repr(error.cause))
+    def _settle(self, attempts: Attempts, slot: int, error: str | None) -> None:
+        """End work with its own error, or give it another chance; replace the worker."""
+        if error is not None:
+            self._end(attempts, slot, error=error)
         else:
-            self._requeue(attempts)
-        # A fresh process: the fault may be the worker's, and then no next work may meet it.
+            self.num_requeued += 1
+            self._queue.appendleft(attempts)
         self._slots.restart(slot)
 
-    def _after_loss(self, attempts: _Attempts, slot: int, error: RayError) -> None:
-        # A node that goes says nothing of the work that was on it.
-        attempts.lost += is_node_alive(self._slots.places[slot].node_id)
-        reason = last_line(error)
+    def _after_raise(self, attempts: Attempts, slot: int, error: RayTaskError) -> None:
+        logger.warning("%s raised on worker %d: %s", attempts.work.name, slot, error.cause)
+        # The worker is replaced: the fault may be its own, and then no next work may meet it.
+        self._settle(attempts, slot, attempts.after_raise(slot, error.cause))
+
+    def _after_loss(self, attempts: Attempts, slot: int, error: RayError) -> None:
+        node_id, reason = self._slots.places[slot].node_id, last_line(error)
         logger.warning("worker %d was lost with %s: %s", slot, attempts.work.name, reason)
-        if attempts.lost >= _MAX_LOST:
-            raise RuntimeError(
-                f"{attempts.work.name} has lost its worker {_MAX_LOST} times, most recently: "
-                f"{reason}; give workers more memory, or look into its log"
-            ) from error
-        self._requeue(attempts)
-        self._slots.restart(slot)
+        is_node_lost = is_unreachable(error) or not is_node_alive(node_id)
+        attempts.after_loss(reason, is_node_lost=is_node_lost)
+        self._settle(attempts, slot, None)
 
     def _look_after_running(self) -> None:
         """Take back what is past its limit; name what has none and does not answer."""
@@ -286,11 +243,6 @@ class WorkerPool:
             self._slots.places[running.slot],
         )
 
-    def _after_timeout(self, attempts: _Attempts, slot: int, limit: float) -> None:
-        attempts.timeouts += 1
+    def _after_timeout(self, attempts: Attempts, slot: int, limit: float) -> None:
         logger.warning("%s took over %g s on worker %d", attempts.work.name, limit, slot)
-        if attempts.timeouts >= _MAX_TIMEOUTS:
-            self._end(attempts, slot, error=f"timed out twice after {limit:g} s")
-        else:
-            self._requeue(attempts)
-        self._slots.restart(slot)
+        self._settle(attempts, slot, attempts.after_timeout(limit))

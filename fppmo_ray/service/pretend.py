@@ -32,7 +32,7 @@ from fppmo_ray.service.place import Place, here
 from fppmo_ray.service.pool import WorkerPool
 from fppmo_ray.service.progress import watch
 from fppmo_ray.service.record.facts import Started
-from fppmo_ray.service.record.run_directory import open_run
+from fppmo_ray.service.record.run_directory import RunDirectory, open_run
 from fppmo_ray.service.resources import Demand
 from fppmo_ray.service.scoring import Scoring, score_proposals
 from fppmo_ray.service.stopping import StopRequest, stop_on_signal
@@ -164,30 +164,56 @@ def pretend_search(
     Returns:
         The finalists; none is rescored.
     """
-    with open_run(Path(run_dir), resume=resume) as run:
-        run.start(_started(settings))
-        with (
-            stop_on_signal(run, settings.num_proposals) as stop,
-            pretend_model(settings) as model,
-            pretend_pool(
-                PretendWorker,
-                pace or Pace(),
-                num_workers=workers,
-                demand=demand or Demand(),
-                stop=stop,
-            ) as pool,
-        ):
-            scoring = Scoring(round=0, weights=None, rung=0, timeout=None)
-            with watch(run, settings, Console(quiet=True)) as progress:
-                score_proposals(model, pool, run, scoring, progress)
-            return model.finalists()
+    with (
+        pretend_run(run_dir, settings, resume=resume) as run,
+        stop_on_signal(run, settings.num_proposals) as stop,
+        pretend_model(settings) as model,
+        pretend_pool(
+            PretendWorker,
+            pace or Pace(),
+            num_workers=workers,
+            demand=demand or Demand(),
+            stop=stop,
+        ) as pool,
+    ):
+        return search_with(run, model, pool, settings)
 
 
-def _started(settings: OptimizerSettings) -> Started:
-    return Started(
+@contextmanager
+def pretend_run(
+    run_dir: Path | str, settings: OptimizerSettings, *, resume: bool = False
+) -> Iterator[RunDirectory]:
+    """The run directory of a pretended search, as its one writer."""
+    started = Started(
         search_id="pretend",
         identity={"settings": asdict(settings), "space": PRETEND_SPACE.fingerprint()},
         versions={"numpy": np.__version__},
         groups=[group.name for group in PRETEND_SPACE.groups],
         dense_macs=PRETEND_SPACE.dense_macs,
     )
+    with open_run(Path(run_dir), resume=resume) as run:
+        run.start(started)
+        yield run
+
+
+def search_with(
+    run: RunDirectory,
+    model: ModelHandle,
+    pool: WorkerPool,
+    settings: OptimizerSettings,
+    *,
+    timeout: float | None = None,
+) -> list[Finalist]:
+    """Score all proposals with these parts; the finalists.
+
+    Args:
+        run: Where facts are recorded.
+        model: Of ``pretend_model``.
+        pool: Of ``pretend_pool``.
+        settings: Of the model.
+        timeout: Seconds after which a score is taken from its worker; None: learned.
+    """
+    scoring = Scoring(round=0, weights=None, rung=0, timeout=timeout)
+    with watch(run, settings, Console(quiet=True)) as progress:
+        score_proposals(model, pool, run, scoring, progress)
+    return model.finalists()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 
 def last_line(error: RayError) -> str:
@@ -15,3 +15,12 @@ def is_own_fault(error: RayError) -> bool:
     return isinstance(error, RayTaskError) or (
         isinstance(error, RayActorError) and error.actor_init_failed
     )
+
+
+def is_unreachable(error: RayError) -> bool:
+    """Whether an actor's node has gone quiet.
+
+    A worker's death is known at once, by its node. Of a node that has gone the cluster hears only
+    later, so that its actors are unavailable for a while before they are dead.
+    """
+    return isinstance(error, ActorUnavailableError)

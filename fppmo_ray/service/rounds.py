@@ -10,13 +10,14 @@ import numpy as np
 import ray
 
 from fppmo_ray.distribution import FloatArray
-from fppmo_ray.service.pool import Work, WorkerPool
+from fppmo_ray.service.pool import WorkerPool
 from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.record.facts import ImportanceMeasured, RoundStarted
 from fppmo_ray.service.record.run_directory import RunDirectory
 from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.training_tasks import train
 from fppmo_ray.service.weights import Arrays, digest, to_arrays
+from fppmo_ray.service.work import Work
 from fppmo_ray.service.worker import TrainingTask, Weights
 from fppmo_ray.training import state_from_bytes
 
@@ -55,7 +56,7 @@ def prepare_round(context: Context) -> RoundWeights:
     elif known[0].weights_sha256 != sha256:
         raise ValueError(
             f"the dense weights of round {weights.round} are not those of the journal in "
-            f"{context.run.path}; resume with the same network and package versions"
+            f"{context.run.location}; resume with the same network and package versions"
         )
     return weights
 

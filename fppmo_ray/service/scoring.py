@@ -9,11 +9,12 @@ from typing import Any
 
 from fppmo_ray.distribution import Feedback, Proposal, pack_mask
 from fppmo_ray.service.model_handle import ModelHandle
-from fppmo_ray.service.pool import Outcome, Work, WorkerPool
+from fppmo_ray.service.pool import WorkerPool
 from fppmo_ray.service.probability_model import Advance
 from fppmo_ray.service.progress import Progress
 from fppmo_ray.service.record.facts import Asked, Failed, Scored, Updated
 from fppmo_ray.service.record.run_directory import RunDirectory
+from fppmo_ray.service.work import Outcome, Work
 
 
 @dataclass(frozen=True, kw_only=True)

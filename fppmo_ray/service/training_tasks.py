@@ -6,9 +6,10 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from fppmo_ray.service.pool import Work, WorkerPool
+from fppmo_ray.service.pool import WorkerPool
 from fppmo_ray.service.record.facts import EpochFinished
 from fppmo_ray.service.record.run_directory import RunDirectory
+from fppmo_ray.service.work import Work
 from fppmo_ray.service.worker import TrainingTask
 from fppmo_ray.training import EpochReport
 
@@ -102,7 +103,7 @@ def _keep(name: str, epoch: int, state: bytes, report: EpochReport, run: RunDire
     )
     logger.info("%s  epoch %d  loss %.4f  %.0f s", name, epoch, report.loss, report.seconds)
     if epoch:  # only the last checkpoint is ever read
-        (run.path / _artifact(name, epoch - 1)).unlink(missing_ok=True)
+        run.delete_artifact(_artifact(name, epoch - 1))
 
 
 def _artifact(name: str, epoch: int) -> str:

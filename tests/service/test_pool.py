@@ -11,7 +11,8 @@ import ray
 from ray.exceptions import OutOfMemoryError
 
 from fppmo_ray.service.place import Place, here
-from fppmo_ray.service.pool import Outcome, Work, WorkerPool
+from fppmo_ray.service.pool import WorkerPool
+from fppmo_ray.service.work import Outcome, Work
 
 # The workers' processes cannot import test modules.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
