@@ -187,7 +187,7 @@ class FPPMOSearch(Searcher):
         differing = [name for name, value in self._identity().items() if state[name] != value]
         if differing:
             raise ValueError(
-                f"{checkpoint_path} holds another search: its {' and '.join(differing)} differ; "
+                f"{checkpoint_path} holds another search: it differs in {' and '.join(differing)}; "
                 "restore with the same network, importance and settings"
             )
         self._proposals = dict(state["trials"])

@@ -1,0 +1,384 @@
+"""The searcher as Tune talks to it: every way a trial can end, twice, late or never."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ray.tune.search import ConcurrencyLimiter, Searcher
+
+from fppmo_ray import Recipe, SearchSettings, load_dataset
+from fppmo_ray.distribution import (
+    ChannelGroup,
+    Feedback,
+    LayerCost,
+    MaskOptimizer,
+    OptimizerSettings,
+    PruningSpace,
+    Width,
+    pack_mask,
+    unpack_mask,
+)
+from fppmo_ray.service.tune import FPPMOSearch, state_problem
+from fppmo_ray.training import build_network
+
+GROUPS = tuple(ChannelGroup(name=f"conv{i}", num_filters=8) for i in range(3))
+WIDTHS = [Width(constant=3), *(Width(terms=((i, 1),)) for i in range(3))]
+SPACE = PruningSpace(
+    GROUPS,
+    tuple(
+        LayerCost(layer=f"conv{i}", macs_per_pair=9, in_width=WIDTHS[i], out_width=WIDTHS[i + 1])
+        for i in range(3)
+    ),
+).with_limits()
+IMPORTANCE = 1.0 + np.arange(24.0) * 7 % 11
+POPULATION = 4
+
+
+def settings(**changes: Any) -> OptimizerSettings:
+    values = {"macs_cut": 0.5, "num_proposals": 14, "population_size": POPULATION, "seed": 3}
+    return OptimizerSettings(**values | changes)
+
+
+def searcher(**changes: Any) -> FPPMOSearch:
+    return FPPMOSearch(SPACE, IMPORTANCE, settings(**changes))
+
+
+def score(config: dict[str, Any]) -> dict[str, Any]:
+    """A result that depends on the mask alone, as Tune hands it over: flat, with more in it."""
+    kept = float(np.linspace(1, 2, 24) @ unpack_mask(config["mask"], 24) / 36)
+    return {
+        "val_loss": 1 - kept,
+        "val_accuracy": kept,
+        "training_iteration": 1,
+        "time_total_s": 1.0,
+        "config/id": config["id"],
+    }
+
+
+def ask_all(search: Searcher, prefix: str = "t") -> dict[str, dict[str, Any]]:
+    """Configs by trial id, until the searcher has no more for now."""
+    configs: dict[str, dict[str, Any]] = {}
+    while isinstance(config := search.suggest(f"{prefix}{len(configs)}"), dict):
+        configs[f"{prefix}{len(configs)}"] = config
+    return configs
+
+
+def run_to_end(search: Searcher, known: dict[str, dict[str, Any]] | None = None) -> dict[int, str]:
+    """The masks of all trials by id, ended in an order of no system."""
+    shuffle = random.Random(0)
+    live = dict(known or {})
+    masks = {config["id"]: config["mask"] for config in live.values()}
+    for number in range(1000):
+        config = search.suggest(f"run-{number}")
+        if isinstance(config, dict):
+            live[f"run-{number}"] = config
+            masks[config["id"]] = config["mask"]
+        elif live:
+            trial_id = shuffle.choice(sorted(live))
+            search.on_trial_complete(trial_id, score(live.pop(trial_id)))
+        else:
+            break
+    assert search.suggest("one-more") == Searcher.FINISHED
+    return masks
+
+
+def undisturbed() -> dict[int, str]:
+    """The masks of the same search without Tune."""
+    optimizer = MaskOptimizer(SPACE, IMPORTANCE, settings())
+    masks = {}
+    while not optimizer.finished:
+        for proposal in optimizer.ask():
+            mask = masks[proposal.proposal_id] = pack_mask(proposal.keep)
+            result = score({"id": proposal.proposal_id, "mask": mask})
+            optimizer.tell(
+                Feedback(
+                    proposal_id=proposal.proposal_id,
+                    val_loss=result["val_loss"],
+                    val_accuracy=result["val_accuracy"],
+                )
+            )
+    return masks
+
+
+def prune_prob_after(*endings: tuple[dict[str, Any] | None, bool]) -> list[float]:
+    """What is believed after a first generation whose last trials ended so.
+
+    Read from the first mask of a generation that is sampled from it.
+    """
+    search = searcher(population_size=6, num_proposals=18, rule="elite")
+    configs = list(ask_all(search).items())
+    plain = 6 - len(endings)
+    for trial_id, config in configs[:plain]:
+        search.on_trial_complete(trial_id, score(config))
+    for (trial_id, _), (result, error) in zip(configs[plain:6], endings, strict=True):
+        search.on_trial_complete(trial_id, result, error)
+    return [unpack_mask(c["mask"], 24).tolist() for c in ask_all(search, "next").values()]
+
+
+def test_the_trajectory_is_the_searchs_own() -> None:
+    assert run_to_end(searcher()) == undisturbed()
+
+
+@pytest.mark.parametrize(("most", "batch"), [(1, False), (3, False), (3, True)])
+def test_limited_concurrency_changes_no_mask(most: int, batch: bool) -> None:
+    limited = ConcurrencyLimiter(searcher(), max_concurrent=most, batch=batch)
+    assert run_to_end(limited) == undisturbed()
+
+
+def test_a_config_is_small_flat_and_says_all_that_a_score_needs() -> None:
+    config = searcher().suggest("t0")
+    assert isinstance(config, dict)
+    keep = unpack_mask(config["mask"], 24)
+    assert config == {
+        "id": 0,
+        "generation": 0,
+        "macs": SPACE.macs(keep),
+        "mask": pack_mask(keep),
+        "score_seed": [3, 0],
+    }
+    assert json.loads(json.dumps(config)) == config
+
+
+def test_a_searcher_with_nothing_to_propose_waits_until_a_generation_is_in() -> None:
+    search = searcher()
+    configs = ask_all(search)
+    assert [config["generation"] for config in configs.values()] == [0] * 4 + [1] * 4
+    for trial_id in ("t0", "t1", "t2"):
+        search.on_trial_complete(trial_id, score(configs[trial_id]))
+        assert search.suggest("waits") is None
+    search.on_trial_complete("t3", score(configs["t3"]))
+    following = search.suggest("goes on")
+    assert isinstance(following, dict)
+    assert following["generation"] == 2
+
+
+NAN = {"val_loss": math.nan, "val_accuracy": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("result", "error"),
+    [
+        (None, False),
+        (None, True),
+        ({"val_loss": 0.1, "val_accuracy": 0.9}, True),
+        (NAN, False),
+        ({"val_loss": math.inf, "val_accuracy": 0.5}, False),
+        ({"val_loss": -math.inf, "val_accuracy": 0.5}, False),
+        ({"val_loss": 0.0, "val_accuracy": math.nan}, False),
+        ({"val_accuracy": 0.5}, False),
+        ({"val_loss": 0.0}, False),
+        ({"val_loss": None, "val_accuracy": 0.5}, False),
+        ({"val_loss": "0.0", "val_accuracy": 0.5}, False),
+        ({"val_loss": 0.0, "val_accuracy": 0.5, "rung": math.nan}, False),
+        ({"val_loss": 0.0, "val_accuracy": 0.5, "rung": -1}, False),
+        ({}, False),
+    ],
+)
+def test_whatever_is_no_score_is_left_out_of_the_update(
+    result: dict[str, Any] | None, error: bool
+) -> None:
+    assert prune_prob_after((result, error)) == prune_prob_after((NAN, False))
+    assert prune_prob_after((result, error)) != prune_prob_after(
+        ({"val_loss": 0.0, "val_accuracy": 0.5}, False)
+    )
+
+
+def test_numpys_numbers_are_scores() -> None:
+    numpys = {"val_loss": np.float32(0.5), "val_accuracy": np.float64(0.5), "rung": np.int64(3)}
+    plain = {"val_loss": 0.5, "val_accuracy": 0.5, "rung": 3}
+    assert prune_prob_after((numpys, False)) == prune_prob_after((plain, False))
+
+
+def test_a_trial_that_got_further_ranks_before_a_better_score() -> None:
+    worst_but_deep = {"val_loss": 9.0, "val_accuracy": 0.1, "rung": 25}
+    best = {"val_loss": 0.0, "val_accuracy": 0.9}
+    assert prune_prob_after((worst_but_deep, False)) == prune_prob_after((best, False))
+
+
+def test_a_trial_stopped_without_a_word_counts_by_its_last_report() -> None:
+    def believed(report: dict[str, Any], last_word: dict[str, Any] | None) -> Any:
+        search = searcher(num_proposals=12)
+        configs = ask_all(search)
+        for trial_id in ("t0", "t1", "t2"):
+            search.on_trial_complete(trial_id, score(configs[trial_id]))
+        search.on_trial_result("t3", {"val_loss": 5.0, "val_accuracy": 0.1, "rung": 0})
+        search.on_trial_result("t3", report)
+        search.on_trial_complete("t3", last_word)
+        return [config["mask"] for config in ask_all(search, "next").values()]
+
+    good = {"val_loss": 0.0, "val_accuracy": 0.9, "rung": 10}
+    assert believed(good, None) == believed(NAN, good)
+    assert believed(good, None) != believed(NAN, None)
+
+
+def test_late_repeated_and_foreign_reports_change_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    search = searcher()
+    configs = ask_all(search)
+    wrong = {"val_loss": 0.0, "val_accuracy": 1.0, "rung": 99}
+    for trial_id, config in configs.items():
+        search.on_trial_result(trial_id, score(config))
+        search.on_trial_complete(trial_id, score(config))
+        search.on_trial_result(trial_id, wrong)  # late
+        search.on_trial_complete(trial_id, wrong)  # again
+        search.on_trial_complete(trial_id, error=True)
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING):
+        search.on_trial_result("stranger", wrong)
+        search.on_trial_complete("stranger", wrong)
+    assert [record.message for record in caplog.records] == [
+        "a report of trial stranger, which was not suggested, is ignored"
+    ] * 2
+    assert run_to_end(search) | {c["id"]: c["mask"] for c in configs.values()} == undisturbed()
+
+
+def test_a_generation_that_failed_as_a_whole_stops_the_search_with_its_first_error() -> None:
+    search = searcher()
+    for trial_id in list(ask_all(search))[: POPULATION - 1]:
+        search.on_trial_complete(trial_id, NAN)
+    sentence = "all 4 proposals of generation 0 failed.*report val_loss as a finite number, got nan"
+    with pytest.raises(RuntimeError, match=sentence):
+        search.on_trial_complete("t3", error=True)
+    # Tune only logs what is raised at the end of a trial.
+    with pytest.raises(RuntimeError, match=sentence):
+        search.suggest("another")
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode"), [("val_accuracy", "max"), ("val_loss", "max"), (None, "max"), ("x", None)]
+)
+def test_a_metric_or_mode_that_contradicts_the_settings_is_refused(
+    metric: str | None, mode: str | None
+) -> None:
+    sentence = "ranks by rank_by=val_loss, which is to be minimal; got metric="
+    with pytest.raises(ValueError, match=sentence):
+        searcher().set_search_properties(metric, mode, {})
+
+
+def test_the_settings_name_metric_and_mode_and_tune_may_repeat_them() -> None:
+    by_accuracy = searcher(rank_by="val_accuracy")
+    assert (by_accuracy.metric, by_accuracy.mode) == ("val_accuracy", "max")
+    by_accuracy.set_search_properties("val_accuracy", "max", {})
+    by_accuracy.set_search_properties(None, None, {})
+    limited = ConcurrencyLimiter(searcher(), max_concurrent=2)
+    assert (limited.metric, limited.mode) == ("val_loss", "min")
+
+
+class TestSaveAndRestore:
+    def half_done(self) -> tuple[FPPMOSearch, dict[str, dict[str, Any]]]:
+        """Two generations asked, three trials ended, one of them failed; and the live ones."""
+        search = searcher()
+        live = ask_all(search)
+        for trial_id in ("t5", "t0", "t2"):
+            config = live.pop(trial_id)
+            search.on_trial_complete(trial_id, NAN if trial_id == "t2" else score(config))
+        return search, live
+
+    def test_a_restored_search_goes_on_with_live_trials_as_if_nothing_had_been(
+        self, tmp_path: Path
+    ) -> None:
+        search, live = self.half_done()
+        search.on_trial_result("t7", score(live["t7"]))
+        search.save(str(tmp_path / "state"))
+        restored = searcher()
+        restored.restore(str(tmp_path / "state"))
+        for same in (search, restored):
+            same.on_trial_complete("t7")  # by what it reported before
+            same.on_trial_complete("t0", NAN)  # again
+        live.pop("t7")
+        assert run_to_end(restored, live) == run_to_end(search, live)
+
+    def test_a_search_that_waits_still_waits_after_restoring(self, tmp_path: Path) -> None:
+        search, _ = self.half_done()
+        search.save(str(tmp_path / "state"))
+        restored = searcher()
+        restored.restore(str(tmp_path / "state"))
+        assert restored.suggest("more") is None
+
+    def test_what_was_suggested_but_not_asked_for_before_saving_is_suggested_after(
+        self, tmp_path: Path
+    ) -> None:
+        search = searcher()
+        first = [search.suggest(f"t{i}") for i in range(3)]
+        search.save(str(tmp_path / "state"))
+        restored = searcher()
+        restored.restore(str(tmp_path / "state"))
+        rest = ask_all(restored, "u").values()
+        ids = [config["id"] for config in [*first, *rest] if isinstance(config, dict)]
+        assert ids == list(range(8))
+
+    def test_a_finished_search_stays_finished(self, tmp_path: Path) -> None:
+        search = searcher()
+        run_to_end(search)
+        search.save(str(tmp_path / "state"))
+        restored = searcher()
+        restored.restore(str(tmp_path / "state"))
+        assert restored.suggest("more") == Searcher.FINISHED
+        assert [f.name for f in restored.finalists()] == [f.name for f in search.finalists()]
+
+    def test_tunes_own_folder_is_used_through_a_limiter(self, tmp_path: Path) -> None:
+        search, live = self.half_done()
+        search.save_to_dir(str(tmp_path), "2026")
+        assert [path.name for path in tmp_path.iterdir()] == ["searcher-state-2026.json"]
+        restored = searcher()
+        restored.restore_from_dir(str(tmp_path))
+        assert run_to_end(restored, live) == run_to_end(search, live)
+
+    def test_another_searchs_state_is_refused(self, tmp_path: Path) -> None:
+        searcher().save(str(tmp_path / "state"))
+        with pytest.raises(ValueError, match="holds another search: it differs in settings"):
+            searcher(seed=4).restore(str(tmp_path / "state"))
+        other = FPPMOSearch(SPACE, IMPORTANCE + 1, settings())
+        with pytest.raises(ValueError, match="it differs in importance"):
+            other.restore(str(tmp_path / "state"))
+
+    @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"format": 1', b"\x80\x04K\x01."])
+    def test_a_damaged_state_is_refused(self, tmp_path: Path, content: bytes) -> None:
+        (tmp_path / "state").write_bytes(content)
+        with pytest.raises(ValueError, match="state is no state of a searcher"):
+            searcher().restore(str(tmp_path / "state"))
+
+    def test_a_search_that_failed_says_so_again(self, tmp_path: Path) -> None:
+        search = searcher()
+        for trial_id in list(ask_all(search))[: POPULATION - 1]:
+            search.on_trial_complete(trial_id, error=True)
+        with pytest.raises(RuntimeError, match="all 4 proposals"):
+            search.on_trial_complete("t3", error=True)
+        search.save(str(tmp_path / "state"))
+        with pytest.raises(RuntimeError, match="all 4 proposals of generation 0 failed"):
+            searcher().restore(str(tmp_path / "state"))
+
+
+class TestForAProblem:
+    def problem_and_settings(self, **changes: Any) -> tuple[Any, SearchSettings]:
+        search_settings = SearchSettings(
+            macs_cut=0.5, proposals=4, population=2, recipe=Recipe(epochs=0), **changes
+        )
+        network = build_network("digits_cnn", 10)
+        return state_problem(network, load_dataset("digits"), search_settings), search_settings
+
+    def test_the_space_and_the_importance_are_the_networks(self) -> None:
+        problem, search_settings = self.problem_and_settings()
+        config = FPPMOSearch.for_problem(problem, search_settings).suggest("t")
+        assert isinstance(config, dict)
+        assert config["macs"] <= 0.5 * problem.tracing.space.dense_macs
+
+    @pytest.mark.parametrize(
+        ("changes", "sentence"),
+        [
+            ({"importance": "taylor"}, "taylor is measured on images: measure it by"),
+            ({"baseline_epochs": 3}, "baseline_epochs must be 0 under Tune, got 3; train the"),
+        ],
+    )
+    def test_what_needs_workers_is_refused(self, changes: dict[str, Any], sentence: str) -> None:
+        problem, search_settings = self.problem_and_settings(**changes)
+        with pytest.raises(ValueError, match=sentence):
+            FPPMOSearch.for_problem(problem, search_settings)
