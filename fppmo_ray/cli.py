@@ -25,16 +25,16 @@ def status(target: tyro.conf.Positional[str], /, *, address: str | None = None) 
     if "/" in target or Path(target).exists():
         from fppmo_ray.report import print_status
 
-        print_status(Path(target), Console())
+        print_status(target, Console())
         return
     cluster_commands.status(target, address)
 
 
-def extract(run_dir: tyro.conf.Positional[Path], /, output: Path = Path("extracted")) -> None:
+def extract(run_dir: tyro.conf.Positional[str], /, output: Path = Path("extracted")) -> None:
     """Check a finished search's network against its recipe, and copy both to a folder.
 
     Args:
-        run_dir: The search's run directory.
+        run_dir: The search's run directory, a folder or a URI.
         output: The folder; made if absent.
     """
     from fppmo_ray.service.delivery import deliver

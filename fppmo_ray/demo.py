@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from datetime import datetime
-from pathlib import Path
 
-from fppmo_ray.job import present, require_lasting
+from fppmo_ray.job import goes_on, present
 
 
 def demo(
-    run_dir: Path | None = None,
+    run_dir: str | None = None,
     *,
     resume: bool = False,
+    resume_or_start: bool = False,
     proposals: int = 96,
     workers: int = 2,
     seed: int = 0,
@@ -19,8 +19,10 @@ def demo(
     """Train a CNN on real 8 x 8 digits, remove 65 % of its MACs, fine-tune what is left.
 
     Args:
-        run_dir: Where the record goes; by default a new folder under ``runs/``.
+        run_dir: Where the record goes, a folder or a URI such as ``s3://BUCKET/PATH``; by default
+            a new folder under ``runs/``.
         resume: Go on with the search in ``run_dir``.
+        resume_or_start: The same, but begin it where there is none yet.
         proposals: Masks to score.
         workers: Scoring workers of one CPU each.
         seed: Of everything random.
@@ -31,8 +33,8 @@ def demo(
     from fppmo_ray.training import Recipe, load_dataset, stratified_splits
     from fppmo_ray.training.networks import build_network
 
-    run_dir = run_dir or Path("runs") / f"digits-{datetime.now():%Y%m%d-%H%M%S}"
-    require_lasting(run_dir)
+    run_dir = run_dir or f"runs/digits-{datetime.now():%Y%m%d-%H%M%S}"
+    resume = goes_on(run_dir, resume=resume, resume_or_start=resume_or_start)
     settings = SearchSettings(
         macs_cut=0.65,
         proposals=proposals,

@@ -13,6 +13,8 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
+from fppmo_ray.service.record.run_directory import holds_search, require_fit
+from fppmo_ray.service.record.storage import local_folder, location_of
 from fppmo_ray.service.stopping import SearchStopped
 
 logger = logging.getLogger(__name__)
@@ -50,24 +52,46 @@ def _log_warning(message: Warning | str, *_: object, **__: object) -> None:
     logger.warning("%s", message)
 
 
-def require_lasting(run_dir: Path) -> None:
-    """Refuse a relative run directory inside a submitted Ray job.
+def require_lasting(run_dir: str | Path) -> None:
+    """Refuse a relative run directory inside a submitted Ray job; a URI always lasts.
 
     Raises:
         ValueError: the directory would be deleted with the job's working directory.
     """
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not run_dir.is_absolute():
+    folder = local_folder(run_dir)
+    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if submitted and folder is not None and not folder.is_absolute():
         raise ValueError(
             f"run directory {run_dir} is relative: in a submitted job it would lie in the job's "
-            "working directory, which Ray deletes; give an absolute path on storage that lasts"
+            "working directory, which Ray deletes; give an absolute path on storage that lasts, "
+            "or a URI such as s3://BUCKET/PATH"
         )
 
 
-def present(run_dir: Path) -> None:
+def goes_on(run_dir: str | Path, *, resume: bool, resume_or_start: bool = False) -> bool:
+    """Whether a job is to resume; an unfit run directory is refused before anything is loaded.
+
+    Args:
+        run_dir: The job's.
+        resume: Resume, or refuse where nothing began.
+        resume_or_start: Resume if there is something to; for jobs that a cluster starts again.
+
+    Raises:
+        ValueError: the run directory does not last, cannot be reached, or does not fit the flags.
+    """
+    require_lasting(run_dir)
+    resume = resume or (resume_or_start and holds_search(run_dir))
+    require_fit(run_dir, resume=resume)
+    return resume
+
+
+def present(run_dir: str | Path) -> None:
     """Draw a finished search's figures and print its table: the end of every job."""
     from fppmo_ray.report import draw_figures, print_result
 
     console = Console(width=None if sys.stdout.isatty() else 140)
     draw_figures(run_dir)
     print_result(run_dir, console)
-    console.print(f"run directory: {run_dir.resolve()}", soft_wrap=True)
+    folder = local_folder(run_dir)
+    place = location_of(run_dir) if folder is None else folder.resolve()
+    console.print(f"run directory: {place}", soft_wrap=True)

@@ -2,7 +2,7 @@
 
 python jobs/cifar10.py --data DIR --network resnet56 --weights FILE --macs-cut 0.57 \
         --run-dir runs/resnet56
-ray job submit --working-dir . -- python jobs/cifar10.py ... --run-dir /absolute/path
+ray job submit --working-dir . -- python jobs/cifar10.py ... --run-dir s3://BUCKET/PATH
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from fppmo_ray import Dataset, Placement, SearchSettings, Splits, load_dataset, search
-from fppmo_ray.job import present, require_lasting, run_job
+from fppmo_ray.job import goes_on, present, run_job
 from fppmo_ray.training import build_network, load_weights, splits_from_files
 
 
 def main(
     data: Path,
-    run_dir: Path,
+    run_dir: str,
     settings: SearchSettings,
     placement: Placement,
     *,
@@ -25,12 +25,14 @@ def main(
     search_val_rows: Path | None = None,
     choose_val_rows: Path | None = None,
     resume: bool = False,
+    resume_or_start: bool = False,
 ) -> None:
     """Search, choose, fine-tune, report.
 
     Args:
         data: Folder with CIFAR-10 as parquet files or in torchvision's layout.
-        run_dir: Folder for journal, checkpoints, network, table and figures.
+        run_dir: Folder for journal, checkpoints, network and figures, or a URI such as
+            s3://BUCKET/PATH.
         settings: What to search for.
         placement: Where it runs.
         network: Which network to prune: resnet20, 32, 44, 56 or 110 (``_b``: projection shortcuts),
@@ -41,8 +43,9 @@ def main(
         choose_val_rows: .npy file of further such rows, for the choice among the finalists; by
             default 40 % of the search-val rows.
         resume: Go on with the search in the run directory.
+        resume_or_start: The same, but begin it where there is none yet.
     """
-    require_lasting(run_dir)
+    resume = goes_on(run_dir, resume=resume, resume_or_start=resume_or_start)
     if weights is None and not settings.baseline_epochs:
         raise ValueError("an untrained network tells nothing: give --weights or --baseline-epochs")
     dataset = load_dataset("cifar10", data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from fppmo_ray.service.record.facts import Started, Updated
 from fppmo_ray.service.record.run_directory import read_journal
+from fppmo_ray.service.record.storage import location_of, open_storage
 from fppmo_ray.service.result import read_history
 
 if TYPE_CHECKING:
@@ -18,27 +20,28 @@ if TYPE_CHECKING:
 _MAX_GROUP_LABELS = 40
 
 
-def draw_figures(run_dir: Path) -> list[Path]:
+def draw_figures(run_dir: str | Path) -> None:
     """Write ``scores.png`` and ``probabilities.png`` into the run directory.
 
     Raises:
-        ValueError: the folder holds no journal, or nothing has been scored yet.
+        ValueError: it holds no journal, or nothing has been scored yet.
     """
     from matplotlib.figure import Figure
 
     if read_history(run_dir)["val_accuracy"].isna().all():
-        raise ValueError(f"nothing has been scored yet in {run_dir}: there is nothing to draw")
-    drawn = []
+        raise ValueError(
+            f"nothing has been scored yet in {location_of(run_dir)}: there is nothing to draw"
+        )
+    storage = open_storage(run_dir)
     for name, draw in (("scores", _draw_scores), ("probabilities", _draw_probabilities)):
         figure = Figure(figsize=(7, 4.2), layout="constrained")
         draw(figure, run_dir)
-        path = run_dir / f"{name}.png"
-        figure.savefig(path, dpi=120)
-        drawn.append(path)
-    return drawn
+        image = io.BytesIO()
+        figure.savefig(image, dpi=120)
+        storage.write(f"{name}.png", image.getvalue())
 
 
-def _draw_scores(figure: Figure, run_dir: Path) -> None:
+def _draw_scores(figure: Figure, run_dir: str | Path) -> None:
     """Every proposal's accuracy on search-val, and each generation's mean and best."""
     from matplotlib.ticker import MaxNLocator
 
@@ -54,7 +57,7 @@ def _draw_scores(figure: Figure, run_dir: Path) -> None:
     axes.legend()
 
 
-def _draw_probabilities(figure: Figure, run_dir: Path) -> None:
+def _draw_probabilities(figure: Figure, run_dir: str | Path) -> None:
     """Mean pruning probability of every channel group after every update."""
     from matplotlib.ticker import MaxNLocator
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from fppmo_ray.service.conclusion import RESULT
 from fppmo_ray.service.record.facts import (
     Asked,
     Chosen,
@@ -22,20 +20,20 @@ from fppmo_ray.service.record.facts import (
     Started,
 )
 from fppmo_ray.service.record.run_directory import read_journal
+from fppmo_ray.service.record.storage import location_of
+from fppmo_ray.service.result import read_figures
 
 
-def print_result(run_dir: Path, console: Console) -> None:
+def print_result(run_dir: str | Path, console: Console) -> None:
     """The closing table: what pruning cost, and what the feedback bought.
 
     Raises:
         ValueError: the search has not finished.
     """
-    path = run_dir / RESULT
-    if not path.is_file():
-        raise ValueError(f"{run_dir} holds no {RESULT}: the search there has not finished")
-    figures = json.loads(path.read_text())
+    figures = read_figures(run_dir)
+    name = location_of(run_dir).rpartition("/")[2]
     rows = {row["name"]: row for row in figures["variants"]}
-    table = Table(title=f"{run_dir.name}: test accuracy, %; chosen: {figures['chosen']}")
+    table = Table(title=f"{name}: test accuracy, %; chosen: {figures['chosen']}")
     for column in (
         "network",
         "before fine-tuning",
@@ -88,14 +86,14 @@ def _cost_line(figures: dict[str, Any]) -> str:
     )
 
 
-def print_status(run_dir: Path, console: Console) -> None:
+def print_status(run_dir: str | Path, console: Console) -> None:
     """How far the search in a run directory has come, read from its journal.
 
     Raises:
-        ValueError: the folder holds no journal.
+        ValueError: the run directory holds no journal.
     """
     facts = read_journal(run_dir)
-    table = Table(title=str(run_dir), show_header=False)
+    table = Table(title=location_of(run_dir), show_header=False)
     table.add_column()
     table.add_column()
     for name, value in _status(facts):

@@ -6,11 +6,16 @@ import shutil
 from pathlib import Path
 
 from fppmo_ray.pruning import load_network
-from fppmo_ray.service.conclusion import NETWORK, RESULT
+from fppmo_ray.service.record.storage import local_folder
+from fppmo_ray.service.result import network_files, read_figures
 
 
-def deliver(run_dir: Path, output: Path) -> list[Path]:
+def deliver(run_dir: str | Path, output: Path) -> list[Path]:
     """Rebuild a search's network from its recipe, which checks it, and copy its files.
+
+    Args:
+        run_dir: The search's folder, or the URI of where it is.
+        output: A folder of this machine; made if absent.
 
     Returns:
         The weights and the recipe in the folder ``output``.
@@ -18,11 +23,11 @@ def deliver(run_dir: Path, output: Path) -> list[Path]:
     Raises:
         ValueError: the search has not finished, or its network cannot be rebuilt.
     """
-    if not (run_dir / RESULT).is_file():
-        raise ValueError(f"{run_dir} holds no {RESULT}: the search there has not finished")
-    if output.resolve() == run_dir.resolve():
+    read_figures(run_dir)
+    folder = local_folder(run_dir)
+    if folder is not None and output.resolve() == folder.resolve():
         raise ValueError(f"the network lies in {run_dir} already; give another folder")
-    load_network(run_dir / f"{NETWORK}.json")
-    output.mkdir(parents=True, exist_ok=True)
-    names = f"{NETWORK}.pt", f"{NETWORK}.json"
-    return [Path(shutil.copyfile(run_dir / name, output / name)) for name in names]
+    with network_files(run_dir) as (weights, recipe):
+        load_network(recipe)
+        output.mkdir(parents=True, exist_ok=True)
+        return [Path(shutil.copy(path, output)) for path in (weights, recipe)]

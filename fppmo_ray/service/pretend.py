@@ -191,7 +191,7 @@ def pretend_run(
         groups=[group.name for group in PRETEND_SPACE.groups],
         dense_macs=PRETEND_SPACE.dense_macs,
     )
-    with open_run(Path(run_dir), resume=resume) as run:
+    with open_run(run_dir, resume=resume) as run:
         run.start(started)
         yield run
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
@@ -13,9 +16,10 @@ from torch import nn
 
 from fppmo_ray.distribution import BoolArray, unpack_mask
 from fppmo_ray.pruning import load_network
-from fppmo_ray.service.conclusion import NETWORK, RESULT
+from fppmo_ray.service.conclusion import NETWORK_FILES, RESULT
 from fppmo_ray.service.record.facts import Asked, Chosen, Failed, Scored
 from fppmo_ray.service.record.run_directory import read_journal
+from fppmo_ray.service.record.storage import open_storage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,28 +43,27 @@ class SearchResult:
     """A finished search.
 
     Args:
-        run_dir: Its folder.
+        run_dir: Its folder, or the URI of where it is.
         dense: A network of the class that was pruned; its weights do not matter.
     """
 
-    run_dir: Path
+    run_dir: str | Path
     dense: nn.Module
 
     @property
     def figures(self) -> dict[str, Any]:
         """The content of result.json."""
-        figures: dict[str, Any] = json.loads((self.run_dir / RESULT).read_text())
-        return figures
+        return read_figures(self.run_dir)
 
     @property
     def best(self) -> Best:
         """The chosen mask."""
-        facts = read_journal(self.run_dir)
+        facts, figures = read_journal(self.run_dir), self.figures
         chosen = next(fact for fact in facts if isinstance(fact, Chosen))
-        row = next(row for row in self.figures["variants"] if row["name"] == "fppmo")
+        row = next(row for row in figures["variants"] if row["name"] == "fppmo")
         return Best(
             finalist=chosen.finalist,
-            keep=unpack_mask(chosen.mask, self.figures["num_filters"]),
+            keep=unpack_mask(chosen.mask, figures["num_filters"]),
             macs=row["macs"],
             macs_cut=row["macs_cut"],
             widths=row["widths"],
@@ -74,9 +77,39 @@ class SearchResult:
 
     def network(self) -> nn.Module:
         """The smaller, fine-tuned network, in eval mode on the CPU."""
-        return load_network(
-            self.run_dir / f"{NETWORK}.json", constructor=lambda: copy.deepcopy(self.dense).cpu()
-        )
+        with network_files(self.run_dir) as (_, recipe):
+            return load_network(recipe, constructor=lambda: copy.deepcopy(self.dense).cpu())
+
+
+def read_figures(run_dir: str | Path) -> dict[str, Any]:
+    """The content of a run directory's result.json.
+
+    Raises:
+        ValueError: the search has not finished.
+    """
+    storage = open_storage(run_dir)
+    if not storage.exists(RESULT):
+        raise ValueError(f"{storage.location} holds no {RESULT}: the search there has not finished")
+    figures: dict[str, Any] = json.loads(storage.read(RESULT))
+    return figures
+
+
+@contextmanager
+def network_files(run_dir: str | Path) -> Iterator[tuple[Path, Path]]:
+    """Weights and recipe of the smaller network, as files of this machine while the context lasts.
+
+    Raises:
+        FileNotFoundError: a file was removed from an object store.
+    """
+    storage = open_storage(run_dir)
+    weights, recipe = NETWORK_FILES
+    if storage.local is not None:
+        yield storage.local / weights, storage.local / recipe
+        return
+    with TemporaryDirectory() as folder:
+        for name in NETWORK_FILES:
+            (Path(folder) / name).write_bytes(storage.read(name))
+        yield Path(folder) / weights, Path(folder) / recipe
 
 
 _COLUMNS = [
@@ -92,7 +125,7 @@ _COLUMNS = [
 ]
 
 
-def read_history(run_dir: Path) -> pd.DataFrame:
+def read_history(run_dir: str | Path) -> pd.DataFrame:
     """Proposals of a run directory with generation, MACs, score, seconds, worker, time or error."""
     facts = read_journal(run_dir)
     ends = {fact.id: fact for fact in facts if isinstance(fact, Scored | Failed)}

@@ -52,7 +52,8 @@ def search(
         network: The trained network; left as it is.
         dataset: Images and classes. Its test part is read once, for the final figures.
         settings: What to search for.
-        run_dir: Folder for the journal, the checkpoints and the result.
+        run_dir: Folder for the journal, the checkpoints and the result, or a URI of any pyarrow
+            filesystem: ``s3://bucket/path``, ``gs://...``.
         splits: Rows of ``dataset.train`` that the network may train on, and two held-out sets;
             by default 90, 6 and 4 % of every class.
         placement: How many workers of what size; by default two of one CPU.
@@ -62,7 +63,7 @@ def search(
         console: Where live progress is drawn, if it is a terminal.
 
     Returns:
-        The result, whose network is on disk in ``run_dir``.
+        The result, whose network lies in ``run_dir``.
 
     Raises:
         ValueError: something the caller can mend: settings, data, run directory.
@@ -72,8 +73,8 @@ def search(
     placement = placement or Placement()
     _warn_of_idle_workers(placement.workers, settings.population)
     problem = state_problem(network, dataset, settings, splits=splits, placement=placement)
-    with open_run(Path(run_dir), resume=resume) as run:
-        run.start(_started(problem, settings))
+    started = _started(problem, settings)
+    with open_run(run_dir, resume=resume, started=started) as run:
         if not run.all(Finished):
             with (
                 connection(placement),
@@ -82,7 +83,7 @@ def search(
             ):
                 context = Context(problem, settings, run, pool)
                 _run_phases(context, placement.score_timeout, source, console or Console())
-    return SearchResult(Path(run_dir), network)
+    return SearchResult(run_dir, network)
 
 
 @contextmanager

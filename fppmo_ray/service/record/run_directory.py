@@ -1,76 +1,104 @@
-"""A run directory: the journal, the artifacts it names, and the lock of the one writer."""
+"""A run directory: the journal and the artifacts it names, with one writer at a time."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
-from fppmo_ray.durable_files import write_whole
-from fppmo_ray.service.record.facts import Fact, Started, fact_from_json, fact_to_json
+from fppmo_ray.service.record.epochs import EPOCHS, open_epoch, read_epochs
+from fppmo_ray.service.record.facts import Fact, Started
+from fppmo_ray.service.record.journal import (
+    JOURNAL,
+    Journal,
+    from_lines,
+    open_file,
+    read_file,
+    to_lines,
+)
+from fppmo_ray.service.record.storage import Storage, open_storage
 
-JOURNAL = "journal.jsonl"
 _AnyFact = TypeVar("_AnyFact", bound=Fact)
 
 
-def read_journal(path: Path) -> list[Fact]:
+def read_journal(run_dir: str | Path) -> list[Fact]:
     """The facts of a run directory's journal; a torn last line counts as never written.
 
+    Args:
+        run_dir: As of ``open_storage``.
+
     Raises:
-        ValueError: there is no journal, or a line before the last is damaged.
+        ValueError: there is no journal, it is damaged, or its store cannot be reached.
     """
-    journal = path / JOURNAL
-    if not journal.is_file():
-        raise ValueError(f"{path} holds no {JOURNAL}; expected the run directory of a search")
-    facts, _ = _parse(journal.read_bytes(), journal)
+    storage = open_storage(run_dir)
+    facts = _read(storage)
+    if facts is None:
+        raise ValueError(
+            f"{storage.location} holds no {_journal_name(storage)}; "
+            "expected the run directory of a search"
+        )
     return facts
 
 
-def _parse(content: bytes, journal: Path) -> tuple[list[Fact], int]:
-    """Facts of the complete lines, and how many bytes these take."""
-    complete = content[: content.rfind(b"\n") + 1]
-    facts = []
-    for number, line in enumerate(complete.splitlines(), start=1):
-        try:
-            facts.append(fact_from_json(json.loads(line)))
-        except ValueError as error:
-            raise ValueError(f"{journal}, line {number} is damaged: {error}") from error
-    return facts, len(complete)
+def holds_search(run_dir: str | Path) -> bool:
+    """Whether there is something to resume.
+
+    Raises:
+        ValueError: as of ``read_journal``, but for a missing journal.
+    """
+    return _read(open_storage(run_dir)) is not None
+
+
+def require_fit(run_dir: str | Path, *, resume: bool, started: Started | None = None) -> None:
+    """Refuse what ``open_run`` would refuse, without making or disturbing anything.
+
+    Raises:
+        ValueError: see ``open_run``.
+    """
+    _require_fit(open_storage(run_dir), resume, started)
 
 
 @contextmanager
-def open_run(path: Path, *, resume: bool) -> Iterator[RunDirectory]:
+def open_run(
+    run_dir: str | Path, *, resume: bool, started: Started | None = None
+) -> Iterator[RunDirectory]:
     """Hold a run directory as its single writer.
 
+    A folder is held by a lock. On an object store this driver takes over from any other, which
+    stops when it next records something.
+
     Args:
-        path: The folder; made if absent.
-        resume: Whether to go on with the search that the folder holds.
+        run_dir: As of ``open_storage``; a folder is made if absent.
+        resume: Whether to go on with the search that is there.
+        started: See ``RunDirectory.start``, which is done with it. What does not fit is refused
+            before another driver is disturbed.
 
     Raises:
-        ValueError: another driver writes here; a search is here and ``resume`` is False; or
-            ``resume`` is True and there is no search to go on with.
+        ValueError: another driver writes in this folder; a search is here and ``resume`` is False,
+            or another one than ``started``; or ``resume`` is True and there is none to go on with.
+        RuntimeError: another driver has opened this object store's run at the same time.
     """
-    journal = path / JOURNAL
-    if resume and not journal.is_file():
-        raise ValueError(f"--resume: {path} holds no {JOURNAL}; start it without --resume")
-    path.mkdir(parents=True, exist_ok=True)
-    with (path / "lock").open("ab") as lock:
-        _require_lock(lock, path)
-        content = journal.read_bytes() if journal.is_file() else b""
-        facts, length = _parse(content, journal)
-        if facts and not resume:
-            raise ValueError(
-                f"{path} already holds a search; go on with it by --resume, "
-                "or choose another run directory"
-            )
-        with journal.open("ab") as file:
-            file.truncate(length)
-            yield RunDirectory(path, facts, file)
+    storage = open_storage(run_dir)
+    _require_fit(storage, resume, started)
+    with _open_journal(storage) as (journal, lines):
+        facts = from_lines(lines, _journal_place(storage))
+        _require_wanted(facts, storage, resume)
+        run = RunDirectory(storage, journal, facts)
+        if started is not None:
+            run.start(started)
+        yield run
+
+
+@contextmanager
+def _open_journal(storage: Storage) -> Iterator[tuple[Journal, bytes]]:
+    if storage.local is None:
+        yield open_epoch(storage)
+        return
+    with open_file(storage.local) as opened:
+        yield opened
 
 
 class RunDirectory:
@@ -80,44 +108,59 @@ class RunDirectory:
     it returns. Artifacts are written whole, before the fact that names them.
     """
 
-    def __init__(self, path: Path, facts: list[Fact], file: IO[bytes]) -> None:
-        self.path = path
+    def __init__(self, storage: Storage, journal: Journal, facts: list[Fact]) -> None:
         self.facts = facts
-        self._file = file
+        self._storage = storage
+        self._journal = journal
+
+    @property
+    def location(self) -> str:
+        """Where it is, for messages."""
+        return self._storage.location
 
     def record(self, facts: Iterable[Fact]) -> None:
-        """Append facts and wait until the disk has them."""
+        """Append facts and wait until they are durable.
+
+        Raises:
+            RuntimeError: another driver has taken the search over; the facts must not be used.
+        """
         new = list(facts)
-        lines = [json.dumps(fact_to_json(fact), separators=(",", ":")) + "\n" for fact in new]
-        self._file.write("".join(lines).encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self.facts.extend(new)
+        if new:
+            self._journal.append(to_lines(new))
+            self.facts.extend(new)
 
     def all(self, kind: type[_AnyFact]) -> list[_AnyFact]:
         """All facts of a kind, in order."""
         return [fact for fact in self.facts if isinstance(fact, kind)]
 
     def write_artifact(self, name: str, content: bytes) -> str:
-        """Write a file atomically below the run directory and return its SHA-256."""
-        target = self.path / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(target, content)
+        """Write a content whole below the run directory and return its SHA-256.
+
+        Raises:
+            RuntimeError: another driver has taken the search over; its artifacts are left alone.
+        """
+        self._journal.require_held()
+        self._storage.write(name, content)
         return hashlib.sha256(content).hexdigest()
 
     def read_artifact(self, name: str, sha256: str) -> bytes:
         """The bytes of an artifact that a fact names.
 
         Raises:
-            ValueError: the file is gone or not the one the journal speaks of.
+            ValueError: the artifact is gone or not the one the journal speaks of.
         """
-        target = self.path / name
-        if not target.is_file():
-            raise ValueError(f"{target} is named in the journal but does not exist")
-        content = target.read_bytes()
+        target = f"{self.location}/{name}"
+        try:
+            content = self._storage.read(name)
+        except FileNotFoundError as error:
+            raise ValueError(f"{target} is named in the journal but does not exist") from error
         if hashlib.sha256(content).hexdigest() != sha256:
             raise ValueError(f"{target} is not the file the journal speaks of: SHA-256 differs")
         return content
+
+    def delete_artifact(self, name: str) -> None:
+        """Remove an artifact that no later step reads, if it is there."""
+        self._storage.delete(name)
 
     def start(self, started: Started) -> Started:
         """Record the search's identity, or check it against the one that is here.
@@ -131,11 +174,47 @@ class RunDirectory:
         if not known:
             self.record([started])
             return started
-        _require_same(self.path, known[0].identity, started.identity)
+        _require_same(self.location, known[0].identity, started.identity)
         return known[0]
 
 
-def _require_same(path: Path, known: dict[str, Any], now: dict[str, Any]) -> None:
+def _read(storage: Storage) -> list[Fact] | None:
+    lines = read_epochs(storage) if storage.local is None else read_file(storage.local)
+    return None if lines is None else from_lines(lines, _journal_place(storage))
+
+
+def _journal_name(storage: Storage) -> str:
+    return EPOCHS if storage.local is None else JOURNAL
+
+
+def _journal_place(storage: Storage) -> str:
+    return f"{storage.location}/{_journal_name(storage)}"
+
+
+def _require_fit(storage: Storage, resume: bool, started: Started | None) -> None:
+    facts = _read(storage)
+    if facts is None:
+        if resume:
+            raise ValueError(
+                f"--resume: {storage.location} holds no {_journal_name(storage)}; "
+                "start it without --resume"
+            )
+        return
+    _require_wanted(facts, storage, resume)
+    known = next((fact for fact in facts if isinstance(fact, Started)), None)
+    if known is not None and started is not None:
+        _require_same(storage.location, known.identity, started.identity)
+
+
+def _require_wanted(facts: list[Fact], storage: Storage, resume: bool) -> None:
+    if facts and not resume:
+        raise ValueError(
+            f"{storage.location} already holds a search; go on with it by --resume, "
+            "or choose another run directory"
+        )
+
+
+def _require_same(location: str, known: dict[str, Any], now: dict[str, Any]) -> None:
     # JSON has no tuples: compare what the journal would have kept.
     before, after = _flat(known), _flat(json.loads(json.dumps(now)))
     different = [
@@ -145,7 +224,7 @@ def _require_same(path: Path, known: dict[str, Any], now: dict[str, Any]) -> Non
     ]
     if different:
         raise ValueError(
-            f"{path} holds another search: {'; '.join(different)}; "
+            f"{location} holds another search: {'; '.join(different)}; "
             "resume with the same settings, or choose another run directory"
         )
 
@@ -156,12 +235,3 @@ def _flat(tree: dict[str, Any]) -> dict[str, Any]:
     for key, value in tree.items():
         leaves |= _flat(value) if isinstance(value, dict) else {key: value}
     return leaves
-
-
-def _require_lock(lock: IO[bytes], path: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ValueError(
-            f"{path} is being written by another driver; wait for it, or stop it"
-        ) from error
