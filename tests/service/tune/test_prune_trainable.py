@@ -1,0 +1,192 @@
+"""The trainable as Tune drives it, hook by hook, and under Tune beside the service."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ray import tune
+
+from fppmo_ray import Placement, Recipe, SearchSettings, extract, load_dataset, search
+from fppmo_ray.distribution import unpack_mask
+from fppmo_ray.pruning import score
+from fppmo_ray.service.problem import open_split
+from fppmo_ray.service.record.facts import Asked, Scored
+from fppmo_ray.service.record.run_directory import read_journal
+from fppmo_ray.service.tune import (
+    FPPMOSearch,
+    Problem,
+    PruneTrainable,
+    prune_trainable,
+    state_problem,
+)
+from fppmo_ray.service.tune.trainable import read_score_state
+from fppmo_ray.training import build_network, evaluate
+
+RUNGS = (0, 2, 4)
+NETWORK = build_network("digits_cnn", 10)
+DATASET = load_dataset("digits")
+SETTINGS = SearchSettings(
+    macs_cut=0.5,
+    proposals=6,
+    population=2,
+    score_steps=4,
+    recalibrate_images=200,
+    score_images=200,
+    rescore_seeds=1,
+    recipe=Recipe(epochs=0, batch_size=64),
+)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The trainable sets the threads of its process, which here is the test's."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def problem() -> Problem:
+    return state_problem(NETWORK, DATASET, SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def configs(problem: Problem) -> list[dict[str, Any]]:
+    searcher = FPPMOSearch.for_problem(problem, SETTINGS)
+    configs = [searcher.suggest(f"t{number}") for number in range(4)]
+    return [config for config in configs if isinstance(config, dict)]
+
+
+def begun(problem: Problem, config: dict[str, Any]) -> PruneTrainable:
+    """A trainable without the log folder that Tune's constructor would make at home."""
+    trainable = PruneTrainable.__new__(PruneTrainable)
+    trainable.setup(config, problem=problem, rungs=RUNGS)
+    return trainable
+
+
+def reports(trainable: PruneTrainable, count: int = len(RUNGS)) -> list[dict[str, Any]]:
+    return [trainable.step() for _ in range(count)]
+
+
+def test_every_rung_is_reported_and_the_last_one_is_the_services_score(
+    problem: Problem, configs: list[dict[str, Any]]
+) -> None:
+    found = reports(begun(problem, configs[0]))
+    keep = unpack_mask(configs[0]["mask"], problem.tracing.space.num_filters)
+    at_once = score(
+        problem.network.eval(),
+        problem.tracing,
+        keep,
+        search_train=open_split(problem, "search_train", CPU),
+        held_out=open_split(problem, "search_val", CPU),
+        fidelity=problem.fidelity,
+        recipe=problem.recipe,
+        seed=(0, 0),
+    )
+    assert [report["rung"] for report in found] == [0, 2, 4]
+    assert [report["done"] for report in found] == [False, False, True]
+    assert {report["macs"] for report in found} == {configs[0]["macs"]}
+    last = found[-1]
+    assert (last["val_loss"], last["val_accuracy"]) == (at_once.val_loss, at_once.val_accuracy)
+
+
+def test_a_reused_actor_scores_as_a_fresh_one_and_keeps_nothing_of_the_last_network(
+    problem: Problem, configs: list[dict[str, Any]]
+) -> None:
+    reused = begun(problem, configs[1])
+    reports(reused, 2)
+    gone = weakref.ref(reused._score.network)
+    assert reused.reset_config(configs[2])
+    assert gone() is None
+    assert reports(reused) == reports(begun(problem, configs[2]))
+
+
+@pytest.mark.gpu
+def test_a_reused_actor_returns_the_gpus_memory(configs: list[dict[str, Any]]) -> None:
+    problem = state_problem(NETWORK, DATASET, SETTINGS, placement=Placement(gpus_per_worker=1.0))
+    trainable = begun(problem, configs[0])
+    held = []
+    for config in [*configs, *configs]:
+        reports(trainable)
+        trainable.reset_config(config)
+        held.append(torch.cuda.memory_allocated())
+    networks = sum(p.numel() * p.element_size() for p in trainable._score.network.parameters())
+    assert max(held) - min(held) < networks
+
+
+def test_a_paused_trial_goes_on_elsewhere_to_the_same_score(
+    problem: Problem, configs: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    straight = reports(begun(problem, configs[3]))
+    paused = begun(problem, configs[3])
+    reports(paused, 2)
+    paused.save_checkpoint(str(tmp_path))
+    resumed = begun(problem, configs[3])
+    resumed.load_checkpoint(str(tmp_path))
+    assert reports(resumed, 1) == straight[2:]
+
+
+def test_a_checkpoint_holds_the_network_that_was_measured(
+    problem: Problem, configs: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    whole = replace(problem, fidelity=replace(problem.fidelity, score_images=10_000))
+    trainable = begun(whole, configs[0])
+    last = reports(trainable)[-1]
+    trainable.save_checkpoint(str(tmp_path))
+    keep = unpack_mask(configs[0]["mask"], problem.tracing.space.num_filters)
+    network = extract(problem.network, problem.tracing, keep)
+    network.load_state_dict(read_score_state(tmp_path)["network"])
+    metrics = evaluate(network, open_split(problem, "search_val", CPU).batches(250))
+    assert metrics.accuracy == last["val_accuracy"]
+    assert metrics.loss == pytest.approx(last["val_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("rungs", [(), (0, 2), (4, 2), (0, 2, 2, 4), (-1, 4), (0, 8)])
+def test_rungs_that_do_not_ascend_to_the_score_are_refused(
+    problem: Problem, rungs: tuple[int, ...]
+) -> None:
+    with pytest.raises(ValueError, match="rungs must ascend from at least 0 to the 4 steps of a"):
+        prune_trainable(problem, rungs)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_without_early_stopping_the_trajectory_is_the_services_to_the_bit(
+    problem: Problem, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "service"
+    search(NETWORK, DATASET, SETTINGS, run_dir=run_dir, placement=Placement(workers=1))
+    facts = read_journal(run_dir)
+    asked = {fact.id: fact for fact in facts if isinstance(fact, Asked)}
+    services = {
+        fact.id: (asked[fact.id].mask, asked[fact.id].macs, fact.val_loss, fact.val_accuracy)
+        for fact in facts
+        if isinstance(fact, Scored)
+    }
+    tuner = tune.Tuner(
+        prune_trainable(problem, RUNGS),
+        tune_config=tune.TuneConfig(
+            search_alg=FPPMOSearch.for_problem(problem, SETTINGS),
+            max_concurrent_trials=2,
+            num_samples=-1,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(name="tune", storage_path=str(tmp_path), verbose=0),
+    )
+    tunes = {
+        result.config["id"]: (
+            result.config["mask"],
+            result.metrics["macs"],
+            result.metrics["val_loss"],
+            result.metrics["val_accuracy"],
+        )
+        for result in tuner.fit()
+    }
+    assert tunes == services
+    assert len(tunes) == SETTINGS.proposals
