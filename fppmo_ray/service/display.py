@@ -47,7 +47,7 @@ def generation_log() -> Listener:
         for generation in seen.touched:
             if generation.is_complete:
                 seconds = time.monotonic() - began
-                logger.info("%s  %s  %.0f s", generation, _workers(seen.workforce), seconds)
+                logger.info("%s  %s  after %.0f s", generation, _workers(seen.workforce), seconds)
 
     return log
 

@@ -51,7 +51,9 @@ class ModelHandle:
         self._told += new
 
         def ask(is_fresh: bool) -> Any:
-            return self._actor.advance.remote(self._told if is_fresh else new)
+            # The dashboard sums up by names; Ray's own changes with the repr after the first call.
+            call = self._actor.advance.options(name="advance")
+            return call.remote(self._told if is_fresh else new)
 
         advance: Advance = self._answer(ask)
         return advance

@@ -47,13 +47,13 @@ class ProbabilityModel:
         self, space: PruningSpace, importance: FloatArray, settings: OptimizerSettings
     ) -> None:
         self._space = space
+        self._rule = settings.rule
         self._optimizer = MaskOptimizer(space, importance, settings)
         self._num_asked = 0
 
     def __repr__(self) -> str:
-        """What the Ray dashboard shows."""
-        done, count = self._optimizer.generation, self._optimizer.num_generations
-        return f"ProbabilityModel(generation={done}/{count})"
+        """What the Ray dashboard shows, which reads it once."""
+        return f"ProbabilityModel({self._rule}, {self._optimizer.num_generations} generations)"
 
     def advance(self, feedback: Sequence[Feedback]) -> Advance:
         """Take feedback in, and ask for every generation that it makes possible.

@@ -57,7 +57,8 @@ class SearchJob:
     def resume_arguments(self) -> str:
         """The job file and its flags, quoted for a shell, that go on with the search."""
         _, *arguments = shlex.split(self.entrypoint)
-        return shlex.join([*(item for item in arguments if item != "--resume"), "--resume"])
+        resumes = {"--resume", "--resume-or-start", "--resume_or_start"} & {*arguments}
+        return shlex.join(arguments if resumes else [*arguments, "--resume"])
 
 
 @contextmanager

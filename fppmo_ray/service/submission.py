@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fppmo_ray.service.project_archive import pack
+from fppmo_ray.service.record.storage import local_folder, location_of
 from fppmo_ray.service.search_jobs import SearchJob, search_jobs
 
 logger = logging.getLogger(__name__)
@@ -48,12 +49,8 @@ class Submission:
             )
         if self.stop_wait < 1:
             raise ValueError(f"stop_wait must be >= 1 s, got {self.stop_wait}")
-        if self.run_dir is not None and not _lasts(self.run_dir):
-            raise ValueError(
-                f"run directory {self.run_dir} is relative: it would lie in the job's working "
-                "directory, which Ray deletes; give an absolute path on storage that the cluster's "
-                "head sees, or a URI such as s3://bucket/prefix"
-            )
+        if self._run_dir is not None:
+            _require_lasting(self._run_dir)
 
     @property
     def entrypoint(self) -> str:
@@ -61,14 +58,18 @@ class Submission:
         return shlex.join(["python", self.job, *self.flags])
 
     @property
-    def run_dir(self) -> str | None:
-        """The run directory, where the flags name one."""
+    def _run_dir(self) -> str | None:
         return _value_of("--run-dir", self.flags)
 
     @property
-    def resumes(self) -> bool:
-        """Whether the job goes on with a search."""
-        return "--resume" in self.flags
+    def run_dir(self) -> str | None:
+        """The run directory, where the flags name one; of a URI no password and no options."""
+        return None if self._run_dir is None else location_of(self._run_dir)
+
+    @property
+    def may_resume(self) -> bool:
+        """Whether the job may go on with a search."""
+        return bool({"--resume", "--resume-or-start", "--resume_or_start"} & {*self.flags})
 
 
 def send(client: Any, submission: Submission) -> SearchJob:
@@ -113,7 +114,7 @@ def _name(submission: Submission, jobs: Sequence[SearchJob]) -> tuple[str, str]:
     earlier = [
         job
         for job in jobs
-        if submission.resumes and job.run_dir is not None and job.run_dir == submission.run_dir
+        if submission.may_resume and job.run_dir is not None and job.run_dir == submission.run_dir
     ]
     if not earlier:
         new = uuid.uuid4().hex[:12]
@@ -134,8 +135,14 @@ def _metadata(submission: Submission, search: str) -> dict[str, str]:
     return metadata
 
 
-def _lasts(run_dir: str) -> bool:
-    return "://" in run_dir or Path(run_dir).is_absolute()
+def _require_lasting(run_dir: str) -> None:
+    folder = local_folder(run_dir)
+    if folder is not None and not folder.is_absolute():
+        raise ValueError(
+            f"run directory {run_dir} is relative: it would lie in the job's working directory, "
+            "which Ray deletes; give an absolute path on storage that the cluster's head sees, "
+            "or a URI such as s3://BUCKET/PATH"
+        )
 
 
 def _value_of(flag: str, flags: Sequence[str]) -> str | None:

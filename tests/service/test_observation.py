@@ -76,7 +76,9 @@ def test_the_log_has_a_line_for_each_complete_generation_and_says_workers_6_of_8
         assert caplog.messages == []
         log(counting.count([failed(2), scored(3, 0.3, 0.25)], WORKFORCE))
     [line] = caplog.messages
-    assert line.startswith("generation 0  best 0.7500  mean 0.5000  failed 1/4  workers 6 of 8  ")
+    assert line.startswith(
+        "generation 0  best 0.7500  mean 0.5000  failed 1/4  workers 6 of 8  after "
+    )
 
 
 def test_the_log_says_with_how_much_a_search_is_resumed(

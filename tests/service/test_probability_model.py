@@ -102,5 +102,5 @@ def test_a_model_that_is_killed_is_replayed_to_and_proposes_the_same(local_ray: 
         assert np.array_equal(proposals[item.proposal_id].keep, item.keep)
 
 
-def test_the_dashboard_shows_how_far_the_model_is() -> None:
-    assert repr(model()) == "ProbabilityModel(generation=0/4)"
+def test_the_dashboard_shows_what_the_model_is() -> None:
+    assert repr(model()) == "ProbabilityModel(layer_es, 4 generations)"

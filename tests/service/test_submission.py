@@ -104,15 +104,29 @@ def test_absolute_run_directories_and_uris_are_taken(project: Path) -> None:
     assert Submission(folder=project, job="jobs/digits.py").run_dir is None
 
 
-def test_a_stopped_job_says_the_arguments_that_resume_it() -> None:
+def test_the_run_directory_is_shown_without_its_credentials(project: Path) -> None:
+    flags = ("--run-dir", "s3://key:secret@bucket/run?endpoint_override=http://host:9000")
+    submission = Submission(folder=project, job="jobs/digits.py", flags=flags)
+    assert submission.run_dir == "s3://bucket/run"
+
+
+@pytest.mark.parametrize(
+    ("flags", "resuming"),
+    [
+        ("--run-dir '/shared/my run'", "--run-dir '/shared/my run' --resume"),
+        ("--resume --seed 1", "--resume --seed 1"),
+        ("--resume-or-start --seed 1", "--resume-or-start --seed 1"),
+    ],
+)
+def test_a_stopped_job_says_the_arguments_that_resume_it(flags: str, resuming: str) -> None:
     job = SearchJob(
         search_id="c0ffee",
         submission_id="fppmo-c0ffee",
         job="jobs/digits.py",
         state="STOPPED",
-        entrypoint="python jobs/digits.py --run-dir '/shared/my run' --resume --seed 1",
+        entrypoint=f"python jobs/digits.py {flags}",
     )
-    assert job.resume_arguments == "jobs/digits.py --run-dir '/shared/my run' --seed 1 --resume"
+    assert job.resume_arguments == f"jobs/digits.py {resuming}"
 
 
 def test_a_search_takes_the_id_of_its_submission(monkeypatch: pytest.MonkeyPatch) -> None:
