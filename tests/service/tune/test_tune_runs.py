@@ -1,0 +1,111 @@
+"""The searcher inside real Tune runs: lost and failed trials, early stopping, a killed driver."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Container
+from pathlib import Path
+from typing import Any
+
+import pytest
+import scripted_trials
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+from scripted_trials import PROPOSALS, loss_of, make_searcher, make_tuner, scripted
+
+from fppmo_ray.service.tune import FPPMOSearch
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+def masks_without_tune(failed: Container[int] = ()) -> dict[int, str]:
+    """Masks by id of a search whose trials all get to their last rung, but for the failed."""
+    search = make_searcher()
+    masks = {}
+    while isinstance(config := search.suggest(f"trial-{len(masks)}"), dict):
+        trial_id = f"trial-{len(masks)}"
+        masks[config["id"]] = config["mask"]
+        result = {"val_loss": loss_of(config), "val_accuracy": 0.5, "rung": 4}
+        search.on_trial_complete(trial_id, result, error=config["id"] in failed)
+    return masks
+
+
+def masks(results: tune.ResultGrid) -> dict[int, str]:
+    return {result.config["id"]: result.config["mask"] for result in results}
+
+
+def state(search: FPPMOSearch, folder: Path) -> dict[str, Any]:
+    search.save(str(folder / "state"))
+    content: dict[str, Any] = json.loads((folder / "state").read_bytes())
+    return content
+
+
+def test_a_lost_trial_is_run_again_and_one_that_fails_by_itself_is_left_out(
+    tmp_path: Path,
+) -> None:
+    search = make_searcher()
+    troubles = {1: "dies once", 2: "NaN", 6: "raises"}
+    tuner = make_tuner(tmp_path, troubles, search_alg=search, max_failures=1)
+    results = tuner.fit()
+    failed = {
+        entry["proposal_id"]: entry["error"]
+        for entry in state(search, tmp_path)["feedback"]
+        if entry["error"]
+    }
+    assert (tmp_path / "died-1").exists()
+    assert sorted(failed) == [2, 6]
+    assert "must report val_loss as a finite number, got nan" in failed[2]
+    assert "ended with an error" in failed[6]
+    assert masks(results) == masks_without_tune(failed=(2, 6))
+
+
+def test_asha_stops_a_bad_mask_and_the_searcher_hears_of_its_rung(tmp_path: Path) -> None:
+    search = make_searcher()
+    scheduler = ASHAScheduler(metric="val_loss", mode="min", max_t=4, reduction_factor=2)
+    results = make_tuner(
+        tmp_path, {3: "bad"}, search_alg=search, scheduler=scheduler, max_concurrent_trials=1
+    ).fit()
+    rungs = {result.config["id"]: result.metrics["rung"] for result in results}
+    feedback = {entry["proposal_id"]: entry for entry in state(search, tmp_path)["feedback"]}
+    assert rungs[0] == 4
+    assert rungs[3] == 1
+    assert feedback[3]["val_loss"] > 2
+    assert {number: entry["rung"] for number, entry in feedback.items()} == rungs
+    assert len(rungs) == PROPOSALS
+
+
+def test_a_killed_driver_is_restored_to_the_undisturbed_trajectory(tmp_path: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    driver = subprocess.Popen(
+        [sys.executable, scripted_trials.__file__, str(tmp_path)],
+        env=environment | {"TUNE_GLOBAL_CHECKPOINT_S": "0"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_for_feedback(driver, tmp_path / "trials", 7)  # of 0 to 7, without 5
+    finally:
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+    tuner = tune.Tuner.restore(str(tmp_path / "trials"), scripted({}, tmp_path))
+    results = tuner.fit()
+    assert len(results) == PROPOSALS
+    assert masks(results) == masks_without_tune()
+    assert {result.metrics["rung"] for result in results} == {4}
+
+
+def wait_for_feedback(driver: subprocess.Popen[bytes], experiment: Path, count: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if driver.poll() is not None:
+            pytest.fail(f"the driver ended with {driver.returncode} before it could be killed")
+        for path in experiment.glob("searcher-state-*.json"):
+            if len(json.loads(path.read_bytes() or b"{}").get("feedback", ())) >= count:
+                return
+        time.sleep(0.05)
+    pytest.fail(f"no {count} trials ended in time")
