@@ -20,6 +20,7 @@ set -euo pipefail
 (($#)) || { echo "usage: sbatch cluster/slurm.sh JOB.py [its flags]" >&2; exit 2; }
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 ray get-auth-token --generate >/dev/null # in the home directory, which all nodes see
+chmod 600 ~/.ray/auth_token              # Ray leaves it readable to everyone
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
 
 # This script runs on the first node, and so does the driver, where signals can reach it.

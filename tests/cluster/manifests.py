@@ -1,4 +1,4 @@
-"""Reading manifests, and what is wrong with them: as lists of sentences, empty where all is well."""
+"""Reading manifests, and what is wrong with them: lists of sentences, empty where all is well."""
 
 from __future__ import annotations
 

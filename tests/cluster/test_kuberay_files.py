@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -113,3 +116,15 @@ def test_a_retry_goes_on_in_a_run_directory_outside_the_cluster() -> None:
     assert job["entrypointNumCpus"] == 0  # or a head without CPUs would never start it
     assert "--resume-or-start" in job["entrypoint"]
     assert "--run-dir s3://" in job["entrypoint"]
+
+
+def test_the_head_fetches_a_folder_with_all_that_is_below_it(cluster: Any, tmp_path: Path) -> None:
+    [fetch] = cluster["headGroupSpec"]["template"]["spec"]["initContainers"]
+    python, *words, source, target = fetch["command"]
+    assert (python, source, target) == ("python", "s3://BUCKET/data", "/home/ray/data")
+    (tmp_path / "bucket" / "below").mkdir(parents=True)
+    (tmp_path / "bucket" / "below" / "resnet56.th").write_text("weights")
+    (tmp_path / "data").mkdir()
+    folders = [(tmp_path / "bucket").as_uri(), str(tmp_path / "data")]
+    subprocess.run([sys.executable, *words, *folders], check=True)
+    assert (tmp_path / "data" / "below" / "resnet56.th").read_text() == "weights"

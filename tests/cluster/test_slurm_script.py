@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 from pathlib import Path
 
@@ -16,7 +17,7 @@ SCRIPT = CLUSTER / "slurm.sh"
 _DRIVER = """
 import os, signal, sys, time
 def stop(*_):
-    print("stopped", flush=True)
+    os.write(1, b"stopped\\n")  # print is not reentrant
     sys.exit(143)
 signal.signal(signal.SIGTERM, stop)
 print("driver", os.environ["RAY_ADDRESS"], *sys.argv[1:], flush=True)
@@ -25,7 +26,10 @@ while "--endless" in sys.argv:
 """
 _COMMANDS = {
     "srun": 'shift; exec "$@"',
-    "ray": '[[ $1 == symmetric-run ]] || exit 0; until [[ $1 == -- ]]; do shift; done; "${@:2}"',
+    "ray": """
+        if [[ $1 == get-auth-token ]]; then mkdir ~/.ray; echo secret >~/.ray/auth_token; exit; fi
+        until [[ $1 == -- ]]; do shift; done; "${@:2}"
+    """,
     "scontrol": 'echo "scontrol $*"',
     "hostname": "echo node1",
 }
@@ -41,7 +45,8 @@ def environment(tmp_path: Path) -> dict[str, str]:
         (folder / name).chmod(0o755)
     (tmp_path / "job.py").write_text(_DRIVER)
     path = f"{folder}{os.pathsep}{os.environ['PATH']}"
-    return {"PATH": path, "SLURM_CPUS_PER_TASK": "4", "SLURM_JOB_ID": "7", "TMPDIR": str(tmp_path)}
+    slurm = {"SLURM_CPUS_PER_TASK": "4", "SLURM_JOB_ID": "7"}
+    return {"PATH": path, "HOME": str(tmp_path), "TMPDIR": str(tmp_path), **slurm}
 
 
 def start(environment: dict[str, str], *flags: str) -> subprocess.Popen[str]:
@@ -79,6 +84,8 @@ def test_the_driver_joins_the_jobs_cluster_and_goes_on_with_what_is_there(
     output, _ = script.communicate(timeout=20)
     assert script.returncode == 0
     assert output == "driver node1:6379 --run-dir /shared/a run --resume-or-start\n"
+    token = Path(environment["HOME"]) / ".ray" / "auth_token"
+    assert stat.filemode(token.stat().st_mode) == "-rw-------"
 
 
 def test_before_the_time_is_up_the_driver_stops_and_the_job_is_requeued(
