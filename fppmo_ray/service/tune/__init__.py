@@ -16,8 +16,13 @@ Example:
     ...         num_samples=-1,  # the searcher says when it is done
     ...         reuse_actors=True,
     ...     ),
-    ...     run_config=tune.RunConfig(failure_config=tune.FailureConfig(max_failures=3)),
+    ...     run_config=tune.RunConfig(
+    ...         failure_config=tune.FailureConfig(max_failures=3),
+    ...         checkpoint_config=tune.CheckpointConfig(num_to_keep=1, checkpoint_frequency=1),
+    ...     ),
     ... )
+    >>> best, *others = ranked_trials(problem, tuner.fit(), "val_loss")  # doctest: +SKIP
+    >>> smaller = trained_network(problem, best)  # doctest: +SKIP
 
 Lost is not bad: ``max_failures`` says how often Tune runs a trial again whose worker or node was
 lost. A trial that still ends with an error, or reports what is not a number, is a failed proposal
@@ -25,7 +30,17 @@ and never enters the update. Without ``max_failures`` a single lost worker makes
 """
 
 from fppmo_ray.service.problem import Problem, state_problem
+from fppmo_ray.service.tune.outcome import ScoredTrial, ranked_trials, trained_network
 from fppmo_ray.service.tune.searcher import FPPMOSearch
 from fppmo_ray.service.tune.trainable import PruneTrainable, prune_trainable
 
-__all__ = ["FPPMOSearch", "Problem", "PruneTrainable", "prune_trainable", "state_problem"]
+__all__ = [
+    "FPPMOSearch",
+    "Problem",
+    "PruneTrainable",
+    "ScoredTrial",
+    "prune_trainable",
+    "ranked_trials",
+    "state_problem",
+    "trained_network",
+]

@@ -1,0 +1,170 @@
+"""Prune a CIFAR-10 network by feedback under Ray Tune, where ASHA stops the bad masks early.
+
+python jobs/tune_cifar10.py --data DIR --network resnet56 --weights FILE --macs-cut 0.57 \
+        --run-dir runs/resnet56-tune
+ray job submit --working-dir . -- python jobs/tune_cifar10.py ... --run-dir /absolute/path
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler
+from rich.console import Console
+from rich.table import Table
+
+from fppmo_ray import Placement, SearchSettings, load_dataset, save_network
+from fppmo_ray.job import require_lasting, run_job
+from fppmo_ray.service.connection import connection
+from fppmo_ray.service.tune import (
+    FPPMOSearch,
+    Problem,
+    ScoredTrial,
+    prune_trainable,
+    ranked_trials,
+    state_problem,
+    trained_network,
+)
+from fppmo_ray.training import build_network, load_weights, splits_from_files
+
+_NUM_SHOWN = 10
+_MAX_FAILURES = 3  # per trial: workers and nodes are lost, masks are not to blame
+
+
+def main(
+    data: Path,
+    run_dir: Path,
+    settings: SearchSettings,
+    placement: Placement,
+    *,
+    weights: Path,
+    network: str = "resnet56",
+    search_val_rows: Path | None = None,
+    rungs: tuple[int, ...] = (0, 10, 25, 50),
+    resume: bool = False,
+) -> None:
+    """Search, and save the best trial's network with the fine-tuning of its score.
+
+    Args:
+        data: Folder with CIFAR-10 as parquet files or in torchvision's layout.
+        run_dir: Folder of Tune's experiment and of the network, which every node sees.
+        settings: What to search for; Tune trains no baseline and rescores no finalists.
+        placement: Where it runs; as many trials at a time as workers.
+        weights: The network's trained weights.
+        network: Which network to prune: resnet20, 32, 44, 56 or 110 (``_b``: projection shortcuts),
+            or vgg16_bn.
+        search_val_rows: .npy file of training rows that the weights have never seen; by default
+            6 % of every class.
+        rungs: Fine-tuning steps after which trials report and may be stopped, up to --score-steps.
+        resume: Go on with the experiment in the run directory.
+    """
+    require_lasting(run_dir)
+    run_dir = run_dir.resolve()
+    _require_fit(run_dir, resume=resume)
+    dataset = load_dataset("cifar10", data)
+    dense = build_network(network, dataset.num_classes)
+    load_weights(dense, weights)
+    splits = None
+    if search_val_rows is not None:
+        labels = dataset.train.labels
+        splits = splits_from_files(labels, search_val=search_val_rows, seed=settings.seed)
+    problem = state_problem(dense, dataset, settings, splits=splits, placement=placement)
+    trainable = prune_trainable(problem, rungs)
+    searcher = FPPMOSearch.for_problem(problem, settings)
+    if resume:
+        searcher.restore_from_dir(str(run_dir))  # refuses other settings; Tune would ignore them
+    with connection(placement):
+        if resume:
+            tuner = tune.Tuner.restore(str(run_dir), trainable)
+        else:
+            scheduler = _asha(searcher, len(rungs))
+            tuner = _tuner(trainable, searcher, scheduler, placement.workers, run_dir)
+        best = ranked_trials(problem, tuner.fit(), settings.rank_by)
+    if not best:
+        raise RuntimeError(f"no trial in {run_dir} was scored; its error.txt files say why")
+    _show(best[:_NUM_SHOWN], problem)
+    path = save_network(
+        trained_network(problem, best[0]),
+        run_dir / "network",
+        tracing=problem.tracing,
+        keep=best[0].keep,
+        source={
+            "constructor": "fppmo_ray.training.networks:build_network",
+            "arguments": {"name": network, "num_classes": dataset.num_classes},
+        },
+    )
+    Console().print(f"network of the first: {path}", soft_wrap=True)
+
+
+def _require_fit(run_dir: Path, *, resume: bool) -> None:
+    holds_search = tune.Tuner.can_restore(str(run_dir))
+    if resume and not holds_search:
+        raise ValueError(f"--resume: {run_dir} holds no experiment; start it without --resume")
+    if holds_search and not resume:
+        raise ValueError(
+            f"{run_dir} already holds an experiment; go on with it by --resume, or choose another "
+            "run directory"
+        )
+
+
+def _asha(searcher: FPPMOSearch, num_rungs: int) -> AsyncHyperBandScheduler:
+    """Of the masks that get to a report, those worse than the median are stopped there."""
+    return AsyncHyperBandScheduler(
+        metric=searcher.metric,
+        mode=searcher.mode,
+        grace_period=1,
+        max_t=num_rungs,
+        reduction_factor=2,
+    )
+
+
+def _tuner(
+    trainable: type[tune.Trainable],
+    searcher: FPPMOSearch,
+    scheduler: AsyncHyperBandScheduler,
+    workers: int,
+    run_dir: Path,
+) -> tune.Tuner:
+    return tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=scheduler,
+            num_samples=-1,  # the searcher says when it is done
+            max_concurrent_trials=workers,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name=run_dir.name,
+            storage_path=str(run_dir.parent),
+            failure_config=tune.FailureConfig(max_failures=_MAX_FAILURES),
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=1, checkpoint_frequency=1),
+            progress_reporter=tune.CLIReporter(
+                parameter_columns=["id", "generation"],  # masks are long
+                metric_columns=["rung", "val_loss", "val_accuracy", "macs"],
+                max_progress_rows=_NUM_SHOWN,
+            ),
+        ),
+    )
+
+
+def _show(trials: list[ScoredTrial], problem: Problem) -> None:
+    table = Table(title="best trials, on search-val", caption="the first of many owes some to luck")
+    for column in ("proposal", "generation", "steps", "val loss", "val accuracy, %", "MACs cut, %"):
+        table.add_column(column, justify="right")
+    dense_macs = problem.tracing.space.dense_macs
+    for trial in trials:
+        table.add_row(
+            f"{trial.id}",
+            f"{trial.generation}",
+            f"{trial.rung}",
+            f"{trial.val_loss:.4f}",
+            f"{100 * trial.val_accuracy:.2f}",
+            f"{100 - 100 * trial.macs / dense_macs:.2f}",
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    run_job(main)
