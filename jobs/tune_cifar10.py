@@ -14,7 +14,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler
 from rich.console import Console
 from rich.table import Table
 
-from fppmo_ray import Placement, SearchSettings, load_dataset, save_network
+from fppmo_ray import Dataset, Placement, SearchSettings, Splits, load_dataset, save_network
 from fppmo_ray.job import require_lasting, run_job
 from fppmo_ray.service.connection import connection
 from fppmo_ray.service.tune import (
@@ -65,10 +65,7 @@ def main(
     dataset = load_dataset("cifar10", data)
     dense = build_network(network, dataset.num_classes)
     load_weights(dense, weights)
-    splits = None
-    if search_val_rows is not None:
-        labels = dataset.train.labels
-        splits = splits_from_files(labels, search_val=search_val_rows, seed=settings.seed)
+    splits = _splits(dataset, search_val_rows, settings.seed)
     problem = state_problem(dense, dataset, settings, splits=splits, placement=placement)
     trainable = prune_trainable(problem, rungs)
     searcher = FPPMOSearch.for_problem(problem, settings)
@@ -106,6 +103,12 @@ def _require_fit(run_dir: Path, *, resume: bool) -> None:
             f"{run_dir} already holds an experiment; go on with it by --resume, or choose another "
             "run directory"
         )
+
+
+def _splits(dataset: Dataset, search_val: Path | None, seed: int) -> Splits | None:
+    if search_val is None:
+        return None
+    return splits_from_files(dataset.train.labels, search_val=search_val, seed=seed)
 
 
 def _asha(searcher: FPPMOSearch, num_rungs: int) -> AsyncHyperBandScheduler:

@@ -79,6 +79,14 @@ def test_asha_stops_a_bad_mask_and_the_searcher_hears_of_its_rung(tmp_path: Path
     assert len(rungs) == PROPOSALS
 
 
+def test_a_generation_that_failed_as_a_whole_ends_the_run_with_its_first_error(
+    tmp_path: Path,
+) -> None:
+    tuner = make_tuner(tmp_path, dict.fromkeys(range(4), "NaN"), max_concurrent_trials=1)
+    with pytest.raises(RuntimeError, match=r"all 4 proposals of generation 0 failed.*got nan"):
+        tuner.fit()
+
+
 def test_a_killed_driver_is_restored_to_the_undisturbed_trajectory(tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     driver = subprocess.Popen(
