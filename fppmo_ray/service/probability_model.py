@@ -50,6 +50,8 @@ class ProbabilityModel:
         self._rule = settings.rule
         self._optimizer = MaskOptimizer(space, importance, settings)
         self._num_asked = 0
+        self._waiting: dict[int, Feedback] = {}
+        """Feedback by proposal that the optimizer has not been told yet."""
 
     def __repr__(self) -> str:
         """What the Ray dashboard shows, which reads it once."""
@@ -58,29 +60,37 @@ class ProbabilityModel:
     def advance(self, feedback: Sequence[Feedback]) -> Advance:
         """Take feedback in, and ask for every generation that it makes possible.
 
-        Feedback of generations that are not asked yet waits for them, so all the feedback of a
+        Feedback of later generations waits for them, asked or not, so all the feedback of a
         journal can be replayed in one call.
 
         Raises:
             ValueError: feedback for a proposal that is never asked for.
             RuntimeError: every proposal of a generation failed.
         """
-        waiting = sorted(feedback, key=lambda item: item.proposal_id)
+        self._waiting |= {item.proposal_id: item for item in feedback}
         proposals: list[Proposal] = []
         updates: list[Update] = []
         while True:
             asked = self._optimizer.ask()
             self._num_asked += len(asked)
             proposals += asked
-            ready = [item for item in waiting if item.proposal_id < self._num_asked]
-            waiting = waiting[len(ready) :]  # ids count up in the order of asking
+            ready = self._take_ready()
             if not asked and not ready:
                 break
             updates += [update for item in ready if (update := self._tell(item))]
-        if waiting:
-            ids = [item.proposal_id for item in waiting]
-            raise ValueError(f"feedback for proposals that were never asked for: {ids}")
+        if unknown := [i for i in self._waiting if i >= self._num_asked]:
+            self._waiting = {}
+            raise ValueError(f"feedback for proposals that were never asked for: {unknown}")
         return Advance(proposals=tuple(proposals), updates=tuple(updates))
+
+    def _take_ready(self) -> list[Feedback]:
+        """Feedback of the current generation, and duplicates of the ones before.
+
+        That of later ones waits, so that every update is seen by itself.
+        """
+        next_generation = self._optimizer.generation + 1
+        end = min(self._num_asked, next_generation * self._optimizer.settings.population_size)
+        return [self._waiting.pop(i) for i in sorted(self._waiting) if i < end]
 
     def _tell(self, feedback: Feedback) -> Update | None:
         before = self._optimizer.generation

@@ -79,6 +79,17 @@ def test_feedback_for_a_proposal_never_asked_for_is_refused() -> None:
         model().advance([feedback])
 
 
+def test_updates_do_not_depend_on_which_generation_ended_first() -> None:
+    in_order, out_of_order = model(), model()
+    proposals = in_order.advance([]).proposals
+    expected = in_order.advance([score(item) for item in proposals]).updates
+    out_of_order.advance([])
+    last_of_first, *others = sorted(proposals, key=lambda item: item.proposal_id != 7)
+    assert out_of_order.advance([score(item) for item in others]).updates == ()
+    assert out_of_order.advance([score(last_of_first)]).updates == expected
+    assert [update.generation for update in expected] == [1, 2]
+
+
 def test_an_update_tells_the_expected_share_of_kept_filters_per_group() -> None:
     service = model()
     proposals = service.advance([]).proposals
