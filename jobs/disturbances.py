@@ -1,0 +1,149 @@
+"""What `chaos.py` does to a running search: kills at moments that a seed draws."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray.cluster_utils import Cluster
+
+from fppmo_ray.distribution import BoolArray
+from fppmo_ray.service.model_handle import ModelHandle
+from fppmo_ray.service.place import Place
+from fppmo_ray.service.pretend import Pace, PretendScore, PretendWorker
+from fppmo_ray.service.record.facts import Scored
+from fppmo_ray.service.record.run_directory import RunDirectory
+
+KINDS = "worker", "exit", "node", "model", "hang"
+"""A worker is killed; it exits inside a score; its node is lost, and another joins; the model is
+killed; a worker is suspended, so that it never answers."""
+
+
+@dataclass(frozen=True)
+class Kill:
+    """What is killed, once so many proposals are scored."""
+
+    after: int
+    kind: str
+
+
+def plan(seed: int, num_kills: int, proposals: int) -> list[Kill]:
+    """Kills at random moments of the first four fifths of a search, in order.
+
+    One of every kind at least, if there are as many.
+    """
+    rng = random.Random(seed)
+    kinds = [*KINDS[:num_kills], *rng.choices(KINDS, k=max(0, num_kills - len(KINDS)))]
+    rng.shuffle(kinds)
+    moments = sorted(rng.randint(1, proposals * 4 // 5) for _ in kinds)
+    return [Kill(after, kind) for after, kind in zip(moments, kinds, strict=True)]
+
+
+class MortalWorker:
+    """A pretending worker that exits inside a score when it finds a warrant in the folder."""
+
+    def __init__(self, pace: Pace, warrants: Path, slot: int) -> None:
+        self._worker = PretendWorker(pace, slot)
+        self._warrants = warrants
+
+    def ready(self) -> Place:
+        """Where the worker runs."""
+        return self._worker.ready()
+
+    def score(
+        self, weights: object, keep: BoolArray, seed: Sequence[int], held_out: str
+    ) -> PretendScore:
+        """The pretended score, unless the worker dies of it."""
+        score = self._worker.score(weights, keep, seed, held_out)
+        for warrant in self._warrants.iterdir():
+            try:
+                warrant.unlink()  # one worker gets it
+            except FileNotFoundError:
+                continue
+            os._exit(1)
+        return score
+
+
+class Killer:
+    """Works off kills beside a search that runs in another thread.
+
+    In the main thread, since Ray starts nodes nowhere else.
+
+    Args:
+        seed: Of the choice of victims.
+        cluster: Whose nodes can be lost.
+        run: The search's record, which tells how far it is and who its workers are.
+        model: The search's.
+        warrants: The folder in which workers look.
+    """
+
+    def __init__(
+        self, seed: int, cluster: Cluster, run: RunDirectory, model: ModelHandle, warrants: Path
+    ) -> None:
+        self.num_done = 0
+        self._rng = random.Random(seed)
+        self._cluster = cluster
+        self._run = run
+        self._warrants = warrants
+        self._victims: set[int] = set()
+        self._do: dict[str, Callable[[], None]] = {
+            "worker": lambda: self._signal_worker(signal.SIGKILL),
+            "exit": self._order_exit,
+            "node": self._replace_node,
+            "model": model.close,
+            "hang": lambda: self._signal_worker(signal.SIGSTOP),
+        }
+        self._is_over: Callable[[], bool] = lambda: False
+
+    def work_off(self, kills: Sequence[Kill], search: Future[Any]) -> None:
+        """Do each kill when its moment has come, until the search is over."""
+        self._is_over = search.done
+        for kill in kills:
+            while self._num_scored() < kill.after and not self._is_over():
+                time.sleep(0.01)
+            if not self._is_over():
+                self._do[kill.kind]()
+                self.num_done += 1
+
+    def _num_scored(self) -> int:
+        return len(self._run.all(Scored))
+
+    def _signal_worker(self, number: signal.Signals) -> None:
+        """To a worker that has scored and was no victim before."""
+        while not (living := self._living()) and not self._is_over():
+            time.sleep(0.01)
+        if living:
+            victim = self._rng.choice(living)
+            self._victims.add(victim)
+            os.kill(victim, number)
+
+    def _living(self) -> list[int]:
+        named = {int(fact.worker.rpartition(":")[2]) for fact in self._run.all(Scored)}
+        return sorted(pid for pid in named - self._victims if _is_ray_worker(pid))
+
+    def _order_exit(self) -> None:
+        warrant = self._warrants / "exit"
+        warrant.touch()
+        while warrant.exists() and not self._is_over():
+            time.sleep(0.01)
+
+    def _replace_node(self) -> None:
+        nodes = sorted(self._cluster.worker_nodes, key=lambda node: str(node.node_id))
+        lost = self._rng.choice(nodes)
+        num_cpus = lost.get_resource_and_label_spec().num_cpus
+        self._cluster.remove_node(lost, allow_graceful=False)
+        self._cluster.add_node(num_cpus=num_cpus)
+
+
+def _is_ray_worker(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
