@@ -25,15 +25,13 @@ from __future__ import annotations
 
 import itertools
 import json
-import uuid
-from concurrent.futures import ThreadPoolExecutor
+import secrets
 
 from fppmo_ray.service.record.journal import complete_lines
 from fppmo_ray.service.record.storage import Storage
 
 EPOCHS = "journal"
 _CLAIMS = f"{EPOCHS}/claims"
-_READERS = 16  # requests at a time
 
 
 class EpochJournal:
@@ -87,7 +85,7 @@ def read_epochs(storage: Storage) -> bytes | None:
 def _claim(storage: Storage) -> str:
     highest = max(storage.names(_CLAIMS), default="0")
     number = int(highest.partition("-")[0]) + 1
-    epoch = f"{number:06d}-{uuid.uuid4().hex[:12]}"
+    epoch = f"{number:06d}-{secrets.token_hex(6)}"
     storage.write(f"{_CLAIMS}/{epoch}", b"")
     return epoch
 
@@ -102,8 +100,7 @@ def _read_epoch(storage: Storage, epoch: str) -> bytes | None:
     unbroken = list(itertools.takewhile(there.__contains__, names))
     if not unbroken:
         return None
-    with ThreadPoolExecutor(_READERS) as readers:
-        first, *others = readers.map(storage.read, unbroken)
+    first, *others = storage.read_all(unbroken)
     lines = _unsealed(first)
     return None if lines is None else lines + b"".join(map(complete_lines, others))
 

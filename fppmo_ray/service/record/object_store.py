@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ _DEFAULTS = {
     "s3": {"allow_delayed_open": "true"},  # one request for a small object instead of three
     "gs": {"retry_limit_seconds": "30"},  # instead of a quarter of an hour
 }
+_READERS = 16  # requests at a time
 _BUCKETS = "s3", "gcs", "abfs"  # the first part of a path is a bucket that must exist
 _Answer = TypeVar("_Answer")
 
@@ -65,6 +66,11 @@ class ObjectStore:
             return content
 
         return _patiently(fetch, f"reading {name}")
+
+    def read_all(self, names: Sequence[str]) -> list[bytes]:
+        """See ``Storage.read_all``."""
+        with ThreadPoolExecutor(_READERS) as readers:
+            return list(readers.map(self.read, names))
 
     def write(self, name: str, content: bytes) -> None:
         """See ``Storage.write``."""

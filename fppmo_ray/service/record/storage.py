@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -30,6 +31,13 @@ class Storage(Protocol):
 
         Raises:
             FileNotFoundError: there is none of this name.
+        """
+
+    def read_all(self, names: Sequence[str]) -> list[bytes]:
+        """Several contents, in the order of their names.
+
+        Raises:
+            FileNotFoundError: there is none of one of the names.
         """
 
     def write(self, name: str, content: bytes) -> None:
@@ -105,6 +113,10 @@ class LocalStorage:
     def read(self, name: str) -> bytes:
         """See ``Storage.read``."""
         return (self.local / name).read_bytes()
+
+    def read_all(self, names: Sequence[str]) -> list[bytes]:
+        """See ``Storage.read_all``."""
+        return [self.read(name) for name in names]
 
     def write(self, name: str, content: bytes) -> None:
         """See ``Storage.write``."""

@@ -112,7 +112,7 @@ def guarded_endpoint(s3_endpoint: str) -> Iterator[str]:
 def test_credentials_that_the_store_refuses_are_said_to_be_so(guarded_endpoint: str) -> None:
     uri = f"s3://user:password@runs/run?endpoint_override={guarded_endpoint}"
     with pytest.raises(
-        ValueError, match="s3://runs/run cannot be used: .*ACCESS_DENIED"
+        ValueError, match=r"s3://runs/run cannot be used: .*ACCESS_DENIED"
     ) as refusal:
         open_storage(uri)
     assert "password" not in str(refusal.value)

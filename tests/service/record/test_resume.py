@@ -1,0 +1,122 @@
+"""The real search loop, resumed from whatever is left of its journal: the same masks and scores."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fppmo_ray.distribution import OptimizerSettings
+from fppmo_ray.service.pretend import PRETEND_SPACE, Pace, PretendWorker
+from fppmo_ray.service.probability_model import ProbabilityModel
+from fppmo_ray.service.record.facts import Asked, Fact, Scored
+from fppmo_ray.service.record.run_directory import open_run, read_journal
+from fppmo_ray.service.record.storage import open_storage
+from fppmo_ray.service.scoring import Scoring, score_proposals
+from fppmo_ray.service.work import Outcome, Work
+
+SETTINGS = OptimizerSettings(macs_cut=0.5, num_proposals=32, population_size=8, seed=3)
+
+
+class PoolHere:
+    """A worker pool's part in the loop, without Ray: work ends in a random order."""
+
+    def __init__(self, seed: int) -> None:
+        self._worker = PretendWorker(Pace(mean_seconds=0), 0)
+        self._order = random.Random(seed)
+        self._queue: list[Work] = []
+
+    @property
+    def num_unfinished(self) -> int:
+        return len(self._queue)
+
+    def holds(self, tag: Any) -> bool:
+        return any(work.tag == tag for work in self._queue)
+
+    def submit(self, work: Work) -> None:
+        self._queue.append(work)
+
+    def next_outcomes(self) -> list[Outcome]:
+        self._order.shuffle(self._queue)
+        count = self._order.randint(1, min(3, len(self._queue)))
+        ended, self._queue = self._queue[:count], self._queue[count:]
+        return [
+            Outcome(work=work, value=self._worker.score(*work.arguments), worker="here")
+            for work in ended
+        ]
+
+
+class Unseen:
+    """Progress that nobody looks at."""
+
+    def begin(self, *_: object) -> None: ...
+
+    def ended(self, *_: object) -> None: ...
+
+
+def score(run_dir: str | Path, *, resume: bool, seed: int = 0) -> None:
+    """The loop of a search, to its end."""
+    importance = np.linspace(1.0, 2.0, PRETEND_SPACE.num_filters)
+    model: Any = ProbabilityModel(PRETEND_SPACE, importance, SETTINGS)
+    pool: Any = PoolHere(seed)
+    unseen: Any = Unseen()
+    scoring = Scoring(round=0, weights=None, rung=0, timeout=None)
+    with open_run(run_dir, resume=resume) as run:
+        score_proposals(model, pool, run, scoring, unseen)
+
+
+def trajectory(run_dir: str | Path) -> dict[int, tuple[str, float]]:
+    """Mask and loss of every proposal; each is scored once."""
+    facts: list[Fact] = read_journal(run_dir)
+    masks = {fact.id: fact.mask for fact in facts if isinstance(fact, Asked)}
+    scored = [fact for fact in facts if isinstance(fact, Scored)]
+    assert len(masks) == len(scored) == len({fact.id for fact in scored}) == 32
+    return {fact.id: (masks[fact.id], fact.val_loss) for fact in scored}
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Path:
+    """The file of an undisturbed search."""
+    score(tmp_path, resume=False)
+    return tmp_path / "journal.jsonl"
+
+
+def test_a_journal_cut_at_any_byte_of_its_last_2_kb_reads_and_resumes_to_the_same_search(
+    journal: Path,
+) -> None:
+    run_dir, content, whole = journal.parent, journal.read_bytes(), read_journal(journal.parent)
+    undisturbed, resumed_from = trajectory(run_dir), set()
+    for length in range(len(content) - 2048, len(content) + 1):
+        journal.write_bytes(content[:length])
+        num_complete = content[:length].count(b"\n")
+        assert read_journal(run_dir) == whole[:num_complete]
+        state = (num_complete, content[:length].endswith(b"\n"))
+        if state not in resumed_from:  # every line's end, and a torn line behind it
+            resumed_from.add(state)
+            score(run_dir, resume=True, seed=length)
+            assert trajectory(run_dir) == undisturbed
+    assert len(resumed_from) > 20
+
+
+def test_a_search_on_an_object_store_without_its_last_objects_resumes_to_the_same_search(
+    journal: Path, s3_run_dir: Callable[[], str]
+) -> None:
+    run_dir = s3_run_dir()
+    score(run_dir, resume=False)
+    assert trajectory(run_dir) == trajectory(journal.parent)
+    for lost in (1, 2, 5):
+        drop_last_objects(run_dir, lost)
+        score(run_dir, resume=True, seed=lost)
+        assert trajectory(run_dir) == trajectory(journal.parent)
+
+
+def drop_last_objects(run_dir: str, count: int) -> None:
+    storage = open_storage(run_dir)
+    epoch = max(storage.names("journal/claims"))
+    names = storage.names(f"journal/{epoch}")
+    for name in names[1:][-count:]:
+        storage.delete(f"journal/{epoch}/{name}")
