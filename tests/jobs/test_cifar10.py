@@ -77,6 +77,16 @@ def test_an_untrained_network_is_refused(job: ModuleType, tmp_path: Path) -> Non
         job.main(tmp_path, tmp_path / "run", SETTINGS, Placement())
 
 
+def test_an_unfit_run_directory_is_refused_before_the_data_is_read(
+    job: ModuleType, tmp_path: Path
+) -> None:
+    no_data = tmp_path / "no data"
+    with pytest.raises(ValueError, match=r"--resume: .* holds no journal"):
+        job.main(no_data, str(tmp_path / "run"), SETTINGS, Placement(), resume=True)
+    with pytest.raises(ValueError, match=r"cannot be used: .*Unrecognized filesystem"):
+        job.main(no_data, "nowhere://bucket/run", SETTINGS, Placement())
+
+
 def test_another_networks_checkpoint_is_refused(
     job: ModuleType, few_images: Path, weights: Path, tmp_path: Path
 ) -> None:

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fppmo_ray.job import goes_on, require_lasting
+from fppmo_ray.service.record.run_directory import open_run
+
+
+def test_in_a_submitted_job_only_what_outlives_its_working_directory_will_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    require_lasting("runs/mine")
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    for lasting in ("/shared/mine", "file:///shared/mine", "s3://bucket/mine", Path("/shared")):
+        require_lasting(lasting)
+    with pytest.raises(ValueError, match=r"runs/mine is relative: .* or a URI such as s3://"):
+        require_lasting("runs/mine")
+
+
+def test_a_job_that_is_started_again_by_a_cluster_resumes_what_there_is(tmp_path: Path) -> None:
+    run_dir = str(tmp_path / "run")
+    assert not goes_on(run_dir, resume=False, resume_or_start=True)
+    with open_run(run_dir, resume=False):
+        pass
+    assert goes_on(run_dir, resume=False, resume_or_start=True)
+    assert goes_on(run_dir, resume=True)
+
+
+def test_a_run_directory_that_does_not_fit_the_flags_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no journal"):
+        goes_on(str(tmp_path), resume=True)
