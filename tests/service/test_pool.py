@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from ray.exceptions import OutOfMemoryError
 
 from fppmo_ray.service.place import Place, here
 from fppmo_ray.service.pool import WorkerPool
+from fppmo_ray.service.stopping import SearchStopped, StopRequest
 from fppmo_ray.service.work import Outcome, Work
 
 # The workers' processes cannot import test modules.
@@ -53,6 +56,16 @@ class Worker:
     def hang_once(self, value: int) -> int:
         if self._visits("hang") == 1:
             time.sleep(60)
+        return value
+
+    def hang_the_second_time(self, value: int) -> int:
+        if self._visits("hang-second") == 2:
+            time.sleep(60)
+        return value
+
+    def suspend_once(self, value: int) -> int:
+        if self._visits("suspend") == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
         return value
 
     def nap(self, value: int) -> int:
@@ -137,6 +150,49 @@ def test_work_that_times_out_twice_fails(pool: WorkerPool) -> None:
     assert outcome.error == "timed out twice after 0.5 s"
 
 
+def test_a_call_that_takes_far_longer_than_any_before_is_taken_from_its_worker(
+    pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fppmo_ray.service.time_limits._AT_LEAST_S", 0.5)
+    run(pool, work("hang_the_second_time", 1))
+    [outcome] = run(pool, work("hang_the_second_time", 2))
+    assert (outcome.value, outcome.error, pool.num_requeued) == (2, None, 1)
+
+
+def test_a_first_call_that_does_not_answer_is_named(
+    pool: WorkerPool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("fppmo_ray.service.pool._LOOK_UP_S", 0.05)
+    monkeypatch.setattr("fppmo_ray.service.pool._SILENCE_S", 0.0)
+    run(pool, work("nap", 1))
+    [message] = [record.getMessage() for record in caplog.records]
+    assert re.fullmatch(r"nap has run for 0 min on worker [01]@.* without an answer, .*", message)
+
+
+def test_a_suspended_worker_is_replaced_and_gives_its_cpus_back(tmp_path: Path) -> None:
+    actor = ray.remote(num_cpus=2)(Worker)  # all there are
+    pool = WorkerPool(lambda slot: actor.remote(slot, tmp_path), 1)
+    run(pool, work("echo", 0))
+    [outcome] = run(pool, work("suspend_once", 3, timeout=1.0))
+    pool.close()
+    assert (outcome.value, outcome.error) == (3, None)
+
+
+def test_a_stop_lets_what_runs_end_and_begins_nothing_more() -> None:
+    stop = StopRequest(how_far=lambda: "2 of 5 done")
+    actor = ray.remote(num_cpus=0)(Worker)
+    pool = WorkerPool(lambda slot: actor.remote(slot, Path()), 1, stop=stop)
+    for value in range(5):
+        pool.submit(work("nap", value))
+    values = [item.value for item in pool.next_outcomes()]  # and the next one is under way
+    stop.is_made = True
+    values += [item.value for item in pool.next_outcomes()]
+    with pytest.raises(SearchStopped, match=r"^stopped on request: 2 of 5 done; go on with --res"):
+        pool.next_outcomes()
+    pool.close()
+    assert values == [0, 1]
+
+
 def test_a_worker_that_raised_is_replaced_so_that_its_fault_stays_its_own(
     pool: WorkerPool,
 ) -> None:
@@ -146,15 +202,21 @@ def test_a_worker_that_raised_is_replaced_so_that_its_fault_stays_its_own(
     assert processes & later == set()
 
 
-def test_work_that_ended_in_time_counts_even_if_it_is_looked_at_late(pool: WorkerPool) -> None:
+def test_what_ended_in_time_counts_even_if_it_is_looked_at_late_and_comes_at_once(
+    pool: WorkerPool,
+) -> None:
     run(pool, work("echo", 0), work("echo", 0))
-    for value in (1, 2):
+    for value in range(4):
         pool.submit(work("nap", value, timeout=1.0))
-    outcomes = pool.next_outcomes()
-    time.sleep(1.5)  # a busy driver
-    while pool.num_unfinished:
-        outcomes += pool.next_outcomes()
-    assert sorted(item.value for item in outcomes) == [1, 2]
+    values = [item.value for item in pool.next_outcomes()]
+    running = list(pool._running)
+    ray.wait(running, num_returns=len(running), timeout=60)
+    time.sleep(1.0)  # a busy driver: now all are past their time
+    later = [item.value for item in pool.next_outcomes()]
+    assert len(later) == len(running)
+    values += later + [item.value for item in run(pool)]
+    assert sorted(values) == [0, 1, 2, 3]
+    assert pool.num_requeued == 0
 
 
 def test_a_worker_out_of_memory_is_a_loss(

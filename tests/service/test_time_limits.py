@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+from fppmo_ray.service.time_limits import TimeLimits
+
+
+def test_a_given_limit_counts_whatever_was_learned() -> None:
+    limits = TimeLimits()
+    limits.learn("score", 100.0)
+    assert limits.limit("score", 2.5) == 2.5
+
+
+def test_without_a_call_that_has_ended_there_is_no_limit() -> None:
+    limits = TimeLimits()
+    limits.learn("score", 100.0)
+    assert limits.limit("evaluate", None) is None
+
+
+def test_the_learned_limit_is_ten_times_the_longest_call_and_five_minutes_at_least() -> None:
+    limits = TimeLimits()
+    limits.learn("score", 3.0)
+    assert limits.limit("score", None) == 300.0
+    for seconds in (90.0, 40.0):
+        limits.learn("score", seconds)
+    assert limits.limit("score", None) == 900.0

@@ -1,0 +1,94 @@
+"""Nothing of a proposal outlives its score, and none takes more of a GPU than its share."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fppmo_ray import Placement, Recipe, SearchSettings, load_dataset
+from fppmo_ray.pruning import extract
+from fppmo_ray.service.problem import state_problem
+from fppmo_ray.service.weights import to_arrays
+from fppmo_ray.service.worker import ScoringWorker, Weights
+from fppmo_ray.training import build_network
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+class Bench:
+    """A worker in this process, and a mask for it to score."""
+
+    def __init__(self, placement: Placement) -> None:
+        network = build_network("digits_cnn", 10)
+        settings = SearchSettings(
+            macs_cut=0.5, score_steps=4, compensate=True, recipe=Recipe(epochs=0)
+        )
+        problem = state_problem(network, load_dataset("digits"), settings, placement=placement)
+        space = problem.tracing.space
+        self.keep = np.arange(space.num_filters) % 2 == 0
+        self.weights = Weights(round=0, arrays=to_arrays(network))
+        self.worker = ScoringWorker(problem, 0)
+
+    def score(self) -> float:
+        return self.worker.score(self.weights, self.keep, (0, 0), "search_val").val_loss
+
+
+@pytest.mark.usefixtures("threads")
+def test_a_score_leaves_nothing_alive_of_its_network_even_without_garbage_collection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench(Placement())
+    remains: list[weakref.ref[Any]] = []
+
+    def watched(*arguments: Any) -> nn.Module:
+        network: nn.Module = extract(*arguments)
+        remains.extend(weakref.ref(module) for module in network.modules())
+        remains.extend(weakref.ref(parameter) for parameter in network.parameters())
+        return network
+
+    monkeypatch.setattr(sys.modules["fppmo_ray.pruning.score"], "extract", watched)
+    gc.collect()
+    gc.disable()
+    try:
+        bench.score()
+        alive = [reference() for reference in remains if reference() is not None]
+    finally:
+        gc.enable()
+    assert len(remains) > 10
+    assert [type(item).__name__ for item in alive] == []
+
+
+@pytest.mark.gpu
+def test_gpu_memory_is_where_it_was_after_a_score_and_a_worker_is_held_to_its_share() -> None:
+    bench = Bench(Placement(gpus_per_worker=0.25))
+    bench.score()  # cuDNN and cuBLAS keep work spaces
+    gc.disable()
+    try:
+        before = torch.cuda.memory_allocated()
+        losses = {bench.score() for _ in range(3)}
+        after = torch.cuda.memory_allocated()
+    finally:
+        gc.enable()
+    assert after == before
+    assert len(losses) >= 1
+    share = torch.cuda.get_device_properties(0).total_memory // 4
+    with pytest.raises(torch.OutOfMemoryError):
+        _ = _bytes_on_gpu(share + 2**20)
+    torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def _bytes_on_gpu(count: int) -> Tensor:
+    return torch.empty(count, dtype=torch.uint8, device="cuda")
