@@ -191,3 +191,9 @@ def test_an_object_is_whole_or_absent_when_its_writer_is_interrupted(
         storage.write("a", LARGE)
     assert submitted[0].done()
     assert storage.read("a") == LARGE
+
+
+@pytest.mark.slow
+def test_a_store_that_cannot_be_reached_is_said_to_be_so() -> None:
+    with pytest.raises(ValueError, match=r"s3://runs/run cannot be used: .*NETWORK_CONNECTION"):
+        open_storage("s3://runs/run?endpoint_override=http://127.0.0.1:9")
