@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import os
+import sys
+
 import numpy as np
 import pytest
+import ray
 
 from fppmo_ray.distribution import (
     ChannelGroup,
@@ -11,9 +15,13 @@ from fppmo_ray.distribution import (
     Proposal,
     PruningSpace,
     Width,
+    pack_mask,
 )
 from fppmo_ray.service.model_handle import ModelHandle
 from fppmo_ray.service.probability_model import ProbabilityModel
+
+# The workers' processes cannot import test modules.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 GROUPS, FILTERS = 3, 12
 SPACE = PruningSpace(
@@ -29,6 +37,16 @@ SPACE = PruningSpace(
     ),
 )
 SETTINGS = OptimizerSettings(macs_cut=0.5, num_proposals=32, population_size=8)
+
+
+class Deadly:
+    """Takes its process down with the first call."""
+
+    def __init__(self, *arguments: object) -> None:
+        pass
+
+    def advance(self, feedback: object) -> None:
+        os._exit(1)
 
 
 def model() -> ProbabilityModel:
@@ -111,6 +129,32 @@ def test_a_model_that_is_killed_is_replayed_to_and_proposes_the_same(local_ray: 
     assert sorted(proposals) == [item.proposal_id for item in undisturbed]
     for item in undisturbed:
         assert np.array_equal(proposals[item.proposal_id].keep, item.keep)
+
+
+def test_a_model_that_is_killed_at_the_end_still_names_its_finalists(local_ray: None) -> None:
+    service = model()
+    scores = [score(item) for item in run(service)]
+    handle = ModelHandle(SPACE, np.linspace(1, 2, SPACE.num_filters), SETTINGS)
+    handle.advance(scores)
+    handle.close()
+    finalists = handle.finalists()
+    handle.close()
+    expected = model()
+    expected.advance(scores)
+    assert [(item.name, pack_mask(item.keep)) for item in finalists] == [
+        (item.name, pack_mask(item.keep)) for item in expected.finalists()
+    ]
+
+
+def test_a_model_that_no_process_survives_stops_the_search_with_a_sentence(
+    local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fppmo_ray.service.model_handle.ProbabilityModel", Deadly)
+    handle = ModelHandle(SPACE, np.linspace(1, 2, SPACE.num_filters), SETTINGS)
+    with pytest.raises(
+        RuntimeError, match=r"lost 5 times in a row on the driver's node \([\d.]+\)"
+    ):
+        handle.advance([])
 
 
 def test_the_dashboard_shows_what_the_model_is() -> None:

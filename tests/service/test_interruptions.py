@@ -1,0 +1,150 @@
+"""A driver that is asked to stop, and one whose cluster is lost: both go on by resume."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from pretend_driver import SETTINGS
+
+from fppmo_ray.service.pretend import Pace, pretend_search
+from fppmo_ray.service.record.facts import Asked, Scored
+from fppmo_ray.service.record.run_directory import read_journal
+
+DRIVER = Path(__file__).with_name("pretend_driver.py")
+RAY = Path(sys.executable).with_name("ray")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    local_ray: None, tmp_path_factory: pytest.TempPathFactory
+) -> list[tuple[int, str, float]]:
+    """The trajectory of a search that nothing happens to."""
+    run_dir = tmp_path_factory.mktemp("runs") / "undisturbed"
+    pretend_search(run_dir, SETTINGS, pace=Pace(mean_seconds=0.0))
+    return trajectory(run_dir)
+
+
+def trajectory(run_dir: Path) -> list[tuple[int, str, float]]:
+    """Sorted (id, mask, loss) of all proposals."""
+    facts = read_journal(run_dir)
+    masks = {fact.id: fact.mask for fact in facts if isinstance(fact, Asked)}
+    return sorted(
+        (fact.id, masks[fact.id], fact.val_loss) for fact in facts if isinstance(fact, Scored)
+    )
+
+
+def num_scored(run_dir: Path) -> int:
+    if not (run_dir / "journal.jsonl").is_file():
+        return 0
+    return sum(isinstance(fact, Scored) for fact in read_journal(run_dir))
+
+
+def start(run_dir: Path, score_seconds: float, *flags: str) -> subprocess.Popen[str]:
+    """The driver in a process group of its own."""
+    command = [sys.executable, str(DRIVER), "--run-dir", str(run_dir)]
+    return subprocess.Popen(
+        [*command, "--score-seconds", str(score_seconds), *flags],
+        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_driver_that_is_terminated_ends_after_its_running_scores_and_can_be_resumed(
+    undisturbed: list[tuple[int, str, float]], tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    driver = start(run_dir, 0.6)
+    wait_until(lambda: num_scored(run_dir) >= 2)
+    before = num_scored(run_dir)
+    driver.terminate()
+    _, log = driver.communicate(timeout=120)
+    count = num_scored(run_dir)
+    assert driver.returncode == 143
+    assert f"stopped on request: {count} of 32 proposals are scored; go on with --resume" in log
+    assert before < count <= before + 4  # the two that ran, and two that may have begun meanwhile
+    pretend_search(run_dir, SETTINGS, pace=Pace(mean_seconds=0.0), resume=True)
+    assert trajectory(run_dir) == undisturbed
+
+
+def test_a_second_interrupt_ends_a_driver_that_waits_for_its_scores(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    driver = start(run_dir, 5.0)
+    wait_until(lambda: num_scored(run_dir) >= 1)  # and the next score is under way
+    assert driver.stderr is not None
+    os.killpg(driver.pid, signal.SIGINT)  # as Ctrl-C does
+    for line in driver.stderr:
+        if "stopping once what runs has ended" in line:
+            break
+    os.killpg(driver.pid, signal.SIGINT)
+    driver.communicate(timeout=120)
+    assert driver.returncode not in (0, 143)
+
+
+@pytest.fixture
+def head() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The address of a head node without dashboard, and its process group."""
+    port, agent = free_port(), free_port()
+    head = subprocess.Popen(
+        [
+            *(RAY, "start", "--head", "--block", "--num-cpus=2", "--include-dashboard=false"),
+            *("--node-ip-address=127.0.0.1", f"--port={port}"),
+            f"--dashboard-agent-listen-port={agent}",
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    wait_until(lambda: accepts(port))
+    yield f"127.0.0.1:{port}", head
+    if head.poll() is None:
+        os.killpg(head.pid, signal.SIGKILL)
+    head.wait()
+
+
+def accepts(port: int) -> bool:
+    with socket.socket() as caller:
+        return caller.connect_ex(("127.0.0.1", port)) == 0
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@pytest.mark.slow
+def test_a_search_whose_cluster_is_lost_goes_on_with_another(
+    undisturbed: list[tuple[int, str, float]],
+    head: tuple[str, subprocess.Popen[bytes]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    address, cluster = head
+    run_dir = tmp_path / "run"
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "3")  # a minute by default
+    driver = start(run_dir, 0.3, "--address", address)
+    wait_until(lambda: num_scored(run_dir) >= 8)
+    os.killpg(cluster.pid, signal.SIGKILL)
+    driver.communicate(timeout=120)  # it ends by itself: a cluster does not come back
+    assert driver.returncode != 0
+    assert 8 <= num_scored(run_dir) < SETTINGS.num_proposals
+    pretend_search(run_dir, SETTINGS, pace=Pace(mean_seconds=0.0), resume=True)
+    assert trajectory(run_dir) == undisturbed
