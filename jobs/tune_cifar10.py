@@ -142,12 +142,7 @@ def _tuner(
             name=run_dir.name,
             storage_path=str(run_dir.parent),
             failure_config=tune.FailureConfig(max_failures=_MAX_FAILURES),
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=1, checkpoint_frequency=1),
-            progress_reporter=tune.CLIReporter(
-                parameter_columns=["id", "generation"],  # masks are long
-                metric_columns=["rung", "val_loss", "val_accuracy", "macs"],
-                max_progress_rows=_NUM_SHOWN,
-            ),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=True),
         ),
     )
 

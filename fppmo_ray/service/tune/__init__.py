@@ -18,7 +18,7 @@ Example:
     ...     ),
     ...     run_config=tune.RunConfig(
     ...         failure_config=tune.FailureConfig(max_failures=3),
-    ...         checkpoint_config=tune.CheckpointConfig(num_to_keep=1, checkpoint_frequency=1),
+    ...         checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=True),
     ...     ),
     ... )
     >>> best, *others = ranked_trials(problem, tuner.fit(), "val_loss")  # doctest: +SKIP

@@ -72,7 +72,7 @@ def trained_network(problem: Problem, trial: ScoredTrial) -> nn.Module:
     if trial.checkpoint is None:
         raise ValueError(
             f"the trial of proposal {trial.id} has no checkpoint; run Tune with "
-            "checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1)"
+            "checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=True)"
         )
     network = extract(problem.network, problem.tracing, trial.keep)
     with trial.checkpoint.as_directory() as folder:

@@ -93,16 +93,22 @@ def scripted(troubles: dict[int, str], marks: Path) -> type[tune.Trainable]:
 def make_tuner(folder: Path, troubles: dict[int, str], **config: Any) -> tune.Tuner:
     """A tuner that asks until the searcher has finished; ``config`` goes to ``TuneConfig``."""
     searcher = config.pop("search_alg", None) or make_searcher()
-    failures = config.pop("max_failures", 0)
+    concurrent = config.pop("max_concurrent_trials", 1)
+    failures, callbacks = config.pop("max_failures", 0), config.pop("callbacks", None)
     return tune.Tuner(
         scripted(troubles, folder),
         tune_config=tune.TuneConfig(
-            search_alg=searcher, num_samples=-1, reuse_actors=True, **config
+            search_alg=searcher,
+            num_samples=-1,
+            reuse_actors=True,
+            max_concurrent_trials=concurrent,  # a second worker takes seconds to start
+            **config,
         ),
         run_config=tune.RunConfig(
             name="trials",
             storage_path=str(folder),
             verbose=0,
+            callbacks=callbacks,
             failure_config=tune.FailureConfig(max_failures=failures),
         ),
     )

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 from ray import tune
+from torch import nn
 
 from fppmo_ray import Placement, Recipe, SearchSettings, extract, load_dataset, search
-from fppmo_ray.distribution import unpack_mask
+from fppmo_ray.distribution import pack_mask, unpack_mask
 from fppmo_ray.pruning import score
 from fppmo_ray.service.problem import open_split
 from fppmo_ray.service.record.facts import Asked, Scored
@@ -23,7 +24,9 @@ from fppmo_ray.service.tune import (
     Problem,
     PruneTrainable,
     prune_trainable,
+    ranked_trials,
     state_problem,
+    trained_network,
 )
 from fppmo_ray.service.tune.trainable import read_score_state
 from fppmo_ray.training import build_network, evaluate
@@ -173,20 +176,26 @@ def test_without_early_stopping_the_trajectory_is_the_services_to_the_bit(
         prune_trainable(problem, RUNGS),
         tune_config=tune.TuneConfig(
             search_alg=FPPMOSearch.for_problem(problem, SETTINGS),
-            max_concurrent_trials=2,
+            max_concurrent_trials=1,
             num_samples=-1,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(name="tune", storage_path=str(tmp_path), verbose=0),
     )
+    ranked = ranked_trials(problem, tuner.fit(), SETTINGS.rank_by)
     tunes = {
-        result.config["id"]: (
-            result.config["mask"],
-            result.metrics["macs"],
-            result.metrics["val_loss"],
-            result.metrics["val_accuracy"],
-        )
-        for result in tuner.fit()
+        trial.id: (pack_mask(trial.keep), trial.macs, trial.val_loss, trial.val_accuracy)
+        for trial in ranked
     }
     assert tunes == services
     assert len(tunes) == SETTINGS.proposals
+    losses = [trial.val_loss for trial in ranked]
+    assert losses == sorted(losses)
+    widths = [m.out_channels for m in trained_network(problem, ranked[0]).modules() if is_conv(m)]
+    assert widths == problem.tracing.space.widths(ranked[0].keep).tolist()
+    with pytest.raises(ValueError, match=r"has no checkpoint; run Tune with .*checkpoint_at_end"):
+        trained_network(problem, replace(ranked[0], checkpoint=None))
+
+
+def is_conv(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d)

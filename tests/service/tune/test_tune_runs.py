@@ -23,6 +23,12 @@ from fppmo_ray.service.tune import FPPMOSearch
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
+@pytest.fixture(autouse=True)
+def no_loggers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tune leaves its log files open when it is interrupted."""
+    monkeypatch.setenv("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+
+
 def masks_without_tune(failed: Container[int] = ()) -> dict[int, str]:
     """Masks by id of a search whose trials all get to their last rung, but for the failed."""
     search = make_searcher()
@@ -45,31 +51,29 @@ def state(search: FPPMOSearch, folder: Path) -> dict[str, Any]:
     return content
 
 
-def test_a_lost_trial_is_run_again_and_one_that_fails_by_itself_is_left_out(
-    tmp_path: Path,
-) -> None:
+def test_a_trial_whose_worker_is_lost_is_run_again(tmp_path: Path) -> None:
     search = make_searcher()
-    troubles = {1: "dies once", 2: "NaN", 6: "raises"}
-    tuner = make_tuner(tmp_path, troubles, search_alg=search, max_failures=1)
-    results = tuner.fit()
-    failed = {
-        entry["proposal_id"]: entry["error"]
-        for entry in state(search, tmp_path)["feedback"]
-        if entry["error"]
-    }
+    results = make_tuner(tmp_path, {1: "dies once"}, search_alg=search, max_failures=1).fit()
     assert (tmp_path / "died-1").exists()
-    assert sorted(failed) == [2, 6]
+    assert not any(entry["error"] for entry in state(search, tmp_path)["feedback"])
+    assert masks(results) == masks_without_tune()
+
+
+def test_a_trial_that_fails_by_itself_is_left_out(tmp_path: Path) -> None:
+    search = make_searcher()
+    results = make_tuner(tmp_path, {2: "NaN", 11: "raises"}, search_alg=search).fit()
+    feedback = {entry["proposal_id"]: entry for entry in state(search, tmp_path)["feedback"]}
+    failed = {number: entry["error"] for number, entry in feedback.items() if entry["error"]}
+    assert sorted(failed) == [2, 11]
     assert "must report val_loss as a finite number, got nan" in failed[2]
-    assert "ended with an error" in failed[6]
-    assert masks(results) == masks_without_tune(failed=(2, 6))
+    assert "ended with an error, which Tune has logged" in failed[11]
+    assert masks(results) == masks_without_tune(failed=(2, 11))
 
 
 def test_asha_stops_a_bad_mask_and_the_searcher_hears_of_its_rung(tmp_path: Path) -> None:
     search = make_searcher()
     scheduler = ASHAScheduler(metric="val_loss", mode="min", max_t=4, reduction_factor=2)
-    results = make_tuner(
-        tmp_path, {3: "bad"}, search_alg=search, scheduler=scheduler, max_concurrent_trials=1
-    ).fit()
+    results = make_tuner(tmp_path, {3: "bad"}, search_alg=search, scheduler=scheduler).fit()
     rungs = {result.config["id"]: result.metrics["rung"] for result in results}
     feedback = {entry["proposal_id"]: entry for entry in state(search, tmp_path)["feedback"]}
     assert rungs[0] == 4
@@ -82,11 +86,38 @@ def test_asha_stops_a_bad_mask_and_the_searcher_hears_of_its_rung(tmp_path: Path
 def test_a_generation_that_failed_as_a_whole_ends_the_run_with_its_first_error(
     tmp_path: Path,
 ) -> None:
-    tuner = make_tuner(tmp_path, dict.fromkeys(range(4), "NaN"), max_concurrent_trials=1)
+    tuner = make_tuner(tmp_path, dict.fromkeys(range(4), "NaN"))
     with pytest.raises(RuntimeError, match=r"all 4 proposals of generation 0 failed.*got nan"):
         tuner.fit()
 
 
+class InterruptOnce(tune.Callback):
+    """Control-C after the second rung of proposal 6, which is live when Tune saves.
+
+    Tune keeps callbacks for the restored run, so that it was done is told by a file.
+    """
+
+    def __init__(self, mark: Path) -> None:
+        self._mark = mark
+
+    def on_trial_result(self, *, trial: Any, result: dict[str, Any], **others: Any) -> None:
+        if trial.config["id"] == 6 and result["rung"] == 2 and not self._mark.exists():
+            self._mark.touch()
+            os.kill(os.getpid(), signal.SIGINT)  # Tune catches it, and saves
+
+
+def test_an_interrupted_run_is_restored_to_the_undisturbed_trajectory(tmp_path: Path) -> None:
+    callbacks = [InterruptOnce(tmp_path / "interrupted")]
+    tuner = make_tuner(tmp_path, {}, callbacks=callbacks)
+    interrupted = tuner.fit()
+    assert len(interrupted) < PROPOSALS
+    restored = tune.Tuner.restore(str(tmp_path / "trials"), scripted({}, tmp_path)).fit()
+    assert len(restored) == PROPOSALS
+    assert masks(restored) == masks_without_tune()
+    assert {result.metrics["rung"] for result in restored} == {4}
+
+
+@pytest.mark.slow
 def test_a_killed_driver_is_restored_to_the_undisturbed_trajectory(tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     driver = subprocess.Popen(
