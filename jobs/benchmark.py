@@ -1,6 +1,7 @@
 """How fast the pieces are: the probability model, extraction, and scores on real workers.
 
     python jobs/benchmark.py
+    python jobs/benchmark.py --scaling
 
 Times are medians; what compares machines are the ratios.
 """
@@ -19,6 +20,7 @@ import pandas as pd
 import torch
 from rich.console import Console
 from rich.table import Table
+from scaling import scaling_table
 from torch import nn
 
 from fppmo_ray import Dataset, ImageArrays, Placement, SearchSettings, extract, search, trace
@@ -48,14 +50,20 @@ class Figure:
     goal: str = ""
 
 
-def main(proposals: int = 32, workers: int = 2, network: str = "resnet20") -> None:
+def main(
+    proposals: int = 32, workers: int = 2, network: str = "resnet20", scaling: bool = False
+) -> None:
     """Measure and print.
 
     Args:
         proposals: Recalibrate-only scores of random images, for the workers' figures.
         workers: Scoring workers of one CPU each.
         network: Whose scores are timed.
+        scaling: Measure only how the loop scales from 1 to 32 workers that pretend to score.
     """
+    if scaling:
+        Console(width=110).print(scaling_table())
+        return
     table = Table("what", "measured", "goal", title=f"{torch.get_num_threads()} threads")
     for figure in [
         *_model_figures(),
