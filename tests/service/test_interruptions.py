@@ -15,9 +15,10 @@ import pytest
 from pretend_driver import SETTINGS
 
 from fppmo_ray.service.pretend import Pace, pretend_search
-from fppmo_ray.service.record.facts import Asked, Scored
+from fppmo_ray.service.record.facts import Asked, EpochFinished, Fact, Scored
 from fppmo_ray.service.record.run_directory import read_journal
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 DRIVER = Path(__file__).with_name("pretend_driver.py")
 RAY = Path(sys.executable).with_name("ray")
 
@@ -41,10 +42,11 @@ def trajectory(run_dir: Path) -> list[tuple[int, str, float]]:
     )
 
 
-def num_scored(run_dir: Path) -> int:
+def count(kind: type[Fact], run_dir: Path) -> int:
+    """Facts of a kind in the journal of a search that may not have begun."""
     if not (run_dir / "journal.jsonl").is_file():
         return 0
-    return sum(isinstance(fact, Scored) for fact in read_journal(run_dir))
+    return sum(isinstance(fact, kind) for fact in read_journal(run_dir))
 
 
 def start(run_dir: Path, score_seconds: float, *flags: str) -> subprocess.Popen[str]:
@@ -71,14 +73,14 @@ def test_a_driver_that_is_terminated_ends_after_its_running_scores_and_can_be_re
 ) -> None:
     run_dir = tmp_path / "run"
     driver = start(run_dir, 0.6)
-    wait_until(lambda: num_scored(run_dir) >= 2)
-    before = num_scored(run_dir)
+    wait_until(lambda: count(Scored, run_dir) >= 2)
+    before = count(Scored, run_dir)
     driver.terminate()
     _, log = driver.communicate(timeout=120)
-    count = num_scored(run_dir)
+    scored = count(Scored, run_dir)
     assert driver.returncode == 143
-    assert f"stopped on request: {count} of 32 proposals are scored; go on with --resume" in log
-    assert before < count <= before + 4  # the two that ran, and two that may have begun meanwhile
+    assert f"stopped on request: {scored} of 32 proposals are scored; go on with --resume" in log
+    assert before < scored <= before + 4  # the two that ran, and two that may have begun meanwhile
     pretend_search(run_dir, SETTINGS, pace=Pace(mean_seconds=0.0), resume=True)
     assert trajectory(run_dir) == undisturbed
 
@@ -86,7 +88,7 @@ def test_a_driver_that_is_terminated_ends_after_its_running_scores_and_can_be_re
 def test_a_second_interrupt_ends_a_driver_that_waits_for_its_scores(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     driver = start(run_dir, 5.0)
-    wait_until(lambda: num_scored(run_dir) >= 1)  # and the next score is under way
+    wait_until(lambda: count(Scored, run_dir) >= 1)  # and the next score is under way
     assert driver.stderr is not None
     os.killpg(driver.pid, signal.SIGINT)  # as Ctrl-C does
     for line in driver.stderr:
@@ -95,6 +97,25 @@ def test_a_second_interrupt_ends_a_driver_that_waits_for_its_scores(tmp_path: Pa
     os.killpg(driver.pid, signal.SIGINT)
     driver.communicate(timeout=120)
     assert driver.returncode not in (0, 143)
+
+
+@pytest.mark.slow
+def test_a_driver_that_is_terminated_while_it_trains_ends_after_its_epoch(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    driver = subprocess.Popen(
+        [sys.executable, "jobs/digits.py", "--run-dir", str(run_dir)],
+        cwd=REPOSITORY,
+        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_until(lambda: count(EpochFinished, run_dir) >= 1)
+    driver.terminate()
+    _, log = driver.communicate(timeout=120)
+    assert driver.returncode == 143
+    assert "stopped on request: 0 of 96 proposals are scored; go on with --resume" in log
+    assert 1 <= count(EpochFinished, run_dir) < 12
+    assert isinstance(read_journal(run_dir)[-1], EpochFinished)
 
 
 @pytest.fixture
@@ -141,10 +162,10 @@ def test_a_search_whose_cluster_is_lost_goes_on_with_another(
     run_dir = tmp_path / "run"
     monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "3")  # a minute by default
     driver = start(run_dir, 0.3, "--address", address)
-    wait_until(lambda: num_scored(run_dir) >= 8)
+    wait_until(lambda: count(Scored, run_dir) >= 8)
     os.killpg(cluster.pid, signal.SIGKILL)
     driver.communicate(timeout=120)  # it ends by itself: a cluster does not come back
     assert driver.returncode != 0
-    assert 8 <= num_scored(run_dir) < SETTINGS.num_proposals
+    assert 8 <= count(Scored, run_dir) < SETTINGS.num_proposals
     pretend_search(run_dir, SETTINGS, pace=Pace(mean_seconds=0.0), resume=True)
     assert trajectory(run_dir) == undisturbed

@@ -72,6 +72,10 @@ class Worker:
         time.sleep(0.3)
         return value
 
+    def task_name(self) -> str | None:
+        name: str | None = ray.get_runtime_context().get_task_name()
+        return name
+
     def process(self) -> int:
         time.sleep(0.02)
         return os.getpid()
@@ -111,6 +115,10 @@ def test_every_piece_of_work_ends_once_with_its_own_value(pool: WorkerPool) -> N
     assert sorted((item.work.tag, item.value) for item in outcomes) == [
         (value, value) for value in range(20)
     ]
+
+
+def test_calls_are_named_by_their_kind_for_the_dashboard(pool: WorkerPool) -> None:
+    assert [item.value for item in run(pool, work("task_name"))] == ["task name"]
 
 
 def test_work_that_raises_on_two_workers_fails_with_its_error(

@@ -1,0 +1,79 @@
+"""The loop itself, with a pool that answers at once and a model in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from fppmo_ray.distribution import OptimizerSettings
+from fppmo_ray.service.pool import WorkerPool
+from fppmo_ray.service.pretend import PRETEND_SPACE, Pace, PretendWorker, pretend_run
+from fppmo_ray.service.probability_model import ProbabilityModel
+from fppmo_ray.service.progress import watch
+from fppmo_ray.service.record.facts import Fact, Scored
+from fppmo_ray.service.record.run_directory import RunDirectory
+from fppmo_ray.service.scoring import Scoring, score_proposals
+from fppmo_ray.service.work import Outcome, Work
+
+SETTINGS = OptimizerSettings(macs_cut=0.5, num_proposals=24, population_size=8)
+
+
+class PoolAtOnce:
+    """All that is submitted has ended when it is asked for."""
+
+    num_workers = num_ready = 1
+    num_busy = num_queued = num_requeued = 0
+
+    def __init__(self) -> None:
+        self.works: list[Work] = []
+
+    @property
+    def num_unfinished(self) -> int:
+        return len(self.works)
+
+    def holds(self, tag: int) -> bool:
+        return tag in [work.tag for work in self.works]
+
+    def submit(self, work: Work) -> None:
+        self.works.append(work)
+
+    def next_outcomes(self) -> list[Outcome]:
+        works, self.works = self.works, []
+        worker = PretendWorker(Pace(mean_seconds=0.0), 0)
+        return [Outcome(work=work, value=worker.score(*work.arguments)) for work in works]
+
+
+def test_all_that_has_ended_is_written_at_once_and_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+    told: list[int] = []
+    record, advance = RunDirectory.record, ProbabilityModel.advance
+
+    def count_scores(run: RunDirectory, facts: Iterable[Fact]) -> None:
+        new = list(facts)
+        if scores := sum(isinstance(fact, Scored) for fact in new):
+            written.append(scores)
+        record(run, new)
+
+    def count_feedback(model: ProbabilityModel, feedback: Any) -> Any:
+        told.append(len(feedback))
+        return advance(model, feedback)
+
+    monkeypatch.setattr(RunDirectory, "record", count_scores)
+    monkeypatch.setattr(ProbabilityModel, "advance", count_feedback)
+    importance = np.linspace(1, 2, PRETEND_SPACE.num_filters)
+    scoring = Scoring(round=0, weights=None, rung=0, timeout=None)
+    with (
+        pretend_run(tmp_path / "run", SETTINGS) as run,
+        watch(run, SETTINGS, Console(quiet=True)) as progress,
+    ):
+        model = cast(Any, ProbabilityModel(PRETEND_SPACE, importance, SETTINGS))
+        score_proposals(model, cast(WorkerPool, PoolAtOnce()), run, scoring, progress)
+    assert written == [16, 8]  # two generations are in flight, then comes the third
+    assert told == [0, 16, 8]
