@@ -110,7 +110,7 @@ class Killer:
                 time.sleep(0.01)
             if not self._is_over():
                 self._do[kill.kind]()
-                self.num_done += 1
+                self.num_done += not self._is_over()
 
     def _num_scored(self) -> int:
         return len(self._run.all(Scored))
