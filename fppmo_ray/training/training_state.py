@@ -52,6 +52,7 @@ def restore(state: TrainingState, network: nn.Module, optimizer: SGD | None = No
     assign_weights(network, state.network, "the training state")
     if optimizer is None:
         return
+    optimizer.state.clear()  # of later steps, where the state is of before the first
     for name, parameter in network.named_parameters():
         if name in state.momentum:
             momentum = torch.empty_like(parameter).copy_(state.momentum[name])

@@ -101,6 +101,21 @@ def test_stretches_in_one_process_are_the_whole(images: Images) -> None:
     assert same(straight.state_dict(), paused.state_dict())
 
 
+@pytest.mark.parametrize("step", [0, 4])
+def test_a_training_that_goes_back_to_an_earlier_state_keeps_nothing_of_later_steps(
+    images: Images, step: int
+) -> None:
+    straight, network = fresh(), fresh()
+    train_steps(straight, images, RECIPE, steps=STEPS, seed=(3, 1))
+    training = begin(network, images)
+    training.run_to(step)
+    state = training.state()
+    training.run_to(8)
+    training.restore(state)
+    training.run_to(STEPS)
+    assert same(learnt(straight), learnt(network))
+
+
 def test_a_state_is_a_copy(images: Images) -> None:
     network = fresh()
     training = begin(network, images)
