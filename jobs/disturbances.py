@@ -14,7 +14,7 @@ from typing import Any
 
 from ray.cluster_utils import Cluster
 
-from fppmo_ray.distribution import BoolArray
+from fppmo_ray.distribution import BoolArray, pack_mask
 from fppmo_ray.service.model_handle import ModelHandle
 from fppmo_ray.service.place import Place
 from fppmo_ray.service.pretend import Pace, PretendScore, PretendWorker
@@ -23,7 +23,7 @@ from fppmo_ray.service.record.run_directory import RunDirectory
 
 KINDS = "worker", "exit", "node", "model", "hang"
 """A worker is killed; it exits inside a score; its node is lost, and another joins; the model is
-killed; a worker is suspended, so that it never answers."""
+killed; a worker is suspended inside a score, so that it never answers."""
 
 
 @dataclass(frozen=True)
@@ -35,19 +35,22 @@ class Kill:
 
 
 def plan(seed: int, num_kills: int, proposals: int) -> list[Kill]:
-    """Kills at random moments of the first four fifths of a search, in order.
+    """Kills at random moments of the first 70 % of a search, in order: some take a while.
 
     One of every kind at least, if there are as many.
     """
     rng = random.Random(seed)
     kinds = [*KINDS[:num_kills], *rng.choices(KINDS, k=max(0, num_kills - len(KINDS)))]
     rng.shuffle(kinds)
-    moments = sorted(rng.randint(1, proposals * 4 // 5) for _ in kinds)
+    moments = sorted(rng.randint(1, proposals * 7 // 10) for _ in kinds)
     return [Kill(after, kind) for after, kind in zip(moments, kinds, strict=True)]
 
 
 class MortalWorker:
-    """A pretending worker that exits inside a score when it finds a warrant in the folder."""
+    """A pretending worker that obeys a warrant it finds in the folder: to exit, or to hang.
+
+    No proposal makes two workers hang: that would be an error of its own.
+    """
 
     def __init__(self, pace: Pace, warrants: Path, slot: int) -> None:
         self._worker = PretendWorker(pace, slot)
@@ -62,13 +65,21 @@ class MortalWorker:
     ) -> PretendScore:
         """The pretended score, unless the worker dies of it."""
         score = self._worker.score(weights, keep, seed, held_out)
-        for warrant in self._warrants.iterdir():
-            try:
-                warrant.unlink()  # one worker gets it
-            except FileNotFoundError:
-                continue
+        if self._takes("exit"):
             os._exit(1)
+        has_hung = self._warrants / f"hung-{pack_mask(keep).replace('/', '_')}-{seed[-1]}"
+        if not has_hung.exists() and self._takes("hang"):
+            has_hung.touch()
+            os.kill(os.getpid(), signal.SIGSTOP)
         return score
+
+    def _takes(self, warrant: str) -> bool:
+        """Whether there is such a warrant, and no other worker was faster."""
+        try:
+            (self._warrants / warrant).unlink()
+        except FileNotFoundError:
+            return False
+        return True
 
 
 class Killer:
@@ -94,11 +105,11 @@ class Killer:
         self._warrants = warrants
         self._victims: set[int] = set()
         self._do: dict[str, Callable[[], None]] = {
-            "worker": lambda: self._signal_worker(signal.SIGKILL),
-            "exit": self._order_exit,
+            "worker": self._kill_worker,
+            "exit": lambda: self._order("exit"),
             "node": self._replace_node,
             "model": model.close,
-            "hang": lambda: self._signal_worker(signal.SIGSTOP),
+            "hang": lambda: self._order("hang"),
         }
         self._is_over: Callable[[], bool] = lambda: False
 
@@ -115,21 +126,21 @@ class Killer:
     def _num_scored(self) -> int:
         return len(self._run.all(Scored))
 
-    def _signal_worker(self, number: signal.Signals) -> None:
-        """To a worker that has scored and was no victim before."""
+    def _kill_worker(self) -> None:
+        """One that has scored and was no victim before."""
         while not (living := self._living()) and not self._is_over():
             time.sleep(0.01)
         if living:
             victim = self._rng.choice(living)
             self._victims.add(victim)
-            os.kill(victim, number)
+            os.kill(victim, signal.SIGKILL)
 
     def _living(self) -> list[int]:
         named = {int(fact.worker.rpartition(":")[2]) for fact in self._run.all(Scored)}
         return sorted(pid for pid in named - self._victims if _is_ray_worker(pid))
 
-    def _order_exit(self) -> None:
-        warrant = self._warrants / "exit"
+    def _order(self, what: str) -> None:
+        warrant = self._warrants / what
         warrant.touch()
         while warrant.exists() and not self._is_over():
             time.sleep(0.01)
@@ -139,7 +150,7 @@ class Killer:
         lost = self._rng.choice(nodes)
         num_cpus = lost.get_resource_and_label_spec().num_cpus
         self._cluster.remove_node(lost, allow_graceful=False)
-        self._cluster.add_node(num_cpus=num_cpus)
+        self._cluster.add_node(wait=False, num_cpus=num_cpus)
 
 
 def _is_ray_worker(pid: int) -> bool:

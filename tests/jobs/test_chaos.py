@@ -22,4 +22,4 @@ def test_a_search_of_60_proposals_ends_the_same_after_4_kills(tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     [trial] = json.loads(summary.read_text())
     assert trial["kills"] == {"worker": 1, "exit": 1, "node": 1, "model": 1}
-    assert trial["passed"] is True
+    assert trial["is_equal"] is True
