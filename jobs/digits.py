@@ -1,7 +1,7 @@
 """The demo as a job: scikit-learn's digits, under three minutes on two cores.
 
 python jobs/digits.py
-ray job submit --working-dir . -- python jobs/digits.py --run-dir /absolute/path
+fppmo-ray submit jobs/digits.py --run-dir /absolute/path --address http://HEAD:8265
 """
 
 from fppmo_ray.demo import demo

@@ -54,6 +54,12 @@ def test_own_options_are_found_anywhere_before_a_double_dash_and_the_rest_is_the
     assert part_flags(line.split()) == (ours.split(), jobs.split())
 
 
+def test_the_command_line_starts_without_ray_and_torch() -> None:
+    code = "import sys, fppmo_ray.cli; print(sorted({'ray', 'torch', 'pyarrow'} & {*sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_a_cluster_that_does_not_answer_is_told_in_a_sentence(nobody: str, tmp_path: Path) -> None:
     (tmp_path / "job.py").touch()
     for command in ("list", "submit job.py"):

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from zipfile import ZipFile
 
 import pytest
 
 from fppmo_ray.service import project_archive
+from fppmo_ray.service import search_jobs as search_jobs_module
 from fppmo_ray.service.project_archive import pack, project_files
-from fppmo_ray.service.search_jobs import SearchJob
-from fppmo_ray.service.submission import Submission, search_id
+from fppmo_ray.service.search_jobs import SearchJob, find_job, job_server, search_jobs
+from fppmo_ray.service.submission import Submission, search_id, send
 
 
 def write(folder: Path, *names: str) -> None:
@@ -127,6 +131,90 @@ def test_a_stopped_job_says_the_arguments_that_resume_it(flags: str, resuming: s
         entrypoint=f"python jobs/digits.py {flags}",
     )
     assert job.resume_arguments == f"jobs/digits.py {resuming}"
+
+
+class PretendServer:
+    """A job server that runs nothing: what Ray's client would be told, and answers."""
+
+    def __init__(self) -> None:
+        self.jobs: list[SimpleNamespace] = [SimpleNamespace(metadata=None, submission_id="other")]
+
+    def list_jobs(self) -> list[SimpleNamespace]:
+        return self.jobs
+
+    def get_job_info(self, submission_id: str) -> SimpleNamespace:
+        return next(job for job in self.jobs if job.submission_id == submission_id)
+
+    def get_address(self) -> str:
+        return "http://head:8265"
+
+    def submit_job(self, **job: Any) -> None:
+        assert Path(job["runtime_env"]["working_dir"]).is_file()
+        state = SimpleNamespace(value="PENDING")
+        self.jobs.append(SimpleNamespace(**job, start_time=len(self.jobs), status=state))
+
+
+def test_a_job_is_sent_with_its_id_its_time_to_end_and_no_claim_on_cpus(project: Path) -> None:
+    server = PretendServer()
+    flags = ("--run-dir", "/shared/a")
+    job = send(server, Submission(folder=project, job="jobs/digits.py", flags=flags, stop_wait=90))
+    sent = server.jobs[-1]
+    assert sent.submission_id == f"fppmo-{job.search_id}"
+    assert sent.entrypoint == "python jobs/digits.py --run-dir /shared/a"
+    assert sent.entrypoint_num_cpus == 0
+    assert sent.runtime_env["env_vars"] == {
+        "FPPMO_SEARCH_ID": job.search_id,
+        "RAY_JOB_STOP_WAIT_TIME_S": "90",
+    }
+    assert sent.metadata == {
+        "fppmo_search": job.search_id,
+        "fppmo_job": "jobs/digits.py",
+        "fppmo_version": version("fppmo-ray"),
+        "fppmo_run_dir": "/shared/a",
+    }
+
+
+def test_a_resumed_search_keeps_its_id_and_any_other_gets_a_new_one(project: Path) -> None:
+    server = PretendServer()
+
+    def submit(*flags: str) -> SearchJob:
+        return send(server, Submission(folder=project, job="jobs/digits.py", flags=flags))
+
+    first = submit("--run-dir", "/shared/a")
+    again = submit("--run-dir", "/shared/a", "--resume")
+    assert again.search_id == first.search_id
+    assert again.submission_id == f"fppmo-{first.search_id}-2"
+    others = [
+        submit("--run-dir", "/shared/a"),
+        submit("--run-dir", "/shared/b", "--resume"),
+        submit("--resume"),
+    ]
+    assert len({first.search_id, *(job.search_id for job in others)}) == 4
+    assert [job.submission_id for job in search_jobs(server)][:2] == [
+        first.submission_id,
+        again.submission_id,
+    ]
+    assert find_job(server, first.submission_id) == first
+    with pytest.raises(ValueError, match="http://head:8265 knows no search c0ffee"):
+        find_job(server, "c0ffee")
+
+
+def test_a_job_file_that_git_ignores_is_refused(project: Path) -> None:
+    (project / ".gitignore").write_text("jobs/\n")
+    subprocess.run(["git", "init", "-q", project], check=True)
+    with pytest.raises(ValueError, match=r"jobs/digits.py is not sent .* git ignores it"):
+        send(PretendServer(), Submission(folder=project, job="jobs/digits.py"))
+
+
+def test_a_clusters_refusal_is_a_sentence_without_its_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(search_jobs_module, "_connect", lambda address: PretendServer())
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    answer = "Request failed with status code 500: Traceback (...)\n  line\nValueError: no agent\n."
+    with pytest.raises(RuntimeError, match=r"^the cluster refused: ValueError: no agent$"):
+        with job_server(None):
+            raise RuntimeError(answer)
 
 
 def test_a_search_takes_the_id_of_its_submission(monkeypatch: pytest.MonkeyPatch) -> None:
