@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile
 
@@ -13,7 +14,6 @@ from zipfile import ZIP_DEFLATED, ZipFile
 LIMIT_BYTES = 100 * 1024**2
 
 _LEFT_OUT = {".git", ".venv", "venv", "__pycache__", "node_modules", ".ipynb_checkpoints"}
-_LEFT_OUT_ENDINGS = ("_cache", ".egg-info")
 _MARKERS = "pyvenv.cfg", "journal.jsonl"  # a virtual environment, a run directory
 
 
@@ -59,7 +59,7 @@ def project_files(folder: Path) -> list[str]:
 
 
 def _stays_here(path: Path) -> bool:
-    if path.name in _LEFT_OUT or path.name.endswith(_LEFT_OUT_ENDINGS):
+    if path.name in _LEFT_OUT or fnmatch(path.name, ".*_cache") or fnmatch(path.name, "*.egg-info"):
         return True
     is_package = (path / "__init__.py").is_file()
     return any((path / marker).exists() for marker in _MARKERS) or (

@@ -29,7 +29,7 @@ def write(folder: Path, *names: str) -> None:
 def project(tmp_path: Path) -> Path:
     write(
         tmp_path,
-        *("jobs/digits.py", "weights.pt", "package/checkpoints/__init__.py"),
+        *("jobs/digits.py", "weights.pt", "package/checkpoints/__init__.py", "kv_cache/x.py"),
         *("env/pyvenv.cfg", "env/bin/python", ".venv/bin/python", "jobs/__pycache__/digits.pyc"),
         *("runs/a/journal.jsonl", "runs/a/network.pt", "checkpoints/epoch3.pt", ".mypy_cache/x"),
         *("name.egg-info/PKG-INFO", "data/images.parquet", "submodule/model.py"),
@@ -41,6 +41,7 @@ def test_run_directories_environments_caches_and_checkpoints_stay_here(project: 
     assert project_files(project) == [
         "data/images.parquet",
         "jobs/digits.py",
+        "kv_cache/x.py",
         "package/checkpoints/__init__.py",
         "submodule/model.py",
         "weights.pt",
@@ -55,6 +56,7 @@ def test_what_git_ignores_stays_here_and_what_is_new_goes(project: Path) -> None
     assert project_files(project) == [
         ".gitignore",
         "jobs/digits.py",
+        "kv_cache/x.py",
         "new.py",
         "package/checkpoints/__init__.py",
         "submodule/model.py",
