@@ -68,7 +68,7 @@ def main(
     splits = _splits(dataset, search_val_rows, settings.seed)
     problem = state_problem(dense, dataset, settings, splits=splits, placement=placement)
     trainable = prune_trainable(problem, rungs)
-    searcher = FPPMOSearch.for_problem(problem, settings)
+    searcher = FPPMOSearch.for_problem(problem, settings, rungs)
     if resume:
         searcher.restore_from_dir(str(run_dir))  # refuses other settings; Tune would ignore them
     with connection(placement):

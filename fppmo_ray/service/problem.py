@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from fppmo_ray.distribution import Budget
 from fppmo_ray.pruning import Fidelity, Tracing, trace
 from fppmo_ray.service.settings import Placement, SearchSettings
+from fppmo_ray.service.weights import digest, digest_data, to_arrays
 from fppmo_ray.training import (
     Dataset,
     Images,
@@ -79,6 +82,19 @@ def state_problem(
         threads=placement.cpus_per_worker,
         gpu_share=placement.gpus_per_worker,
     )
+
+
+def identity_of(problem: Problem, settings: SearchSettings) -> dict[str, Any]:
+    """All that a search's numbers depend on: one that goes on must have the same."""
+    return {
+        "settings": asdict(settings),
+        "device_type": problem.device_type,
+        "threads": problem.threads,
+        "versions": {name: version(name) for name in ("torch", "numpy")},
+        "network": digest(to_arrays(problem.network)),
+        "space": problem.tracing.space.fingerprint(),
+        "data": digest_data(problem.dataset, problem.splits),
+    }
 
 
 def claim_device(problem: Problem) -> torch.device:

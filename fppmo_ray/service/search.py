@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from fppmo_ray.service.connection import connection, package_versions
 from fppmo_ray.service.finalists import IMPORTANCE_ONLY, choose
 from fppmo_ray.service.model_handle import ModelHandle
 from fppmo_ray.service.pool import WorkerPool
-from fppmo_ray.service.problem import Problem, state_problem
+from fppmo_ray.service.problem import Problem, identity_of, state_problem
 from fppmo_ray.service.progress import watch
 from fppmo_ray.service.record.facts import Finished, Started
 from fppmo_ray.service.record.run_directory import open_run
@@ -29,7 +28,6 @@ from fppmo_ray.service.scoring import Scoring, score_proposals
 from fppmo_ray.service.settings import Placement, SearchSettings
 from fppmo_ray.service.stopping import StopRequest, stop_on_signal
 from fppmo_ray.service.submission import search_id
-from fppmo_ray.service.weights import digest, digest_data, to_arrays
 from fppmo_ray.service.worker import ScoringWorker
 from fppmo_ray.training import Dataset, Splits
 
@@ -154,19 +152,10 @@ def _warn_of_idle_workers(workers: int, population: int) -> None:
 
 def _started(problem: Problem, settings: SearchSettings) -> Started:
     space = problem.tracing.space
-    versions = package_versions()
     return Started(
         search_id=search_id(),
-        identity={
-            "settings": asdict(settings),
-            "device_type": problem.device_type,
-            "threads": problem.threads,
-            "versions": {name: versions[name] for name in ("torch", "numpy")},
-            "network": digest(to_arrays(problem.network)),
-            "space": space.fingerprint(),
-            "data": digest_data(problem.dataset, problem.splits),
-        },
-        versions=versions,
+        identity=identity_of(problem, settings),
+        versions=package_versions(),
         groups=[group.name for group in space.groups],
         dense_macs=space.dense_macs,
     )

@@ -8,10 +8,11 @@ and keeps no journal of ours: Tune's own experiment directory is what is resumed
 
 Example:
     >>> problem = state_problem(network, dataset, settings)  # doctest: +SKIP
+    >>> rungs = (0, 10, 25, 50)
     >>> tuner = tune.Tuner(  # doctest: +SKIP
-    ...     prune_trainable(problem, rungs=(0, 10, 25, 50)),
+    ...     prune_trainable(problem, rungs),
     ...     tune_config=tune.TuneConfig(
-    ...         search_alg=FPPMOSearch.for_problem(problem, settings),
+    ...         search_alg=FPPMOSearch.for_problem(problem, settings, rungs),
     ...         scheduler=ASHAScheduler(metric="val_loss", mode="min", max_t=4, reduction_factor=2),
     ...         num_samples=-1,  # the searcher says when it is done
     ...         reuse_actors=True,

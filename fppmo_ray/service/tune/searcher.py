@@ -25,13 +25,14 @@ from fppmo_ray.distribution import (
 from fppmo_ray.durable_files import write_whole
 from fppmo_ray.pruning import importance as measure_importance
 from fppmo_ray.service.probability_model import ProbabilityModel
-from fppmo_ray.service.problem import Problem
+from fppmo_ray.service.problem import Problem, identity_of
 from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.tune.reports import feedback_from
 
 logger = logging.getLogger(__name__)
 
 _FORMAT = 1
+_PARTS = {"trials", "live", "feedback"}
 _MODES = {"val_loss": "min", "val_accuracy": "max"}
 
 
@@ -45,11 +46,15 @@ class FPPMOSearch(Searcher):
 
     The order in which trials end does not matter, nor how many run at once; with or without a
     ``ConcurrencyLimiter``. Once ``suggest`` has nothing until feedback comes, it answers None.
+    A search whose generation failed as a whole ends by the next ``suggest``; restored, it tries
+    that generation again, since what stopped it may be mended.
 
     Args:
         space: What can be pruned, and what it costs.
         importance: ``(num_filters,)``, finite and > 0: where the search starts.
         settings: How to search; ``rank_by`` is the metric.
+        scored_by: What else scores depend on, as values of JSON: a restored search must have
+            the same. ``for_problem`` says all of it.
 
     Raises:
         ValueError: the cut cannot be reached, or the importance does not fit the space.
@@ -58,12 +63,18 @@ class FPPMOSearch(Searcher):
     CKPT_FILE_TMPL = "searcher-state-{}.json"
 
     def __init__(
-        self, space: PruningSpace, importance: FloatArray, settings: OptimizerSettings
+        self,
+        space: PruningSpace,
+        importance: FloatArray,
+        settings: OptimizerSettings,
+        *,
+        scored_by: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(metric=settings.rank_by, mode=_MODES[settings.rank_by])
         self._space = space
         self._importance = importance
         self._settings = settings
+        self._scored_by = json.loads(json.dumps(scored_by or {}))
         self._proposals: dict[str, int] = {}
         """Of every trial that was ever suggested."""
         self._reports: dict[str, Feedback | None] = {}
@@ -72,8 +83,15 @@ class FPPMOSearch(Searcher):
         self._start([])
 
     @classmethod
-    def for_problem(cls, problem: Problem, settings: SearchSettings) -> FPPMOSearch:
+    def for_problem(
+        cls, problem: Problem, settings: SearchSettings, rungs: tuple[int, ...]
+    ) -> FPPMOSearch:
         """A searcher over a problem's masks, from its weights' importance, measured here.
+
+        Args:
+            problem: Of the trainable.
+            settings: Those that the problem was stated with.
+            rungs: Of the trainable; see ``prune_trainable``.
 
         Raises:
             ValueError: the settings want what needs workers: a baseline to be trained, or an
@@ -90,7 +108,12 @@ class FPPMOSearch(Searcher):
                 "fppmo_ray.pruning.importance where you want that done, and give it to FPPMOSearch"
             )
         importance = measure_importance(problem.network, problem.tracing, settings.importance)
-        return cls(problem.tracing.space, importance, settings.optimizer_settings())
+        return cls(
+            problem.tracing.space,
+            importance,
+            settings.optimizer_settings(),
+            scored_by={**identity_of(problem, settings), "rungs": rungs},
+        )
 
     def set_search_properties(
         self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
@@ -119,9 +142,9 @@ class FPPMOSearch(Searcher):
             RuntimeError: every proposal of a generation failed.
         """
         if self._failure is not None:
-            raise self._failure  # Tune only logs what on_trial_complete raises
-        if len(self._proposals) == self._settings.num_proposals:
-            return self.FINISHED
+            raise self._failure
+        if self.num_ended == self._settings.num_proposals:
+            return self.FINISHED  # not before: Tune would not ask again, nor hear of a failure
         if not self._waiting:
             return None
         proposal = self._waiting.popleft()
@@ -137,11 +160,7 @@ class FPPMOSearch(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Learn how a trial ended; late, repeated and unknown reports change nothing.
-
-        Raises:
-            RuntimeError: every proposal of a generation failed.
-        """
+        """Learn how a trial ended; late, repeated and unknown reports change nothing."""
         if not self._is_live(trial_id):
             return
         proposal_id = self._proposals[trial_id]
@@ -158,6 +177,11 @@ class FPPMOSearch(Searcher):
             logger.warning("proposal %d failed: %s", proposal_id, feedback.error)
         self._feedback.append(feedback)
         self._advance([feedback])
+
+    @property
+    def num_ended(self) -> int:
+        """Proposals whose trials have ended, in one way or another."""
+        return len(self._feedback)
 
     def finalists(self) -> list[Finalist]:
         """Masks worth rescoring, of which the best sample is only one: see ``MaskOptimizer``."""
@@ -181,14 +205,13 @@ class FPPMOSearch(Searcher):
 
         Raises:
             ValueError: the file is damaged, or of a search with other settings or weights.
-            RuntimeError: that search had ended, since every proposal of a generation failed.
         """
         state = _read_state(Path(checkpoint_path))
-        differing = [name for name, value in self._identity().items() if state[name] != value]
+        differing = [name for name, value in self._identity().items() if state.get(name) != value]
         if differing:
             raise ValueError(
                 f"{checkpoint_path} holds another search: it differs in {' and '.join(differing)}; "
-                "restore with the same network, importance and settings"
+                "restore with the same network, data, settings and rungs, placed alike"
             )
         self._proposals = dict(state["trials"])
         self._reports = {
@@ -196,7 +219,20 @@ class FPPMOSearch(Searcher):
             for trial_id, report in state["live"].items()
         }
         self._feedback = [Feedback(**entries) for entries in state["feedback"]]
+        self._forget_failed_generation()
         self._start(self._feedback)
+
+    def _forget_failed_generation(self) -> None:
+        """Forget the trials of a generation in which nothing was scored."""
+        size, end = self._settings.population_size, self._settings.num_proposals
+        failed = {feedback.proposal_id for feedback in self._feedback if feedback.failed}
+        begins = {number // size * size for number in failed}
+        whole = (range(begin, min(begin + size, end)) for begin in sorted(begins))
+        again = [number for numbers in whole if failed.issuperset(numbers) for number in numbers]
+        if again:
+            logger.warning("all proposals from %d to %d failed; trying again", again[0], again[-1])
+        self._proposals = {t: i for t, i in self._proposals.items() if i not in again}
+        self._feedback = [item for item in self._feedback if item.proposal_id not in again]
 
     def _start(self, feedback: list[Feedback]) -> None:
         """Replay feedback to a fresh model; what it proposes and no trial has, waits."""
@@ -208,9 +244,9 @@ class FPPMOSearch(Searcher):
     def _advance(self, feedback: list[Feedback]) -> None:
         try:
             proposals = self._model.advance(feedback).proposals
-        except RuntimeError as error:
+        except RuntimeError as error:  # what is raised while a trial ends would not end the run
             self._failure = error
-            raise
+            return
         suggested = set(self._proposals.values())
         self._waiting += (item for item in proposals if item.proposal_id not in suggested)
 
@@ -228,6 +264,7 @@ class FPPMOSearch(Searcher):
             "settings": asdict(self._settings),
             "space": self._space.fingerprint(),
             "importance": hashlib.sha256(self._importance.tobytes()).hexdigest(),
+            **self._scored_by,  # whose settings, where it has any, hold the ones above
         }
 
 
@@ -247,6 +284,6 @@ def _read_state(path: Path) -> Mapping[str, Any]:
         state = json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is no state of a searcher: {error}") from error
-    if not isinstance(state, dict) or state.get("format") != _FORMAT:
+    if not isinstance(state, dict) or state.get("format") != _FORMAT or not state.keys() >= _PARTS:
         raise ValueError(f"{path} is no state of a searcher in format {_FORMAT}")
     return state

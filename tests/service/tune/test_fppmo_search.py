@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -240,16 +241,35 @@ def test_late_repeated_and_foreign_reports_change_nothing(
     assert run_to_end(search) | {c["id"]: c["mask"] for c in configs.values()} == undisturbed()
 
 
-def test_a_generation_that_failed_as_a_whole_stops_the_search_with_its_first_error() -> None:
-    search = searcher()
-    for trial_id in list(ask_all(search))[: POPULATION - 1]:
-        search.on_trial_complete(trial_id, NAN)
-    sentence = "all 4 proposals of generation 0 failed.*report val_loss as a finite number, got nan"
-    with pytest.raises(RuntimeError, match=sentence):
-        search.on_trial_complete("t3", error=True)
-    # Tune only logs what is raised at the end of a trial.
-    with pytest.raises(RuntimeError, match=sentence):
-        search.suggest("another")
+def searcher_with_failed_generation(number: int) -> FPPMOSearch:
+    """All generations before are scored, and none of this one's proposals is."""
+    search = searcher(lag=0)
+    for generation in range(number + 1):
+        for trial_id, config in ask_all(search, f"generation {generation}, ").items():
+            failed = config["generation"] == number
+            search.on_trial_complete(trial_id, NAN if failed else score(config))
+    return search
+
+
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_a_generation_that_failed_as_a_whole_stops_the_search_with_its_first_error(
+    number: int,
+) -> None:
+    search = searcher_with_failed_generation(number)
+    sentence = f"generation {number} failed; .*report val_loss as a finite number, got nan"
+    for trial_id in ("another", "one more"):
+        with pytest.raises(RuntimeError, match=sentence):
+            search.suggest(trial_id)
+
+
+def test_a_searcher_has_not_finished_while_trials_live() -> None:
+    search = searcher(num_proposals=POPULATION)
+    configs = ask_all(search)
+    assert len(configs) == POPULATION
+    for trial_id, config in configs.items():
+        assert search.suggest("too early") is None
+        search.on_trial_complete(trial_id, score(config))
+    assert search.suggest("at the end") == Searcher.FINISHED
 
 
 @pytest.mark.parametrize(
@@ -340,21 +360,44 @@ class TestSaveAndRestore:
         with pytest.raises(ValueError, match="it differs in importance"):
             other.restore(str(tmp_path / "state"))
 
-    @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"format": 1', b"\x80\x04K\x01."])
+    @pytest.mark.parametrize(
+        "content", [b"", b"{}", b"[1]", b'{"format": 1', b'{"format": 1}', b"\x80\x04K\x01."]
+    )
     def test_a_damaged_state_is_refused(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "state").write_bytes(content)
         with pytest.raises(ValueError, match="state is no state of a searcher"):
             searcher().restore(str(tmp_path / "state"))
 
-    def test_a_search_that_failed_says_so_again(self, tmp_path: Path) -> None:
-        search = searcher()
-        for trial_id in list(ask_all(search))[: POPULATION - 1]:
-            search.on_trial_complete(trial_id, error=True)
-        with pytest.raises(RuntimeError, match="all 4 proposals"):
-            search.on_trial_complete("t3", error=True)
+    @pytest.mark.parametrize("number", [0, 1, 3])
+    def test_a_generation_that_failed_as_a_whole_is_tried_again(
+        self, tmp_path: Path, number: int, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        searcher_with_failed_generation(number).save(str(tmp_path / "state"))
+        restored = searcher(lag=0)
+        with caplog.at_level(logging.WARNING):
+            restored.restore(str(tmp_path / "state"))
+        last = min(4 * number + 3, 13)
+        assert f"all proposals from {4 * number} to {last} failed; trying again" in caplog.text
+        masks = run_to_end(searcher(lag=0))
+        assert run_to_end(restored) == {i: mask for i, mask in masks.items() if i >= 4 * number}
+
+    def test_failures_beside_a_score_are_not_tried_again(self, tmp_path: Path) -> None:
+        search, _ = self.half_done()
         search.save(str(tmp_path / "state"))
-        with pytest.raises(RuntimeError, match="all 4 proposals of generation 0 failed"):
-            searcher().restore(str(tmp_path / "state"))
+        restored = searcher()
+        restored.restore(str(tmp_path / "state"))
+        assert restored.num_ended == 3
+
+    def test_a_search_whose_scores_meant_something_else_is_refused(self, tmp_path: Path) -> None:
+        def scored_by(**others: Any) -> FPPMOSearch:
+            return FPPMOSearch(SPACE, IMPORTANCE, settings(), scored_by=others)
+
+        scored_by(rungs=(0, 5), data="digits").save(str(tmp_path / "state"))
+        scored_by(rungs=(0, 5), data="digits").restore(str(tmp_path / "state"))
+        with pytest.raises(ValueError, match="it differs in rungs;"):
+            scored_by(rungs=(0, 6), data="digits").restore(str(tmp_path / "state"))
+        with pytest.raises(ValueError, match="it differs in rungs and data;"):
+            scored_by(rungs=(5,), data="cifar10").restore(str(tmp_path / "state"))
 
 
 class TestForAProblem:
@@ -367,7 +410,7 @@ class TestForAProblem:
 
     def test_the_space_and_the_importance_are_the_networks(self) -> None:
         problem, search_settings = self.problem_and_settings()
-        config = FPPMOSearch.for_problem(problem, search_settings).suggest("t")
+        config = FPPMOSearch.for_problem(problem, search_settings, (50,)).suggest("t")
         assert isinstance(config, dict)
         assert config["macs"] <= 0.5 * problem.tracing.space.dense_macs
 
@@ -381,4 +424,17 @@ class TestForAProblem:
     def test_what_needs_workers_is_refused(self, changes: dict[str, Any], sentence: str) -> None:
         problem, search_settings = self.problem_and_settings(**changes)
         with pytest.raises(ValueError, match=sentence):
-            FPPMOSearch.for_problem(problem, search_settings)
+            FPPMOSearch.for_problem(problem, search_settings, (50,))
+
+    def test_another_fidelity_recipe_device_or_rung_is_another_search(self, tmp_path: Path) -> None:
+        problem, search_settings = self.problem_and_settings()
+        search = FPPMOSearch.for_problem(problem, search_settings, (25, 50))
+        search.save(str(tmp_path / "state"))
+        for changed, named in (
+            ((problem, replace(search_settings, score_images=9), (25, 50)), "settings"),
+            ((replace(problem, device_type="cuda"), search_settings, (25, 50)), "device_type"),
+            ((replace(problem, threads=2), search_settings, (25, 50)), "threads"),
+            ((problem, search_settings, (5, 50)), "rungs"),
+        ):
+            with pytest.raises(ValueError, match=f"it differs in {named};"):
+                FPPMOSearch.for_problem(*changed).restore(str(tmp_path / "state"))

@@ -62,7 +62,7 @@ def problem() -> Problem:
 
 @pytest.fixture(scope="module")
 def configs(problem: Problem) -> list[dict[str, Any]]:
-    searcher = FPPMOSearch.for_problem(problem, SETTINGS)
+    searcher = FPPMOSearch.for_problem(problem, SETTINGS, RUNGS)
     configs = [searcher.suggest(f"t{number}") for number in range(4)]
     return [config for config in configs if isinstance(config, dict)]
 
@@ -175,7 +175,7 @@ def test_without_early_stopping_the_trajectory_is_the_services_to_the_bit(
     tuner = tune.Tuner(
         prune_trainable(problem, RUNGS),
         tune_config=tune.TuneConfig(
-            search_alg=FPPMOSearch.for_problem(problem, SETTINGS),
+            search_alg=FPPMOSearch.for_problem(problem, SETTINGS, RUNGS),
             max_concurrent_trials=1,
             num_samples=-1,
             reuse_actors=True,
