@@ -7,6 +7,9 @@ ray job submit --working-dir . -- python jobs/tune_cifar10.py ... --run-dir /abs
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ray import tune
@@ -17,6 +20,7 @@ from rich.table import Table
 from fppmo_ray import Dataset, Placement, SearchSettings, Splits, load_dataset, save_network
 from fppmo_ray.job import require_lasting, run_job
 from fppmo_ray.service.connection import connection
+from fppmo_ray.service.stopping import SearchStopped
 from fppmo_ray.service.tune import (
     FPPMOSearch,
     Problem,
@@ -43,14 +47,18 @@ def main(
     search_val_rows: Path | None = None,
     rungs: tuple[int, ...] = (0, 10, 25, 50),
     resume: bool = False,
+    resume_or_start: bool = False,
 ) -> None:
     """Search, and save the best trial's network with the fine-tuning of its score.
+
+    Control-C and ``fppmo-ray stop`` end it once Tune has saved its state; trials that were running
+    are run again by --resume.
 
     Args:
         data: Folder with CIFAR-10 as parquet files or in torchvision's layout.
         run_dir: Folder of Tune's experiment and of the network, which every node sees.
         settings: What to search for; Tune trains no baseline and rescores no finalists.
-        placement: Where it runs; as many trials at a time as workers.
+        placement: Where it runs; as many trials at a time as workers. Tune has no --score-timeout.
         weights: The network's trained weights.
         network: Which network to prune: resnet20, 32, 44, 56 or 110 (``_b``: projection shortcuts),
             or vgg16_bn.
@@ -58,9 +66,13 @@ def main(
             6 % of every class.
         rungs: Fine-tuning steps after which trials report and may be stopped, up to --score-steps.
         resume: Go on with the experiment in the run directory.
+        resume_or_start: The same, but begin it where there is none yet.
     """
+    if placement.score_timeout is not None:
+        raise ValueError("Tune has no limit for a trial's time: leave --score-timeout out")
     require_lasting(run_dir)
     run_dir = run_dir.resolve()
+    resume = resume or (resume_or_start and _holds_experiment(run_dir))
     _require_fit(run_dir, resume=resume)
     dataset = load_dataset("cifar10", data)
     dense = build_network(network, dataset.num_classes)
@@ -71,15 +83,14 @@ def main(
     searcher = FPPMOSearch.for_problem(problem, settings, rungs)
     if resume:
         searcher.restore_from_dir(str(run_dir))  # refuses other settings; Tune would ignore them
-    with connection(placement):
+    with connection(placement), _stopped_by_sigterm():
         if resume:
             tuner = tune.Tuner.restore(str(run_dir), trainable)
         else:
             scheduler = _asha(searcher, len(rungs))
             tuner = _tuner(trainable, searcher, scheduler, placement.workers, run_dir)
         best = ranked_trials(problem, tuner.fit(), settings.rank_by)
-    if not best:
-        raise RuntimeError(f"no trial in {run_dir} was scored; its error.txt files say why")
+    _require_end(searcher, run_dir, settings.proposals)
     _show(best[:_NUM_SHOWN], problem)
     path = save_network(
         trained_network(problem, best[0]),
@@ -95,13 +106,46 @@ def main(
 
 
 def _require_fit(run_dir: Path, *, resume: bool) -> None:
-    holds_search = tune.Tuner.can_restore(str(run_dir))
-    if resume and not holds_search:
+    holds_experiment = _holds_experiment(run_dir)
+    if resume and not holds_experiment:
         raise ValueError(f"--resume: {run_dir} holds no experiment; start it without --resume")
-    if holds_search and not resume:
+    if holds_experiment and not resume:
         raise ValueError(
             f"{run_dir} already holds an experiment; go on with it by --resume, or choose another "
             "run directory"
+        )
+
+
+def _holds_experiment(run_dir: Path) -> bool:
+    """Whether Tune has saved a state there; what ended before that is begun again."""
+    states = "experiment_state-*.json", FPPMOSearch.CKPT_FILE_TMPL.format("*")
+    return tune.Tuner.can_restore(str(run_dir)) and all(any(run_dir.glob(s)) for s in states)
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """End Tune on the first SIGTERM as it ends on Control-C, after it has saved its state.
+
+    Enter this after Ray has started, which handles SIGTERM in a way of its own.
+    """
+
+    def obey(*_: object) -> None:
+        signal.signal(signal.SIGTERM, before)
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGTERM, obey)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _require_end(searcher: FPPMOSearch, run_dir: Path, num_proposals: int) -> None:
+    searcher.restore_from_dir(str(run_dir))  # a restored tuner has told another one
+    if searcher.num_ended < num_proposals:
+        raise SearchStopped(
+            f"stopped: {searcher.num_ended} of {num_proposals} proposals have ended; go on with "
+            "--resume"
         )
 
 

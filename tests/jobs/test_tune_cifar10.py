@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,8 @@ import pytest
 import torch
 
 from fppmo_ray import Placement, Recipe, SearchSettings, load_network
+from fppmo_ray.service.stopping import SearchStopped
+from fppmo_ray.service.tune import FPPMOSearch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SETTINGS = SearchSettings(
@@ -56,24 +59,69 @@ def flags(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     }
 
 
+def stop_after_the_first_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do as ``fppmo-ray stop``, while the last trial is still to be run."""
+    learn = FPPMOSearch.on_trial_complete
+
+    def learn_and_stop(self: FPPMOSearch, *arguments: Any, **named: Any) -> None:
+        learn(self, *arguments, **named)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(FPPMOSearch, "on_trial_complete", learn_and_stop)
+
+
 @pytest.mark.usefixtures("local_ray")
-def test_the_job_ends_with_the_best_trials_network_and_resumes_to_it(
-    job: ModuleType, flags: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_stopped_job_goes_on_alike_and_ends_with_the_best_trials_network(
+    job: ModuleType,
+    flags: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run_dir = tmp_path / "run"
-    job.main(settings=SETTINGS, run_dir=run_dir, **flags)
+    handler = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        stop_after_the_first_trial(patch)
+        with pytest.raises(SearchStopped, match="stopped: 1 of 2 proposals have ended; go on with"):
+            job.main(settings=SETTINGS, run_dir=run_dir, resume_or_start=True, **flags)
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert not (run_dir / "network.json").exists()
+
+    with pytest.raises(ValueError, match="already holds an experiment; go on with it by --resume"):
+        job.main(settings=SETTINGS, run_dir=run_dir, **flags)
+    longer = replace(SETTINGS, recipe=replace(SETTINGS.recipe, learning_rate=0.1))
+    with pytest.raises(ValueError, match="holds another search: it differs in settings;"):
+        job.main(settings=longer, run_dir=run_dir, resume=True, **flags)
+    other = flags | {"rungs": (1, 2), "placement": Placement(workers=2)}
+    with pytest.raises(ValueError, match="it differs in rungs;"):
+        job.main(settings=SETTINGS, run_dir=run_dir, resume=True, **other)
+
+    job.main(settings=SETTINGS, run_dir=run_dir, resume_or_start=True, **flags)
     network = load_network(run_dir / "network.json")
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
     assert sum(parameter.numel() for parameter in network.parameters()) < 200_000
     assert "best trials, on search-val" in capsys.readouterr().out
 
-    with pytest.raises(ValueError, match="already holds an experiment; go on with it by --resume"):
-        job.main(settings=SETTINGS, run_dir=run_dir, **flags)
-    with pytest.raises(ValueError, match="holds another search: it differs in settings"):
-        job.main(settings=replace(SETTINGS, seed=1), run_dir=run_dir, resume=True, **flags)
-    weights = (run_dir / "network.pt").read_bytes()
-    job.main(settings=SETTINGS, run_dir=run_dir, resume=True, **flags)
-    assert (run_dir / "network.pt").read_bytes() == weights
+
+def test_a_time_limit_that_tune_does_not_have_is_refused(
+    job: ModuleType, flags: dict[str, Any], tmp_path: Path
+) -> None:
+    limited = flags | {"placement": Placement(workers=1, score_timeout=60)}
+    with pytest.raises(ValueError, match="Tune has no limit for a trial's time: leave --score-t"):
+        job.main(settings=SETTINGS, run_dir=tmp_path / "run", **limited)
+
+
+def test_what_ended_before_tune_had_saved_a_state_is_begun_again(
+    job: ModuleType, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    for name in ("tuner.pkl", "experiment_state-2026.json"):
+        (run_dir / name).write_bytes(b"")
+        job._require_fit(run_dir, resume=False)
+    (run_dir / "searcher-state-2026.json").write_bytes(b"")
+    with pytest.raises(ValueError, match="already holds an experiment"):
+        job._require_fit(run_dir, resume=False)
 
 
 def test_resuming_nothing_is_refused(
