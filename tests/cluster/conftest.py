@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ def kuberay_schema() -> Callable[[str], Any]:
     if not folder.is_dir():
         pytest.skip(f"no CRDs at {folder}; set FPPMO_TEST_SCHEMAS to a folder that holds kuberay/")
 
+    @functools.cache
     def read(kind: str) -> Any:
         content = (folder / f"ray.io_{kind}.yaml").read_text()
         crd = yaml.load(content, Loader=yaml.CSafeLoader)

@@ -23,6 +23,23 @@ def documents(path: Path) -> list[Any]:
     return list(yaml.safe_load_all(path.read_text()))
 
 
+class _TemplateLoader(yaml.SafeLoader):
+    """Reads CloudFormation's functions as data: ``!Ref X`` is ``{"Ref": "X"}``."""
+
+
+def _function(loader: yaml.SafeLoader, name: str, node: yaml.Node) -> dict[str, Any]:
+    assert isinstance(node, yaml.ScalarNode)
+    return {name: loader.construct_scalar(node)}
+
+
+_TemplateLoader.add_multi_constructor("!", _function)
+
+
+def template(path: Path) -> Any:
+    """A CloudFormation template."""
+    return yaml.load(path.read_text(), Loader=_TemplateLoader)
+
+
 def constraints() -> dict[str, str]:
     """The tested versions by package."""
     lines = (REPOSITORY / "constraints.txt").read_text().splitlines()

@@ -10,7 +10,7 @@ from typing import Any
 
 import boto3
 import pytest
-from manifests import CLUSTER, documents
+from manifests import CLUSTER, documents, template
 from moto import mock_aws
 
 STACK = {"BucketName": "runs-of-a-test", "SshFrom": "198.51.100.7/32"}
@@ -35,6 +35,45 @@ def account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[st
         yield {item["LogicalResourceId"]: item["PhysicalResourceId"] for item in resources}
 
 
+@pytest.fixture(scope="module")
+def resources() -> dict[str, Any]:
+    """What the template makes, as it is written."""
+    return dict(template(CLUSTER / "aws-account.yaml")["Resources"])
+
+
+def test_uploads_of_killed_drivers_are_gone_after_a_day(resources: dict[str, Any]) -> None:
+    assert resources["Bucket"]["Properties"]["LifecycleConfiguration"]["Rules"] == [
+        {
+            "Id": "abort-incomplete-uploads",
+            "Status": "Enabled",
+            "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1},
+        }
+    ]
+
+
+def test_the_head_may_use_the_one_bucket_and_hand_its_role_to_nobody(
+    resources: dict[str, Any],
+) -> None:
+    runs, autoscaler = resources["HeadRole"]["Properties"]["Policies"]
+    reached = [entry["Resource"] for entry in runs["PolicyDocument"]["Statement"]]
+    assert reached == [{"GetAtt": "Bucket.Arn"}, {"Sub": "${Bucket.Arn}/*"}]
+    actions = str([entry["Action"] for entry in autoscaler["PolicyDocument"]["Statement"]])
+    assert "s3:" not in actions
+    assert "PassRole" not in actions
+
+
+def test_ssh_is_open_to_one_address_and_all_else_to_the_nodes_alone(
+    resources: dict[str, Any],
+) -> None:
+    [ssh] = resources["Nodes"]["Properties"]["SecurityGroupIngress"]
+    assert ssh == {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "CidrIp": {"Ref": "SshFrom"}}
+    between = resources["BetweenNodes"]["Properties"]
+    assert between["SourceSecurityGroupId"] == between["GroupId"] == {"GetAtt": "Nodes.GroupId"}
+    kinds = [item["Type"] for item in resources.values()]
+    assert sum(kind.startswith("AWS::EC2::") for kind in kinds) == 2
+
+
+@pytest.mark.slow
 def test_the_head_reaches_the_one_bucket_and_ssh_is_open_to_one_address(
     account: dict[str, str],
 ) -> None:

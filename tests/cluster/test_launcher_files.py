@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -98,15 +99,19 @@ def node_config_errors(config: Config) -> list[str]:
 
 def _aws_errors(node_config: Config) -> list[str]:
     """Against the parameters of EC2's RunInstances, as botocore knows them."""
-    import botocore.session
     from botocore.validate import ParamValidator
 
-    model = botocore.session.get_session().get_service_model("ec2")
     parameters = {"MinCount": 1, "MaxCount": 1, **node_config}
-    report = ParamValidator().validate(
-        parameters, model.operation_model("RunInstances").input_shape
-    )
+    report = ParamValidator().validate(parameters, _run_instances())
     return [report.generate_report()] if report.has_errors() else []
+
+
+@functools.cache
+def _run_instances() -> Any:
+    import botocore.session
+
+    model = botocore.session.get_session().get_service_model("ec2")
+    return model.operation_model("RunInstances").input_shape
 
 
 def _gcp_errors(node_config: Config) -> list[str]:
