@@ -19,8 +19,9 @@ set -euo pipefail
 
 (($#)) || { echo "usage: sbatch cluster/slurm.sh JOB.py [its flags]" >&2; exit 2; }
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
-ray get-auth-token --generate >/dev/null # in the home directory, which all nodes see
-chmod 600 ~/.ray/auth_token              # Ray leaves it readable to everyone
+# In the home directory, which all nodes see; Ray would leave it readable to everyone.
+(umask 077 && ray get-auth-token --generate >/dev/null)
+chmod 600 ~/.ray/auth_token # one that was there already
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
 
 # This script runs on the first node, and so does the driver, where signals can reach it.

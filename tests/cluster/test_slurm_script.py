@@ -27,7 +27,10 @@ while "--endless" in sys.argv:
 _COMMANDS = {
     "srun": 'shift; exec "$@"',
     "ray": """
-        if [[ $1 == get-auth-token ]]; then mkdir ~/.ray; echo secret >~/.ray/auth_token; exit; fi
+        if [[ $1 == get-auth-token ]]; then
+            mkdir --parents ~/.ray; echo secret >>~/.ray/auth_token
+            stat --format=%a ~/.ray/auth_token >~/first-mode; exit
+        fi
         until [[ $1 == -- ]]; do shift; done; "${@:2}"
     """,
     "scontrol": 'echo "scontrol $*"',
@@ -84,8 +87,21 @@ def test_the_driver_joins_the_jobs_cluster_and_goes_on_with_what_is_there(
     output, _ = script.communicate(timeout=20)
     assert script.returncode == 0
     assert output == "driver node1:6379 --run-dir /shared/a run --resume-or-start\n"
+
+
+@pytest.mark.parametrize("was_there", [False, True])
+def test_nobody_else_can_read_the_token_at_any_moment(
+    environment: dict[str, str], was_there: bool
+) -> None:
     token = Path(environment["HOME"]) / ".ray" / "auth_token"
+    if was_there:
+        token.parent.mkdir()
+        token.write_text("secret")
+        token.chmod(0o644)
+    start(environment).communicate(timeout=20)
     assert stat.filemode(token.stat().st_mode) == "-rw-------"
+    if not was_there:
+        assert (token.parent.parent / "first-mode").read_text() == "600\n"
 
 
 def test_before_the_time_is_up_the_driver_stops_and_the_job_is_requeued(
