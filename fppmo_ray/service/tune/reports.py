@@ -1,4 +1,4 @@
-"""What trials of Ray Tune report, read as feedback."""
+"""What trials of Ray Tune are given, and what they report, read as feedback."""
 
 from __future__ import annotations
 
@@ -7,7 +7,18 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
-from fppmo_ray.distribution import Feedback
+from fppmo_ray.distribution import Feedback, Proposal, pack_mask
+
+
+def config_of(proposal: Proposal) -> dict[str, Any]:
+    """A proposal as a config, small and flat: Tune makes tags and folder names of it."""
+    return {
+        "id": proposal.proposal_id,
+        "generation": proposal.generation,
+        "macs": proposal.macs,
+        "mask": pack_mask(proposal.keep),
+        "score_seed": list(proposal.score_seed),
+    }
 
 
 def feedback_from(proposal_id: int, result: Mapping[str, Any]) -> Feedback:

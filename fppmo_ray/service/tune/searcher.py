@@ -20,19 +20,17 @@ from fppmo_ray.distribution import (
     OptimizerSettings,
     Proposal,
     PruningSpace,
-    pack_mask,
 )
 from fppmo_ray.durable_files import write_whole
 from fppmo_ray.pruning import importance as measure_importance
 from fppmo_ray.service.probability_model import ProbabilityModel
 from fppmo_ray.service.problem import Problem, identity_of
 from fppmo_ray.service.settings import SearchSettings
-from fppmo_ray.service.tune.reports import feedback_from
+from fppmo_ray.service.tune.reports import config_of, feedback_from
+from fppmo_ray.service.tune.saved_states import FORMAT, read_searcher_state, unfinished_trials
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1
-_PARTS = {"trials", "live", "feedback"}
 _MODES = {"val_loss": "min", "val_accuracy": "max"}
 
 
@@ -80,6 +78,7 @@ class FPPMOSearch(Searcher):
         self._reports: dict[str, Feedback | None] = {}
         """The last report of every trial that has not ended."""
         self._feedback: list[Feedback] = []
+        self._max_live = settings.num_proposals
         self._start([])
 
     @classmethod
@@ -133,6 +132,15 @@ class FPPMOSearch(Searcher):
             )
         return False
 
+    def set_max_concurrency(self, max_concurrent: int) -> bool:
+        """Limit the trials that live at once, for a ``ConcurrencyLimiter``.
+
+        Returns:
+            True: the limiter need not count trials, among them those that a restored run lacks.
+        """
+        self._max_live = max_concurrent
+        return True
+
     def suggest(  # type: ignore[override]  # Ray's annotation forgets FINISHED
         self, trial_id: str
     ) -> dict[str, Any] | str | None:
@@ -145,12 +153,12 @@ class FPPMOSearch(Searcher):
             raise self._failure
         if self.num_ended == self._settings.num_proposals:
             return self.FINISHED  # not before: Tune would not ask again, nor hear of a failure
-        if not self._waiting:
+        if not self._waiting or len(self._reports) >= self._max_live:
             return None
         proposal = self._waiting.popleft()
         self._proposals[trial_id] = proposal.proposal_id
         self._reports[trial_id] = None
-        return _config(proposal)
+        return config_of(proposal)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Keep a report, in case the trial is stopped without another word."""
@@ -190,7 +198,7 @@ class FPPMOSearch(Searcher):
     def save(self, checkpoint_path: str) -> None:
         """Write all that was suggested and reported, as JSON, in one step."""
         state = {
-            "format": _FORMAT,
+            "format": FORMAT,
             **self._identity(),
             "trials": self._proposals,
             "live": {
@@ -206,7 +214,7 @@ class FPPMOSearch(Searcher):
         Raises:
             ValueError: the file is damaged, or of a search with other settings or weights.
         """
-        state = _read_state(Path(checkpoint_path))
+        state = read_searcher_state(Path(checkpoint_path))
         differing = [name for name, value in self._identity().items() if state.get(name) != value]
         if differing:
             raise ValueError(
@@ -220,6 +228,20 @@ class FPPMOSearch(Searcher):
         }
         self._feedback = [Feedback(**entries) for entries in state["feedback"]]
         self._forget_failed_generation()
+        self._start(self._feedback)
+
+    def restore_from_dir(self, checkpoint_dir: str) -> None:
+        """Restore Tune's last save; suggest trials again that Tune's own state does not go on with.
+
+        Tune copies the two files one after the other. A driver that is killed in between leaves
+        trials that only the searcher waits for.
+        """
+        super().restore_from_dir(checkpoint_dir)
+        unfinished = unfinished_trials(Path(checkpoint_dir))
+        if unfinished is None or unfinished >= self._reports.keys():
+            return
+        for trial_id in self._reports.keys() - unfinished:
+            del self._reports[trial_id], self._proposals[trial_id]
         self._start(self._feedback)
 
     def _forget_failed_generation(self) -> None:
@@ -266,24 +288,3 @@ class FPPMOSearch(Searcher):
             "importance": hashlib.sha256(self._importance.tobytes()).hexdigest(),
             **self._scored_by,  # whose settings, where it has any, hold the ones above
         }
-
-
-def _config(proposal: Proposal) -> dict[str, Any]:
-    """Small and flat: Tune makes tags and folder names of it."""
-    return {
-        "id": proposal.proposal_id,
-        "generation": proposal.generation,
-        "macs": proposal.macs,
-        "mask": pack_mask(proposal.keep),
-        "score_seed": list(proposal.score_seed),
-    }
-
-
-def _read_state(path: Path) -> Mapping[str, Any]:
-    try:
-        state = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is no state of a searcher: {error}") from error
-    if not isinstance(state, dict) or state.get("format") != _FORMAT or not state.keys() >= _PARTS:
-        raise ValueError(f"{path} is no state of a searcher in format {_FORMAT}")
-    return state

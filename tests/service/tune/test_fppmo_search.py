@@ -133,6 +133,14 @@ def test_limited_concurrency_changes_no_mask(most: int, batch: bool) -> None:
     assert run_to_end(limited) == undisturbed()
 
 
+def test_a_limiters_number_of_trials_live_at_once() -> None:
+    limited = ConcurrencyLimiter(searcher(), max_concurrent=3)
+    configs = ask_all(limited)
+    assert len(configs) == 3
+    limited.on_trial_complete("t1", score(configs["t1"]))
+    assert len(ask_all(limited, "next")) == 1
+
+
 def test_a_config_is_small_flat_and_says_all_that_a_score_needs() -> None:
     config = searcher().suggest("t0")
     assert isinstance(config, dict)
@@ -351,6 +359,24 @@ class TestSaveAndRestore:
         restored = searcher()
         restored.restore_from_dir(str(tmp_path))
         assert run_to_end(restored, live) == run_to_end(search, live)
+
+    @pytest.mark.parametrize("status", ["absent", "TERMINATED", "ERROR", "RUNNING"])
+    def test_a_live_trial_that_tunes_state_does_not_go_on_with_is_suggested_again(
+        self, tmp_path: Path, status: str
+    ) -> None:
+        search, live = self.half_done()
+        search.save_to_dir(str(tmp_path), "2026")
+        trials = [{"trial_id": name, "status": "RUNNING"} for name in live if name != "t3"]
+        trials += [{"trial_id": "t3", "status": status}] if status != "absent" else []
+        tunes = {"trial_data": [[json.dumps(trial), "{}"] for trial in trials]}
+        (tmp_path / "experiment_state-2026.json").write_text(json.dumps(tunes))
+        restored = searcher()
+        restored.restore_from_dir(str(tmp_path))
+        again = ask_all(restored, "again ")
+        assert list(again.values()) == ([] if status == "RUNNING" else [live["t3"]])
+        others = {name: config for name, config in live.items() if name != "t3"}
+        known = live if status == "RUNNING" else others | again
+        assert run_to_end(restored, known) == run_to_end(search, live)
 
     def test_another_searchs_state_is_refused(self, tmp_path: Path) -> None:
         searcher().save(str(tmp_path / "state"))
