@@ -11,7 +11,7 @@ from fppmo_ray.distribution import Finalist, pack_mask
 from fppmo_ray.service.pool import WorkerPool
 from fppmo_ray.service.record.facts import Chosen, Rescored
 from fppmo_ray.service.record.run_directory import RunDirectory
-from fppmo_ray.service.scoring import Scoring
+from fppmo_ray.service.scoring import Scoring, score_error
 from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.work import Outcome, Work
 
@@ -57,10 +57,10 @@ def choose(
     failed = set()
     while pool.num_unfinished:
         ended = pool.next_outcomes()
-        run.record(_fact(outcome) for outcome in ended if outcome.error is None)
+        run.record(_fact(outcome) for outcome in ended if score_error(outcome) is None)
         for outcome in ended:
-            if outcome.error is not None:
-                logger.warning("%s failed: %s", outcome.work.name, outcome.error)
+            if (error := score_error(outcome)) is not None:
+                logger.warning("%s failed: %s", outcome.work.name, error)
                 failed.add(outcome.work.tag.finalist.name)
     best = _best([item for item in finalists if item.name not in failed], run, settings)
     run.record([Chosen(finalist=best.name, mask=pack_mask(best.keep))])

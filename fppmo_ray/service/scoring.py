@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -134,11 +135,21 @@ def _work(proposal: Proposal, scoring: Scoring) -> Work:
     )
 
 
+def score_error(outcome: Outcome) -> str | None:
+    """The error that a score ended with, or that its numbers are; None: it is a score."""
+    if outcome.error is not None:
+        return outcome.error
+    loss, accuracy = outcome.value.val_loss, outcome.value.val_accuracy
+    if math.isfinite(loss) and math.isfinite(accuracy):
+        return None
+    return f"the score is not finite: loss {loss}, accuracy {accuracy}"
+
+
 def _read(outcome: Outcome, scoring: Scoring) -> tuple[Scored | Failed, Feedback]:
     proposal_id: int = outcome.work.tag
-    if outcome.error is not None:
-        failed = Failed(id=proposal_id, error=outcome.error)
-        return failed, Feedback(proposal_id=proposal_id, error=outcome.error)
+    error = score_error(outcome)
+    if error is not None:
+        return Failed(id=proposal_id, error=error), Feedback(proposal_id=proposal_id, error=error)
     score = outcome.value
     fact = Scored(
         id=proposal_id,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,10 +14,16 @@ from rich.console import Console
 
 from fppmo_ray.distribution import OptimizerSettings
 from fppmo_ray.service.pool import WorkerPool
-from fppmo_ray.service.pretend import PRETEND_SPACE, Pace, PretendWorker, pretend_run
+from fppmo_ray.service.pretend import (
+    PRETEND_SPACE,
+    Pace,
+    PretendScore,
+    PretendWorker,
+    pretend_run,
+)
 from fppmo_ray.service.probability_model import ProbabilityModel
 from fppmo_ray.service.progress import watch
-from fppmo_ray.service.record.facts import Fact, Scored
+from fppmo_ray.service.record.facts import Fact, Failed, Scored
 from fppmo_ray.service.record.run_directory import RunDirectory
 from fppmo_ray.service.scoring import Scoring, score_proposals
 from fppmo_ray.service.work import Outcome, Work
@@ -48,6 +56,42 @@ class PoolAtOnce:
         return [Outcome(work=work, value=worker.score(*work.arguments)) for work in works]
 
 
+def scored_by(pool: PoolAtOnce, run_dir: Path) -> list[Fact]:
+    """The facts of a search by a pool."""
+    importance = np.linspace(1, 2, PRETEND_SPACE.num_filters)
+    scoring = Scoring(round=0, weights=None, rung=0, timeout=None)
+    with (
+        pretend_run(run_dir, SETTINGS) as run,
+        watch(run, SETTINGS, Console(quiet=True)) as progress,
+    ):
+        model = cast(Any, ProbabilityModel(PRETEND_SPACE, importance, SETTINGS))
+        score_proposals(model, cast(WorkerPool, pool), run, scoring, progress)
+        return run.facts
+
+
+class PoolOfNumbers(PoolAtOnce):
+    """Some scores are no numbers."""
+
+    def next_outcomes(self) -> list[Outcome]:
+        bad = {
+            3: PretendScore(val_loss=math.nan, val_accuracy=0.1, seconds=1.0),
+            5: PretendScore(val_loss=1.0, val_accuracy=math.inf, seconds=1.0),
+        }
+        return [
+            replace(outcome, value=bad.get(outcome.work.tag, outcome.value))
+            for outcome in super().next_outcomes()
+        ]
+
+
+def test_a_score_that_is_no_number_is_its_proposals_failure(tmp_path: Path) -> None:
+    facts = scored_by(PoolOfNumbers(), tmp_path / "run")
+    assert {fact.id: fact.error for fact in facts if isinstance(fact, Failed)} == {
+        3: "the score is not finite: loss nan, accuracy 0.1",
+        5: "the score is not finite: loss 1.0, accuracy inf",
+    }
+    assert sum(isinstance(fact, Scored) for fact in facts) == SETTINGS.num_proposals - 2
+
+
 def test_all_that_has_ended_is_written_at_once_and_told_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,13 +111,6 @@ def test_all_that_has_ended_is_written_at_once_and_told_at_once(
 
     monkeypatch.setattr(RunDirectory, "record", count_scores)
     monkeypatch.setattr(ProbabilityModel, "advance", count_feedback)
-    importance = np.linspace(1, 2, PRETEND_SPACE.num_filters)
-    scoring = Scoring(round=0, weights=None, rung=0, timeout=None)
-    with (
-        pretend_run(tmp_path / "run", SETTINGS) as run,
-        watch(run, SETTINGS, Console(quiet=True)) as progress,
-    ):
-        model = cast(Any, ProbabilityModel(PRETEND_SPACE, importance, SETTINGS))
-        score_proposals(model, cast(WorkerPool, PoolAtOnce()), run, scoring, progress)
+    scored_by(PoolAtOnce(), tmp_path / "run")
     assert written == [16, 8]  # two generations are in flight, then comes the third
     assert told == [0, 16, 8]
