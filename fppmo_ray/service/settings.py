@@ -105,9 +105,9 @@ class Placement:
     """CPUs each worker holds, which are also its torch threads."""
     score_timeout: float | None = None
     """Seconds after which a score is taken from its worker, which is replaced. None learns the
-    limit: 10 times the longest score so far, at least 5 minutes; epochs, evaluations and all other
-    work are limited that way in any case. The very first of a kind has no limit but is warned of
-    after 10 minutes."""
+    limit: 10 times the longest score so far but one, at least 5 minutes; epochs, evaluations and
+    all other work are limited that way in any case. The very first of a kind has no limit but is
+    warned of after 10 minutes."""
 
     def __post_init__(self) -> None:
         _require(self.workers >= 1, "workers", ">= 1", self.workers)

@@ -15,10 +15,19 @@ def test_without_a_call_that_has_ended_there_is_no_limit() -> None:
     assert limits.limit("evaluate", None) is None
 
 
-def test_the_learned_limit_is_ten_times_the_longest_call_and_five_minutes_at_least() -> None:
+def test_the_learned_limit_is_ten_times_the_longest_call_but_one_and_five_minutes_at_least() -> (
+    None
+):
     limits = TimeLimits()
     limits.learn("score", 3.0)
     assert limits.limit("score", None) == 300.0
-    for seconds in (90.0, 40.0):
+    for seconds in (90.0, 40.0, 60.0):
         limits.learn("score", seconds)
-    assert limits.limit("score", None) == 900.0
+    assert limits.limit("score", None) == 600.0
+
+
+def test_a_single_call_of_hours_does_not_let_others_hang_for_days() -> None:
+    limits = TimeLimits()
+    for seconds in (60.0, 7200.0, 50.0):
+        limits.learn("score", seconds)
+    assert limits.limit("score", None) == 600.0
