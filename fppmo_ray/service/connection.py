@@ -11,6 +11,7 @@ from importlib.metadata import version
 
 import ray
 
+from fppmo_ray.service.ray_errors import ray_errors_said
 from fppmo_ray.service.resources import describe_cluster, node_resources
 from fppmo_ray.service.settings import Placement
 
@@ -22,6 +23,9 @@ def connection(placement: Placement) -> Iterator[None]:
     """Join the cluster that ``RAY_ADDRESS`` names, or start Ray here for as long as it is needed.
 
     A Ray that is already initialised is used and left running.
+
+    Raises:
+        RuntimeError: in place of Ray's own errors, which a lost cluster raises anywhere.
     """
     started_here = not ray.is_initialized()
     if started_here:
@@ -30,8 +34,9 @@ def connection(placement: Placement) -> Iterator[None]:
         address = os.environ.get("RAY_ADDRESS") or "local"
         ray.init(address=address, log_to_driver=False, configure_logging=False)
     try:
-        _check_resources(placement)
-        yield
+        with ray_errors_said():
+            _check_resources(placement)
+            yield
     finally:
         if started_here:
             ray.shutdown()

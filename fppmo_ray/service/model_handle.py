@@ -18,7 +18,7 @@ from fppmo_ray.distribution import (
     PruningSpace,
 )
 from fppmo_ray.service.probability_model import Advance, ProbabilityModel
-from fppmo_ray.service.ray_errors import last_line
+from fppmo_ray.service.ray_errors import end_actor, last_line
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class ModelHandle:
 
     def close(self) -> None:
         """Stop the actor."""
-        ray.kill(self._actor)
+        end_actor(self._actor)
 
     def _answer(self, ask: Callable[[bool], Any]) -> Any:
         """The answer to a call; whoever asks is told whether the actor knows nothing yet."""
@@ -87,7 +87,7 @@ class ModelHandle:
             except RayError as error:
                 reason = last_line(error)
                 logger.warning("the probability model was lost and is replayed to: %s", reason)
-                ray.kill(self._actor)
+                end_actor(self._actor)
                 self._actor = self._start()
         raise RuntimeError(
             f"the probability model was lost {_MAX_LOST} times in a row on the driver's node "

@@ -31,6 +31,7 @@ from fppmo_ray.service.model_handle import ModelHandle
 from fppmo_ray.service.place import Place, here
 from fppmo_ray.service.pool import WorkerPool
 from fppmo_ray.service.progress import watch
+from fppmo_ray.service.ray_errors import ray_errors_said
 from fppmo_ray.service.record.facts import Started
 from fppmo_ray.service.record.run_directory import RunDirectory, open_run
 from fppmo_ray.service.resources import Demand
@@ -166,6 +167,7 @@ def pretend_search(
     """
     with (
         pretend_run(run_dir, settings, resume=resume) as run,
+        ray_errors_said(),
         stop_on_signal(run, settings.num_proposals) as stop,
         pretend_model(settings) as model,
         pretend_pool(

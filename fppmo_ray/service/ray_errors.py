@@ -2,7 +2,39 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def ray_errors_said() -> Iterator[None]:
+    """Turn an error of Ray's that nobody can mend from here into a sentence.
+
+    Raises:
+        RuntimeError: in place of any ``RayError``.
+    """
+    try:
+        yield
+    except RayError as error:
+        raise RuntimeError(
+            f"Ray refused the driver: {last_line(error)}; if its cluster is gone, "
+            "go on with --resume on another"
+        ) from error
+
+
+def end_actor(actor: Any) -> None:
+    """Kill an actor. A cluster that is going away may refuse, and ends it by itself."""
+    try:
+        ray.kill(actor)
+    except RayError as error:
+        logger.info("an actor could not be ended: %s", last_line(error))
 
 
 def last_line(error: RayError) -> str:

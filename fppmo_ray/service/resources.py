@@ -36,7 +36,7 @@ def describe_cluster() -> str:
     gpus = [node.get("GPU", 0.0) for node in nodes]
     return (
         f"the cluster has {_describe(sum(cpus), sum(gpus))} on {_plural(len(nodes), 'node')} "
-        f"(at most {_describe(max(cpus), max(gpus))} on one), "
+        f"(at most {_describe(max(cpus, default=0.0), max(gpus, default=0.0))} on one), "
         f"of which {_describe(free.get('CPU', 0.0), free.get('GPU', 0.0))} are free"
     )
 

@@ -12,12 +12,13 @@ import ray
 from ray.exceptions import RayError
 
 from fppmo_ray.service.place import Place
-from fppmo_ray.service.ray_errors import is_own_fault, last_line
+from fppmo_ray.service.ray_errors import end_actor, is_own_fault, last_line
 from fppmo_ray.service.resources import Demand, describe_cluster
 
 logger = logging.getLogger(__name__)
 
 _MAX_START_FAILURES = 3  # of one slot in a row, by an error of the worker itself
+_MAX_START_LOSSES = 10  # in a row: nodes come and go, but a process may die of what it starts with
 _PLACEMENT_WARNING_S = 45.0
 _WARNING_INTERVAL_S = 600.0
 
@@ -44,6 +45,7 @@ class Slots:
         self._warned_of: set[int] = set()
         self._last_warning = float("-inf")
         self._failures: dict[int, int] = defaultdict(int)
+        self._losses: dict[int, int] = defaultdict(int)
         self.places: dict[int, Place] = {}
         """Of the ready workers, by slot."""
         self.starting: dict[Any, int] = {}
@@ -62,7 +64,7 @@ class Slots:
         and only then frees what it held.
         """
         del self.places[slot]
-        ray.kill(self._actors[slot])
+        end_actor(self._actors[slot])
         self._start(slot)
 
     def finish_start(self, reference: Any) -> int | None:
@@ -79,13 +81,13 @@ class Slots:
             return None
         del self._since[slot]
         self._warned_of.discard(slot)
-        self._failures[slot] = 0
+        self._failures[slot] = self._losses[slot] = 0
         return slot
 
     def close(self) -> None:
         """Stop all workers."""
         for actor in self._actors.values():
-            ray.kill(actor)
+            end_actor(actor)
 
     def seconds_to_warning(self) -> float | None:
         """Seconds until ``warn_of_unplaced`` has something to say; None: never."""
@@ -119,10 +121,15 @@ class Slots:
         self.starting[self._actors[slot].ready.options(name="start").remote()] = slot
 
     def _after_failure(self, slot: int, error: RayError) -> None:
-        """Try again: for ever if the node was lost, a few times if the worker itself failed."""
+        """Try again a few times if the worker itself failed, more often if it was lost."""
         self._failures[slot] += is_own_fault(error)
-        if self._failures[slot] < _MAX_START_FAILURES:
-            ray.kill(self._actors[slot])
+        self._losses[slot] += not is_own_fault(error)
+        is_hopeless = (
+            self._failures[slot] >= _MAX_START_FAILURES or self._losses[slot] >= _MAX_START_LOSSES
+        )
+        if not is_hopeless:
+            logger.warning("worker %d did not start and is tried again: %s", slot, last_line(error))
+            end_actor(self._actors[slot])
             self._start(slot)
             return
         if not self.places and not self.starting:

@@ -37,7 +37,7 @@ class Outcome:
     """Which worker, by its place."""
 
 
-@dataclass
+@dataclass(eq=False)  # arguments are arrays, and equal work may be queued twice
 class Attempts:
     """What has happened to a piece of work so far, and whether that was enough.
 

@@ -5,17 +5,20 @@ import re
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
-from ray.exceptions import OutOfMemoryError
+from ray.exceptions import OutOfMemoryError, RaySystemError
 
 from fppmo_ray.service.place import Place, here
 from fppmo_ray.service.pool import WorkerPool
+from fppmo_ray.service.ray_errors import ray_errors_said
 from fppmo_ray.service.stopping import SearchStopped, StopRequest
-from fppmo_ray.service.work import Outcome, Work
+from fppmo_ray.service.work import Attempts, Outcome, Work
 
 # The workers' processes cannot import test modules.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -243,6 +246,41 @@ def test_a_worker_out_of_memory_is_a_loss(
     assert (outcome.value, outcome.error, losses) == (5, None, [])
 
 
+def test_work_of_one_name_and_different_arrays_is_told_apart() -> None:
+    masks = np.array([True, False]), np.array([False, True])
+    first, second = (Attempts(work("echo", mask)) for mask in masks)
+    queue = deque([first, second])
+    queue.remove(second)
+    assert queue[0] is first
+
+
+def test_a_cluster_that_refuses_to_end_workers_does_not_hide_the_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor = ray.remote(num_cpus=0)(Worker)
+    pool = WorkerPool(lambda slot: actor.remote(slot, tmp_path), 2)
+    kill, refused = ray.kill, []
+
+    def refuse(actor: ray.actor.ActorHandle) -> None:
+        refused.append(actor)
+        raise RaySystemError("Actor creation cancelled")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ray, "kill", refuse)
+        pool.close()
+    assert len(refused) == 2
+    for left in refused:
+        kill(left)
+
+
+def test_errors_of_a_cluster_that_goes_away_end_in_a_sentence() -> None:
+    with (
+        pytest.raises(RuntimeError, match=r"^Ray refused the driver: .*creation cancelled.*--res"),
+        ray_errors_said(),
+    ):
+        raise RaySystemError("Actor creation cancelled")
+
+
 class Broken:
     """Cannot be constructed in the slots it is told."""
 
@@ -263,6 +301,24 @@ def test_workers_that_cannot_start_stop_the_run() -> None:
     pool = WorkerPool(lambda slot: actor.remote(slot, {0, 1}), 2)
     pool.submit(work("echo", 1))
     with pytest.raises(RuntimeError, match=r"^no worker can be started: OSError: no such device$"):
+        pool.next_outcomes()
+
+
+class Fatal:
+    """Takes its process down while it starts, as a driver of a device may."""
+
+    def ready(self) -> Place:
+        os._exit(1)
+
+
+def test_workers_whose_processes_die_at_their_start_stop_the_run_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fppmo_ray.service.slots._MAX_START_LOSSES", 2)
+    actor = ray.remote(num_cpus=0)(Fatal)
+    pool = WorkerPool(lambda _: actor.remote(), 1)
+    pool.submit(work("echo", 1))
+    with pytest.raises(RuntimeError, match=r"^no worker can be started: "):
         pool.next_outcomes()
 
 
