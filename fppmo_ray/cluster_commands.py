@@ -115,10 +115,12 @@ def stop(search: tyro.conf.Positional[str], /, *, address: str | None = None) ->
         job = find_job(client, search)
         if job.has_ended:
             raise ValueError(f"search {job.search_id} has ended already: {job.state}")
-        print("stopping: what is running on the workers is finished first", flush=True)
+        print("stopping: a search first finishes what its workers have begun", flush=True)
         job = stop_job(client, job)
         _describe(job)
-        print("its journal is whole; go on with it by")
+        if job.state == "SUCCEEDED":
+            return  # it was faster
+        print("what was recorded is whole; go on with it by")
         print(f"  fppmo-ray submit {job.resume_arguments} --address {client.get_address()}")
 
 
@@ -153,7 +155,8 @@ def part_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     rest = iter(arguments)
     has_job_file = False
     for item in rest:
-        name, equals, _ = item.partition("=")
+        spelling, equals, _ = item.partition("=")
+        name = spelling.replace("_", "-")  # both are read
         if item == "--":
             break
         if name in options:

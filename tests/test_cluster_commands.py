@@ -36,6 +36,7 @@ def nobody() -> str:
     ("line", "ours", "jobs"),
     [
         ("job.py", "job.py", ""),
+        ("job.py --stop_wait 5 --seed 1", "job.py --stop_wait 5", "--seed 1"),
         ("job.py --proposals 32 -v", "job.py", "--proposals 32 -v"),
         ("job.py --run-dir /r --address http://h:1", "job.py --address http://h:1", "--run-dir /r"),
         ("--address http://h:1 job.py --seed 1", "--address http://h:1 job.py", "--seed 1"),

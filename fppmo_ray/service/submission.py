@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fppmo_ray.service.project_archive import pack
-from fppmo_ray.service.record.storage import local_folder, location_of
+from fppmo_ray.service.record.storage import local_folder, location_of, shows_credentials
 from fppmo_ray.service.search_jobs import SearchJob, search_jobs
 
 logger = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ class Submission:
             raise ValueError(f"stop_wait must be >= 1 s, got {self.stop_wait}")
         if self._run_dir is not None:
             _require_lasting(self._run_dir)
+            _require_no_credentials(self._run_dir)
 
     @property
     def entrypoint(self) -> str:
@@ -142,6 +143,15 @@ def _require_lasting(run_dir: str) -> None:
             f"run directory {run_dir} is relative: it would lie in the job's working directory, "
             "which Ray deletes; give an absolute path on storage that the cluster's head sees, "
             "or a URI such as s3://BUCKET/PATH"
+        )
+
+
+def _require_no_credentials(run_dir: str) -> None:
+    if shows_credentials(run_dir):
+        raise ValueError(
+            f"run directory {location_of(run_dir)} came with credentials, which everyone who sees "
+            "the cluster's jobs could read; leave them out and give the cluster's head a role, or "
+            "environment variables such as AWS_ACCESS_KEY_ID"
         )
 
 

@@ -110,8 +110,8 @@ def test_absolute_run_directories_and_uris_are_taken(project: Path) -> None:
     assert Submission(folder=project, job="jobs/digits.py").run_dir is None
 
 
-def test_the_run_directory_is_shown_without_its_credentials(project: Path) -> None:
-    flags = ("--run-dir", "s3://key:secret@bucket/run?endpoint_override=http://host:9000")
+def test_the_run_directory_is_shown_without_its_options(project: Path) -> None:
+    flags = ("--run-dir", "s3://bucket/run?endpoint_override=http://host:9000")
     submission = Submission(folder=project, job="jobs/digits.py", flags=flags)
     assert submission.run_dir == "s3://bucket/run"
 
@@ -225,3 +225,15 @@ def test_a_search_takes_the_id_of_its_submission(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("FPPMO_SEARCH_ID")
     assert len(search_id()) == 12
     assert search_id() != search_id()
+
+
+@pytest.mark.parametrize(
+    "run_dir",
+    ["s3://USER:WORD@bucket/run", "abfs://c@a.example/run", "s3://bucket/run?secret_key=WORD"],
+)
+def test_credentials_in_a_run_directory_are_refused_and_not_repeated(
+    project: Path, run_dir: str
+) -> None:
+    with pytest.raises(ValueError, match="came with credentials") as refusal:
+        Submission(folder=project, job="jobs/digits.py", flags=("--run-dir", run_dir))
+    assert "WORD" not in str(refusal.value)

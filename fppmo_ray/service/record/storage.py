@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from fppmo_ray.durable_files import write_whole
 
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_SECRET = re.compile(r"key|secret|token|password|sig", re.IGNORECASE)
 _BROKEN_URI = re.compile(r"(s3|gs|gcs|abfs|abfss|hdfs|file):/?(?!/)")
 
 
@@ -79,6 +80,15 @@ def location_of(run_dir: str | Path) -> str:
         return text
     parts = urlsplit(text)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
+
+
+def shows_credentials(run_dir: str | Path) -> bool:
+    """Whether a URI holds a user, password or key, which who reads it could use."""
+    if local_folder(run_dir) is not None:
+        return False
+    parts = urlsplit(str(run_dir))
+    options = parse_qs(parts.query, keep_blank_values=True)
+    return "@" in parts.netloc or any(_SECRET.search(name) for name in options)
 
 
 def local_folder(run_dir: str | Path) -> Path | None:
