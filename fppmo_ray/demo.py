@@ -34,7 +34,7 @@ def demo(
     from fppmo_ray.training.networks import build_network
 
     run_dir = run_dir or f"runs/digits-{datetime.now():%Y%m%d-%H%M%S}"
-    resume = goes_on(run_dir, resume=resume, resume_or_start=resume_or_start)
+    resuming = goes_on(run_dir, resume=resume, resume_or_start=resume_or_start)
     settings = SearchSettings(
         macs_cut=0.65,
         proposals=proposals,
@@ -54,7 +54,7 @@ def demo(
         # Large held-out shares: of 1,437 images, the usual tenth would be too few to rank masks.
         splits=stratified_splits(dataset.train.labels, search_val=0.25, choose_val=0.15, seed=seed),
         placement=Placement(workers=workers),
-        resume=resume,
+        resume=resuming,
         source={
             "constructor": "fppmo_ray.training.networks:build_network",
             "arguments": {"name": "digits_cnn", "num_classes": 10},

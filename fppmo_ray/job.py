@@ -13,7 +13,7 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from fppmo_ray.service.record.run_directory import holds_search, require_fit
+from fppmo_ray.service.record.run_directory import require_fit
 from fppmo_ray.service.record.storage import local_folder, location_of
 from fppmo_ray.service.stopping import SearchStopped
 
@@ -68,21 +68,25 @@ def require_lasting(run_dir: str | Path) -> None:
         )
 
 
-def goes_on(run_dir: str | Path, *, resume: bool, resume_or_start: bool = False) -> bool:
-    """Whether a job is to resume; an unfit run directory is refused before anything is loaded.
+def goes_on(run_dir: str | Path, *, resume: bool, resume_or_start: bool = False) -> bool | None:
+    """How a job is to resume; an unfit run directory is refused before anything is loaded.
 
     Args:
         run_dir: The job's.
         resume: Resume, or refuse where nothing began.
         resume_or_start: Resume if there is something to; for jobs that a cluster starts again.
 
+    Returns:
+        What ``search`` takes. With ``resume_or_start`` that is decided late: a cluster may start
+        a job again while it still runs elsewhere, and about to begin.
+
     Raises:
         ValueError: the run directory does not last, cannot be reached, or does not fit the flags.
     """
     require_lasting(run_dir)
-    resume = resume or (resume_or_start and holds_search(run_dir))
-    require_fit(run_dir, resume=resume)
-    return resume
+    wanted = None if resume_or_start and not resume else resume
+    require_fit(run_dir, resume=wanted)
+    return wanted
 
 
 def present(run_dir: str | Path) -> None:

@@ -45,7 +45,7 @@ def main(
         resume: Go on with the search in the run directory.
         resume_or_start: The same, but begin it where there is none yet.
     """
-    resume = goes_on(run_dir, resume=resume, resume_or_start=resume_or_start)
+    resuming = goes_on(run_dir, resume=resume, resume_or_start=resume_or_start)
     if weights is None and not settings.baseline_epochs:
         raise ValueError("an untrained network tells nothing: give --weights or --baseline-epochs")
     dataset = load_dataset("cifar10", data)
@@ -59,7 +59,7 @@ def main(
         run_dir=run_dir,
         splits=_splits(dataset, search_val_rows, choose_val_rows, settings.seed),
         placement=placement,
-        resume=resume,
+        resume=resuming,
         source={
             "constructor": "fppmo_ray.training.networks:build_network",
             "arguments": {"name": network, "num_classes": dataset.num_classes},

@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 
 from fppmo_ray.job import goes_on, require_lasting
+from fppmo_ray.service.record.facts import Started
 from fppmo_ray.service.record.run_directory import open_run
+
+STARTED = Started(search_id="abc", identity={}, versions={}, groups=[], dense_macs=1)
 
 
 def test_in_a_submitted_job_only_what_outlives_its_working_directory_will_do(
@@ -19,12 +22,15 @@ def test_in_a_submitted_job_only_what_outlives_its_working_directory_will_do(
         require_lasting("runs/mine")
 
 
-def test_a_job_that_is_started_again_by_a_cluster_resumes_what_there_is(tmp_path: Path) -> None:
+def test_a_job_that_is_started_again_while_it_is_about_to_begin_elsewhere_goes_on(
+    tmp_path: Path,
+) -> None:
     run_dir = str(tmp_path / "run")
-    assert not goes_on(run_dir, resume=False, resume_or_start=True)
-    with open_run(run_dir, resume=False):
-        pass
-    assert goes_on(run_dir, resume=False, resume_or_start=True)
+    resume = goes_on(run_dir, resume=False, resume_or_start=True)
+    with open_run(run_dir, resume=False, started=STARTED):
+        pass  # the other one, while this one loads its data
+    with open_run(run_dir, resume=resume, started=STARTED) as run:
+        assert run.facts == [STARTED]
     assert goes_on(run_dir, resume=True)
 
 

@@ -40,7 +40,7 @@ def search(
     run_dir: Path | str,
     splits: Splits | None = None,
     placement: Placement | None = None,
-    resume: bool = False,
+    resume: bool | None = False,
     source: Mapping[str, Any] | None = None,
     console: Console | None = None,
 ) -> SearchResult:
@@ -55,7 +55,7 @@ def search(
         splits: Rows of ``dataset.train`` that the network may train on, and two held-out sets;
             by default 90, 6 and 4 % of every class.
         placement: How many workers of what size; by default two of one CPU.
-        resume: Go on with the search that ``run_dir`` holds.
+        resume: Go on with the search that ``run_dir`` holds; None: or begin it.
         source: How to construct the dense network, for the saved recipe:
             ``{"constructor": "module:function", "arguments": {...}}``.
         console: Where live progress is drawn, if it is a terminal.

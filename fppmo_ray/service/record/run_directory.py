@@ -43,16 +43,9 @@ def read_journal(run_dir: str | Path) -> list[Fact]:
     return facts
 
 
-def holds_search(run_dir: str | Path) -> bool:
-    """Whether there is something to resume.
-
-    Raises:
-        ValueError: as of ``read_journal``, but for a missing journal.
-    """
-    return _read(open_storage(run_dir)) is not None
-
-
-def require_fit(run_dir: str | Path, *, resume: bool, started: Started | None = None) -> None:
+def require_fit(
+    run_dir: str | Path, *, resume: bool | None, started: Started | None = None
+) -> None:
     """Refuse what ``open_run`` would refuse, without making or disturbing anything.
 
     Raises:
@@ -63,7 +56,7 @@ def require_fit(run_dir: str | Path, *, resume: bool, started: Started | None = 
 
 @contextmanager
 def open_run(
-    run_dir: str | Path, *, resume: bool, started: Started | None = None
+    run_dir: str | Path, *, resume: bool | None, started: Started | None = None
 ) -> Iterator[RunDirectory]:
     """Hold a run directory as its single writer.
 
@@ -72,7 +65,8 @@ def open_run(
 
     Args:
         run_dir: As of ``open_storage``; a folder is made if absent.
-        resume: Whether to go on with the search that is there.
+        resume: Whether to go on with the search that is there; None: with whatever is there by
+            now, if only from another driver that began at the same time.
         started: See ``RunDirectory.start``, which is done with it. What does not fit is refused
             before another driver is disturbed.
 
@@ -191,7 +185,7 @@ def _journal_place(storage: Storage) -> str:
     return f"{storage.location}/{_journal_name(storage)}"
 
 
-def _require_fit(storage: Storage, resume: bool, started: Started | None) -> None:
+def _require_fit(storage: Storage, resume: bool | None, started: Started | None) -> None:
     facts = _read(storage)
     if facts is None:
         if resume:
@@ -206,8 +200,8 @@ def _require_fit(storage: Storage, resume: bool, started: Started | None) -> Non
         _require_same(storage.location, known.identity, started.identity)
 
 
-def _require_wanted(facts: list[Fact], storage: Storage, resume: bool) -> None:
-    if facts and not resume:
+def _require_wanted(facts: list[Fact], storage: Storage, resume: bool | None) -> None:
+    if facts and resume is False:
         raise ValueError(
             f"{storage.location} already holds a search; go on with it by --resume, "
             "or choose another run directory"

@@ -10,7 +10,6 @@ from example_facts import FACTS, STARTED, numbered
 
 from fppmo_ray.service.record.facts import Fact
 from fppmo_ray.service.record.run_directory import (
-    holds_search,
     open_run,
     read_journal,
     require_fit,
@@ -63,7 +62,6 @@ def test_resume_without_a_journal_is_refused_and_makes_nothing(run_dir: str) -> 
             refuse(run_dir, resume=True)
     storage = open_storage(run_dir)
     assert storage.names("") == storage.names("journal/claims") == []
-    assert not holds_search(run_dir)
 
 
 def test_a_directory_that_holds_a_search_is_not_overwritten(run_dir: str) -> None:
@@ -72,7 +70,6 @@ def test_a_directory_that_holds_a_search_is_not_overwritten(run_dir: str) -> Non
         with pytest.raises(ValueError, match="already holds a search; go on with it by --resume"):
             refuse(run_dir, resume=False)
     assert read_journal(run_dir) == FACTS
-    assert holds_search(run_dir)
 
 
 def test_what_does_not_fit_disturbs_no_driver(run_dir: str) -> None:
@@ -152,3 +149,13 @@ def test_of_two_drivers_one_writes_and_nothing_recorded_is_lost(run_dir: str) ->
             second.record([numbered(4)])
     assert read_journal(run_dir) == [STARTED, numbered(1), numbered(4)]
     assert not open_storage(run_dir).exists("result.json")
+
+
+def test_a_driver_that_takes_what_is_there_begins_or_goes_on(run_dir: str) -> None:
+    with open_run(run_dir, resume=None, started=STARTED) as run:
+        run.record([numbered(1)])
+    require_fit(run_dir, resume=None, started=STARTED)
+    with open_run(run_dir, resume=None, started=STARTED) as run:
+        assert run.facts == [STARTED, numbered(1)]
+    with pytest.raises(ValueError, match=r"another search: macs_cut was 0\.5, now 0\.7"):
+        require_fit(run_dir, resume=None, started=OTHER)
