@@ -130,7 +130,15 @@ def _patiently(request: Callable[[], _Answer], doing: str) -> _Answer:
         except OSError as error:
             logger.warning("%s failed and is tried again in %g s: %s", doing, wait, error)
             time.sleep(wait)
-    return request()
+    try:
+        return request()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise OSError(
+            f"{doing} has failed for over a minute: {error}; what was recorded before is safe: "
+            "once the store answers, go on with --resume"
+        ) from error
 
 
 def _require_bucket(filesystem: Any, path: str) -> None:
