@@ -296,7 +296,8 @@ class Broken:
         return value
 
 
-def test_workers_that_cannot_start_stop_the_run() -> None:
+def test_workers_that_cannot_start_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fppmo_ray.service.slots._MAX_START_FAILURES", 2)
     actor = ray.remote(num_cpus=0)(Broken)
     pool = WorkerPool(lambda slot: actor.remote(slot, {0, 1}), 2)
     pool.submit(work("echo", 1))

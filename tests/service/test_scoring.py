@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from fppmo_ray.distribution import OptimizerSettings
+from fppmo_ray.distribution import Finalist, OptimizerSettings
+from fppmo_ray.service.finalists import choose
 from fppmo_ray.service.pool import WorkerPool
 from fppmo_ray.service.pretend import (
     PRETEND_SPACE,
@@ -23,9 +24,10 @@ from fppmo_ray.service.pretend import (
 )
 from fppmo_ray.service.probability_model import ProbabilityModel
 from fppmo_ray.service.progress import watch
-from fppmo_ray.service.record.facts import Fact, Failed, Scored
+from fppmo_ray.service.record.facts import Fact, Failed, Rescored, Scored
 from fppmo_ray.service.record.run_directory import RunDirectory
 from fppmo_ray.service.scoring import Scoring, score_proposals
+from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.work import Outcome, Work
 
 SETTINGS = OptimizerSettings(macs_cut=0.5, num_proposals=24, population_size=8)
@@ -56,12 +58,12 @@ class PoolAtOnce:
         return [Outcome(work=work, value=worker.score(*work.arguments)) for work in works]
 
 
-def scored_by(pool: PoolAtOnce, run_dir: Path) -> list[Fact]:
+def scored_by(pool: PoolAtOnce, run_dir: Path, *, resume: bool = False) -> list[Fact]:
     """The facts of a search by a pool."""
     importance = np.linspace(1, 2, PRETEND_SPACE.num_filters)
     scoring = Scoring(round=0, weights=None, rung=0, timeout=None)
     with (
-        pretend_run(run_dir, SETTINGS) as run,
+        pretend_run(run_dir, SETTINGS, resume=resume) as run,
         watch(run, SETTINGS, Console(quiet=True)) as progress,
     ):
         model = cast(Any, ProbabilityModel(PRETEND_SPACE, importance, SETTINGS))
@@ -90,6 +92,42 @@ def test_a_score_that_is_no_number_is_its_proposals_failure(tmp_path: Path) -> N
         5: "the score is not finite: loss 1.0, accuracy inf",
     }
     assert sum(isinstance(fact, Scored) for fact in facts) == SETTINGS.num_proposals - 2
+
+
+class PoolOfErrors(PoolAtOnce):
+    """Nothing can be scored: a disk is full, say."""
+
+    def next_outcomes(self) -> list[Outcome]:
+        return [Outcome(work=item.work, error="no space") for item in super().next_outcomes()]
+
+
+def test_scores_that_all_failed_are_tried_again_by_whoever_resumes(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"all 8 proposals of generation 0 failed.*no space"):
+        scored_by(PoolOfErrors(), tmp_path)
+    facts = scored_by(PoolAtOnce(), tmp_path, resume=True)
+    assert sum(isinstance(fact, Failed) for fact in facts) == 16  # two generations were in flight
+    assert sorted(fact.id for fact in facts if isinstance(fact, Scored)) == list(range(24))
+
+
+class PoolOfLostFinalist(PoolAtOnce):
+    """The second piece of work gives no number."""
+
+    def next_outcomes(self) -> list[Outcome]:
+        first, second, *others = super().next_outcomes()
+        nothing = PretendScore(val_loss=math.nan, val_accuracy=math.nan, seconds=0.0)
+        return [first, replace(second, value=nothing), *others]
+
+
+def test_a_finalist_whose_score_is_no_number_is_out(tmp_path: Path) -> None:
+    settings = SearchSettings(macs_cut=0.5, rescore_seeds=1)
+    scoring = Scoring(round=0, weights=None, rung=0, timeout=None)
+    # Without the filters with odd numbers the pretended loss is least: it would be chosen.
+    keep = np.arange(PRETEND_SPACE.num_filters) % 2 == 0
+    finalists = [Finalist("mode", np.ones_like(keep)), Finalist("sample 3", keep)]
+    with pretend_run(tmp_path, SETTINGS) as run:
+        pool = cast(WorkerPool, PoolOfLostFinalist())
+        assert choose(finalists, pool, run, settings, scoring).name == "mode"
+        assert [fact.finalist for fact in run.all(Rescored)] == ["mode"]
 
 
 def test_all_that_has_ended_is_written_at_once_and_told_at_once(

@@ -207,17 +207,12 @@ def run_small(
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_a_search_whose_scores_all_fail_stops_with_the_first_error_and_tries_them_again(
-    tmp_path: Path,
-) -> None:
+def test_a_search_whose_scores_all_fail_stops_with_the_first_error(tmp_path: Path) -> None:
     settings = small(proposals=2, recipe=Recipe(epochs=0, learning_rate=1e30))
     sentence = "all 2 proposals of generation 0 failed.*fine-tuning diverged"
     with pytest.raises(RuntimeError, match=sentence):
         run_small(tmp_path, settings)
-    failures = sum(isinstance(fact, Failed) for fact in read_journal(tmp_path))
-    with pytest.raises(RuntimeError, match=sentence):
-        run_small(tmp_path, settings, resume=True)
-    assert sum(isinstance(fact, Failed) for fact in read_journal(tmp_path)) == 2 * failures
+    assert sum(isinstance(fact, Failed) for fact in read_journal(tmp_path)) == 2
 
 
 @pytest.mark.usefixtures("local_ray")
