@@ -85,6 +85,7 @@ def test_a_driver_that_is_terminated_ends_after_its_running_scores_and_can_be_re
     assert trajectory(run_dir) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_ends_a_driver_that_waits_for_its_scores(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     driver = start(run_dir, 5.0)
