@@ -107,12 +107,13 @@ def _status(facts: list[Fact]) -> list[tuple[str, str]]:
         return [("state", "not started")]
     settings = started.identity["settings"]
     scored = [fact for fact in facts if isinstance(fact, Scored)]
-    failed = _count(facts, Failed)
+    failed = {fact.id for fact in facts if isinstance(fact, Failed)}
+    failed -= {fact.id for fact in scored}  # they had a second chance
     lines = [
         ("search", started.search_id),
         ("state", _state(facts)),
         ("MACs cut", f"{settings['macs_cut']} of {started.dense_macs:,}"),
-        ("proposals", f"{len(scored)} scored, {failed} failed of {settings['proposals']}"),
+        ("proposals", f"{len(scored)} scored, {len(failed)} failed of {settings['proposals']}"),
         ("asked", str(_count(facts, Asked))),
     ]
     if scored:

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fppmo_ray.report import print_result
+from fppmo_ray.report import print_result, print_status
+from fppmo_ray.service.record.facts import Failed, Scored, Started
+from fppmo_ray.service.record.run_directory import open_run
 
 
 def row(name: str, before: float, after: float, macs: int) -> dict[str, object]:
@@ -57,3 +59,17 @@ def test_the_closing_table_sets_the_four_networks_side_by_side(tmp_path: Path) -
 def test_an_unfinished_search_has_no_table(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no result\.json: the search there has not"):
         print_result(tmp_path, Console(file=io.StringIO()))
+
+
+def test_a_proposal_with_a_score_after_its_failure_has_not_failed(tmp_path: Path) -> None:
+    identity = {"settings": {"macs_cut": 0.5, "proposals": 3}}
+    started = Started(search_id="c0", identity=identity, versions={}, groups=[], dense_macs=9)
+    failures = [Failed(id=number, error="no space") for number in (0, 1, 1)]
+    score = Scored(
+        id=0, round=0, rung=0, val_loss=1, val_accuracy=0.5, seconds=1, worker="0@a:1", at=0
+    )
+    with open_run(tmp_path, resume=False, started=started) as run:
+        run.record([*failures, score])
+    text = io.StringIO()
+    print_status(tmp_path, Console(file=text, width=200))
+    assert "1 scored, 1 failed of 3" in text.getvalue()
