@@ -51,7 +51,7 @@ def from_lines(lines: bytes, location: str) -> list[Fact]:
     for number, line in enumerate(lines.splitlines(), start=1):
         try:
             facts.append(fact_from_json(json.loads(line)))
-        except ValueError as error:
+        except (ValueError, TypeError) as error:  # TypeError: JSON, but no object
             raise ValueError(f"{location}, line {number} is damaged: {error}") from error
     return facts
 

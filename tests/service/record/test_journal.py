@@ -31,9 +31,10 @@ def test_a_journal_cut_at_any_byte_keeps_its_complete_lines_and_goes_on(journal:
         assert read_journal(journal.parent) == [*FACTS[:complete], FACTS[1]]
 
 
-def test_a_damaged_line_before_the_last_is_named(journal: Path) -> None:
+@pytest.mark.parametrize("damage", ["{", "17", "null", "[]", '{"fact": "Scored", "id": 1}'])
+def test_a_damaged_line_before_the_last_is_named(journal: Path, damage: str) -> None:
     lines = journal.read_text().splitlines(keepends=True)
-    journal.write_text(lines[0] + "{\n" + lines[2])
+    journal.write_text(f"{lines[0]}{damage}\n{lines[2]}")
     with pytest.raises(ValueError, match=r"journal\.jsonl, line 2 is damaged"):
         open_run(journal.parent, resume=True).__enter__()
 
