@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 _TRACEBACK = "FPPMO_TRACEBACK"
 _STOPPED = 128 + signal.SIGTERM
+_INTERRUPTED = 128 + signal.SIGINT
 
 
 def run_job(job: Callable[..., None]) -> None:
@@ -41,6 +42,11 @@ def say_errors(run: Callable[[], object]) -> None:
     except SearchStopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(_STOPPED)
+    except KeyboardInterrupt:  # the usual way out of a log that is followed
+        if os.environ.get(_TRACEBACK):
+            raise
+        print("interrupted", file=sys.stderr)
+        sys.exit(_INTERRUPTED)
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get(_TRACEBACK):
             raise

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fppmo_ray.job import goes_on, require_lasting
+from fppmo_ray.job import goes_on, require_lasting, say_errors
 from fppmo_ray.service.record.facts import Started
 from fppmo_ray.service.record.run_directory import open_run
 
@@ -37,3 +37,13 @@ def test_a_job_that_is_started_again_while_it_is_about_to_begin_elsewhere_goes_o
 def test_a_run_directory_that_does_not_fit_the_flags_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no journal"):
         goes_on(str(tmp_path), resume=True)
+
+
+def test_an_interrupt_ends_in_a_word(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as end:
+        say_errors(interrupted)
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
