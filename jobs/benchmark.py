@@ -2,6 +2,7 @@
 
     python jobs/benchmark.py
     python jobs/benchmark.py --scaling
+    python jobs/benchmark.py --scoring --dtype bfloat16
 
 Times are medians; what compares machines are the ratios.
 """
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -21,9 +23,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from scaling import scaling_table
+from scoring import random_dataset, scoring_table
 from torch import nn
 
-from fppmo_ray import Dataset, ImageArrays, Placement, SearchSettings, extract, search, trace
+from fppmo_ray import Placement, SearchSettings, extract, search, trace
 from fppmo_ray.distribution import (
     ChannelGroup,
     Feedback,
@@ -35,7 +38,8 @@ from fppmo_ray.distribution import (
 )
 from fppmo_ray.job import run_job
 from fppmo_ray.service.result import read_history
-from fppmo_ray.training import Augmentation, Recipe, build_network
+from fppmo_ray.training import Recipe, build_network
+from fppmo_ray.training.modes import DType
 
 _POPULATION = 16
 _GROUPS, _FILTERS = 100, 300  # 30,000 filters: a ResNet-152 has 25,000 inside its blocks
@@ -51,24 +55,47 @@ class Figure:
 
 
 def main(
-    proposals: int = 32, workers: int = 2, network: str = "resnet20", scaling: bool = False
+    proposals: int = 32,
+    workers: int = 2,
+    networks: tuple[str, ...] = ("resnet20",),
+    *,
+    scaling: bool = False,
+    scoring: bool = False,
+    steps: tuple[int, ...] = (0, 50),
+    dtype: DType = "float32",
+    device: Literal["cpu", "cuda"] = "cpu",
+    repeats: int = 5,
 ) -> None:
     """Measure and print.
 
     Args:
         proposals: Recalibrate-only scores of random images, for the workers' figures.
         workers: Scoring workers of one CPU each.
-        network: Whose scores are timed.
+        networks: Whose scores are timed: CIFAR ResNets, with ``scoring`` also resnet50.
         scaling: Measure only how the loop scales from 1 to 32 workers that pretend to score.
+        scoring: Measure only what single scores cost, on one thread.
+        steps: Fine-tuning steps of these scores.
+        dtype: Of their passes.
+        device: Where they are computed.
+        repeats: Of each of their measurements.
     """
     if scaling:
         Console(width=110).print(scaling_table())
+        return
+    if scoring:
+        torch.set_num_threads(1)
+        table = scoring_table(networks, steps, dtype=dtype, device=device, repeats=repeats)
+        Console(width=120).print(table)
         return
     table = Table("what", "measured", "goal", title=f"{torch.get_num_threads()} threads")
     for figure in [
         *_model_figures(),
         *_extract_figures(),
-        *_score_figures(*_search(proposals, workers, network)),
+        *(
+            figure
+            for network in networks
+            for figure in _score_figures(network, *_search(proposals, workers, network))
+        ),
     ]:
         table.add_row(figure.what, figure.value, figure.goal)
     Console(width=110).print(table)
@@ -144,19 +171,7 @@ def _extract_figures() -> list[Figure]:
 
 def _search(proposals: int, workers: int, name: str) -> tuple[pd.DataFrame, float]:
     """Scores of a search on random images, and the seconds of their bare passes on one thread."""
-    rng = np.random.default_rng(0)
-    images = ImageArrays(
-        rng.integers(0, 256, (8000, 32, 32, 3), dtype=np.uint8), np.arange(8000) % 10
-    )
-    dataset = Dataset(
-        name="random images",
-        train=images,
-        test=images,
-        num_classes=10,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.25, 0.25, 0.25),
-        augmentation=Augmentation(padding=4, flip=True),
-    )
+    dataset = random_dataset(8000, 32)
     network = build_network(name, 10)
     settings = SearchSettings(
         macs_cut=0.57,
@@ -189,11 +204,11 @@ def _bare_seconds(network: nn.Module, settings: SearchSettings) -> float:
     return recalibration * recalibrating + scoring * evaluating
 
 
-def _score_figures(history: pd.DataFrame, bare: float) -> list[Figure]:
+def _score_figures(network: str, history: pd.DataFrame, bare: float) -> list[Figure]:
     per_score = history["seconds"].median()
     span = history["at"].max() - history["at"].min()
     return [
-        Figure("scores per second, all workers", f"{(len(history) - 1) / span:.2f}"),
+        Figure(f"{network}: scores per second, all workers", f"{(len(history) - 1) / span:.2f}"),
         Figure("a score / its bare forward passes, idle core", f"{per_score / bare:.2f}"),
         Figure("a worker's time outside scoring", f"{100 * _outside(history):.1f} %", "< 5 %"),
     ]
