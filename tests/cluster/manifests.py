@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import inspect
 import re
 import shlex
@@ -14,6 +13,7 @@ import click
 import jsonschema
 import tyro
 import yaml
+from job_files import load_job
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CLUSTER = REPOSITORY / "cluster"
@@ -103,12 +103,7 @@ def parse_job(words: list[str]) -> dict[str, Any]:
         SystemExit: the job refuses its flags.
     """
     position = next(index for index, word in enumerate(words) if re.search(r"jobs/\w+\.py$", word))
-    name = Path(words[position]).stem
-    specification = importlib.util.spec_from_file_location(name, REPOSITORY / f"jobs/{name}.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
+    module = load_job(Path(words[position]).stem)
     heard: dict[str, Any] = {}
 
     @functools.wraps(module.main)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -10,9 +9,9 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
+from job_files import load_job
 
 from fppmo_ray import Placement, Recipe, SearchSettings, load_network
 from fppmo_ray.service.result import read_history
@@ -32,29 +31,7 @@ SETTINGS = SearchSettings(
 
 @pytest.fixture(scope="module")
 def job() -> ModuleType:
-    specification = importlib.util.spec_from_file_location(
-        "cifar10", REPOSITORY / "jobs/cifar10.py"
-    )
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def few_images(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """400 training and 100 test images of the real files."""
-    folder = tmp_path_factory.mktemp("cifar10")
-    rows = pq.read_table(shared_data / "cifar10-jpeg" / "test-00000-of-00001.parquet")
-    pq.write_table(rows.slice(0, 400), folder / "train-00000-of-00001.parquet")
-    pq.write_table(rows.slice(400, 100), folder / "test-00000-of-00001.parquet")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def weights(shared_data: Path) -> Path:
-    return shared_data / "pretrained" / "resnet20-cifar10jpeg-rows0-44999.pt"
+    return load_job("cifar10")
 
 
 @pytest.mark.filterwarnings("ignore:channel groups left whole")  # option-A shortcuts

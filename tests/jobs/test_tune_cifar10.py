@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,9 +9,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import torch
+from job_files import load_job
 
 from fppmo_ray import Placement, Recipe, SearchSettings, load_network
 from fppmo_ray.service.stopping import SearchStopped
@@ -35,25 +34,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:channel groups left whole")  # o
 
 @pytest.fixture(scope="module")
 def job() -> ModuleType:
-    path = REPOSITORY / "jobs/tune_cifar10.py"
-    specification = importlib.util.spec_from_file_location("tune_cifar10", path)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    return load_job("tune_cifar10")
 
 
 @pytest.fixture(scope="module")
-def flags(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """400 training and 100 test images of the real files, and a trained ResNet-20."""
-    folder = tmp_path_factory.mktemp("cifar10")
-    rows = pq.read_table(shared_data / "cifar10-jpeg" / "test-00000-of-00001.parquet")
-    pq.write_table(rows.slice(0, 400), folder / "train-00000-of-00001.parquet")
-    pq.write_table(rows.slice(400, 100), folder / "test-00000-of-00001.parquet")
+def flags(few_images: Path, weights: Path) -> dict[str, Any]:
     return {
-        "data": folder,
-        "weights": shared_data / "pretrained" / "resnet20-cifar10jpeg-rows0-44999.pt",
+        "data": few_images,
+        "weights": weights,
         "network": "resnet20",
         "rungs": RUNGS,
         "placement": Placement(workers=1),
