@@ -31,7 +31,7 @@ def demo(
     from fppmo_ray.service.search import search
     from fppmo_ray.service.settings import Placement, SearchSettings
     from fppmo_ray.training import Recipe, load_dataset, stratified_splits
-    from fppmo_ray.training.networks import build_network
+    from fppmo_ray.training.networks import build_network, source_of
 
     run_dir = run_dir or f"runs/digits-{datetime.now():%Y%m%d-%H%M%S}"
     resuming = goes_on(run_dir, resume=resume, resume_or_start=resume_or_start)
@@ -55,9 +55,6 @@ def demo(
         splits=stratified_splits(dataset.train.labels, search_val=0.25, choose_val=0.15, seed=seed),
         placement=Placement(workers=workers),
         resume=resuming,
-        source={
-            "constructor": "fppmo_ray.training.networks:build_network",
-            "arguments": {"name": "digits_cnn", "num_classes": 10},
-        },
+        source=source_of("digits_cnn", 10),
     )
     present(run_dir)

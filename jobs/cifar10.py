@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fppmo_ray import Dataset, Placement, SearchSettings, Splits, load_dataset, search
 from fppmo_ray.job import goes_on, present, run_job
-from fppmo_ray.training import build_network, load_weights, splits_from_files
+from fppmo_ray.training import build_network, load_weights, source_of, splits_from_files
 
 
 def main(
@@ -60,10 +60,7 @@ def main(
         splits=_splits(dataset, search_val_rows, choose_val_rows, settings.seed),
         placement=placement,
         resume=resuming,
-        source={
-            "constructor": "fppmo_ray.training.networks:build_network",
-            "arguments": {"name": network, "num_classes": dataset.num_classes},
-        },
+        source=source_of(network, dataset.num_classes),
     )
     present(run_dir)
 

@@ -30,7 +30,7 @@ from fppmo_ray.service.tune import (
     state_problem,
     trained_network,
 )
-from fppmo_ray.training import build_network, load_weights, splits_from_files
+from fppmo_ray.training import build_network, load_weights, source_of, splits_from_files
 
 _NUM_SHOWN = 10
 _MAX_FAILURES = 3  # per trial: workers and nodes are lost, masks are not to blame
@@ -97,10 +97,7 @@ def main(
         run_dir / "network",
         tracing=problem.tracing,
         keep=best[0].keep,
-        source={
-            "constructor": "fppmo_ray.training.networks:build_network",
-            "arguments": {"name": network, "num_classes": dataset.num_classes},
-        },
+        source=source_of(network, dataset.num_classes),
     )
     Console().print(f"network of the first: {path}", soft_wrap=True)
 

@@ -23,7 +23,7 @@ from fppmo_ray.training.image_sets import (
 )
 from fppmo_ray.training.images import Batch, Images, Seed, example_batch, open_images
 from fppmo_ray.training.modes import DType
-from fppmo_ray.training.networks import NETWORKS, build_network
+from fppmo_ray.training.networks import NETWORKS, build_network, source_of
 from fppmo_ray.training.recalibrate import recalibrate_batchnorm
 from fppmo_ray.training.recipe import Recipe, Schedule
 from fppmo_ray.training.splits import Splits, splits_from_files, stratified_splits
@@ -63,6 +63,7 @@ __all__ = [
     "load_weights",
     "open_images",
     "recalibrate_batchnorm",
+    "source_of",
     "splits_from_files",
     "state_from_bytes",
     "state_to_bytes",

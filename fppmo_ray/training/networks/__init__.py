@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -55,6 +56,14 @@ def build_network(name: str, num_classes: int, *, seed: int = 0) -> nn.Module:
         return NETWORKS[name](num_classes)
 
 
+def source_of(name: str, num_classes: int) -> dict[str, Any]:
+    """What ``build_network`` is called with, as data, for whoever has to make the network again."""
+    return {
+        "constructor": f"{__name__}:{build_network.__name__}",
+        "arguments": {"name": name, "num_classes": num_classes},
+    }
+
+
 __all__ = [
     "NETWORKS",
     "CifarResNet",
@@ -67,5 +76,6 @@ __all__ = [
     "resnet44",
     "resnet56",
     "resnet110",
+    "source_of",
     "vgg16_bn",
 ]
