@@ -13,6 +13,7 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
+from fppmo_ray.service import submission
 from fppmo_ray.service.record.run_directory import require_fit
 from fppmo_ray.service.record.storage import local_folder, location_of
 from fppmo_ray.service.stopping import SearchStopped
@@ -59,19 +60,13 @@ def _log_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 
 def require_lasting(run_dir: str | Path) -> None:
-    """Refuse a relative run directory inside a submitted Ray job; a URI always lasts.
+    """Refuse a relative run directory inside a submitted Ray job.
 
     Raises:
-        ValueError: the directory would be deleted with the job's working directory.
+        ValueError: see ``submission.require_lasting``.
     """
-    folder = local_folder(run_dir)
-    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    if submitted and folder is not None and not folder.is_absolute():
-        raise ValueError(
-            f"run directory {run_dir} is relative: in a submitted job it would lie in the job's "
-            "working directory, which Ray deletes; give an absolute path on storage that lasts, "
-            "or a URI such as s3://BUCKET/PATH"
-        )
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        submission.require_lasting(run_dir)
 
 
 def goes_on(run_dir: str | Path, *, resume: bool, resume_or_start: bool = False) -> bool | None:

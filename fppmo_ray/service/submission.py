@@ -50,7 +50,7 @@ class Submission:
         if self.stop_wait < 1:
             raise ValueError(f"stop_wait must be >= 1 s, got {self.stop_wait}")
         if self._run_dir is not None:
-            _require_lasting(self._run_dir)
+            require_lasting(self._run_dir)
             _require_no_credentials(self._run_dir)
 
     @property
@@ -136,13 +136,18 @@ def _metadata(submission: Submission, search: str) -> dict[str, str]:
     return metadata
 
 
-def _require_lasting(run_dir: str) -> None:
+def require_lasting(run_dir: str | Path) -> None:
+    """Refuse a relative run directory of a submitted job; a URI always lasts.
+
+    Raises:
+        ValueError: the directory would be deleted with the job's working directory.
+    """
     folder = local_folder(run_dir)
     if folder is not None and not folder.is_absolute():
         raise ValueError(
-            f"run directory {run_dir} is relative: it would lie in the job's working directory, "
-            "which Ray deletes; give an absolute path on storage that the cluster's head sees, "
-            "or a URI such as s3://BUCKET/PATH"
+            f"run directory {run_dir} is relative: in a submitted job it would lie in the job's "
+            "working directory, which Ray deletes; give an absolute path on storage that lasts "
+            "where the cluster's head sees it, or a URI such as s3://BUCKET/PATH"
         )
 
 
