@@ -24,7 +24,6 @@ from rich.console import Console
 from rich.table import Table
 from scaling import scaling_table
 from scoring import random_dataset, scoring_table
-from torch import nn
 
 from fppmo_ray import Placement, SearchSettings, extract, search, trace
 from fppmo_ray.distribution import (
@@ -94,7 +93,7 @@ def main(
         *(
             figure
             for network in networks
-            for figure in _score_figures(network, *_search(proposals, workers, network))
+            for figure in _score_figures(network, _search(proposals, workers, network))
         ),
     ]:
         table.add_row(figure.what, figure.value, figure.goal)
@@ -169,8 +168,8 @@ def _extract_figures() -> list[Figure]:
     return [Figure("extract, ResNet-56", f"{1e3 * seconds:.1f} ms", "< 25 ms")]
 
 
-def _search(proposals: int, workers: int, name: str) -> tuple[pd.DataFrame, float]:
-    """Scores of a search on random images, and the seconds of their bare passes on one thread."""
+def _search(proposals: int, workers: int, name: str) -> pd.DataFrame:
+    """Scores of a search on random images."""
     dataset = random_dataset(8000, 32)
     network = build_network(name, 10)
     settings = SearchSettings(
@@ -183,33 +182,14 @@ def _search(proposals: int, workers: int, name: str) -> tuple[pd.DataFrame, floa
     )
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder)
-        result = search(
-            network, dataset, settings, run_dir=run_dir, placement=Placement(workers=workers)
-        )
-        return read_history(run_dir), _bare_seconds(result.network(), settings)
+        search(network, dataset, settings, run_dir=run_dir, placement=Placement(workers=workers))
+        return read_history(run_dir)
 
 
-@torch.no_grad()
-def _bare_seconds(network: nn.Module, settings: SearchSettings) -> float:
-    """The forward passes that a score consists of, and nothing else."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch stubs
-    batch = torch.randn(250, 3, 32, 32).to(memory_format=torch.channels_last)
-    recalibration = settings.recalibrate_images / len(batch)
-    scoring = settings.score_images / len(batch)
-    evaluating = _median_seconds(lambda: network.eval()(batch), 5)
-    recalibrating = _median_seconds(lambda: network.train()(batch), 5)
-    torch.set_num_threads(threads)
-    return recalibration * recalibrating + scoring * evaluating
-
-
-def _score_figures(network: str, history: pd.DataFrame, bare: float) -> list[Figure]:
-    per_score = history["seconds"].median()
+def _score_figures(network: str, history: pd.DataFrame) -> list[Figure]:
     span = history["at"].max() - history["at"].min()
     return [
         Figure(f"{network}: scores per second, all workers", f"{(len(history) - 1) / span:.2f}"),
-        Figure("a score / its bare forward passes, idle core", f"{per_score / bare:.2f}"),
         Figure("a worker's time outside scoring", f"{100 * _outside(history):.1f} %", "< 5 %"),
     ]
 
