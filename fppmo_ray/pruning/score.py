@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from fppmo_ray.distribution import BoolArray, IntArray
@@ -16,15 +15,20 @@ from fppmo_ray.pruning.compensate import compensate
 from fppmo_ray.pruning.extract import extract
 from fppmo_ray.pruning.trace import Tracing
 from fppmo_ray.training import (
+    PLAIN,
+    Engine,
     Images,
     Metrics,
     Recipe,
     StepTraining,
     evaluate,
+    fold_batchnorm,
+    lay_out,
     recalibrate_batchnorm,
 )
 
-_BATCH = 250  # divides the usual image counts; batch statistics of 250 32x32 images are steady
+# Of recalibration: divides the usual image counts, and statistics of 250 images are steady.
+_BATCH = 250
 _COMPENSATE_IMAGES = 512
 
 
@@ -61,8 +65,9 @@ def score(
     fidelity: Fidelity,
     recipe: Recipe,
     seed: tuple[int, ...],
+    engine: Engine = PLAIN,
 ) -> Score:
-    """Score one mask as a function of weights, mask, fidelity, recipe and seed alone.
+    """Score one mask as a function of weights, mask, fidelity, recipe, seed and engine alone.
 
     Args:
         dense: The trained dense network; left as it is.
@@ -71,9 +76,10 @@ def score(
         search_train: Images for recalibration and fine-tuning.
         held_out: Images that the score is read on: search-val, or choose-val for finalists.
         fidelity: How much work to do.
-        recipe: How the fine-tuning steps are done, and the arithmetic of all passes; without
-            distillation, whose teacher would double the steps' cost.
+        recipe: How the fine-tuning steps are done; without distillation, whose teacher would
+            double the steps' cost.
         seed: Decides which images are drawn and their order.
+        engine: How the passes are computed; two engines differ by rounding.
 
     Raises:
         RuntimeError: the fine-tuning steps diverged, or the loss is not finite.
@@ -88,6 +94,7 @@ def score(
         fidelity=fidelity,
         recipe=recipe,
         seed=seed,
+        engine=engine,
     )
     metrics = stretches.measure_at(fidelity.steps)
     return Score(
@@ -114,15 +121,15 @@ class ScoreInRungs:
         fidelity: Fidelity,
         recipe: Recipe,
         seed: tuple[int, ...],
+        engine: Engine = PLAIN,
     ) -> None:
         rng = np.random.default_rng(seed)
         self._search_train, self._held_out = search_train, held_out
         self._recalibration = _draw(rng, len(search_train), fidelity.recalibrate_images)
         self._scoring = _draw(rng, len(held_out), fidelity.score_images)
-        self._dtype = recipe.dtype
+        self._engine = engine
         self.network = extract(dense, tracing, keep)
-        if recipe.channels_last:
-            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch stubs
+        lay_out(self.network, engine)
         if fidelity.compensate:
             few = self._recalibration[:_COMPENSATE_IMAGES]
             compensate(self.network, dense, tracing, keep, search_train.batches(_BATCH, few))
@@ -132,23 +139,36 @@ class ScoreInRungs:
             replace(recipe, distillation_weight=0.0),
             steps=fidelity.steps,
             seed=int(rng.integers(2**31)),
+            engine=engine,
         )
 
     def measure_at(self, rung: int) -> Metrics:
         """Train until ``rung`` steps are done in all, recalibrate, and look at held-out images.
 
-        Recalibration is in place: it does not touch what training learns.
-
         Raises:
             ValueError: the rung is passed already, or is more than the fidelity's steps.
             RuntimeError: the steps diverged, or the loss is not finite.
         """
+        self.train_to(rung)
+        self.recalibrate()
+        return self.look()
+
+    def train_to(self, rung: int) -> None:
+        """Train until ``rung`` steps are done in all; see ``measure_at``."""
         self._training.run_to(rung)
-        recalibration = self._search_train.batches(_BATCH, self._recalibration)
-        recalibrate_batchnorm(self.network, recalibration, dtype=self._dtype)
-        return evaluate(
-            self.network, self._held_out.batches(_BATCH, self._scoring), dtype=self._dtype
-        )
+
+    def recalibrate(self) -> None:
+        """Re-estimate the batch-norm statistics, in place; what training learns is not touched."""
+        batches = self._search_train.batches(_BATCH, self._recalibration)
+        recalibrate_batchnorm(self.network, batches, dtype=self._engine.dtype)
+
+    def look(self) -> Metrics:
+        """Loss and accuracy on the held-out images of the score."""
+        network, engine = self.network.eval(), self._engine
+        if engine.fold_batchnorm:
+            network = fold_batchnorm(network)
+        batches = self._held_out.batches(engine.scoring_batch, self._scoring)
+        return evaluate(network, batches, dtype=engine.dtype)
 
     def state(self) -> dict[str, Any]:
         """Where the score stands; see ``StepTraining.state``."""

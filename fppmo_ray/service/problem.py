@@ -17,10 +17,12 @@ from fppmo_ray.service.settings import Placement, SearchSettings
 from fppmo_ray.service.weights import digest, digest_data, to_arrays
 from fppmo_ray.training import (
     Dataset,
+    Engine,
     Images,
     Recipe,
     Splits,
     example_batch,
+    keep_freed_memory,
     open_images,
     stratified_splits,
 )
@@ -40,7 +42,10 @@ class Problem:
     recipe: Recipe
     device_type: str
     threads: int
+    """CPUs that a worker holds."""
     gpu_share: float
+    engine: Engine
+    """How passes are computed as far as it was asked for; where a measured choice begins."""
 
 
 def state_problem(
@@ -81,6 +86,7 @@ def state_problem(
         device_type=placement.device_type,
         threads=placement.cpus_per_worker,
         gpu_share=placement.gpus_per_worker,
+        engine=settings.plain_engine(threads=placement.cpus_per_worker),
     )
 
 
@@ -105,6 +111,7 @@ def claim_device(problem: Problem) -> torch.device:
     """
     torch.set_num_threads(problem.threads)
     if problem.device_type == "cpu":
+        keep_freed_memory()
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise RuntimeError(

@@ -18,8 +18,8 @@ from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.training_tasks import train
 from fppmo_ray.service.weights import Arrays, digest, to_arrays
 from fppmo_ray.service.work import Work
-from fppmo_ray.service.worker import TrainingTask, Weights
-from fppmo_ray.training import state_from_bytes
+from fppmo_ray.service.worker import Basis, TrainingTask
+from fppmo_ray.training import Engine, state_from_bytes
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Context:
     settings: SearchSettings
     run: RunDirectory
     pool: WorkerPool
+    engine: Engine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,7 @@ class RoundWeights:
     round: int
     arrays: Arrays
     reference: Any
+    """To the workers' ``Basis``."""
 
 
 def prepare_round(context: Context) -> RoundWeights:
@@ -47,7 +49,7 @@ def prepare_round(context: Context) -> RoundWeights:
     Raises:
         ValueError: the weights are not those of the journal.
     """
-    given = _put(0, to_arrays(context.problem.network))
+    given = _put(0, to_arrays(context.problem.network), context.engine)
     weights = _train_baseline(context, given) if context.settings.baseline_epochs else given
     sha256 = digest(weights.arrays)
     known = context.run.all(RoundStarted)
@@ -61,8 +63,8 @@ def prepare_round(context: Context) -> RoundWeights:
     return weights
 
 
-def _put(round_: int, arrays: Arrays) -> RoundWeights:
-    reference = ray.put(Weights(round=round_, arrays=arrays))
+def _put(round_: int, arrays: Arrays, engine: Engine) -> RoundWeights:
+    reference = ray.put(Basis(round=round_, arrays=arrays, engine=engine))
     return RoundWeights(round=round_, arrays=arrays, reference=reference)
 
 
@@ -80,7 +82,8 @@ def _train_baseline(context: Context, given: RoundWeights) -> RoundWeights:
     state = states[task.name]
     assert state is not None  # there is at least one epoch
     tensors = state_from_bytes(state).network
-    return _put(1, {name: tensor.numpy() for name, tensor in tensors.items()})
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    return _put(1, arrays, context.engine)
 
 
 def measure_importance(context: Context, weights: RoundWeights) -> FloatArray:

@@ -15,6 +15,7 @@ from torch import nn
 from fppmo_ray.distribution import Finalist
 from fppmo_ray.service.conclusion import conclude
 from fppmo_ray.service.connection import connection, package_versions
+from fppmo_ray.service.engine_choice import settle_engine
 from fppmo_ray.service.finalists import IMPORTANCE_ONLY, choose
 from fppmo_ray.service.model_handle import ModelHandle
 from fppmo_ray.service.pool import WorkerPool
@@ -79,7 +80,8 @@ def search(
                 stop_on_signal(run, settings.proposals) as stop,
                 _workers(problem, placement, stop) as pool,
             ):
-                context = Context(problem, settings, run, pool)
+                engine = settle_engine(problem, settings, run, pool)
+                context = Context(problem, settings, run, pool, engine)
                 _run_phases(context, placement.score_timeout, source, console or Console())
     return SearchResult(run_dir, network)
 

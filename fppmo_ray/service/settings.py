@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Literal, get_args
 
 from fppmo_ray.distribution import OptimizerSettings
 from fppmo_ray.distribution.optimizer import RankBy
 from fppmo_ray.pruning.importance import Criterion
 from fppmo_ray.pruning.score import Fidelity
 from fppmo_ray.service.resources import Demand
-from fppmo_ray.training import Recipe
+from fppmo_ray.training import DType, Engine, Recipe
+
+_CHOICES = {
+    "importance": get_args(Criterion),
+    "dtype": ("auto", *get_args(DType)),
+    "engine": ("auto", "plain"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +57,11 @@ class SearchSettings:
     """Epochs of training for the dense network before it is pruned; 0 takes it as it is."""
     baseline_learning_rate: float = 0.1
     """Peak learning rate of these epochs."""
+    dtype: Literal["auto"] | DType = "auto"
+    """Of all passes; ``auto`` takes bfloat16 where it is measured to be faster."""
+    engine: Literal["auto", "plain"] = "auto"
+    """``auto`` measures at the start how scores are computed fastest; ``plain`` computes them as
+    the network is written, which with a dtype makes runs on different machines alike."""
     recipe: Recipe = field(default_factory=Recipe)
     """How networks are trained: a few steps of it in scores, all its epochs for the chosen, the
     importance-only and the dense network in the end."""
@@ -67,8 +78,8 @@ class SearchSettings:
             "> 0",
             self.baseline_learning_rate,
         )
-        known = get_args(Criterion)
-        _require(self.importance in known, "importance", f"one of {known}", self.importance)
+        for name, known in _CHOICES.items():
+            _require(getattr(self, name) in known, name, f"one of {known}", getattr(self, name))
         self.optimizer_settings()  # refuses a wrong budget, rule or population at once
 
     def optimizer_settings(self) -> OptimizerSettings:
@@ -82,6 +93,11 @@ class SearchSettings:
             seed=self.seed,
             rank_by=self.rank_by,
         )
+
+    def plain_engine(self, *, threads: int) -> Engine:
+        """As far as an engine is asked for; float32 where the dtype is to be measured."""
+        dtype: DType = "float32" if self.dtype == "auto" else self.dtype
+        return Engine(dtype=dtype, threads=threads)
 
     def fidelity(self) -> Fidelity:
         """How much work a score is."""
@@ -102,7 +118,7 @@ class Placement:
     gpus_per_worker: float = 0.0
     """GPUs each worker holds; a fraction shares one. 0 scores on the CPU."""
     cpus_per_worker: int = 1
-    """CPUs each worker holds, which are also its torch threads."""
+    """CPUs each worker holds, and torch's threads, unless fewer are measured to be faster."""
     score_timeout: float | None = None
     """Seconds after which a score is taken from its worker, which is replaced. None learns the
     limit: 10 times the longest score so far but one, at least 5 minutes; epochs, evaluations and

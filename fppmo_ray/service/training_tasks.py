@@ -29,7 +29,7 @@ def train(
         tasks: Trained side by side, an epoch being one piece of work; the largest first.
         pool: Where they are trained.
         run: Where checkpoints and facts are kept.
-        weights: Reference to the ``Weights`` they start from.
+        weights: Reference to the ``Basis`` they start from.
 
     Returns:
         The final training state of each task, as bytes.

@@ -14,6 +14,7 @@ from torch import nn
 
 from fppmo_ray.distribution import BoolArray, FloatArray
 from fppmo_ray.pruning import extract, importance
+from fppmo_ray.pruning.engine_trial import EngineTrial, try_engine
 from fppmo_ray.pruning.importance import Criterion
 from fppmo_ray.pruning.score import Score, score
 from fppmo_ray.service.latency import Latency, measure_latency
@@ -21,6 +22,7 @@ from fppmo_ray.service.place import Place, here
 from fppmo_ray.service.problem import Problem, claim_device, open_split
 from fppmo_ray.service.weights import Arrays, load_arrays
 from fppmo_ray.training import (
+    Engine,
     EpochReport,
     Images,
     Metrics,
@@ -39,11 +41,14 @@ _TAYLOR_BATCHES = 8  # 1,000 images: the order of the filters hardly moves with 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weights:
-    """The dense weights of a round; workers keep the last ones they were given."""
+class Basis:
+    """What all work of a round starts from; workers keep the weights they were given last."""
 
     round: int
     arrays: Arrays
+    """The dense weights."""
+    engine: Engine
+    """How all passes are computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +94,10 @@ class ScoringWorker:
             self._split(split)
         return here(self._slot)
 
-    def score(self, weights: Weights, keep: BoolArray, seed: Sequence[int], held_out: str) -> Score:
+    def score(self, basis: Basis, keep: BoolArray, seed: Sequence[int], held_out: str) -> Score:
         """Score one mask on ``search_val`` or ``choose_val``."""
         return score(
-            self._dense_with(weights),
+            self._dense_on(basis),
             self._problem.tracing,
             keep,
             search_train=self._split("search_train"),
@@ -100,9 +105,23 @@ class ScoringWorker:
             fidelity=self._problem.fidelity,
             recipe=self._problem.recipe,
             seed=tuple(seed),
+            engine=basis.engine,
         )
 
-    def importance(self, weights: Weights, criterion: Criterion, seed: int) -> FloatArray:
+    def try_engine(self, basis: Basis, keep: BoolArray) -> EngineTrial:
+        """What a score of a mask costs with the basis' engine."""
+        return try_engine(
+            self._dense_on(basis),
+            self._problem.tracing,
+            keep,
+            search_train=self._split("search_train"),
+            held_out=self._split("search_val"),
+            fidelity=self._problem.fidelity,
+            recipe=self._problem.recipe,
+            engine=basis.engine,
+        )
+
+    def importance(self, basis: Basis, criterion: Criterion, seed: int) -> FloatArray:
         """Importance of every filter, ``(num_filters,)``."""
         batches = None
         if criterion == "taylor":
@@ -111,32 +130,33 @@ class ScoringWorker:
             rng = np.random.default_rng(seed)
             chosen = np.sort(rng.permutation(len(images))[: batch * _TAYLOR_BATCHES])
             batches = images.batches(batch, chosen)
-        return importance(self._dense_with(weights), self._problem.tracing, criterion, batches)
+        return importance(self._dense_on(basis), self._problem.tracing, criterion, batches)
 
-    def untrained(self, weights: Weights, task: TrainingTask) -> tuple[bytes, None]:
+    def untrained(self, basis: Basis, task: TrainingTask) -> tuple[bytes, None]:
         """The state of a task's network before its first epoch, and no report."""
-        network = self._network(weights, task.keep)
+        network = self._network(basis, task.keep)
         return state_to_bytes(capture(network, None, 0)), None
 
     def train_epoch(
-        self, weights: Weights, task: TrainingTask, epoch: int, state: bytes | None
+        self, basis: Basis, task: TrainingTask, epoch: int, state: bytes | None
     ) -> tuple[bytes, EpochReport]:
         """Train one epoch from ``state`` (None: from the round's weights)."""
         begin = state_from_bytes(state) if state is not None else None
         new_state, report = train_epoch(
-            self._network(weights, task.keep, begin),
+            self._network(basis, task.keep, begin),
             self._split("search_train"),
             task.recipe,
             epoch=epoch,
             seed=task.seed,
             state=begin,
-            teacher=self._dense_with(weights) if task.recipe.distillation_weight > 0 else None,
+            engine=basis.engine,
+            teacher=self._dense_on(basis) if task.recipe.distillation_weight > 0 else None,
         )
         return state_to_bytes(new_state), report
 
-    def evaluate(self, weights: Weights, keep: BoolArray | None, state: bytes | None) -> Evaluation:
+    def evaluate(self, basis: Basis, keep: BoolArray | None, state: bytes | None) -> Evaluation:
         """Evaluate the network of a mask, or of a training state, on choose-val and test."""
-        network = self._network(weights, keep, state_from_bytes(state) if state else None)
+        network = self._network(basis, keep, state_from_bytes(state) if state else None)
         network.eval()
         return Evaluation(
             choose_val=self._metrics(network, "choose_val"),
@@ -146,27 +166,27 @@ class ScoringWorker:
         )
 
     def latencies(
-        self, weights: Weights, masks: Sequence[BoolArray | None]
+        self, basis: Basis, masks: Sequence[BoolArray | None]
     ) -> list[tuple[Latency, ...]]:
         """Forward time of each network (None: the dense one), one after the other.
 
         In one call on one worker, so that the networks do not slow down each other.
         """
         image, _ = next(iter(self._split("choose_val").batches(1)))
-        networks = [self._network(weights, keep).eval() for keep in masks]
+        networks = [self._network(basis, keep).eval() for keep in masks]
         return [measure_latency(network, image) for network in networks]
 
     def _metrics(self, network: nn.Module, split: str) -> Metrics:
         return evaluate(network, self._split(split).batches(_EVALUATION_BATCH))
 
     def _network(
-        self, weights: Weights, keep: BoolArray | None, state: TrainingState | None = None
+        self, basis: Basis, keep: BoolArray | None, state: TrainingState | None = None
     ) -> nn.Module:
         """A network of its own: in a training state, or as it is before it is trained.
 
         That is, dense as it is, or pruned and recalibrated.
         """
-        dense = self._dense_with(weights)
+        dense = self._dense_on(basis)
         if keep is None:
             network = copy.deepcopy(dense)
         else:
@@ -179,11 +199,12 @@ class ScoringWorker:
             recalibrate_batchnorm(network, images.batches(_EVALUATION_BATCH, np.arange(count)))
         return network
 
-    def _dense_with(self, weights: Weights) -> nn.Module:
-        if self._round != weights.round:
-            load_arrays(self._dense, weights.arrays)
+    def _dense_on(self, basis: Basis) -> nn.Module:
+        torch.set_num_threads(basis.engine.threads)
+        if self._round != basis.round:
+            load_arrays(self._dense, basis.arrays)
             self._dense.eval()
-            self._round = weights.round
+            self._round = basis.round
         return self._dense
 
     def _split(self, name: str) -> Images:

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from fppmo_ray.training.checkpoints import load_weights
 from fppmo_ray.training.datasets import DatasetName, load_dataset
+from fppmo_ray.training.engine import PLAIN, DType, Engine, arithmetic, lay_out
 from fppmo_ray.training.evaluate import Metrics, evaluate
 from fppmo_ray.training.fine_tune import EpochReport, fine_tune, train_epoch
+from fppmo_ray.training.folding import fold_batchnorm
 from fppmo_ray.training.image_sets import (
     Augmentation,
     Dataset,
@@ -22,7 +24,7 @@ from fppmo_ray.training.image_sets import (
     ImageSet,
 )
 from fppmo_ray.training.images import Batch, Images, Seed, example_batch, open_images
-from fppmo_ray.training.modes import DType
+from fppmo_ray.training.memory import keep_freed_memory
 from fppmo_ray.training.networks import NETWORKS, build_network, source_of
 from fppmo_ray.training.recalibrate import recalibrate_batchnorm
 from fppmo_ray.training.recipe import Recipe, Schedule
@@ -37,11 +39,13 @@ from fppmo_ray.training.training_state import (
 
 __all__ = [
     "NETWORKS",
+    "PLAIN",
     "Augmentation",
     "Batch",
     "DType",
     "Dataset",
     "DatasetName",
+    "Engine",
     "EpochReport",
     "ImageArrays",
     "ImageFiles",
@@ -54,11 +58,15 @@ __all__ = [
     "Splits",
     "StepTraining",
     "TrainingState",
+    "arithmetic",
     "build_network",
     "capture",
     "evaluate",
     "example_batch",
     "fine_tune",
+    "fold_batchnorm",
+    "keep_freed_memory",
+    "lay_out",
     "load_dataset",
     "load_weights",
     "open_images",

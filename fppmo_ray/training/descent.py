@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
+from fppmo_ray.training.engine import DType, arithmetic
 from fppmo_ray.training.images import Batch, Images, Seed, derive_seed
-from fppmo_ray.training.modes import arithmetic, in_mode
+from fppmo_ray.training.modes import in_mode
 from fppmo_ray.training.recipe import Recipe, training_loss
 
 _CHECK_EVERY = 32  # steps between looks at the loss: each one waits for the device
@@ -19,9 +20,7 @@ _NETWORK_RANDOMNESS = 1  # tells dropout's seed from that of the images
 
 
 def make_optimizer(network: nn.Module, recipe: Recipe) -> SGD:
-    """The recipe's SGD; lays the network's weights out as the recipe wants them, in place."""
-    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
-    network.to(memory_format=layout)  # type: ignore[call-overload]  # missing in torch's stubs
+    """The recipe's SGD. Lay the network out first: momentum is laid out like the weights."""
     return SGD(
         [parameter for parameter in network.parameters() if parameter.requires_grad],
         lr=recipe.learning_rate,
@@ -78,6 +77,7 @@ def descend(
     rated_batches: Iterable[tuple[float, Batch]],
     recipe: Recipe,
     *,
+    dtype: DType,
     teacher: nn.Module | None,
     place: str = "",
     first_step: int = 0,
@@ -89,6 +89,7 @@ def descend(
         optimizer: From ``make_optimizer``.
         rated_batches: Learning rates, and the batches on the network's device.
         recipe: How to train.
+        dtype: Of the passes.
         teacher: The dense network, for distillation.
         place: Where in a training this is, for the error of a diverged one.
         first_step: How steps are counted there.
@@ -105,7 +106,7 @@ def descend(
     with in_mode(network, training=True), _answering(teacher, recipe) as answers:
         for step, (rate, (images, labels)) in enumerate(rated_batches, start=first_step):
             optimizer.param_groups[0]["lr"] = rate
-            with arithmetic(images.device, recipe.dtype):
+            with arithmetic(images.device, dtype):
                 logits = network(images)
                 teacher_logits = answers(images)
             loss = training_loss(logits, labels, recipe, teacher_logits)

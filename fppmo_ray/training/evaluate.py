@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fppmo_ray.training.modes import DType, arithmetic, in_mode
+from fppmo_ray.training.engine import DType, arithmetic
+from fppmo_ray.training.modes import in_mode
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from torch import nn
 
 from fppmo_ray.training.descent import NetworkRandomness, descend, make_optimizer
+from fppmo_ray.training.engine import PLAIN, Engine, lay_out
 from fppmo_ray.training.images import Images, Seed
 from fppmo_ray.training.recipe import Recipe, learning_rate_at
 from fppmo_ray.training.training_state import (
@@ -22,6 +23,7 @@ from fppmo_ray.training.training_state import (
     capture,
     read_checkpoint,
     restore,
+    run_of,
     write_checkpoint,
 )
 
@@ -50,6 +52,7 @@ def train_epoch(
     epoch: int,
     seed: Seed,
     state: TrainingState | None,
+    engine: Engine = PLAIN,
     teacher: nn.Module | None = None,
 ) -> tuple[TrainingState, EpochReport]:
     """Train for one epoch of a recipe, in place.
@@ -64,6 +67,7 @@ def train_epoch(
         epoch: In [0, recipe.epochs), equal to ``state.epochs_done``.
         seed: Of the whole run.
         state: What the epoch before returned, None before epoch 0; it is not changed.
+        engine: How the passes are computed.
         teacher: The dense network, for distillation.
 
     Raises:
@@ -77,6 +81,7 @@ def train_epoch(
             f"the state's next epoch is {expected} of a recipe of {recipe.epochs} "
             f"(counted from 0), got epoch {epoch}"
         )
+    lay_out(network, engine)
     optimizer = make_optimizer(network, recipe)
     if state is not None:
         restore(state, network, optimizer)
@@ -92,6 +97,7 @@ def train_epoch(
             optimizer,
             zip(rates, batches, strict=True),
             recipe,
+            dtype=engine.dtype,
             teacher=teacher,
             place=f"epoch {epoch}, ",
         )
@@ -111,6 +117,7 @@ def fine_tune(
     recipe: Recipe,
     *,
     seed: Seed,
+    engine: Engine = PLAIN,
     teacher: nn.Module | None = None,
     checkpoint: Path | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
@@ -122,6 +129,7 @@ def fine_tune(
         images: Search-train.
         recipe: How to train.
         seed: Of all that is random.
+        engine: How the passes are computed.
         teacher: The dense network, for distillation.
         checkpoint: File that is written after every epoch and, if it exists, read at the start.
         on_epoch: Called after every epoch that was trained here.
@@ -130,19 +138,27 @@ def fine_tune(
         The final state.
 
     Raises:
-        ValueError: the checkpoint is corrupt or of another recipe, seed or network; the recipe
-            wants a teacher and there is none.
+        ValueError: the checkpoint is corrupt or of another recipe, engine, seed or network; the
+            recipe wants a teacher and there is none.
         RuntimeError: training diverged; the checkpoint is that of the last good epoch.
     """
-    state = read_checkpoint(checkpoint, recipe, seed) if checkpoint is not None else None
+    run = run_of(recipe, engine, seed)
+    state = read_checkpoint(checkpoint, run) if checkpoint is not None else None
     if state is not None:
         restore(state, network)
     for epoch in range(state.epochs_done if state is not None else 0, recipe.epochs):
         state, report = train_epoch(
-            network, images, recipe, epoch=epoch, seed=seed, state=state, teacher=teacher
+            network,
+            images,
+            recipe,
+            epoch=epoch,
+            seed=seed,
+            state=state,
+            engine=engine,
+            teacher=teacher,
         )
         if checkpoint is not None:
-            write_checkpoint(checkpoint, state, recipe, seed)
+            write_checkpoint(checkpoint, state, run)
         if on_epoch is not None:
             on_epoch(report)
     return state if state is not None else capture(network, None, 0)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from fppmo_ray.training.descent import NetworkRandomness, descend, make_optimizer
+from fppmo_ray.training.engine import PLAIN, Engine, lay_out
 from fppmo_ray.training.images import Batch, Images, Seed
 from fppmo_ray.training.recipe import Recipe, learning_rate_at
 from fppmo_ray.training.training_state import TrainingState, capture, restore
@@ -21,6 +22,7 @@ def train_steps(
     *,
     steps: int,
     seed: Seed,
+    engine: Engine = PLAIN,
     teacher: nn.Module | None = None,
 ) -> None:
     """Train for some steps, in place, with the schedule laid over just these.
@@ -31,13 +33,17 @@ def train_steps(
         recipe: Its ``epochs`` play no part.
         steps: Batches to train on, at least 0.
         seed: Of all that is random.
+        engine: How the passes are computed.
         teacher: The dense network, for distillation.
 
     Raises:
         ValueError: ``steps`` is negative, or the recipe wants a teacher and there is none.
         RuntimeError: training diverged.
     """
-    StepTraining(network, images, recipe, steps=steps, seed=seed, teacher=teacher).run_to(steps)
+    training = StepTraining(
+        network, images, recipe, steps=steps, seed=seed, engine=engine, teacher=teacher
+    )
+    training.run_to(steps)
 
 
 class StepTraining:
@@ -52,6 +58,7 @@ class StepTraining:
         recipe: Its ``epochs`` play no part.
         steps: Of the whole training, at least 0: the schedule is laid over these.
         seed: Of all that is random.
+        engine: How the passes are computed.
         teacher: The dense network, for distillation.
 
     Raises:
@@ -66,6 +73,7 @@ class StepTraining:
         *,
         steps: int,
         seed: Seed,
+        engine: Engine = PLAIN,
         teacher: nn.Module | None = None,
     ) -> None:
         if steps < 0:
@@ -76,6 +84,8 @@ class StepTraining:
         self._steps = steps
         self._seed = seed
         self._teacher = teacher
+        self._engine = engine
+        lay_out(network, engine)
         self._optimizer = make_optimizer(network, recipe)
         self._randomness = NetworkRandomness(images, seed, 0)
         self._steps_done = 0
@@ -100,6 +110,7 @@ class StepTraining:
                 self._optimizer,
                 zip(rates, batches, strict=True),
                 self._recipe,
+                dtype=self._engine.dtype,
                 teacher=self._teacher,
                 first_step=done,
             )

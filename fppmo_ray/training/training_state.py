@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch.optim import SGD
 
 from fppmo_ray.durable_files import write_whole
 from fppmo_ray.training.checkpoints import assign_weights
+from fppmo_ray.training.engine import Engine
 from fppmo_ray.training.images import Seed
 from fppmo_ray.training.recipe import Recipe
 
@@ -73,34 +75,36 @@ def state_from_bytes(content: bytes) -> TrainingState:
     return _from_dict(_from_bytes(content, "the training state"), "the training state")
 
 
-def write_checkpoint(path: Path, state: TrainingState, recipe: Recipe, seed: Seed) -> None:
+def run_of(recipe: Recipe, engine: Engine, seed: Seed) -> dict[str, Any]:
+    """All that tells one training of a network from another, as plain values."""
+    seeds = [seed] if isinstance(seed, int) else list(seed)
+    return {**asdict(recipe), **asdict(engine), "seed": seeds}
+
+
+def write_checkpoint(path: Path, state: TrainingState, run: Mapping[str, Any]) -> None:
     """Replace the checkpoint file in one step, so that it is whole at every moment."""
-    write_whole(path, _to_bytes({**_as_dict(state), "run": _run(recipe, seed)}))
+    write_whole(path, _to_bytes({**_as_dict(state), "run": dict(run)}))
 
 
-def read_checkpoint(path: Path, recipe: Recipe, seed: Seed) -> TrainingState | None:
+def read_checkpoint(path: Path, run: Mapping[str, Any]) -> TrainingState | None:
     """The state in a checkpoint file; None where there is no file.
 
     Raises:
-        ValueError: the file is corrupt, or was written with another recipe or seed.
+        ValueError: the file is corrupt, or was written in another run.
     """
     if not path.is_file():
         return None
     content = _from_bytes(path.read_bytes(), str(path))
     state = _from_dict(content, str(path))
-    stored, expected = content.get("run", {}), _run(recipe, seed)
-    differing = [name for name in expected if stored.get(name) != expected[name]]
+    stored = content.get("run", {})
+    differing = [name for name in run if stored.get(name) != run[name]]
     if differing:
         name = differing[0]
         raise ValueError(
             f"{path} belongs to another training run: its {name} is {stored.get(name)}, this "
-            f"run's is {expected[name]}; use another checkpoint file or delete this one"
+            f"run's is {run[name]}; use another checkpoint file or delete this one"
         )
     return state
-
-
-def _run(recipe: Recipe, seed: Seed) -> dict[str, Any]:
-    return {**asdict(recipe), "seed": [seed] if isinstance(seed, int) else list(seed)}
 
 
 def _copy(tensor: Tensor) -> Tensor:

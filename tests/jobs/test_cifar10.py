@@ -14,6 +14,8 @@ import torch
 from job_files import load_job
 
 from fppmo_ray import Placement, Recipe, SearchSettings, load_network
+from fppmo_ray.service.record.facts import EngineChosen
+from fppmo_ray.service.record.run_directory import read_journal
 from fppmo_ray.service.result import read_history
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -44,6 +46,9 @@ def test_the_job_ends_with_a_network_of_less_than_half_the_macs(
     history = read_history(run_dir)
     assert history["val_accuracy"].notna().all()
     assert (history["macs"] <= 0.43 * 40_551_040).all()  # ResNet-20, option A
+    [chosen] = [fact for fact in read_journal(run_dir) if isinstance(fact, EngineChosen)]
+    assert [trial["engine"]["dtype"] for trial in chosen.trials[:2]] == ["float32", "bfloat16"]
+    assert chosen.engine in [trial["engine"] for trial in chosen.trials]
     network = load_network(run_dir / "network.json")
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
     assert sum(parameter.numel() for parameter in network.parameters()) < 150_000

@@ -193,7 +193,13 @@ def test_a_network_without_convolutions_is_refused(tmp_path: Path) -> None:
 def small(**changes: Any) -> SearchSettings:
     """A search of seconds."""
     settings = SearchSettings(
-        macs_cut=0.5, proposals=4, population=2, score_steps=4, recipe=Recipe(epochs=0)
+        macs_cut=0.5,
+        proposals=4,
+        population=2,
+        score_steps=4,
+        dtype="float32",
+        engine="plain",
+        recipe=Recipe(epochs=0),
     )
     return replace(settings, **changes)
 

@@ -31,6 +31,8 @@ SETTINGS = SearchSettings(
     score_steps=4,
     baseline_epochs=2,
     rescore_seeds=1,
+    dtype="float32",
+    engine="plain",
     recipe=Recipe(epochs=1),
 )
 SOURCE = {

@@ -17,7 +17,7 @@ from fppmo_ray import Placement, Recipe, SearchSettings, load_dataset
 from fppmo_ray.pruning import extract
 from fppmo_ray.service.problem import state_problem
 from fppmo_ray.service.weights import to_arrays
-from fppmo_ray.service.worker import ScoringWorker, Weights
+from fppmo_ray.service.worker import Basis, ScoringWorker
 from fppmo_ray.training import build_network
 
 
@@ -39,11 +39,11 @@ class Bench:
         problem = state_problem(network, load_dataset("digits"), settings, placement=placement)
         space = problem.tracing.space
         self.keep = np.arange(space.num_filters) % 2 == 0
-        self.weights = Weights(round=0, arrays=to_arrays(network))
+        self.basis = Basis(round=0, arrays=to_arrays(network), engine=problem.engine)
         self.worker = ScoringWorker(problem, 0)
 
     def score(self) -> float:
-        return self.worker.score(self.weights, self.keep, (0, 0), "search_val").val_loss
+        return self.worker.score(self.basis, self.keep, (0, 0), "search_val").val_loss
 
 
 @pytest.mark.usefixtures("threads")

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from fppmo_ray.training import (
+    PLAIN,
+    Engine,
     ImageArrays,
     Recipe,
     build_network,
@@ -26,11 +28,12 @@ from fppmo_ray.training import (
 
 RECIPE = Recipe(epochs=3, batch_size=32, learning_rate=0.05)
 VARIANTS = {
-    "plain": RECIPE,
-    "bfloat16": replace(RECIPE, dtype="bfloat16"),
-    "contiguous": replace(RECIPE, channels_last=False),
-    "one cycle, smoothing, clipping": replace(
-        RECIPE, schedule="one_cycle", label_smoothing=0.1, clip_norm=1.0
+    "plain": (RECIPE, PLAIN),
+    "bfloat16": (RECIPE, Engine(dtype="bfloat16")),
+    "contiguous": (RECIPE, Engine(channels_last=False)),
+    "one cycle, smoothing, clipping": (
+        replace(RECIPE, schedule="one_cycle", label_smoothing=0.1, clip_norm=1.0),
+        PLAIN,
     ),
 }
 
@@ -64,15 +67,17 @@ def same(first, second):
     return all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-@pytest.mark.parametrize("recipe", VARIANTS.values(), ids=VARIANTS)
-def test_stopping_after_every_epoch_changes_no_bit(images, recipe):
+@pytest.mark.parametrize(("recipe", "engine"), VARIANTS.values(), ids=VARIANTS)
+def test_stopping_after_every_epoch_changes_no_bit(images, recipe, engine):
     straight = fresh()
-    fine_tune(straight, images, recipe, seed=5)
+    fine_tune(straight, images, recipe, seed=5, engine=engine)
     content = None
     network = fresh()
     for epoch in range(3):
         state = None if content is None else state_from_bytes(content)
-        state, _ = train_epoch(network, images, recipe, epoch=epoch, seed=5, state=state)
+        state, _ = train_epoch(
+            network, images, recipe, epoch=epoch, seed=5, state=state, engine=engine
+        )
         content = state_to_bytes(state)
         torch.manual_seed(epoch)
         network = fresh(seed=99)  # another process starts with other weights
@@ -230,7 +235,7 @@ def test_training_leaves_modes_and_torchs_generator_alone(images):
 
 def test_weights_stay_float32_in_bfloat16(images):
     network = fresh()
-    train_steps(network, images, VARIANTS["bfloat16"], steps=2, seed=0)
+    train_steps(network, images, RECIPE, steps=2, seed=0, engine=Engine(dtype="bfloat16"))
     assert {value.dtype for value in network.parameters()} == {torch.float32}
 
 

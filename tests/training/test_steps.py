@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from fppmo_ray.training import (
+    PLAIN,
+    Engine,
     Images,
     Recipe,
     StepTraining,
@@ -49,8 +51,10 @@ def fresh(seed: int = 0) -> nn.Module:
     return network
 
 
-def begin(network: nn.Module, images: Images, recipe: Recipe = RECIPE) -> StepTraining:
-    return StepTraining(network, images, recipe, steps=STEPS, seed=(3, 1))
+def begin(
+    network: nn.Module, images: Images, recipe: Recipe = RECIPE, engine: Engine = PLAIN
+) -> StepTraining:
+    return StepTraining(network, images, recipe, steps=STEPS, seed=(3, 1), engine=engine)
 
 
 def learnt(network: nn.Module) -> dict[str, Tensor]:
@@ -70,24 +74,28 @@ def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "recipe",
-    [RECIPE, replace(RECIPE, dtype="bfloat16"), replace(RECIPE, schedule="one_cycle")],
+    ("recipe", "engine"),
+    [
+        (RECIPE, PLAIN),
+        (RECIPE, Engine(dtype="bfloat16")),
+        (replace(RECIPE, schedule="one_cycle"), PLAIN),
+    ],
     ids=["plain", "bfloat16", "one cycle"],
 )
 def test_pausing_measuring_and_moving_to_another_process_change_no_bit(
-    images: Images, recipe: Recipe
+    images: Images, recipe: Recipe, engine: Engine
 ) -> None:
     straight = fresh()
-    train_steps(straight, images, recipe, steps=STEPS, seed=(3, 1))
+    train_steps(straight, images, recipe, steps=STEPS, seed=(3, 1), engine=engine)
     network = fresh()
-    training = begin(network, images, recipe)
+    training = begin(network, images, recipe, engine)
     for step in (0, 1, 7, 7, STEPS):
         training.run_to(step)
         recalibrate_batchnorm(network, images.batches(100))
         state = through_a_file(training.state())
         torch.manual_seed(step)
         network = fresh(seed=99)  # another process starts with other weights
-        training = begin(network, images, recipe)
+        training = begin(network, images, recipe, engine)
         training.restore(state)
     assert same(learnt(straight), learnt(network))
 

@@ -24,6 +24,16 @@ class Started:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EngineChosen:
+    """How all passes of the search are computed, whatever a later measurement would say."""
+
+    engine: dict[str, Any]
+    trials: list[dict[str, Any]]
+    """What was measured, in this order; none where everything was asked for."""
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class EpochFinished:
     """A training task ended an epoch; the checkpoint was durable before this line."""
 
@@ -131,6 +141,7 @@ class Finished:
 
 Fact = (
     Started
+    | EngineChosen
     | EpochFinished
     | RoundStarted
     | ImportanceMeasured

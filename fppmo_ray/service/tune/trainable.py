@@ -111,6 +111,7 @@ class PruneTrainable(tune.Trainable):
             fidelity=problem.fidelity,
             recipe=problem.recipe,
             seed=tuple(config["score_seed"]),
+            engine=problem.engine,
         )
 
 

@@ -1,0 +1,109 @@
+"""Engines: the same score from all of them, and what each would cost."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fppmo_ray.pruning import Fidelity, score, trace
+from fppmo_ray.pruning.engine_trial import try_engine
+from fppmo_ray.training import (
+    PLAIN,
+    Engine,
+    Recipe,
+    build_network,
+    example_batch,
+    load_dataset,
+    open_images,
+    train_steps,
+)
+
+RECIPE = Recipe(batch_size=64)
+FLOAT32_ENGINES = [
+    Engine(fold_batchnorm=True),
+    Engine(channels_last=False),
+    Engine(scoring_batch=64),
+]
+BFLOAT16_ENGINES = [Engine(dtype="bfloat16"), Engine(dtype="bfloat16", fold_batchnorm=True)]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict[str, Any]:
+    """A trained network, a mask and images, as ``score`` takes them."""
+    digits = load_dataset("digits")
+    dense = build_network("digits_cnn", 10)
+    train = open_images(digits.train, np.arange(900), digits)
+    train_steps(dense, train, RECIPE, steps=60, seed=0)
+    tracing = trace(dense.eval(), example_batch(digits))
+    return {
+        "dense": dense,
+        "tracing": tracing,
+        "keep": np.arange(tracing.space.num_filters) % 2 == 0,
+        "search_train": train,
+        "held_out": open_images(digits.train, np.arange(900, 1400), digits),
+        "recipe": RECIPE,
+    }
+
+
+@pytest.mark.parametrize("steps", [0, 10])
+def test_all_engines_give_the_same_score_within_a_third_of_its_noise(
+    trained: dict[str, Any], steps: int
+) -> None:
+    fidelity = Fidelity(steps=steps, recalibrate_images=500, score_images=400)
+
+    def loss(engine: Engine, seed: int = 0) -> float:
+        return score(**trained, fidelity=fidelity, seed=(0, seed), engine=engine).val_loss
+
+    plain = loss(PLAIN)
+    noise = statistics.stdev(loss(PLAIN, seed) for seed in range(6))
+    for engine in FLOAT32_ENGINES:
+        assert loss(engine) == pytest.approx(plain, rel=1e-5), str(engine)
+    for engine in BFLOAT16_ENGINES:
+        assert abs(loss(engine) - plain) < noise / 3, str(engine)
+
+
+def test_a_trial_counts_all_steps_of_a_score_but_trains_few(trained: dict[str, Any]) -> None:
+    few, many = (
+        try_engine(**trained, fidelity=Fidelity(steps=steps), engine=PLAIN) for steps in (4, 4000)
+    )
+    assert few.val_loss == many.val_loss  # both after four steps
+    assert few.seconds is not None
+    assert many.seconds is not None
+    assert many.seconds > 20 * few.seconds
+
+
+class Undecided(nn.Module):
+    """Looks at the numbers to decide what to do, which torch.fx cannot follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = build_network("digits_cnn", 10)
+
+    def forward(self, image: Tensor) -> Tensor:
+        logits: Tensor = self.network(image)
+        return logits if logits.sum() < 1e9 else -logits
+
+
+def test_an_engine_that_does_not_fit_the_network_says_why(trained: dict[str, Any]) -> None:
+    dense = Undecided().eval()
+    tracing = trace(dense, torch.zeros(1, 1, 8, 8))
+    changed = {"dense": dense, "tracing": tracing, "keep": np.ones(tracing.space.num_filters) > 0}
+    trial = try_engine(
+        **{**trained, **changed}, fidelity=Fidelity(steps=0), engine=Engine(fold_batchnorm=True)
+    )
+    assert trial.seconds is None
+    assert "torch.fx cannot follow" in str(trial.error)

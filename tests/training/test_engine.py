@@ -1,0 +1,44 @@
+"""How passes are computed, as a value."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fppmo_ray.training import PLAIN, Engine, lay_out
+
+
+def test_an_engine_says_what_it_does() -> None:
+    assert str(PLAIN) == "float32, channels last, scored by 250, 1 thread"
+    engine = Engine(
+        dtype="bfloat16",
+        channels_last=False,
+        fold_batchnorm=True,
+        cuda_graphs=True,
+        scoring_batch=1000,
+        threads=4,
+    )
+    assert str(engine) == ("bfloat16, folded batch norm, CUDA graphs, scored by 1000, 4 threads")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"dtype": "float16"}, r"dtype must be one of .*, got 'float16'"),
+        ({"scoring_batch": 0}, "scoring_batch must be at least 1, got 0"),
+        ({"threads": 0}, "threads must be at least 1, got 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(wrong: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        Engine(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_weights_are_laid_out_as_the_engine_says(channels_last: bool) -> None:
+    network = nn.Conv2d(4, 8, 3)
+    lay_out(network, Engine(channels_last=not channels_last))
+    lay_out(network, Engine(channels_last=channels_last))
+    is_channels_last = network.weight.is_contiguous(memory_format=torch.channels_last)
+    assert (is_channels_last, network.weight.is_contiguous()) == (channels_last, not channels_last)
