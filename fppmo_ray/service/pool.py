@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from fppmo_ray.service.lines import MAX_HELD, Held, Lines
 from fppmo_ray.service.place import is_node_alive
 from fppmo_ray.service.ray_errors import is_unreachable, last_line
 from fppmo_ray.service.resources import Demand
@@ -24,14 +23,6 @@ logger = logging.getLogger(__name__)
 
 _LOOK_UP_S = 1.0  # how late a stop or a limit is noticed while nothing ends
 _SILENCE_S = 600.0
-
-
-@dataclass
-class _Running:
-    attempts: Attempts
-    slot: int
-    since: float
-    is_warned_of: bool = False
 
 
 class WorkerPool:
@@ -54,14 +45,13 @@ class WorkerPool:
     ) -> None:
         self.num_workers = num_workers
         self.num_requeued = 0
-        """Times that work was lost or taken back, and given to another worker."""
+        """Times that work which ran was lost or taken back, and given to another worker."""
         self._slots = Slots(start_worker, num_workers, demand or Demand())
         self._stop = stop or StopRequest(how_far=lambda: "nobody could ask")
-        self._has_said_stop = False
+        self._has_heard_stop = False
         self._limits = TimeLimits()
-        self._idle: deque[int] = deque()
         self._queue: deque[Attempts] = deque()
-        self._running: dict[Any, _Running] = {}
+        self._lines = Lines()
         self._ended: list[Outcome] = []
 
     @property
@@ -72,24 +62,24 @@ class WorkerPool:
     @property
     def num_busy(self) -> int:
         """Workers with work in hand."""
-        return len(self._running)
+        return self._lines.num_busy
 
     @property
     def num_queued(self) -> int:
-        """Pieces of work that wait for a worker."""
-        return len(self._queue)
+        """Pieces of work that wait for a worker, in the queue or in its line."""
+        return len(self._queue) + self._lines.num_waiting
 
     @property
     def num_unfinished(self) -> int:
         """Pieces of work submitted whose outcome is still to come."""
-        return len(self._queue) + len(self._running) + len(self._ended)
+        return self.num_queued + self.num_busy + len(self._ended)
 
     def holds(self, tag: Any) -> bool:
         """Whether the outcome of work with this tag is still to come."""
         queued = [attempts.work for attempts in self._queue]
-        running = [running.attempts.work for running in self._running.values()]
+        held = [held.work for held in self._lines]
         ended = [outcome.work for outcome in self._ended]
-        return any(work.tag == tag for work in [*queued, *running, *ended])
+        return any(work.tag == tag for work in [*queued, *held, *ended])
 
     def submit(self, work: Work) -> None:
         """Queue work behind what is there."""
@@ -138,27 +128,39 @@ class WorkerPool:
         if not self._stop.is_made:
             self._dispatch()
             return
-        if not self._running:
+        if not self._has_heard_stop:
+            self._has_heard_stop = True
+            self._take_in_ended()  # so that what is first in its line is what runs
+            self._queue.extendleft(self._lines.take_waiting())
+            self._say_stop()
+        if not self.num_busy and not self._ended:
             raise self._stop.stopped()
-        if not self._has_said_stop:
-            self._has_said_stop = True
+
+    def _say_stop(self) -> None:
+        if self.num_busy:
             logger.warning(
                 "stopping once what runs has ended (%d); a second signal ends at once",
-                len(self._running),
+                self.num_busy,
             )
 
     def _dispatch(self) -> None:
-        for slot in [slot for slot in self._idle if self._queue]:
-            attempts = self._take_for(slot)
-            if attempts is None:
-                continue
-            self._idle.remove(slot)
-            work = attempts.work
-            method = getattr(self._slots.actor(slot), work.method)
-            # One name per kind: the dashboard sums up by names.
-            call = method.options(name=work.method.replace("_", " "))
-            reference = call.remote(*work.arguments)
-            self._running[reference] = _Running(attempts, slot, time.monotonic())
+        """Give work to those who have none, then something that waits to those who have."""
+        for num_held in range(MAX_HELD):
+            for slot in self._lines.slots_with(num_held):
+                if self._may_take(slot) and (attempts := self._take_for(slot)) is not None:
+                    self._lines.call(slot, self._slots.actor(slot), attempts)
+
+    def _may_take(self, slot: int) -> bool:
+        """Whether work may wait for a worker, so that nobody will miss it.
+
+        What an actor was given can only be taken back by ending it, and this one may be slow. So
+        work waits only while the queue has enough for all others, and only behind what takes
+        seconds: behind minutes, the moment between two calls is nothing anyway.
+        """
+        first = self._lines.first(slot)
+        if first is None:
+            return True
+        return len(self._queue) >= self.num_ready and self._limits.is_brief(first.work.method)
 
     def _take_for(self, slot: int) -> Attempts | None:
         """The first work in the queue that has not failed in this very slot."""
@@ -170,28 +172,30 @@ class WorkerPool:
 
     def _wait(self) -> None:
         """Sleep until something ends, not for long, and take in all that has ended."""
-        references = [*self._running, *self._slots.starting]
-        ray.wait(references, num_returns=1, timeout=_LOOK_UP_S)
-        done, _ = ray.wait(references, num_returns=len(references), timeout=0)
-        for reference in done:
-            if reference in self._running:
-                self._finish_work(reference)
-            elif (slot := self._slots.finish_start(reference)) is not None:
-                self._idle.append(slot)
+        running = [first.reference for _, first in self._lines.running()]
+        ray.wait([*running, *self._slots.starting], num_returns=1, timeout=_LOOK_UP_S)
+        self._take_in_ended()
 
-    def _finish_work(self, reference: Any) -> None:
-        running = self._running.pop(reference)
-        attempts, slot = running.attempts, running.slot
+    def _take_in_ended(self) -> None:
+        references = [*(held.reference for held in self._lines), *self._slots.starting]
+        done = set(ray.wait(references, num_returns=len(references), timeout=0)[0])
+        for slot, held in self._lines.take_ended(done):
+            self._finish_work(held, slot)
+        for reference in done & self._slots.starting.keys():
+            if (ready := self._slots.finish_start(reference)) is not None:
+                self._lines.open(ready)
+
+    def _finish_work(self, held: Held, slot: int) -> None:
         try:
-            value = ray.get(reference)
+            value = ray.get(held.reference)
         except RayTaskError as error:
-            self._after_raise(attempts, slot, error)
+            self._after_raise(held.attempts, slot, error)
         except RayError as error:  # the worker, its node, its memory or its answer is gone
-            self._after_loss(attempts, slot, error)
+            self._after_loss(held.attempts, slot, error)
         else:
-            self._limits.learn(attempts.work.method, time.monotonic() - running.since)
-            self._idle.append(slot)
-            self._end(attempts, slot, value=value)
+            if held.began is not None:
+                self._limits.learn(held.work.method, held.seconds())
+            self._end(held.attempts, slot, value=value)
 
     def _end(
         self, attempts: Attempts, slot: int, *, value: Any = None, error: str | None = None
@@ -200,7 +204,12 @@ class WorkerPool:
         self._ended.append(Outcome(work=attempts.work, value=value, error=error, worker=worker))
 
     def _settle(self, attempts: Attempts, slot: int, error: str | None) -> None:
-        """End work with its own error, or give it another chance; replace the worker."""
+        """End work with its own error, or give it another chance; replace the worker.
+
+        What waited behind it goes back as it came. It may have begun by now, or even ended, but on
+        a worker that is not to be trusted.
+        """
+        self._queue.extendleft(reversed(self._lines.close(slot)))
         if error is not None:
             self._end(attempts, slot, error=error)
         else:
@@ -222,25 +231,24 @@ class WorkerPool:
 
     def _look_after_running(self) -> None:
         """Take back what is past its limit; name what has none and does not answer."""
-        for reference, running in list(self._running.items()):
-            work, seconds = running.attempts.work, time.monotonic() - running.since
-            limit = self._limits.limit(work.method, work.timeout)
+        for slot, first in self._lines.running():
+            seconds = first.seconds()
+            limit = self._limits.limit(first.work.method, first.work.timeout)
             if limit is None:
-                self._warn_of_silence(running, seconds)
-            elif seconds > limit and not ray.wait([reference], timeout=0)[0]:
-                del self._running[reference]
-                self._after_timeout(running.attempts, running.slot, limit)
+                self._warn_of_silence(first, slot, seconds)
+            elif seconds > limit and not ray.wait([first.reference], timeout=0)[0]:
+                self._after_timeout(self._lines.take_first(slot).attempts, slot, limit)
 
-    def _warn_of_silence(self, running: _Running, seconds: float) -> None:
-        if running.is_warned_of or seconds < _SILENCE_S:
+    def _warn_of_silence(self, held: Held, slot: int, seconds: float) -> None:
+        if held.is_warned_of or seconds < _SILENCE_S:
             return
-        running.is_warned_of = True
+        held.is_warned_of = True
         logger.warning(
             "%s has run for %.0f min on worker %s without an answer, and is the first of its kind, "
             "so it is not known whether that is long",
-            running.attempts.work.name,
+            held.work.name,
             seconds / 60,
-            self._slots.places[running.slot],
+            self._slots.places[slot],
         )
 
     def _after_timeout(self, attempts: Attempts, slot: int, limit: float) -> None:

@@ -220,7 +220,7 @@ def test_what_ended_in_time_counts_even_if_it_is_looked_at_late_and_comes_at_onc
     for value in range(4):
         pool.submit(work("nap", value, timeout=1.0))
     values = [item.value for item in pool.next_outcomes()]
-    running = list(pool._running)
+    running = [held.reference for held in pool._lines]
     ray.wait(running, num_returns=len(running), timeout=60)
     time.sleep(1.0)  # a busy driver: now all are past their time
     later = [item.value for item in pool.next_outcomes()]
