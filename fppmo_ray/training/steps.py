@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain, count, islice
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from fppmo_ray.training.descent import NetworkRandomness, descend, make_optimizer
 from fppmo_ray.training.engine import PLAIN, Engine, lay_out
+from fppmo_ray.training.graphs import captured_passes
 from fppmo_ray.training.images import Batch, Images, Seed
 from fppmo_ray.training.recipe import Recipe, learning_rate_at
 from fppmo_ray.training.training_state import TrainingState, capture, restore
@@ -97,14 +99,14 @@ class StepTraining:
         Raises:
             ValueError: that many are done already, or are more than all; the recipe wants a
                 teacher and there is none.
-            RuntimeError: training diverged.
+            RuntimeError: training diverged, or the passes cannot be captured.
         """
         done, steps = self._steps_done, self._steps
         if not done <= step <= steps:
             raise ValueError(f"step must be in [{done}, {steps}], those still to do, got {step}")
         rates = (learning_rate_at(self._recipe, i / steps) for i in range(done, step))
         batches = islice(self._batches, step - done)
-        with self._randomness.drawn():
+        with self._passes(step - done), self._randomness.drawn():
             descend(
                 self._network,
                 self._optimizer,
@@ -115,6 +117,13 @@ class StepTraining:
                 first_step=done,
             )
         self._steps_done = step
+
+    def _passes(self, steps: int) -> AbstractContextManager[None]:
+        """How the passes of so many steps are run."""
+        if not (self._engine.cuda_graphs and steps):
+            return nullcontext()
+        sample, _ = next(_batches(self._images, self._recipe, self._seed, 0))
+        return captured_passes(self._network, sample, self._engine.dtype)
 
     def state(self) -> dict[str, Any]:
         """Where the training stands, as tensors and numbers on the CPU; a copy."""

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from fppmo_ray.training import (
     PLAIN,
+    DType,
     Engine,
     Images,
     Recipe,
     StepTraining,
     build_network,
+    evaluate,
     load_dataset,
     open_images,
     recalibrate_batchnorm,
@@ -167,3 +169,26 @@ def test_a_paused_training_that_is_dropped_lets_its_network_go(images: Images) -
     gone = weakref.ref(network)
     del network, training
     assert gone() is None
+
+
+def test_cuda_graphs_without_a_gpu_are_refused(images: Images) -> None:
+    with pytest.raises(ValueError, match="CUDA graphs need a CUDA device, the images are on cpu"):
+        begin(fresh(), images, engine=Engine(cuda_graphs=True)).run_to(1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_replayed_steps_learn_what_launched_ones_do_and_leave_nothing_behind(dtype: DType) -> None:
+    digits = load_dataset("digits")
+    on_gpu = open_images(digits.train, np.arange(200), digits, "cuda")
+    losses = []
+    for cuda_graphs in (False, True):
+        network = build_network("digits_cnn", 10).cuda()
+        engine = Engine(dtype=dtype, cuda_graphs=cuda_graphs)
+        training = begin(network, on_gpu, engine=engine)
+        for step in (0, 7, STEPS):
+            training.run_to(step)
+            recalibrate_batchnorm(network, on_gpu.batches(100), dtype=dtype)
+        losses.append(evaluate(network, on_gpu.batches(100)).loss)
+        assert "forward" not in vars(network)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3 if dtype == "float32" else 5e-2)
