@@ -34,17 +34,21 @@ def captured_passes(network: nn.Module, images: Tensor, dtype: DType) -> Iterato
             f"CUDA graphs need a CUDA device, the images are on {images.device}; "
             "use an engine without cuda_graphs"
         )
-    # What autocast would cache here could not be computed anew when it is replayed.
-    autocast = torch.autocast(
-        "cuda", torch.bfloat16, enabled=dtype == "bfloat16", cache_enabled=False
-    )
     try:
-        with torch.random.fork_rng([images.device]), in_mode(network, training=True), autocast:
-            torch.cuda.make_graphed_callables(network, (images,))
+        with torch.random.fork_rng([images.device]), in_mode(network, training=True):
+            _capture(network, images, dtype)
         yield
-    except AssertionError as error:  # torch's word for a network with hooks
-        raise ValueError(f"the network's passes cannot be captured: {error}") from error
     finally:
         # It stands in front of the class's own, holds the graphs' memory, and refers to the network
         # in a circle.
         network.__dict__.pop("forward", None)
+
+
+def _capture(network: nn.Module, images: Tensor, dtype: DType) -> None:
+    is_bfloat16 = dtype == "bfloat16"
+    # What autocast would cache here could not be computed anew when it is replayed.
+    with torch.autocast("cuda", torch.bfloat16, enabled=is_bfloat16, cache_enabled=False):
+        try:
+            torch.cuda.make_graphed_callables(network, (images,))
+        except AssertionError as error:  # torch's word for a network with hooks
+            raise ValueError(f"the network's passes cannot be captured: {error}") from error
