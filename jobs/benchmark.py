@@ -2,7 +2,8 @@
 
     python jobs/benchmark.py
     python jobs/benchmark.py --scaling
-    python jobs/benchmark.py --scoring --dtype bfloat16
+    python jobs/benchmark.py --scoring --networks resnet20 resnet56 --dtype bfloat16
+    python jobs/benchmark.py --layouts
 
 Times are medians; what compares machines are the ratios.
 """
@@ -10,22 +11,21 @@ Times are medians; what compares machines are the ratios.
 from __future__ import annotations
 
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 import torch
+from layouts import layouts_table, random_search, scores_per_second, share_outside_scores
 from rich.console import Console
 from rich.table import Table
 from scaling import scaling_table
-from scoring import random_dataset, scoring_table
+from scoring import scoring_tables
+from subject import Plan
 
-from fppmo_ray import Placement, SearchSettings, extract, search, trace
+from fppmo_ray import Placement, extract, trace
 from fppmo_ray.distribution import (
     ChannelGroup,
     Feedback,
@@ -36,9 +36,7 @@ from fppmo_ray.distribution import (
     Width,
 )
 from fppmo_ray.job import run_job
-from fppmo_ray.service.result import read_history
-from fppmo_ray.training import Recipe, build_network
-from fppmo_ray.training.modes import DType
+from fppmo_ray.training import build_network, keep_freed_memory
 
 _POPULATION = 16
 _GROUPS, _FILTERS = 100, 300  # 30,000 filters: a ResNet-152 has 25,000 inside its blocks
@@ -60,44 +58,44 @@ def main(
     *,
     scaling: bool = False,
     scoring: bool = False,
-    steps: tuple[int, ...] = (0, 50),
-    dtype: DType = "float32",
-    device: Literal["cpu", "cuda"] = "cpu",
-    repeats: int = 5,
+    layouts: bool = False,
+    plan: Plan = Plan(),  # noqa: B008  (a frozen value)
 ) -> None:
     """Measure and print.
 
     Args:
-        proposals: Recalibrate-only scores of random images, for the workers' figures.
+        proposals: Scores of a search on random images, for the workers' figures.
         workers: Scoring workers of one CPU each.
-        networks: Whose scores are timed: CIFAR ResNets, with ``scoring`` also resnet50.
+        networks: Whose scores are timed: CIFAR networks, with ``scoring`` also resnet50.
         scaling: Measure only how the loop scales from 1 to 32 workers that pretend to score.
-        scoring: Measure only what single scores cost, on one thread.
-        steps: Fine-tuning steps of these scores.
-        dtype: Of their passes.
-        device: Where they are computed.
-        repeats: Of each of their measurements.
+        scoring: Measure only what single scores cost.
+        layouts: Measure only how workers and threads share two cores, or workers a GPU.
+        plan: How networks are scored. What runs on workers takes the first number of steps.
     """
+    console = Console(width=120)
     if scaling:
-        Console(width=110).print(scaling_table())
-        return
-    if scoring:
-        torch.set_num_threads(1)
-        table = scoring_table(networks, steps, dtype=dtype, device=device, repeats=repeats)
-        Console(width=120).print(table)
-        return
+        console.print(scaling_table())
+    elif scoring:
+        torch.set_num_threads(plan.engine.threads)
+        keep_freed_memory()  # as workers do
+        console.print(*scoring_tables(networks, plan), sep="\n")
+    elif layouts:
+        for network in networks:
+            console.print(layouts_table(network, proposals, plan))
+    else:
+        console.print(_pieces_table(networks, proposals, Placement(workers=workers), plan))
+
+
+def _pieces_table(
+    networks: tuple[str, ...], proposals: int, placement: Placement, plan: Plan
+) -> Table:
     table = Table("what", "measured", "goal", title=f"{torch.get_num_threads()} threads")
-    for figure in [
-        *_model_figures(),
-        *_extract_figures(),
-        *(
-            figure
-            for network in networks
-            for figure in _score_figures(network, _search(proposals, workers, network))
-        ),
-    ]:
+    figures = [*_model_figures(), *_extract_figures()]
+    for network in networks:
+        figures += _score_figures(network, random_search(network, proposals, plan, placement))
+    for figure in figures:
         table.add_row(figure.what, figure.value, figure.goal)
-    Console(width=110).print(table)
+    return table
 
 
 def _median_seconds(run: Callable[[], object], repeats: int = 20) -> float:
@@ -168,40 +166,12 @@ def _extract_figures() -> list[Figure]:
     return [Figure("extract, ResNet-56", f"{1e3 * seconds:.1f} ms", "< 25 ms")]
 
 
-def _search(proposals: int, workers: int, name: str) -> pd.DataFrame:
-    """Scores of a search on random images."""
-    dataset = random_dataset(8000, 32)
-    network = build_network(name, 10)
-    settings = SearchSettings(
-        macs_cut=0.57,
-        proposals=proposals,
-        score_steps=0,
-        score_images=480,
-        rescore_seeds=1,
-        recipe=Recipe(epochs=0),
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        run_dir = Path(folder)
-        search(network, dataset, settings, run_dir=run_dir, placement=Placement(workers=workers))
-        return read_history(run_dir)
-
-
 def _score_figures(network: str, history: pd.DataFrame) -> list[Figure]:
-    span = history["at"].max() - history["at"].min()
+    outside = share_outside_scores(history)
     return [
-        Figure(f"{network}: scores per second, all workers", f"{(len(history) - 1) / span:.2f}"),
-        Figure("a worker's time outside scoring", f"{100 * _outside(history):.1f} %", "< 5 %"),
+        Figure(f"{network}: scores per second, all workers", f"{scores_per_second(history):.2f}"),
+        Figure("a worker's time outside scoring", f"{100 * outside:.1f} %", "< 5 %"),
     ]
-
-
-def _outside(history: pd.DataFrame) -> float:
-    """Share of the time between a worker's first and last score that it did not score."""
-    shares = []
-    for _, scores in history.sort_values("at").groupby("worker"):
-        if len(scores) > 1:
-            span = scores["at"].iloc[-1] - scores["at"].iloc[0]
-            shares.append(1 - scores["seconds"].iloc[1:].sum() / span)
-    return statistics.fmean(shares)
 
 
 if __name__ == "__main__":
