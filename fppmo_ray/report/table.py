@@ -11,6 +11,7 @@ from rich.table import Table
 from fppmo_ray.service.record.facts import (
     Asked,
     Chosen,
+    EngineChosen,
     EpochFinished,
     Fact,
     Failed,
@@ -116,6 +117,7 @@ def _status(facts: list[Fact]) -> list[tuple[str, str]]:
         ("proposals", f"{len(scored)} scored, {len(failed)} failed of {settings['proposals']}"),
         ("asked", str(_count(facts, Asked))),
     ]
+    lines += [("engine", fact.why) for fact in facts if isinstance(fact, EngineChosen)]
     if scored:
         best = max(scored, key=lambda fact: fact.val_accuracy)
         lines.append(("best on search-val", f"{best.val_accuracy:.4f} (proposal {best.id})"))

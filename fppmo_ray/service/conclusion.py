@@ -55,6 +55,7 @@ def conclude(
     states = _fine_tune(context, weights, variants)
     result = {
         "settings": asdict(context.settings),
+        "engine": asdict(context.engine),
         "chosen": chosen.name,
         "num_filters": context.problem.tracing.space.num_filters,
         "variants": _figures(context, weights, variants, states),

@@ -57,7 +57,7 @@ def settle_engine(
 
     chosen = choose_engine(problem.engine, ways_to_try(problem, settings), measure)
     run.record([chosen])
-    logger.info("engine: %s (%s)", Engine(**chosen.engine), chosen.why)
+    logger.info("engine  %s", chosen.why)
     return Engine(**chosen.engine)
 
 
@@ -77,7 +77,7 @@ def choose_engine(
         RuntimeError: the first engine does not run.
     """
     if not any(ways):
-        return EngineChosen(engine=asdict(engine), trials=[], why="asked for")
+        return EngineChosen(engine=asdict(engine), trials=[], why=f"{engine}, as asked for")
     first = best = measure(engine)
     if first.seconds is None:
         raise RuntimeError(f"the network cannot be scored with {engine}: {first.error}")
@@ -86,7 +86,7 @@ def choose_engine(
         tried = [measure(replace(best.engine, **change)) for change in changes]
         trials += tried
         best = min([best, *_better(tried, best, first)], key=_seconds)
-    why = f"{_seconds(best):.3g} s a score, {_seconds(first):.3g} s with {engine}"
+    why = "; ".join(f"{item.engine}: {_seconds(item):.3g} s a score" for item in (best, first))
     return EngineChosen(
         engine=asdict(best.engine), trials=[asdict(trial) for trial in trials], why=why
     )

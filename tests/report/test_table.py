@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from fppmo_ray.report import print_result, print_status
-from fppmo_ray.service.record.facts import Failed, Scored, Started
+from fppmo_ray.service.record.facts import EngineChosen, Failed, Scored, Started
 from fppmo_ray.service.record.run_directory import open_run
 
 
@@ -69,7 +69,8 @@ def test_a_proposal_with_a_score_after_its_failure_has_not_failed(tmp_path: Path
         id=0, round=0, rung=0, val_loss=1, val_accuracy=0.5, seconds=1, worker="0@a:1", at=0
     )
     with open_run(tmp_path, resume=False, started=started) as run:
-        run.record([*failures, score])
+        run.record([EngineChosen(engine={}, trials=[], why="slow, as asked for"), *failures, score])
     text = io.StringIO()
     print_status(tmp_path, Console(file=text, width=200))
     assert "1 scored, 1 failed of 3" in text.getvalue()
+    assert "slow, as asked for" in text.getvalue()

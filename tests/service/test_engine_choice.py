@@ -44,7 +44,7 @@ def test_what_is_faster_is_kept_one_thing_after_the_other() -> None:
     fact = chosen(trials, [BFLOAT16, FOLDED])
     assert Engine(**fact.engine) == BOTH
     assert [Engine(**trial["engine"]) for trial in fact.trials] == list(trials)
-    assert fact.why == f"1.5 s a score, 4 s with {PLAIN}"
+    assert fact.why == f"{BOTH}: 1.5 s a score; {PLAIN}: 4 s a score"
 
 
 def test_what_is_hardly_faster_is_left() -> None:
