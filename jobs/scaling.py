@@ -29,56 +29,83 @@ from fppmo_ray.service.record.facts import Scored
 from fppmo_ray.service.resources import Demand
 from fppmo_ray.service.work import Work
 
-_PACE = Pace(mean_seconds=0.5, spread=0.2)
+_SPREAD = 0.2
 _POPULATION = 64
-_FEW, _MANY = (1, 64), (32, 2048)  # workers and proposals
-_GOAL = 0.93
+_GOAL_MANY, _GOAL_BUSY = 0.93, 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """A search to measure."""
+
+    seconds: float
+    """Of a score, in the mean."""
+    workers: int
+    proposals: int
+
+
+_FEW = Load(seconds=0.5, workers=1, proposals=64)
+_MANY = Load(seconds=0.5, workers=32, proposals=2048)
+_FAST = [  # a fast engine on a GPU
+    Load(seconds=0.05, workers=workers, proposals=256 * workers) for workers in (1, 2, 4)
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Throughput:
     """Of a whole search, from the start of its first score to its last score."""
 
-    workers: int
-    proposals: int
+    load: Load
     scores_per_second: float
-    idle: float
-    """Share of the workers' time in which they did not score."""
+    busy: float
+    """Share of the workers' time in which they scored."""
     driver: float
     """Share of a CPU that the driver used."""
+
+    @property
+    def per_worker(self) -> float:
+        """Scores per second of one worker."""
+        return self.scores_per_second / self.load.workers
 
 
 def scaling_table() -> Table:
     """Measure, with the workers up before the first score."""
-    few, many = (_measure(*size) for size in (_FEW, _MANY))
-    ratio = many.scores_per_second / (many.workers * few.scores_per_second)
-    load = ", ".join(f"{average:.1f}" for average in os.getloadavg())
+    few, many = _measure(_FEW), _measure(_MANY)
+    fast = [_measure(load) for load in _FAST]
     table = Table(
-        *("workers", "proposals", "scores per second", "per worker", "idle", "driver's CPU"),
-        title=f"scores of {_PACE.mean_seconds} s ± {_PACE.spread:.0%}, population {_POPULATION}, "
-        f"{os.cpu_count()} cores, load {load}",
-        caption=f"{many.workers} workers / {many.workers} times one: {ratio:.3f} (goal {_GOAL})",
+        *("score", "workers", "proposals", "scores per second", "per worker", "busy"),
+        "driver's CPU",
+        title=f"scores of so long ± {_SPREAD:.0%}, population {_POPULATION}, "
+        f"{os.cpu_count()} cores, load {', '.join(f'{item:.1f}' for item in os.getloadavg())}",
+        caption=f"{_MANY.workers} workers / {_MANY.workers} times one: "
+        f"{many.per_worker / few.per_worker:.3f} (goal {_GOAL_MANY})\n"
+        f"busy with scores of {_FAST[0].seconds} s: {min(row.busy for row in fast):.1%} "
+        f"(goal {_GOAL_BUSY:.0%})",
     )
-    for row in (few, many):
+    for row in (few, many, *fast):
         table.add_row(
-            str(row.workers),
-            f"{row.proposals:,}",
+            f"{row.load.seconds} s",
+            str(row.load.workers),
+            f"{row.load.proposals:,}",
             f"{row.scores_per_second:.2f}",
-            f"{row.scores_per_second / row.workers:.3f}",
-            f"{row.idle:.1%}",
+            f"{row.per_worker:.3f}",
+            f"{row.busy:.1%}",
             f"{row.driver:.0%}",
         )
     return table
 
 
-def _measure(workers: int, proposals: int) -> Throughput:
-    settings = OptimizerSettings(macs_cut=0.5, num_proposals=proposals, population_size=_POPULATION)
+def _measure(load: Load) -> Throughput:
+    pace = Pace(mean_seconds=load.seconds, spread=_SPREAD)
+    settings = OptimizerSettings(
+        macs_cut=0.5, num_proposals=load.proposals, population_size=_POPULATION
+    )
     with (
-        _local_ray(num_cpus=workers),
+        _local_ray(num_cpus=load.workers),
         tempfile.TemporaryDirectory() as folder,
         pretend_run(Path(folder) / "run", settings) as run,
         pretend_model(settings) as model,
-        pretend_pool(PretendWorker, _PACE, num_workers=workers, demand=Demand(cpus=1)) as pool,
+        pretend_pool(PretendWorker, pace, num_workers=load.workers, demand=Demand(cpus=1)) as pool,
     ):
         _wait_for_all(pool)
         cpu_seconds = time.process_time()
@@ -87,10 +114,9 @@ def _measure(workers: int, proposals: int) -> Throughput:
         scored = run.all(Scored)
     span = max(fact.at for fact in scored) - min(fact.at - fact.seconds for fact in scored)
     return Throughput(
-        workers=workers,
-        proposals=proposals,
-        scores_per_second=proposals / span,
-        idle=1 - sum(fact.seconds for fact in scored) / (workers * span),
+        load=load,
+        scores_per_second=load.proposals / span,
+        busy=sum(fact.seconds for fact in scored) / (load.workers * span),
         driver=cpu_seconds / span,
     )
 

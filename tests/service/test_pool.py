@@ -6,7 +6,8 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,13 @@ class Worker:
         time.sleep(0.3)
         return value
 
+    def pass_gate(self, value: int) -> int:
+        """Wait until there is a file ``open``; leave one when this begins."""
+        (self.trace / f"begun-{value}").touch()
+        while not (self.trace / "open").exists():
+            time.sleep(0.01)
+        return value
+
     def task_name(self) -> str | None:
         name: str | None = ray.get_runtime_context().get_task_name()
         return name
@@ -96,6 +104,16 @@ class Worker:
 def pool(tmp_path: Path) -> Iterator[WorkerPool]:
     actor = ray.remote(num_cpus=0)(Worker)
     pool = WorkerPool(lambda slot: actor.remote(slot, tmp_path), 2)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture
+def lone_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerPool]:
+    """One worker, behind whose work other work waits, however long that is."""
+    monkeypatch.setattr("fppmo_ray.service.time_limits.TimeLimits.is_brief", lambda *_: True)
+    actor = ray.remote(num_cpus=0)(Worker)
+    pool = WorkerPool(lambda slot: actor.remote(slot, tmp_path), 1)
     yield pool
     pool.close()
 
@@ -189,19 +207,124 @@ def test_a_suspended_worker_is_replaced_and_gives_its_cpus_back(tmp_path: Path) 
     assert (outcome.value, outcome.error) == (3, None)
 
 
-def test_a_stop_lets_what_runs_end_and_begins_nothing_more() -> None:
+def test_a_stop_lets_what_runs_end_and_begins_nothing_more(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     stop = StopRequest(how_far=lambda: "2 of 5 done")
     actor = ray.remote(num_cpus=0)(Worker)
     pool = WorkerPool(lambda slot: actor.remote(slot, Path()), 1, stop=stop)
     for value in range(5):
         pool.submit(work("nap", value))
     values = [item.value for item in pool.next_outcomes()]  # and the next one is under way
+    assert pool._lines.num_waiting == 1
     stop.is_made = True
     values += [item.value for item in pool.next_outcomes()]
     with pytest.raises(SearchStopped, match=r"^stopped on request: 2 of 5 done; go on with --res"):
         pool.next_outcomes()
     pool.close()
     assert values == [0, 1]
+    assert pool.num_queued == 3
+    assert [record.getMessage() for record in caplog.records] == [
+        "stopping once what runs has ended (1); a second signal ends at once"
+    ]
+
+
+def test_what_began_before_a_stop_was_heard_is_finished_too(
+    lone_pool: WorkerPool, tmp_path: Path
+) -> None:
+    begin_to_wait(lone_pool, work("echo", 1), work("pass_gate", 2))
+    wait_until((tmp_path / "begun-2").exists)  # the driver was away
+    lone_pool._stop.is_made = True
+    (tmp_path / "open").touch()
+    values = [item.value for item in lone_pool.next_outcomes()]
+    while lone_pool.num_unfinished:
+        values += [item.value for item in lone_pool.next_outcomes()]
+    assert values == [1, 2]
+
+
+def begin_to_wait(pool: WorkerPool, first: Work, second: Work, *others: Work) -> list[Attempts]:
+    """Let a worker hold two pieces of work, with others in the queue."""
+    for item in (work("echo", 0), first, second, *others):
+        pool.submit(item)
+    assert [item.value for item in pool.next_outcomes()] == [0]
+    assert [held.work for held in pool._lines] == [first, second]
+    return [held.attempts for held in pool._lines]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_worker_begins_its_next_piece_while_the_driver_is_away(
+    lone_pool: WorkerPool, tmp_path: Path
+) -> None:
+    begin_to_wait(lone_pool, work("pass_gate", 1), work("pass_gate", 2))
+    wait_until((tmp_path / "begun-1").exists)
+    assert not (tmp_path / "begun-2").exists()
+    (tmp_path / "open").touch()
+    wait_until((tmp_path / "begun-2").exists)
+    assert [item.value for item in run(lone_pool)] == [1, 2]
+
+
+def test_work_goes_to_idle_workers_first_and_waits_only_where_there_is_plenty(
+    pool: WorkerPool, tmp_path: Path
+) -> None:
+    (tmp_path / "open").touch()
+    while pool.num_ready < 2:
+        run(pool, work("echo", 0), work("pass_gate", 0))
+    (tmp_path / "open").unlink()
+
+    def held_with(num_gates: int) -> tuple[list[int], list[int]]:
+        for item in [work("echo", 0), *[work("pass_gate", 1, tag=1)] * num_gates]:
+            pool.submit(item)
+        assert [item.value for item in pool.next_outcomes()] == [0]
+        held = sorted(pool._lines.slots_with(1)), sorted(pool._lines.slots_with(2))
+        assert (pool.num_busy, pool.num_queued, pool.num_unfinished) == (
+            2,
+            num_gates - 2,
+            num_gates,
+        )
+        assert pool.holds(1)
+        (tmp_path / "open").touch()
+        assert [item.value for item in run(pool)] == [1] * num_gates
+        (tmp_path / "open").unlink()
+        return held
+
+    assert held_with(3) == ([0, 1], [])  # the third is for whoever is ready first
+    assert held_with(6) == ([], [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("method", "charged"),
+    [
+        ("die_once", {"lost_workers": 1}),
+        ("refuse_on_first_worker", {"raised_on": [0]}),
+        ("hang_once", {"timeouts": 1}),
+    ],
+)
+def test_work_that_waits_at_a_worker_that_fails_is_done_next_and_not_charged(
+    lone_pool: WorkerPool, method: str, charged: dict[str, object]
+) -> None:
+    first, second = begin_to_wait(
+        lone_pool, work(method, 1, timeout=1.0), work("echo", 2), work("echo", 3)
+    )
+    assert [item.value for item in run(lone_pool)] == [1, 2, 3]
+    assert asdict(first) == asdict(Attempts(first.work)) | charged
+    assert asdict(second) == asdict(Attempts(second.work))
+    assert lone_pool.num_requeued == 1
+
+
+def test_a_worker_that_dies_of_its_second_piece_loses_that_one_alone(
+    lone_pool: WorkerPool,
+) -> None:
+    first, second = begin_to_wait(lone_pool, work("echo", 1), work("die_once", 2))
+    references = [held.reference for held in lone_pool._lines]
+    ray.wait(references, num_returns=2, timeout=60)  # both are known in the same turn
+    assert [item.value for item in run(lone_pool)] == [1, 2]
+    assert (first.lost_workers, second.lost_workers) == (0, 1)
 
 
 def test_a_worker_that_raised_is_replaced_so_that_its_fault_stays_its_own(

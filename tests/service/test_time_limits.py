@@ -31,3 +31,12 @@ def test_a_single_call_of_hours_does_not_let_others_hang_for_days() -> None:
     for seconds in (60.0, 7200.0, 50.0):
         limits.learn("score", seconds)
     assert limits.limit("score", None) == 600.0
+
+
+def test_a_method_is_brief_while_its_last_call_took_seconds_whatever_came_before() -> None:
+    limits = TimeLimits()
+    assert not limits.is_brief("score")  # nothing is known
+    for seconds, is_brief in ((60.0, False), (0.1, True), (10.0, True), (11.0, False)):
+        limits.learn("score", seconds)
+        assert limits.is_brief("score") is is_brief
+    assert not limits.is_brief("train_epoch")
