@@ -1,0 +1,196 @@
+"""Cells: measurements of a comparison, each kept in a file of its own as soon as it is done.
+
+A cell is named by what was measured (a method and a seed, a mask and a fidelity) and frozen by its
+key: all that its figures depend on. A job does the cells whose files are missing, so slices of a
+long comparison add up, and a killed one loses at most the cells in flight.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from fppmo_ray.durable_files import write_whole
+from fppmo_ray.service.connection import package_versions
+from fppmo_ray.service.pool import WorkerPool
+from fppmo_ray.service.settings import Placement
+from fppmo_ray.service.work import Work
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A measurement to make."""
+
+    name: str
+    """Of its file, without the suffix; cells of a folder have different ones."""
+    key: Mapping[str, Any]
+    """All that its figures depend on, as values that JSON holds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a measurement gave."""
+
+    figures: Mapping[str, Any]
+    """As values that JSON holds."""
+    seconds: float
+    """Wall time of the work, on one worker unless the figures say otherwise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """A cell that is done: the content of its file."""
+
+    key: dict[str, Any]
+    figures: dict[str, Any]
+    seconds: float
+    versions: dict[str, str]
+    """Of what the figures were computed with."""
+    date: str
+    """Of the end, UTC, ISO 8601."""
+    cpu: str
+    """Model of the driver's processor."""
+
+
+def find(folder: Path, cell: Cell) -> Record | None:
+    """The record of a cell, None where it is still to be measured.
+
+    Raises:
+        ValueError: its file is damaged, or was measured with another key.
+    """
+    path = _path(folder, cell)
+    if not path.is_file():
+        return None
+    record = _read(path)
+    _require_key(path, record.key, _plain(cell.key))
+    return record
+
+
+def keep(folder: Path, cell: Cell, measured: Measured) -> Record:
+    """Write a cell's file in one step; the folder is made if absent."""
+    record = Record(
+        key=_plain(cell.key),
+        figures=_plain(measured.figures),
+        seconds=round(measured.seconds, 3),
+        versions=package_versions(),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        cpu=cpu_model(),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(_path(folder, cell), (json.dumps(asdict(record), indent=1) + "\n").encode())
+    return record
+
+
+def read_all(folder: Path) -> dict[str, Record]:
+    """Every record of a folder by its cell's name, in the order of the names.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
+    return {path.stem: _read(path) for path in sorted(folder.glob("*.json"))}
+
+
+def measure_missing(folder: Path, works: Iterable[tuple[Cell, Work]], pool: WorkerPool) -> None:
+    """Do the work of every cell that has no file, begun in this order; each is kept as it ends.
+
+    Args:
+        folder: Where the cells are kept.
+        works: Each gives a ``Measured``. The tag is not used.
+        pool: With nothing unfinished.
+
+    Raises:
+        ValueError: the file of some cell was measured with another key; nothing was begun then.
+        RuntimeError: the work of some cells failed by itself; all others are done.
+    """
+    missing = [(cell, work) for cell, work in works if find(folder, cell) is None]
+    for cell, work in missing:
+        pool.submit(replace(work, tag=cell))
+    failed = []
+    while pool.num_unfinished:
+        for outcome in pool.next_outcomes():
+            cell = outcome.work.tag
+            if outcome.error is not None:
+                logger.warning("cell %s failed: %s", cell.name, outcome.error)
+                failed.append(cell.name)
+                continue
+            record = keep(folder, cell, outcome.value)
+            logger.info("cell %s  %.0f s", cell.name, record.seconds)
+    if failed:
+        raise RuntimeError(f"cells failed, see the warnings above: {', '.join(failed)}")
+
+
+@contextmanager
+def worker_pool(worker: type, *arguments: Any, placement: Placement) -> Iterator[WorkerPool]:
+    """Workers of some class, ``worker(*arguments, slot)``, on the connected Ray.
+
+    Args:
+        worker: A class whose ``ready`` tells its place, as ``ScoringWorker`` does.
+        arguments: What each is made of; put into the object store once.
+        placement: How many, of what size.
+    """
+    references = [ray.put(argument) for argument in arguments]
+    demand = placement.demand
+    actor: Any = ray.remote(num_cpus=demand.cpus, num_gpus=demand.gpus)(worker)
+
+    def start(slot: int) -> Any:
+        return actor.remote(*references, slot)
+
+    pool = WorkerPool(start, placement.workers, demand=demand)
+    try:
+        yield pool
+    finally:
+        pool.close()
+
+
+def cpu_model() -> str:
+    """What this machine's processor calls itself."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def _path(folder: Path, cell: Cell) -> Path:
+    return folder / f"{cell.name}.json"
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON gives them back: lists for tuples."""
+    plain: dict[str, Any] = json.loads(json.dumps(values))
+    return plain
+
+
+def _read(path: Path) -> Record:
+    try:
+        return Record(**json.loads(path.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is no cell's record: {error}; remove it") from error
+
+
+def _require_key(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
+    before, now = _flat(stored), _flat(wanted)
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            raise ValueError(
+                f"{path} was measured with {name} = {before.get(name)}, this run has "
+                f"{now.get(name)}; use another --results folder, or the same settings"
+            )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        inner = _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else None
+        flat |= {f"{prefix}{name}": value} if inner is None else inner
+    return flat

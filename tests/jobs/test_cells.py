@@ -1,0 +1,86 @@
+"""Cells are kept whole, done once, and never mixed with those of other settings."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import ray
+
+from fppmo_ray import Placement
+from fppmo_ray.service.place import Place, here
+from fppmo_ray.service.work import Work
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "jobs"))
+
+import cells
+
+for module in (cells, sys.modules[__name__]):  # Ray's workers do not find them
+    ray.cloudpickle.register_pickle_by_value(module)
+
+
+class _Doubler:
+    """A worker that notes what it was asked for."""
+
+    def __init__(self, notes: Path, slot: int) -> None:
+        self._notes, self._slot = notes, slot
+
+    def ready(self) -> Place:
+        return here(self._slot)
+
+    def double(self, number: int) -> cells.Measured:
+        with self._notes.open("a") as notes:
+            notes.write(f"{number} ")
+        if number < 0:
+            raise ValueError("a negative number")
+        return cells.Measured(figures={"double": 2 * number}, seconds=1.0)
+
+
+def test_a_cell_is_found_as_it_was_kept(tmp_path: Path) -> None:
+    cell = cells.Cell(name="l1-s0", key={"seed": 0, "widths": (1, 2), "recipe": {"epochs": 6}})
+    assert cells.find(tmp_path / "new", cell) is None
+    kept = cells.keep(tmp_path / "new", cell, cells.Measured(figures={"macs": 7}, seconds=1.25))
+    assert cells.find(tmp_path / "new", cell) == kept
+    assert cells.read_all(tmp_path / "new") == {"l1-s0": kept}
+    assert (kept.key["widths"], kept.figures, kept.seconds) == ([1, 2], {"macs": 7}, 1.25)
+    assert kept.versions["torch"]
+    assert kept.cpu
+
+
+def test_a_cell_of_other_settings_is_refused(tmp_path: Path) -> None:
+    first = cells.Cell(name="l1-s0", key={"seed": 0, "recipe": {"epochs": 6}})
+    cells.keep(tmp_path, first, cells.Measured(figures={}, seconds=0.0))
+    other = cells.Cell(name="l1-s0", key={"seed": 0, "recipe": {"epochs": 2}})
+    expected = r"l1-s0.json was measured with recipe.epochs = 6, this run has 2; use another"
+    with pytest.raises(ValueError, match=expected):
+        cells.find(tmp_path, other)
+
+
+def test_a_file_that_is_no_record_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "l1-s0.json").write_text('{"key": {')
+    with pytest.raises(ValueError, match=r"l1-s0.json is no cell's record: .*; remove it"):
+        cells.read_all(tmp_path)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_missing_cells_alone_are_measured_and_a_failed_one_keeps_no_other(tmp_path: Path) -> None:
+    folder, notes = tmp_path / "results", tmp_path / "notes"
+
+    def measure(numbers: list[int]) -> None:
+        works = [
+            (
+                cells.Cell(name=f"n{number}", key={"number": number}),
+                Work(name=f"double {number}", method="double", arguments=(number,)),
+            )
+            for number in numbers
+        ]
+        with cells.worker_pool(_Doubler, notes, placement=Placement(workers=1)) as pool:
+            cells.measure_missing(folder, works, pool)
+
+    measure([1, 2])
+    with pytest.raises(RuntimeError, match="cells failed, see the warnings above: n-1"):
+        measure([1, -1, 2, 3])
+    assert notes.read_text().split() == ["1", "2", "-1", "-1", "3"]  # errors get a second chance
+    doubles = {name: record.figures["double"] for name, record in cells.read_all(folder).items()}
+    assert doubles == {"n1": 2, "n2": 4, "n3": 6}
