@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
+from itertools import chain, count, islice
 from typing import Literal
 
 import numpy as np
@@ -99,17 +100,16 @@ class Subject:
     def batches(self) -> Batches:
         """Gather, augment and normalise all batches of a score."""
         images, size, steps = self.images, self.recipe.batch_size, self.fidelity.steps
-        training: list[Batch] = []
-        for epoch in range(-(-steps // images.num_training_batches(size))):
-            training += images.training_batches(size, seed=0, epoch=epoch)
+        epochs = (images.training_batches(size, seed=0, epoch=epoch) for epoch in count())
         return Batches(
-            training=training[:steps],
-            recalibration=self._batches(RECALIBRATION_BATCH, self.fidelity.recalibrate_images),
-            scoring=self._batches(self.engine.scoring_batch, self.fidelity.score_images),
+            training=list(islice(chain.from_iterable(epochs), steps)),
+            recalibration=self._first(self.fidelity.recalibrate_images, RECALIBRATION_BATCH),
+            scoring=self._first(self.fidelity.score_images, self.engine.scoring_batch),
         )
 
-    def _batches(self, size: int, count: int) -> list[Batch]:
-        return list(self.images.batches(size, np.arange(min(count, len(self.images)))))
+    def _first(self, num_images: int, batch_size: int) -> list[Batch]:
+        rows = np.arange(min(num_images, len(self.images)))
+        return list(self.images.batches(batch_size, rows))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +147,8 @@ def make_subject(name: str, plan: Plan) -> Subject:
         tracing = trace(dense, torch.zeros(1, 3, size, size))
     space = tracing.space.with_limits(min_keep=0.1)
     priority = uniform_priority(space, importance(dense, tracing, "l1"))
-    count = max(fidelity.recalibrate_images, fidelity.score_images, 8 * recipe.batch_size)
-    dataset = random_dataset(count, size)
+    num_images = max(fidelity.recalibrate_images, fidelity.score_images, 8 * recipe.batch_size)
+    dataset = random_dataset(num_images, size)
     return Subject(
         name=name,
         dense=dense.to(plan.device),
