@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -101,13 +101,20 @@ def read_all(folder: Path) -> dict[str, Record]:
     return {path.stem: _read(path) for path in sorted(folder.glob("*.json"))}
 
 
-def measure_missing(folder: Path, works: Iterable[tuple[Cell, Work]], pool: WorkerPool) -> None:
+def measure_missing(
+    folder: Path,
+    works: Iterable[tuple[Cell, Work]],
+    pool: WorkerPool,
+    *,
+    on_kept: Callable[[Cell, Record], None] | None = None,
+) -> None:
     """Do the work of every cell that has no file, begun in this order; each is kept as it ends.
 
     Args:
         folder: Where the cells are kept.
         works: Each gives a ``Measured``. The tag is not used.
         pool: With nothing unfinished.
+        on_kept: Called with each cell that was measured.
 
     Raises:
         ValueError: the file of some cell was measured with another key; nothing was begun then.
@@ -126,6 +133,8 @@ def measure_missing(folder: Path, works: Iterable[tuple[Cell, Work]], pool: Work
                 continue
             record = keep(folder, cell, outcome.value)
             logger.info("cell %s  %.0f s", cell.name, record.seconds)
+            if on_kept is not None:
+                on_kept(cell, record)
     if failed:
         raise RuntimeError(f"cells failed, see the warnings above: {', '.join(failed)}")
 
