@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def search(
     placement = placement or Placement()
     _warn_of_idle_workers(placement.workers, settings.population)
     problem = state_problem(network, dataset, settings, splits=splits, placement=placement)
-    started = _started(problem, settings)
+    started = start_of(problem, settings)
     with open_run(run_dir, resume=resume, started=started) as run:
         if not run.all(Finished):
             with (
@@ -108,39 +109,58 @@ def _run_phases(
     console: Console,
 ) -> None:
     """Every phase takes up what the journal already holds of it."""
+    found = find_mask(context, score_timeout=score_timeout, console=console)
+    conclude(
+        context,
+        found.weights,
+        chosen=found.chosen,
+        importance_only=found.importance_only,
+        source=source,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a search ends with, before anything is fine-tuned."""
+
+    weights: RoundWeights
+    """The dense weights that the masks are cut from."""
+    chosen: Finalist
+    importance_only: Finalist
+
+
+def find_mask(context: Context, *, score_timeout: float | None, console: Console) -> Found:
+    """Search and choose: all of a search but its conclusion, gone on with where the journal ends.
+
+    Args:
+        context: Its pool has nothing unfinished.
+        score_timeout: Seconds after which a score is taken from its worker; None: learned.
+        console: Where live progress is drawn, if it is a terminal.
+
+    Raises:
+        ValueError: what the run directory holds cannot be gone on with.
+        RuntimeError: the search cannot go on: training diverged, all proposals failed.
+        SearchStopped: a stop was requested.
+    """
     weights = prepare_round(context)
     importance = measure_importance(context, weights)
-    model = ModelHandle(
-        context.problem.tracing.space, importance, context.settings.optimizer_settings()
-    )
-    try:
-        chosen, baseline = _search_masks(context, model, weights, score_timeout, console)
-    finally:
-        model.close()
-    conclude(context, weights, chosen=chosen, importance_only=baseline, source=source)
-
-
-def _search_masks(
-    context: Context,
-    model: ModelHandle,
-    weights: RoundWeights,
-    score_timeout: float | None,
-    console: Console,
-) -> tuple[Finalist, Finalist]:
-    """The chosen finalist and the importance-only one."""
     settings = context.settings
+    model = ModelHandle(context.problem.tracing.space, importance, settings.optimizer_settings())
     scoring = Scoring(
         round=weights.round,
         weights=weights.reference,
         rung=settings.score_steps,
         timeout=score_timeout,
     )
-    with watch(context.run, settings.optimizer_settings(), console) as progress:
-        score_proposals(model, context.pool, context.run, scoring, progress)
-    finalists = model.finalists()
+    try:
+        with watch(context.run, settings.optimizer_settings(), console) as progress:
+            score_proposals(model, context.pool, context.run, scoring, progress)
+        finalists = model.finalists()
+    finally:
+        model.close()
     chosen = choose(finalists, context.pool, context.run, settings, scoring)
     importance_only = next(item for item in finalists if item.name == IMPORTANCE_ONLY)
-    return chosen, importance_only
+    return Found(weights=weights, chosen=chosen, importance_only=importance_only)
 
 
 def _warn_of_idle_workers(workers: int, population: int) -> None:
@@ -152,7 +172,8 @@ def _warn_of_idle_workers(workers: int, population: int) -> None:
         )
 
 
-def _started(problem: Problem, settings: SearchSettings) -> Started:
+def start_of(problem: Problem, settings: SearchSettings) -> Started:
+    """The first fact of a search's journal, with a new id."""
     space = problem.tracing.space
     return Started(
         search_id=search_id(),
