@@ -155,12 +155,15 @@ class WorkerPool:
 
         What an actor was given can only be taken back by ending it, and this one may be slow. So
         work waits only while the queue has enough for all others, and only behind what takes
-        seconds: behind minutes, the moment between two calls is nothing anyway.
+        seconds: behind minutes, the moment between two calls is nothing anyway. Nor does it wait
+        behind what was lost before: if the next piece had ended the worker so soon that an answer
+        was lost on its way, the wrong one was blamed, and must not be again.
         """
         first = self._lines.first(slot)
         if first is None:
             return True
-        return len(self._queue) >= self.num_ready and self._limits.is_brief(first.work.method)
+        is_soon_free = self._limits.is_brief(first.work.method) and not first.attempts.is_suspect
+        return is_soon_free and len(self._queue) >= self.num_ready
 
     def _take_for(self, slot: int) -> Attempts | None:
         """The first work in the queue that has not failed in this very slot."""

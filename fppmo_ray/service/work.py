@@ -51,6 +51,11 @@ class Attempts:
     lost_workers: int = 0
     lost_nodes: int = 0
 
+    @property
+    def is_suspect(self) -> bool:
+        """Whether something has come between it and its end before."""
+        return bool(self.raised_on or self.timeouts or self.lost_workers or self.lost_nodes)
+
     def after_raise(self, slot: int, cause: BaseException) -> str | None:
         """The error that the work ends with; None: it gets another chance."""
         self.raised_on.append(slot)

@@ -76,12 +76,12 @@ class Worker:
         time.sleep(0.3)
         return value
 
-    def pass_gate(self, value: int) -> int:
-        """Wait until there is a file ``open``; leave one when this begins."""
+    def behind_gate(self, value: int, method: str = "echo") -> object:
+        """Leave a file, and go on once there is another one."""
         (self.trace / f"begun-{value}").touch()
-        while not (self.trace / "open").exists():
+        while not (self.trace / f"open-{value}").exists():
             time.sleep(0.01)
-        return value
+        return getattr(self, method)(value)
 
     def task_name(self) -> str | None:
         name: str | None = ray.get_runtime_context().get_task_name()
@@ -229,19 +229,6 @@ def test_a_stop_lets_what_runs_end_and_begins_nothing_more(
     ]
 
 
-def test_what_began_before_a_stop_was_heard_is_finished_too(
-    lone_pool: WorkerPool, tmp_path: Path
-) -> None:
-    begin_to_wait(lone_pool, work("echo", 1), work("pass_gate", 2))
-    wait_until((tmp_path / "begun-2").exists)  # the driver was away
-    lone_pool._stop.is_made = True
-    (tmp_path / "open").touch()
-    values = [item.value for item in lone_pool.next_outcomes()]
-    while lone_pool.num_unfinished:
-        values += [item.value for item in lone_pool.next_outcomes()]
-    assert values == [1, 2]
-
-
 def begin_to_wait(pool: WorkerPool, first: Work, second: Work, *others: Work) -> list[Attempts]:
     """Let a worker hold two pieces of work, with others in the queue."""
     for item in (work("echo", 0), first, second, *others):
@@ -261,39 +248,46 @@ def wait_until(condition: Callable[[], bool]) -> None:
 def test_a_worker_begins_its_next_piece_while_the_driver_is_away(
     lone_pool: WorkerPool, tmp_path: Path
 ) -> None:
-    begin_to_wait(lone_pool, work("pass_gate", 1), work("pass_gate", 2))
+    begin_to_wait(lone_pool, work("behind_gate", 1), work("behind_gate", 2))
     wait_until((tmp_path / "begun-1").exists)
     assert not (tmp_path / "begun-2").exists()
-    (tmp_path / "open").touch()
+    (tmp_path / "open-1").touch()
     wait_until((tmp_path / "begun-2").exists)
+    (tmp_path / "open-2").touch()
+    assert [item.value for item in run(lone_pool)] == [1, 2]
+
+
+def test_what_began_before_a_stop_was_heard_is_finished_too(
+    lone_pool: WorkerPool, tmp_path: Path
+) -> None:
+    begin_to_wait(lone_pool, work("behind_gate", 1), work("behind_gate", 2))
+    (tmp_path / "open-1").touch()
+    wait_until((tmp_path / "begun-2").exists)  # the driver was away
+    lone_pool._stop.is_made = True
+    (tmp_path / "open-2").touch()
     assert [item.value for item in run(lone_pool)] == [1, 2]
 
 
 def test_work_goes_to_idle_workers_first_and_waits_only_where_there_is_plenty(
     pool: WorkerPool, tmp_path: Path
 ) -> None:
-    (tmp_path / "open").touch()
+    (tmp_path / "open-0").touch()
     while pool.num_ready < 2:
-        run(pool, work("echo", 0), work("pass_gate", 0))
-    (tmp_path / "open").unlink()
+        run(pool, work("behind_gate", 0), work("behind_gate", 0))
 
     def held_with(num_gates: int) -> tuple[list[int], list[int]]:
-        for item in [work("echo", 0), *[work("pass_gate", 1, tag=1)] * num_gates]:
+        gates = [work("behind_gate", num_gates, tag=num_gates)] * num_gates
+        for item in [work("echo", 0), *gates]:
             pool.submit(item)
         assert [item.value for item in pool.next_outcomes()] == [0]
+        assert (pool.num_busy, pool.num_queued) == (2, num_gates - 2)
+        assert (pool.num_unfinished, pool.holds(num_gates)) == (num_gates, True)
         held = sorted(pool._lines.slots_with(1)), sorted(pool._lines.slots_with(2))
-        assert (pool.num_busy, pool.num_queued, pool.num_unfinished) == (
-            2,
-            num_gates - 2,
-            num_gates,
-        )
-        assert pool.holds(1)
-        (tmp_path / "open").touch()
-        assert [item.value for item in run(pool)] == [1] * num_gates
-        (tmp_path / "open").unlink()
+        (tmp_path / f"open-{num_gates}").touch()
+        assert [item.value for item in run(pool)] == [num_gates] * num_gates
         return held
 
-    assert held_with(3) == ([0, 1], [])  # the third is for whoever is ready first
+    assert held_with(2) == ([0, 1], [])
     assert held_with(6) == ([], [0, 1])
 
 
@@ -306,22 +300,39 @@ def test_work_goes_to_idle_workers_first_and_waits_only_where_there_is_plenty(
     ],
 )
 def test_work_that_waits_at_a_worker_that_fails_is_done_next_and_not_charged(
-    lone_pool: WorkerPool, method: str, charged: dict[str, object]
+    lone_pool: WorkerPool, tmp_path: Path, method: str, charged: dict[str, object]
 ) -> None:
     first, second = begin_to_wait(
-        lone_pool, work(method, 1, timeout=1.0), work("echo", 2), work("echo", 3)
+        lone_pool,
+        work("behind_gate", 1, method, timeout=2.0),
+        *(work("echo", 2), work("echo", 3)),
     )
+    (tmp_path / "open-1").touch()
     assert [item.value for item in run(lone_pool)] == [1, 2, 3]
     assert asdict(first) == asdict(Attempts(first.work)) | charged
     assert asdict(second) == asdict(Attempts(second.work))
     assert lone_pool.num_requeued == 1
 
 
-def test_a_worker_that_dies_of_its_second_piece_loses_that_one_alone(
-    lone_pool: WorkerPool,
+def test_work_that_ends_workers_before_they_can_answer_is_blamed_in_the_end(
+    lone_pool: WorkerPool, tmp_path: Path
 ) -> None:
-    first, second = begin_to_wait(lone_pool, work("echo", 1), work("die_once", 2))
+    begin_to_wait(lone_pool, work("behind_gate", 1), work("always_die"), work("echo", 2))
+    (tmp_path / "open-1").touch()
+    with pytest.raises(RuntimeError, match="always_die has lost its worker 5 times"):
+        run(lone_pool)
+
+
+def test_a_worker_that_dies_of_its_second_piece_loses_that_one_alone(
+    lone_pool: WorkerPool, tmp_path: Path
+) -> None:
+    first, second = begin_to_wait(
+        lone_pool, work("behind_gate", 1), work("behind_gate", 2, "die_once")
+    )
     references = [held.reference for held in lone_pool._lines]
+    (tmp_path / "open-1").touch()
+    ray.wait(references, num_returns=1, timeout=60)
+    (tmp_path / "open-2").touch()
     ray.wait(references, num_returns=2, timeout=60)  # both are known in the same turn
     assert [item.value for item in run(lone_pool)] == [1, 2]
     assert (first.lost_workers, second.lost_workers) == (0, 1)
