@@ -1,0 +1,200 @@
+"""The cells of the fidelity job: what is measured of which mask, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import zip_longest
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from cells import Cell, Record, find
+from fidelity_masks import Mask
+from fidelity_worker import Depth
+
+from fppmo_ray.distribution import pack_mask
+from fppmo_ray.service.problem import Problem
+from fppmo_ray.service.weights import digest, digest_data, to_arrays
+from fppmo_ray.service.work import Work
+from fppmo_ray.training import Engine
+
+TRUTH = "truth"
+_SCORE_STREAM = 2  # seeds [seed, repeat, 2]: never those of proposals or of rescored finalists
+_PATIENCE_S = 24 * 3600.0  # limits are not learned: the first cells take seconds, the last minutes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """All that is to be measured."""
+
+    problem: Problem
+    engine: Engine
+    adapted_weights: str | None
+    """Digest of the adapted weights, where there are any."""
+    masks: Sequence[Mask]
+    depths: Sequence[Depth]
+    seed: int
+    score_seeds: int
+    """Repeats of every score; all masks share the seed of a repeat, as a generation does."""
+    truth_seeds: int
+    """Fine-tunings of every mask."""
+    score_timeout: float | None
+    """Seconds after which a score is taken from its worker; None: a day."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A cell, with what it is in the tables."""
+
+    cell: Cell
+    work: Work
+    mask: Mask
+    depth: Depth | None
+    """None: the truth."""
+    repeat: int
+
+    @property
+    def kind(self) -> str:
+        """Tasks of a kind cost about the same."""
+        return TRUTH if self.depth is None else str(self.depth)
+
+
+def tasks(study: Study) -> list[Task]:
+    """Every task, in an order in which an early stop leaves the most.
+
+    First one score of each mask at every depth, the cheapest first, then the truths, mask by mask,
+    then the repeats that tell the noise.
+    """
+    fixed = fixed_key(study.problem)
+    shallow_first = sorted(study.depths, key=lambda depth: depth.steps)
+    in_turn = _in_turn(study.masks)
+
+    def scores(repeat: int) -> Iterator[Task]:
+        for depth in shallow_first:
+            for file, mask in in_turn:
+                yield _score_task(study, fixed, file, mask, depth, repeat)
+
+    def truths(repeat: int) -> Iterator[Task]:
+        for file, mask in in_turn:
+            yield _truth_task(study, fixed, file, mask, repeat)
+
+    repeats = range(1, study.score_seeds)
+    return [
+        *scores(0),
+        *truths(0),
+        *(task for repeat in repeats for task in scores(repeat)),
+        *(task for repeat in range(1, study.truth_seeds) for task in truths(repeat)),
+    ]
+
+
+def fixed_key(problem: Problem) -> dict[str, Any]:
+    """What the figures of all cells depend on."""
+    return {
+        "network": digest(to_arrays(problem.network)),
+        "space": problem.tracing.space.fingerprint(),
+        "data": digest_data(problem.dataset, problem.splits),
+        "device_type": problem.device_type,
+        "recalibrate_images": problem.fidelity.recalibrate_images,
+    }
+
+
+def done(folder: Path, todo: Sequence[Task]) -> dict[str, Record]:
+    """The records of those tasks that have one, by the name of the cell."""
+    found = {task.cell.name: find(folder, task.cell) for task in todo}
+    return {name: record for name, record in found.items() if record is not None}
+
+
+def seconds_left(study: Study, todo: Sequence[Task], records: Mapping[str, Record]) -> float | None:
+    """Seconds of one worker for what is missing; None while nothing is measured.
+
+    A kind of which nothing is measured yet is judged by how many images it passes.
+    """
+    timed = [(task, records[task.cell.name].seconds) for task in todo if task.cell.name in records]
+    if not timed:
+        return None
+    per_image = sum(seconds for _, seconds in timed) / sum(_passes(study, t) for t, _ in timed)
+    of_kind = {
+        kind: fmean(seconds for task, seconds in timed if task.kind == kind)
+        for kind in {task.kind for task, _ in timed}
+    }
+    return sum(
+        of_kind.get(task.kind, per_image * _passes(study, task))
+        for task in todo
+        if task.cell.name not in records
+    )
+
+
+def _passes(study: Study, task: Task) -> int:
+    """Images passed forward; one that is trained on counts thrice."""
+    problem, fidelity = study.problem, study.problem.fidelity
+    if task.depth is None:
+        return 3 * problem.recipe.epochs * len(problem.splits.search_train)
+    trained = task.depth.steps * problem.recipe.batch_size
+    return 3 * trained + fidelity.recalibrate_images + fidelity.score_images
+
+
+def _in_turn(masks: Sequence[Mask]) -> list[tuple[str, Mask]]:
+    """The masks with their names in files; near ones and others take turns."""
+    halves = [[mask for mask in masks if mask.is_near == is_near] for is_near in (False, True)]
+    return [
+        (f"{'near' if mask.is_near else 'different'}{number:02d}", mask)
+        for number, pair in enumerate(zip_longest(*halves))
+        for mask in pair
+        if mask is not None
+    ]
+
+
+def _score_task(
+    study: Study, fixed: Mapping[str, Any], file: str, mask: Mask, depth: Depth, repeat: int
+) -> Task:
+    recipe = asdict(study.problem.recipe)
+    del recipe["epochs"]  # they play no part in scores
+    seed = (study.seed, repeat, _SCORE_STREAM)
+    key = {
+        **fixed,
+        **_mask_key(mask),
+        "engine": asdict(study.engine),
+        **asdict(depth),
+        "score_images": study.problem.fidelity.score_images,
+        "recipe": recipe,
+        "seed": seed,
+    }
+    if depth.weights == "adapted":
+        key["adapted_weights"] = study.adapted_weights
+    name = _cell_name(file, depth, repeat)
+    work = Work(
+        name=name,
+        method="score",
+        arguments=(study.engine, mask.keep, depth, seed),
+        timeout=study.score_timeout or _PATIENCE_S,
+    )
+    return Task(cell=Cell(name=name, key=key), work=work, mask=mask, depth=depth, repeat=repeat)
+
+
+def _truth_task(study: Study, fixed: Mapping[str, Any], file: str, mask: Mask, repeat: int) -> Task:
+    recipe, seed = study.problem.recipe, study.seed + repeat
+    key = {
+        **fixed,
+        **_mask_key(mask),
+        "engine": asdict(study.engine),
+        "recipe": asdict(recipe),
+        "seed": seed,
+    }
+    name = f"{file}-{TRUTH}-{repeat}"
+    work = Work(
+        name=name,
+        method="truth",
+        arguments=(study.engine, mask.keep, recipe, seed),
+        timeout=_PATIENCE_S,
+    )
+    return Task(cell=Cell(name=name, key=key), work=work, mask=mask, depth=None, repeat=repeat)
+
+
+def _mask_key(mask: Mask) -> dict[str, Any]:
+    return {"mask": mask.name, "keep": pack_mask(mask.keep), "is_near": mask.is_near}
+
+
+def _cell_name(file: str, depth: Depth, repeat: int) -> str:
+    ways = ["compensated"] * depth.compensate + ["adapted"] * (depth.weights == "adapted")
+    return "-".join([file, f"{depth.steps}steps", *ways, str(repeat)])

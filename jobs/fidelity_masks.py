@@ -1,0 +1,199 @@
+"""The masks that scores are judged on: very different ones, and ones near a search's optimum.
+
+All meet the same budget. Among the first, any score that is worth anything finds the good ones;
+the second are what a search has to choose from in its last generations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count, islice, zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fppmo_ray.distribution import (
+    BoolArray,
+    Budget,
+    FloatArray,
+    PruningSpace,
+    pack_mask,
+    unpack_mask,
+)
+from fppmo_ray.distribution.logits import uniform_priority
+from fppmo_ray.pruning import Criterion
+from fppmo_ray.service.record.facts import Asked, Chosen, Fact, Rescored, Scored, Started
+from fppmo_ray.service.record.run_directory import read_journal
+
+CRITERIA: tuple[Criterion, ...] = ("l1", "fpgm", "bn_scale")
+"""Of the global rankings; the first also orders the filters within layers."""
+
+_MODES: tuple[str, ...] = ("mode", "averaged mode")  # names of finalists
+_SPREADS = 0.5  # each mask of random widths spreads its layers' logits this much more
+_FOUND_PER_SAMPLE = 2  # masks that searches found, for each sample around their modes
+_KEEP_LOGIT = 2.0  # around a mode: its filters are kept at this logit, the others at its negative,
+_TEMPERATURE = 0.7  # under logistic noise of this scale, which turns about 5 % of them over,
+_LAYER_SPREAD = 0.3  # and layers move by Gaussian noise, as in a search's late generations
+_MAX_DRAWS = 1000
+_DIFFERENT, _AROUND = 0, 1  # streams of random numbers
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """A mask with the name of where it comes from."""
+
+    name: str
+    keep: BoolArray
+    """``(num_filters,)``, True = kept."""
+    is_near: bool
+    """Whether it is near the optimum of a search."""
+
+
+def different_masks(
+    budget: Budget, importances: Mapping[Criterion, FloatArray], num_masks: int, seed: int
+) -> list[Mask]:
+    """Uniform L1, a global ranking by each criterion, then random widths and random filters.
+
+    Args:
+        budget: That all meet.
+        importances: Of every filter, by criterion, the first of ``CRITERIA`` among them.
+        num_masks: How many; more of them begin with the same.
+        seed: Of the random ones.
+
+    Raises:
+        ValueError: the space has not so many different masks.
+    """
+    space, by_weights = budget.space, importances[CRITERIA[0]]
+    quantiles = uniform_priority(space, by_weights)
+    rng = np.random.default_rng([seed, _DIFFERENT])
+    priorities = [
+        (f"uniform {CRITERIA[0]}", quantiles),
+        *((f"global {criterion}", values) for criterion, values in importances.items()),
+    ]
+
+    def at_random() -> Iterator[tuple[str, FloatArray]]:
+        layers = np.log(quantiles / (1 - quantiles))
+        for number in count(1):
+            spread = _SPREADS * number
+            moved = layers + (spread * rng.standard_normal(len(space.groups)))[space.group_of]
+            yield f"random widths, spread {spread:g}", moved
+            yield f"random filters {number}", uniform_priority(space, rng.random(len(quantiles)))
+
+    def candidates() -> Iterator[Mask]:
+        for name, priority in priorities:
+            yield Mask(name, budget.fill(priority), is_near=False)
+        for name, priority in islice(at_random(), _MAX_DRAWS):
+            yield Mask(name, budget.fill(priority), is_near=False)
+
+    return _distinct(candidates(), num_masks, taken=())
+
+
+def near_masks(
+    budget: Budget,
+    searches: Sequence[Sequence[Mask]],
+    num_masks: int,
+    seed: int,
+    taken: Iterable[Mask] = (),
+) -> list[Mask]:
+    """Masks that searches ended with, in turn, and after every two a sample around a mode.
+
+    Args:
+        budget: That all meet.
+        searches: Of every search its masks, the best first; at least one of one.
+        num_masks: How many; more of them begin with the same.
+        seed: Of the samples.
+        taken: Masks that must not come again.
+
+    Raises:
+        ValueError: there are not so many different masks.
+    """
+    rng = np.random.default_rng([seed, _AROUND])
+
+    def around() -> Iterator[Mask]:
+        for number in range(_MAX_DRAWS):
+            centre = searches[number % len(searches)][0]
+            keep = budget.fill(_priority_around(budget.space, centre.keep, rng))
+            yield Mask(f"around the {centre.name}, {number}", keep, is_near=True)
+
+    found = _new_ones(mask for turn in zip_longest(*searches) for mask in turn if mask is not None)
+    candidates = (
+        mask for sample in around() for mask in (*islice(found, _FOUND_PER_SAMPLE), sample)
+    )
+    return _distinct(candidates, num_masks, taken=taken)
+
+
+def masks_of_search(
+    run_dir: str | Path, number: int, space: PruningSpace, macs_cut: float
+) -> list[Mask]:
+    """The mode, the averaged mode and all samples, the best first, of a finished search.
+
+    Args:
+        run_dir: The search's.
+        number: Of the search, for the masks' names.
+        space: That of the search must be equal.
+        macs_cut: The same.
+
+    Raises:
+        ValueError: there is no finished search, or it is of another network, space or budget.
+    """
+    facts = read_journal(run_dir)
+    _require_fit(run_dir, facts, space, macs_cut)
+    rescored = {fact.finalist: fact.mask for fact in facts if isinstance(fact, Rescored)}
+    asked = {fact.id: fact.mask for fact in facts if isinstance(fact, Asked)}
+    scored = {fact.id: fact for fact in facts if isinstance(fact, Scored)}.values()
+    ranked = sorted(scored, key=lambda fact: (-fact.round, -fact.rung, fact.val_loss, fact.id))
+    masks = {name: rescored[name] for name in _MODES if name in rescored}
+    masks |= {f"sample {fact.id}": asked[fact.id] for fact in ranked}
+    return [
+        Mask(f"{name} of search {number}", unpack_mask(mask, space.num_filters), is_near=True)
+        for name, mask in masks.items()
+    ]
+
+
+def _require_fit(
+    run_dir: str | Path, facts: Sequence[Fact], space: PruningSpace, macs_cut: float
+) -> None:
+    started = next((fact for fact in facts if isinstance(fact, Started)), None)
+    if started is None or not any(isinstance(fact, Chosen) for fact in facts):
+        raise ValueError(f"the search in {run_dir} has not finished; go on with it by --resume")
+    identity: Mapping[str, Any] = started.identity
+    if identity["space"] != space.fingerprint():
+        raise ValueError(
+            f"the search in {run_dir} was for another network or other limits of its widths; "
+            "give searches of this --network, --min-keep and --width-multiple"
+        )
+    if identity["settings"]["macs_cut"] != macs_cut:
+        raise ValueError(
+            f"the search in {run_dir} cut {identity['settings']['macs_cut']:.0%} of the MACs, "
+            f"expected {macs_cut:.0%}; give searches of this --macs-cut"
+        )
+
+
+def _priority_around(space: PruningSpace, keep: BoolArray, rng: np.random.Generator) -> FloatArray:
+    """Priorities whose mask is near another one."""
+    logits = np.where(keep, _KEEP_LOGIT, -_KEEP_LOGIT)
+    layers = _LAYER_SPREAD * rng.standard_normal(len(space.groups))
+    noise = rng.logistic(scale=_TEMPERATURE, size=space.num_filters)
+    priority: FloatArray = logits + layers[space.group_of] + noise
+    return priority
+
+
+def _distinct(masks: Iterable[Mask], num_masks: int, *, taken: Iterable[Mask]) -> list[Mask]:
+    """The first so many masks that differ from each other and from those taken."""
+    found = list(islice(_new_ones(masks, taken), num_masks))
+    if len(found) < num_masks:
+        raise ValueError(
+            f"expected {num_masks} different masks, found {len(found)} that meet the budget; ask "
+            "for fewer --masks"
+        )
+    return found
+
+
+def _new_ones(masks: Iterable[Mask], taken: Iterable[Mask] = ()) -> Iterator[Mask]:
+    seen = {pack_mask(mask.keep) for mask in taken}
+    for mask in masks:
+        if (bits := pack_mask(mask.keep)) not in seen:
+            seen.add(bits)
+            yield mask

@@ -1,0 +1,177 @@
+"""The worker of the fidelity job: scores a mask at any depth, or fine-tunes it for long."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from cells import Measured
+from torch import nn
+
+from fppmo_ray.distribution import BoolArray
+from fppmo_ray.pruning import extract, score
+from fppmo_ray.pruning.engine_trial import EngineTrial, try_engine
+from fppmo_ray.service.place import Place, here
+from fppmo_ray.service.problem import Problem, claim_device, open_split
+from fppmo_ray.service.weights import Arrays, load_arrays
+from fppmo_ray.training import (
+    Engine,
+    EpochReport,
+    Images,
+    Metrics,
+    Recipe,
+    evaluate,
+    fine_tune,
+    recalibrate_batchnorm,
+)
+
+_BATCH = 250  # as the service's worker evaluates and recalibrates
+_HELD_OUT = ("search_val", "choose_val")
+
+Weights = Literal["dense", "adapted"]
+"""Those that masks are cut from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Depth:
+    """What sets the fidelities apart; of images, all scores take equally many."""
+
+    steps: int
+    """Fine-tuning steps; 0 = recalibrate only."""
+    compensate: bool = False
+    """Whether the layers behind removed channels are re-fitted first."""
+    weights: Weights = "dense"
+
+    def __str__(self) -> str:
+        ways = {
+            "adapted weights": self.weights == "adapted",
+            "compensated": self.compensate,
+            f"{self.steps} steps": self.steps > 0,
+            "recalibrated": not self.steps and not self.compensate,
+        }
+        return ", ".join(way for way, is_used in ways.items() if is_used)
+
+
+class FidelityWorker:
+    """Runs as a Ray actor on the CPUs or the GPU it was given.
+
+    Args:
+        problem: Its fidelity is all but the depth of the scores.
+        adapted: The adapted dense weights, None where there are none.
+        slot: Its number in the pool.
+    """
+
+    def __init__(self, problem: Problem, adapted: Arrays | None, slot: int) -> None:
+        self._slot = slot
+        self._problem = problem
+        self._device = claim_device(problem)
+        self._dense: dict[Weights, nn.Module] = {"dense": self._network_with(None)}
+        if adapted is not None:
+            self._dense["adapted"] = self._network_with(adapted)
+        self._images: dict[str, Images] = {}
+
+    def __repr__(self) -> str:
+        """What the Ray dashboard shows."""
+        return f"FidelityWorker({self._slot}, {self._device.type})"
+
+    def ready(self) -> Place:
+        """Put the images on the device, then tell where the worker runs."""
+        for split in ("search_train", *_HELD_OUT):
+            self._split(split)
+        return here(self._slot)
+
+    def try_engine(self, engine: Engine, keep: BoolArray) -> EngineTrial:
+        """What a score of a mask costs with an engine."""
+        torch.set_num_threads(engine.threads)
+        return try_engine(
+            self._dense["dense"],
+            self._problem.tracing,
+            keep,
+            search_train=self._split("search_train"),
+            held_out=self._split("search_val"),
+            fidelity=self._problem.fidelity,
+            recipe=self._problem.recipe,
+            engine=engine,
+        )
+
+    def score(self, engine: Engine, keep: BoolArray, depth: Depth, seed: Sequence[int]) -> Measured:
+        """Loss and accuracy on search-val, as a search would score the mask."""
+        torch.set_num_threads(engine.threads)
+        scored = score(
+            self._dense[depth.weights],
+            self._problem.tracing,
+            keep,
+            search_train=self._split("search_train"),
+            held_out=self._split("search_val"),
+            fidelity=replace(
+                self._problem.fidelity, steps=depth.steps, compensate=depth.compensate
+            ),
+            recipe=self._problem.recipe,
+            seed=tuple(seed),
+            engine=engine,
+        )
+        figures = {"val_loss": scored.val_loss, "val_accuracy": scored.val_accuracy}
+        return Measured(figures=figures, seconds=scored.seconds)
+
+    def truth(self, engine: Engine, keep: BoolArray, recipe: Recipe, seed: int) -> Measured:
+        """Fine-tune as a search does in the end; look at all images held out, then at the test."""
+        torch.set_num_threads(engine.threads)
+        begin = time.perf_counter()
+        network = self._pruned(keep)
+        teacher = self._dense["dense"] if recipe.distillation_weight > 0 else None
+        images = self._split("search_train")
+        epochs: list[EpochReport] = []
+        fine_tune(
+            network,
+            images,
+            recipe,
+            seed=seed,
+            engine=engine,
+            teacher=teacher,
+            on_epoch=epochs.append,
+        )
+        figures = {
+            **self._held_out_figures(network),
+            "test": asdict(self._metrics(network, "test")),
+            "train_loss": [epoch.loss for epoch in epochs],
+            "epoch_seconds": [round(epoch.seconds, 3) for epoch in epochs],
+        }
+        return Measured(figures=figures, seconds=time.perf_counter() - begin)
+
+    def _held_out_figures(self, network: nn.Module) -> dict[str, Any]:
+        parts = {split: self._metrics(network, split) for split in _HELD_OUT}
+        weights = [len(self._split(split)) for split in parts]
+        held_out = {
+            name: float(
+                np.average([getattr(part, name) for part in parts.values()], weights=weights)
+            )
+            for name in ("loss", "accuracy")
+        }
+        return {"held_out": held_out, **{split: asdict(part) for split, part in parts.items()}}
+
+    def _metrics(self, network: nn.Module, split: str) -> Metrics:
+        return evaluate(network, self._split(split).batches(_BATCH))
+
+    def _pruned(self, keep: BoolArray) -> nn.Module:
+        """The network of a mask, recalibrated: where the service begins to fine-tune."""
+        network = extract(self._dense["dense"], self._problem.tracing, keep)
+        images = self._split("search_train")
+        count = min(self._problem.fidelity.recalibrate_images, len(images))
+        recalibrate_batchnorm(network, images.batches(_BATCH, np.arange(count)))
+        return network
+
+    def _network_with(self, arrays: Arrays | None) -> nn.Module:
+        network = copy.deepcopy(self._problem.network)
+        if arrays is not None:
+            load_arrays(network, arrays)
+        return network.to(self._device).eval()
+
+    def _split(self, name: str) -> Images:
+        if name not in self._images:
+            self._images[name] = open_split(self._problem, name, self._device)
+        return self._images[name]
