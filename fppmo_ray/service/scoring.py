@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from fppmo_ray.distribution import Feedback, Proposal, pack_mask
-from fppmo_ray.service.model_handle import ModelHandle
+from fppmo_ray.distribution import Feedback, Finalist, Proposal, pack_mask
 from fppmo_ray.service.pool import WorkerPool
 from fppmo_ray.service.probability_model import Advance
 from fppmo_ray.service.progress import Progress
@@ -30,8 +29,18 @@ class Scoring:
     timeout: float | None
 
 
+class Proposer(Protocol):
+    """What proposes masks and learns how they fared: a ``ModelHandle``, or a rival of it."""
+
+    def advance(self, feedback: Sequence[Feedback], /) -> Advance:
+        """See ``ProbabilityModel.advance``; told all feedback of a journal, it replays it."""
+
+    def finalists(self) -> list[Finalist]:
+        """The masks worth a second look, the importance-only one among them."""
+
+
 def score_proposals(
-    model: ModelHandle,
+    model: Proposer,
     pool: WorkerPool,
     run: RunDirectory,
     scoring: Scoring,

@@ -26,7 +26,7 @@ from fppmo_ray.service.record.facts import Finished, Started
 from fppmo_ray.service.record.run_directory import open_run
 from fppmo_ray.service.result import SearchResult
 from fppmo_ray.service.rounds import Context, RoundWeights, measure_importance, prepare_round
-from fppmo_ray.service.scoring import Scoring, score_proposals
+from fppmo_ray.service.scoring import Proposer, Scoring, score_proposals
 from fppmo_ray.service.settings import Placement, SearchSettings
 from fppmo_ray.service.stopping import StopRequest, stop_on_signal
 from fppmo_ray.service.submission import search_id
@@ -144,20 +144,32 @@ def find_mask(context: Context, *, score_timeout: float | None, console: Console
     """
     weights = prepare_round(context)
     importance = measure_importance(context, weights)
+    settings = context.settings.optimizer_settings()
+    model = ModelHandle(context.problem.tracing.space, importance, settings)
+    try:
+        return find_mask_with(model, context, weights, score_timeout, console)
+    finally:
+        model.close()
+
+
+def find_mask_with(
+    model: Proposer,
+    context: Context,
+    weights: RoundWeights,
+    score_timeout: float | None,
+    console: Console,
+) -> Found:
+    """Search with whatever proposes masks; see ``find_mask``."""
     settings = context.settings
-    model = ModelHandle(context.problem.tracing.space, importance, settings.optimizer_settings())
     scoring = Scoring(
         round=weights.round,
         weights=weights.reference,
         rung=settings.score_steps,
         timeout=score_timeout,
     )
-    try:
-        with watch(context.run, settings.optimizer_settings(), console) as progress:
-            score_proposals(model, context.pool, context.run, scoring, progress)
-        finalists = model.finalists()
-    finally:
-        model.close()
+    with watch(context.run, settings.optimizer_settings(), console) as progress:
+        score_proposals(model, context.pool, context.run, scoring, progress)
+    finalists = model.finalists()
     chosen = choose(finalists, context.pool, context.run, settings, scoring)
     importance_only = next(item for item in finalists if item.name == IMPORTANCE_ONLY)
     return Found(weights=weights, chosen=chosen, importance_only=importance_only)
