@@ -35,7 +35,7 @@ from fppmo_ray.service.record.facts import Asked, Chosen, Fact, Rescored, Scored
 from fppmo_ray.service.record.journal import to_lines
 from fppmo_ray.service.weights import to_arrays
 from fppmo_ray.service.worker import Basis, ScoringWorker, TrainingTask
-from fppmo_ray.training import Engine, build_network, load_weights, splits_from_files
+from fppmo_ray.training import Engine, Splits, build_network, load_weights
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "jobs"))
 
@@ -266,11 +266,12 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def problem(few_images: Path, weights: Path, rows: Path) -> Problem:
+def problem(few_images: Path, weights: Path) -> Problem:
     dataset = load_dataset("cifar10", few_images)
     dense = build_network("resnet20", 10)
     load_weights(dense, weights)
-    splits = splits_from_files(dataset.train.labels, search_val=rows)
+    train, val, choose = np.split(np.arange(228), [128, 188])
+    splits = Splits(search_train=train, search_val=val, choose_val=choose)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # option-A shortcuts are left whole
         return state_problem(dense, dataset, SETTINGS, splits=splits)
@@ -368,7 +369,7 @@ def test_what_is_left_is_judged_by_what_was_measured(problem: Problem, mask: Mas
     recalibrated, trained, truth = todo = tasks(study)
     assert seconds_left(study, todo, {}) is None
     records = {recalibrated.cell.name: record_of(recalibrated, 0.5)}  # 1 s for 64 + 32 images
-    steps, epoch = 3 * 50 * 64 + 96, 3 * 300
+    steps, epoch = 3 * 50 * 64 + 96, 3 * 128
     assert seconds_left(study, todo, records) == pytest.approx((steps + epoch) / 96)
     records |= {task.cell.name: record_of(task, 0.5) for task in (trained, truth)}
     assert seconds_left(study, todo, records) == 0
