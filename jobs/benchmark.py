@@ -77,7 +77,8 @@ def main(
         console.print(scaling_table())
     elif scoring:
         torch.set_num_threads(plan.engine.threads)
-        keep_freed_memory()  # as workers do
+        if plan.device == "cpu":
+            keep_freed_memory()  # as workers do
         console.print(*scoring_tables(networks, plan), sep="\n")
     elif layouts:
         for network in networks:

@@ -23,7 +23,6 @@ from subject import MACS_CUT, Plan, Subject, make_subject
 class Cost:
     """Median seconds of a score, and of what it consists of."""
 
-    steps: int
     score: float
     bare: float
     """Forward and backward passes of the extracted network on batches that lie ready."""
@@ -64,7 +63,12 @@ def scoring_tables(networks: Sequence[str], plan: Plan) -> tuple[Table, Table]:
 
     Returns:
         How fast scores are, and what they spend beside the passes.
+
+    Raises:
+        ValueError: there is no such device or network.
     """
+    if plan.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device cuda was asked for and torch sees none; take cpu")
     title = f"{_describe(plan)}; {MACS_CUT:.0%} of the MACs cut"
     speed = Table(
         *("network", "steps", "scores/s", "s", "bare s", "score / bare", "convs / score"),
@@ -132,7 +136,6 @@ def measure(subject: Subject, repeats: int) -> Cost:
         seconds = _in_turns(ways | others, repeats)
     is_cuda = subject.device.type == "cuda"
     return Cost(
-        steps=steps,
         score=seconds["score"],
         bare=seconds["bare"],
         convolutions=seconds["looking"] + seconds.get("training", 0),
