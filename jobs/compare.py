@@ -1,0 +1,311 @@
+"""FPPMO against its rivals: same MACs, same data, same fine-tuning, same seeds.
+
+    python jobs/compare.py --data DIR --network resnet20 --weights FILE --search-val-rows FILE \
+        --macs-cut 0.57 --proposals 320 --score-steps 0 --fine-tune-epochs 6 --workers 2 \
+        --results jobs/results/compare/resnet20 --work-dir runs/compare
+
+Every method and seed is a cell, kept in a file of its own: the same command goes on where it was
+stopped, other ``--macs-cut`` or ``--methods`` add to the folder, and the table shows what is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from cells import Cell, find, measure_missing, read_all, worker_pool
+from compare_figure import draw_comparison
+from compare_table import comparison_tables
+from equal_tuning import TuningTask, TuningWorker
+from methods import (
+    DENSE,
+    FIRST_GROUP,
+    FPPMO,
+    Case,
+    Choice,
+    Method,
+    control,
+    method_of,
+    one_shot,
+    search_choice,
+    settings_of,
+)
+from rich.console import Console
+
+from fppmo_ray import Dataset, Placement, SearchSettings, Splits, load_dataset
+from fppmo_ray.distribution import BoolArray, pack_mask, unpack_mask
+from fppmo_ray.job import require_lasting, run_job
+from fppmo_ray.service.connection import connection
+from fppmo_ray.service.engine_choice import settle_engine, ways_to_try
+from fppmo_ray.service.pool import WorkerPool
+from fppmo_ray.service.problem import Problem, identity_of, state_problem
+from fppmo_ray.service.record.run_directory import open_run
+from fppmo_ray.service.search import start_of
+from fppmo_ray.service.weights import Arrays, to_arrays
+from fppmo_ray.service.work import Work
+from fppmo_ray.service.worker import ScoringWorker
+from fppmo_ray.training import Engine, build_network, load_weights, splits_from_files
+
+logger = logging.getLogger(__name__)
+
+_UNTRAINED = 10_000  # what is added to a seed for weights that nothing was trained from
+
+
+def main(
+    data: Path,
+    weights: Path,
+    results: Path,
+    work_dir: Path,
+    settings: SearchSettings,
+    placement: Placement,
+    *,
+    network: str = "resnet20",
+    search_val_rows: Path | None = None,
+    choose_val_rows: Path | None = None,
+    methods: tuple[str, ...] = FIRST_GROUP,
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
+) -> None:
+    """Measure the cells that are missing, seed by seed; print the table, draw the figure.
+
+    Args:
+        data: Folder with CIFAR-10 as parquet files or in torchvision's layout.
+        weights: Trained weights of the network, best of one that never saw search-val.
+        results: Folder of the cells.
+        work_dir: Folder for journals and checkpoints of what is being measured; all workers must
+            see it.
+        settings: Of all searches; its seed is not used.
+        placement: Where the work runs.
+        network: Which network to prune: resnet20, 32, 44, 56 or 110 (``_b``: projection shortcuts),
+            or vgg16_bn.
+        search_val_rows: .npy file of training rows that the weights have never seen; by default
+            10 % of every class.
+        choose_val_rows: .npy file of further such rows; by default 40 % of the search-val rows.
+        methods: What to compare; ``fppmo@80`` is the search with 80 scores.
+        seeds: Of searches, fine-tuning and the choice of choose-val.
+    """
+    for folder in (results, work_dir):
+        require_lasting(folder)
+    _check(settings, seeds)
+    comparison = Comparison(
+        dataset=load_dataset("cifar10", data),
+        network=network,
+        weights=weights,
+        rows=(search_val_rows, choose_val_rows),
+        settings=settings,
+        placement=placement,
+        results=results,
+        work_dir=work_dir.resolve(),
+    )
+    wanted = [method_of(text) for text in dict.fromkeys(methods)]
+    with connection(placement):
+        for seed in seeds:
+            comparison.measure(seed, wanted)
+    present(results)
+
+
+def present(results: Path) -> None:
+    """Print the tables of a folder of cells, and draw their figure beside them."""
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    records = list(read_all(results).values())
+    for table in comparison_tables(records):
+        console.print(table)
+    draw_comparison(records, results / "comparison.png")
+
+
+def _check(settings: SearchSettings, seeds: Sequence[int]) -> None:
+    if settings.seed:
+        raise ValueError(
+            f"a comparison has several seeds: give --seeds, not --seed {settings.seed}"
+        )
+    if settings.baseline_epochs:
+        raise ValueError("a comparison starts from --weights, so --baseline-epochs must be 0")
+    if not seeds:
+        raise ValueError("a comparison needs at least one seed")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Comparison:
+    """What is compared, and where its cells are kept."""
+
+    dataset: Dataset
+    network: str
+    weights: Path
+    rows: tuple[Path | None, Path | None]
+    """Files of search-val and choose-val."""
+    settings: SearchSettings
+    placement: Placement
+    results: Path
+    work_dir: Path
+
+    def measure(self, seed: int, methods: Sequence[Method]) -> None:
+        """Measure a seed's missing cells: first find all masks, then fine-tune side by side."""
+        case = self._case(seed)
+        cells = {method: self._cell(case, method) for method in methods}
+        missing = {
+            method: cell for method, cell in cells.items() if find(self.results, cell) is None
+        }
+        if not missing:
+            logger.info("seed %d  all %d cells are there", seed, len(cells))
+            return
+        choices = self._choices(case, missing)
+        with worker_pool(TuningWorker, case.problem, placement=self.placement) as pool:
+            works = [
+                (missing[method], self._tuning(case, missing[method], choice))
+                for method, choice in choices.items()
+            ]
+            measure_missing(self.results, works, pool)
+
+    def _case(self, seed: int) -> Case:
+        settings = replace(self.settings, seed=seed)
+        dense = build_network(self.network, self.dataset.num_classes, seed=seed)
+        load_weights(dense, self.weights)
+        problem = state_problem(
+            dense,
+            self.dataset,
+            settings,
+            splits=self._splits(seed),
+            placement=self.placement,
+        )
+        engine = self._engine(problem, settings)
+        return Case(problem=problem, settings=settings, engine=engine)
+
+    def _splits(self, seed: int) -> Splits | None:
+        search_val, choose_val = self.rows
+        if search_val is None:
+            return None
+        return splits_from_files(
+            self.dataset.train.labels, search_val=search_val, choose_val=choose_val, seed=seed
+        )
+
+    def _engine(self, problem: Problem, settings: SearchSettings) -> Engine:
+        """The engine of the cells that are there; else chosen as at the start of any search."""
+        if not any(ways_to_try(problem, settings)):
+            return problem.engine
+        for record in read_all(self.results).values():
+            return Engine(**record.key["engine"])
+        run_dir = self.work_dir / f"engine-{_digest(identity_of(problem, settings))}"
+        one = replace(self.placement, workers=1)
+        with (
+            open_run(run_dir, resume=None, started=start_of(problem, settings)) as run,
+            worker_pool(ScoringWorker, problem, placement=one) as pool,
+        ):
+            return settle_engine(problem, settings, run, pool)
+
+    def _cell(self, case: Case, method: Method) -> Cell:
+        key = _key(case, method) | {"network": self.network}
+        cut = "" if method.name == DENSE else f"-{100 * case.settings.macs_cut:g}"
+        return Cell(name=f"{method}{cut}-s{case.settings.seed}", key=key)
+
+    def _choices(self, case: Case, missing: Mapping[Method, Cell]) -> dict[Method, Choice]:
+        """What every method keeps; the dense network comes first, since it trains longest."""
+        found: dict[Method, Choice] = {}
+        with worker_pool(ScoringWorker, case.problem, placement=self.placement) as pool:
+            for method in sorted(missing, key=lambda method: method.name != DENSE):
+                if method.name == DENSE:
+                    found[method] = Choice(keep=None, weights=case.trained)
+                elif method.is_search:
+                    found[method] = self._search(case, method, pool)
+                elif method.needs_fppmo:
+                    chosen = self._chosen(case, found, pool)
+                    found[method] = control(case, method.name, chosen, self._untrained(case))
+                else:
+                    found[method] = one_shot(case, method.name)
+        return found
+
+    def _search(self, case: Case, method: Method, pool: WorkerPool) -> Choice:
+        cell = self._cell(case, method)
+        with_settings = replace(case, settings=settings_of(method, case.settings))
+        logger.info("search  %s", cell.name)
+        return search_choice(with_settings, method.name, pool, self._folder(cell) / "search")
+
+    def _chosen(self, case: Case, found: Mapping[Method, Choice], pool: WorkerPool) -> BoolArray:
+        """FPPMO's mask: of this run, of its cell, or of a search made for it."""
+        method = Method(name=FPPMO)
+        if method in found:
+            keep = found[method].keep
+        elif (record := find(self.results, self._cell(case, method))) is not None:
+            num_filters = case.problem.tracing.space.num_filters
+            keep = unpack_mask(record.figures["mask"], num_filters)
+        else:
+            keep = self._search(case, method, pool).keep
+        assert keep is not None  # a search's is a mask
+        return keep
+
+    def _untrained(self, case: Case) -> Arrays:
+        seed = _UNTRAINED + case.settings.seed
+        return to_arrays(build_network(self.network, self.dataset.num_classes, seed=seed))
+
+    def _tuning(self, case: Case, cell: Cell, choice: Choice) -> Work:
+        task = TuningTask(
+            keep=choice.keep,
+            recipe=case.settings.recipe,
+            seed=case.settings.seed,
+            engine=case.engine,
+            folder=self._folder(cell) / "tuning",
+            figures=_figures(case, choice),
+        )
+        return Work(
+            name=f"fine-tuning of {cell.name}",
+            method="measure",
+            arguments=(ray.put(choice.weights), task),
+        )
+
+    def _folder(self, cell: Cell) -> Path:
+        """Of the cell while it is measured; other settings get another one."""
+        return self.work_dir / f"{cell.name}-{_digest(cell.key)}"
+
+
+def _key(case: Case, method: Method) -> dict[str, Any]:
+    """All that a cell's figures depend on, and nothing that they do not."""
+    settings = case.settings
+    identity = identity_of(case.problem, settings)
+    key: dict[str, Any] = {
+        "method": str(method),
+        "seed": settings.seed,
+        "recipe": asdict(settings.recipe),
+        "engine": asdict(case.engine),
+        "device_type": identity["device_type"],
+        "weights": identity["network"],
+        "data": identity["data"],
+    }
+    if method.name == DENSE:
+        return key
+    names = ("macs_cut", "min_keep", "width_multiple", "recalibrate_images")
+    key |= {name: getattr(settings, name) for name in names}
+    if method.is_search or method.needs_fppmo:
+        searching = asdict(settings_of(method, settings))
+        known = (*key, "dtype", "baseline_epochs", "baseline_learning_rate")
+        key["search"] = {name: searching[name] for name in searching if name not in known}
+    return key
+
+
+def _figures(case: Case, choice: Choice) -> dict[str, Any]:
+    space = case.problem.tracing.space
+    keep = choice.keep
+    widths = space.dense_widths if keep is None else space.widths(keep)
+    macs = space.macs_of_widths(widths)
+    return {
+        "macs": macs,
+        "macs_cut": 1 - macs / space.dense_macs,
+        "widths": dict(zip([group.name for group in space.groups], widths.tolist(), strict=True)),
+        "mask": None if keep is None else pack_mask(keep),
+        "finalist": choice.finalist,
+        "scores": choice.scores,
+        "rescores": choice.rescores,
+        "score_seconds": choice.score_seconds,
+    }
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,244 @@
+"""The methods of a comparison: each names the filters to keep, all at the same MACs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from rankings import (
+    batchnorm_scales,
+    ranked_globally,
+    taylor_scores,
+    uniform,
+    with_widths,
+)
+from rich.console import Console
+from rival_searches import Draw, LeGR, RivalSearch, random_widths
+from torch_pruning_masks import magnitude_mask
+
+from fppmo_ray.distribution import BoolArray, Budget, FloatArray
+from fppmo_ray.pruning import Criterion, importance
+from fppmo_ray.service.pool import WorkerPool
+from fppmo_ray.service.problem import Problem, open_split
+from fppmo_ray.service.record.facts import Rescored, Scored
+from fppmo_ray.service.record.run_directory import RunDirectory, open_run
+from fppmo_ray.service.rounds import Context, prepare_round
+from fppmo_ray.service.search import Found, find_mask, find_mask_with, start_of
+from fppmo_ray.service.settings import SearchSettings
+from fppmo_ray.service.weights import Arrays, to_arrays
+from fppmo_ray.training import Engine, example_batch
+
+FPPMO, UNIFORM = "fppmo", "uniform-l1"
+_TAYLOR_BATCH, _TAYLOR_BATCHES = 125, 8
+_RANDOM_FILTERS = 3  # stream of random numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A method, with a number of scores of its own if it was asked for as ``name@scores``."""
+
+    name: str
+    scores: int | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.scores is None else f"{self.name}@{self.scores}"
+
+    @property
+    def is_search(self) -> bool:
+        """Whether it spends scores."""
+        return self.name in SEARCHES
+
+    @property
+    def needs_fppmo(self) -> bool:
+        """Whether it is a control that takes something over from FPPMO's network."""
+        return self.name in CONTROLS and self.name != DENSE
+
+
+def method_of(text: str) -> Method:
+    """The method that a flag names.
+
+    Raises:
+        ValueError: there is none of that name, or it takes no number of scores.
+    """
+    name, at, scores = text.partition("@")
+    if name not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {name!r}")
+    if not at:
+        return Method(name=name)
+    if name not in SEARCHES or not scores.isdecimal():
+        raise ValueError(f"expected NAME@SCORES with a name of {', '.join(SEARCHES)}, got {text!r}")
+    return Method(name=name, scores=int(scores))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Case:
+    """One seed of a comparison: what all its methods start from."""
+
+    problem: Problem
+    settings: SearchSettings
+    """Its seed is the case's."""
+    engine: Engine
+
+    @property
+    def budget(self) -> Budget:
+        """That every method meets."""
+        return Budget.from_cut(self.problem.tracing.space, self.settings.macs_cut)
+
+    def importance(self, criterion: Criterion) -> FloatArray:
+        """What the weights say of each filter, scaled to mean 1 in every layer."""
+        return importance(self.problem.network, self.problem.tracing, criterion)
+
+    @property
+    def trained(self) -> Arrays:
+        """The dense weights."""
+        return to_arrays(self.problem.network)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Choice:
+    """What a method chose, and what that cost."""
+
+    keep: BoolArray | None
+    """None: the dense network."""
+    weights: Arrays
+    """Dense ones that fine-tuning starts from, cut by ``keep``."""
+    finalist: str | None = None
+    """Of a search: which of its candidates won."""
+    scores: int = 0
+    rescores: int = 0
+    """Scores on choose-val that picked the finalist."""
+    score_seconds: float = 0.0
+    """Of all scores, on the workers; rescores are counted at the mean of the others."""
+
+
+def one_shot(case: Case, name: str) -> Choice:
+    """The mask of a method that scores nothing."""
+    return Choice(keep=ONE_SHOT[name](case), weights=case.trained)
+
+
+def _taylor(case: Case) -> BoolArray:
+    images = open_split(case.problem, "search_train", torch.device("cpu"))
+    count = min(_TAYLOR_BATCH * _TAYLOR_BATCHES, len(images))
+    chosen = np.sort(np.random.default_rng(case.settings.seed).permutation(len(images))[:count])
+    network = case.problem.network.eval()
+    batches = images.batches(_TAYLOR_BATCH, chosen)
+    return case.budget.fill(taylor_scores(network, case.problem.tracing, batches))
+
+
+def _bn_scale(case: Case) -> BoolArray:
+    return case.budget.fill(batchnorm_scales(case.problem.network, case.problem.tracing))
+
+
+def _torch_pruning(case: Case, *, global_pruning: bool) -> BoolArray:
+    problem = case.problem
+    return magnitude_mask(
+        problem.network,
+        problem.tracing,
+        case.budget,
+        example_batch(problem.dataset),
+        global_pruning=global_pruning,
+    )
+
+
+ONE_SHOT: dict[str, Callable[[Case], BoolArray]] = {
+    UNIFORM: lambda case: uniform(case.budget, case.importance("l1")),
+    "fpgm": lambda case: uniform(case.budget, case.importance("fpgm")),
+    "global-l1": lambda case: ranked_globally(case.budget, case.importance("l1")),
+    "bn-scale": _bn_scale,
+    "taylor": _taylor,
+    "torch-pruning": partial(_torch_pruning, global_pruning=False),
+    "torch-pruning-global": partial(_torch_pruning, global_pruning=True),
+}
+
+
+def search_choice(case: Case, name: str, pool: WorkerPool, run_dir: Path) -> Choice:
+    """What a search chooses, gone on with where its journal ends."""
+    problem, settings = case.problem, case.settings
+    with open_run(run_dir, resume=None, started=start_of(problem, settings)) as run:
+        found = SEARCHES[name](Context(problem, settings, run, pool, case.engine))
+        return _choice(found, run)
+
+
+def _choice(found: Found, run: RunDirectory) -> Choice:
+    scored, rescored = run.all(Scored), len(run.all(Rescored))
+    seconds = sum(fact.seconds for fact in scored)
+    return Choice(
+        keep=found.chosen.keep,
+        weights=found.weights.arrays,
+        finalist=found.chosen.name,
+        scores=len(scored),
+        rescores=rescored,
+        score_seconds=seconds * (1 + rescored / len(scored)),
+    )
+
+
+def _own_search(context: Context) -> Found:
+    return find_mask(context, score_timeout=None, console=Console())
+
+
+def _rival_search(context: Context, *, draw_of: Callable[[Case], Draw]) -> Found:
+    case = Case(problem=context.problem, settings=context.settings, engine=context.engine)
+    importance_only = uniform(case.budget, case.importance(case.settings.importance))
+    search = RivalSearch(
+        draw_of(case), case.budget, case.settings.optimizer_settings(), importance_only
+    )
+    return find_mask_with(search, context, prepare_round(context), None, Console())
+
+
+def _legr(case: Case) -> Draw:
+    settings = case.settings
+    return LeGR(case.budget, case.importance("l2"), settings.proposals, settings.seed)
+
+
+def _random_widths(case: Case) -> Draw:
+    return random_widths(case.budget, case.importance("l1"), case.settings.seed)
+
+
+SEARCHES: dict[str, Callable[[Context], Found]] = {
+    FPPMO: _own_search,
+    "random": _own_search,
+    "legr": partial(_rival_search, draw_of=_legr),
+    "random-widths": partial(_rival_search, draw_of=_random_widths),
+}
+
+
+def settings_of(method: Method, settings: SearchSettings) -> SearchSettings:
+    """The search's settings of a method: all alike but for the rule and the scores asked for.
+
+    Rivals learn nothing by our rules, so cells of theirs do not depend on ``--rule``.
+    """
+    is_rival = method.is_search and method.name != FPPMO
+    rule = "random" if is_rival else settings.rule
+    return replace(settings, rule=rule, proposals=method.scores or settings.proposals)
+
+
+def control(case: Case, name: str, chosen: BoolArray, untrained: Arrays) -> Choice:
+    """A network that shares only something with FPPMO's.
+
+    Args:
+        case: Its seed also draws random filters.
+        name: Of ``CONTROLS``, but not the dense one.
+        chosen: FPPMO's mask.
+        untrained: Fresh dense weights.
+    """
+    if name == "scratch":
+        return Choice(keep=chosen, weights=untrained)
+    space = case.problem.tracing.space
+    if name == "chosen-widths-l1":
+        order = case.importance("l1")
+    else:
+        order = np.random.default_rng([case.settings.seed, _RANDOM_FILTERS]).random(
+            space.num_filters
+        )
+    return Choice(keep=with_widths(space, space.widths(chosen), order), weights=case.trained)
+
+
+DENSE = "dense"
+CONTROLS = (DENSE, "scratch", "chosen-widths-l1", "chosen-widths-random")
+FIRST_GROUP = (UNIFORM, "fpgm", "global-l1", "bn-scale", "random", "legr", FPPMO)
+SECOND_GROUP = ("taylor", "random-widths", "torch-pruning", "torch-pruning-global")
+METHODS = (*FIRST_GROUP, *SECOND_GROUP, *CONTROLS)
