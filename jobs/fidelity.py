@@ -15,18 +15,19 @@ import copy
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from cells import Cell, Measured, Record, find, keep, measure_missing, worker_pool
-from fidelity_cells import Study, Task, done, fixed_key, seconds_left, tasks
+from fidelity_cells import Plan, Study, Task, done, fixed_key, seconds_left, tasks
 from fidelity_masks import CRITERIA, Mask, different_masks, masks_of_search, near_masks
 from fidelity_table import Results, tables
-from fidelity_worker import Depth, FidelityWorker
+from fidelity_worker import FidelityWorker
 from rich.console import Console
+from torch import nn
 
 from fppmo_ray import Placement, SearchSettings, load_dataset
-from fppmo_ray.distribution import BoolArray, Budget
+from fppmo_ray.distribution import Budget
 from fppmo_ray.job import require_lasting, run_job
 from fppmo_ray.pruning import importance
 from fppmo_ray.pruning.engine_trial import EngineTrial
@@ -43,116 +44,102 @@ logger = logging.getLogger(__name__)
 _SAY_EVERY_S = 60.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A trained network and its data."""
+
+    data: Path
+    """Folder with CIFAR-10 as parquet files or in torchvision's layout."""
+    weights: Path
+    """The network's trained weights."""
+    search_val_rows: Path
+    """.npy file of training rows that the weights have never seen."""
+    choose_val_rows: Path | None = None
+    """.npy file of further such rows; by default 40 % of the search-val rows."""
+    network: str = "resnet56"
+    """Which network is pruned: resnet20, 32, 44, 56 or 110 (``_b``: projection shortcuts), or
+    vgg16_bn."""
+    adapted_weights: Path | None = None
+    """The network's weights fine-tuned under random masks. Scores that begin from them are
+    measured too; the truth always begins from --weights."""
+
+    def problem(self, settings: SearchSettings, placement: Placement) -> Problem:
+        """What workers are given."""
+        dataset = load_dataset("cifar10", self.data)
+        dense = build_network(self.network, dataset.num_classes)
+        load_weights(dense, self.weights)
+        splits = splits_from_files(
+            dataset.train.labels,
+            search_val=self.search_val_rows,
+            choose_val=self.choose_val_rows,
+            seed=settings.seed,
+        )
+        return state_problem(dense, dataset, settings, splits=splits, placement=placement)
+
+    def adapted(self, network: nn.Module) -> Arrays | None:
+        """The adapted weights of the network, which is left as it is."""
+        if self.adapted_weights is None:
+            return None
+        network = copy.deepcopy(network)
+        load_weights(network, self.adapted_weights)
+        return to_arrays(network)
+
+
 def main(
-    data: Path,
-    weights: Path,
-    search_val_rows: Path,
-    searches: tuple[str, ...],
-    results: Path,
+    trained: Trained,
     settings: SearchSettings,
     placement: Placement,
+    plan: Plan,
     *,
-    network: str = "resnet56",
-    choose_val_rows: Path | None = None,
-    adapted_weights: Path | None = None,
-    masks: int = 24,
-    steps: tuple[int, ...] = (0, 50, 150, 500),
-    compensated_steps: tuple[int, ...] = (0, 50, 150),
-    adapted_steps: tuple[int, ...] = (0, 50),
-    score_seeds: int = 3,
-    truth_seeds: int = 1,
+    searches: tuple[str, ...],
+    results: Path,
+    only_tables: bool = False,
 ) -> None:
     """Measure what is missing, then print what is there.
 
     Args:
-        data: Folder with CIFAR-10 as parquet files or in torchvision's layout.
-        weights: The network's trained weights.
-        search_val_rows: .npy file of training rows that the weights have never seen.
-        searches: Run directories of finished searches for the same cut: half of the masks are
-            taken from there and from around.
-        results: Folder that keeps every measurement in a file.
+        trained: Which network is pruned, and on what data.
         settings: Budget, recipe, images and engine, as of a search; what is of its proposals, its
             rule, its finalists and its baseline plays no part, nor do --score-steps and
             --compensate but in the choice of the engine. --proposals says of how many scores the
             cost is told, --rank-by which figure of a score counts.
         placement: Where it runs.
-        network: Which network is pruned: resnet20, 32, 44, 56 or 110 (``_b``: projection
-            shortcuts), or vgg16_bn.
-        choose_val_rows: .npy file of further such rows; by default 40 % of the search-val rows.
-        adapted_weights: The network's weights fine-tuned under random masks. Scores that begin
-            from them are measured too; the truth always begins from --weights.
-        masks: How many are judged, half of them near the searches' optimum.
-        steps: Fine-tuning steps of scores; 0 recalibrates only.
-        compensated_steps: The same for scores with compensation.
-        adapted_steps: The same for scores that begin from the adapted weights.
-        score_seeds: Repeats of each score, which tell its noise.
-        truth_seeds: Fine-tunings of each mask.
+        plan: How much is measured.
+        searches: Run directories of finished searches for the same cut: half of the masks are
+            taken from there and from around.
+        results: Folder that keeps every measurement in a file.
+        only_tables: Measure nothing, not even while another process does.
     """
     require_lasting(results)
-    _require_counts(masks, score_seeds, truth_seeds, settings.recipe.epochs)
-    problem = _problem(
-        data, network, weights, search_val_rows, choose_val_rows, settings, placement
+    if settings.recipe.epochs < 1:
+        raise ValueError("--fine-tune-epochs must be at least 1: the truth is a fine-tuned network")
+    problem = trained.problem(settings, placement)
+    adapted = trained.adapted(problem.network)
+    engine = _known_engine(problem, settings, results)
+    if only_tables and engine is None:
+        raise ValueError(f"{results} holds no results yet; measure some without --only-tables")
+    study = Study(
+        problem=problem,
+        engine=engine or problem.engine,
+        adapted_weights=None if adapted is None else digest(adapted),
+        masks=_masks(problem, settings, searches, plan.masks),
+        plan=plan,
+        seed=settings.seed,
+        score_timeout=placement.score_timeout,
     )
-    adapted = _arrays(problem, adapted_weights)
-    chosen = _masks(problem, settings, searches, masks)
-    depths = _depths(steps, compensated_steps, adapted_steps if adapted is not None else ())
-    with (
-        connection(placement),
-        worker_pool(FidelityWorker, problem, adapted, placement=placement) as pool,
-    ):
-        study = Study(
-            problem=problem,
-            engine=_settled_engine(problem, settings, chosen[0].keep, results, pool),
-            adapted_weights=None if adapted is None else digest(adapted),
-            masks=chosen,
-            depths=depths,
-            seed=settings.seed,
-            score_seeds=score_seeds,
-            truth_seeds=truth_seeds,
-            score_timeout=placement.score_timeout,
-        )
-        todo = tasks(study)
-        _measure(study, todo, results, pool, placement.workers)
-    console = Console(width=140)
+    if not only_tables:
+        with (
+            connection(placement),
+            worker_pool(FidelityWorker, problem, adapted, placement=placement) as pool,
+        ):
+            if engine is None:
+                study = replace(study, engine=_choose_engine(study, settings, results, pool))
+            _measure(study, results, pool, placement.workers)
+    todo = tasks(study)
     found = Results(tasks=todo, records=done(results, todo))
-    console.print(*tables(found, rank_by=settings.rank_by, proposals=settings.proposals), sep="\n")
-
-
-def _require_counts(masks: int, score_seeds: int, truth_seeds: int, epochs: int) -> None:
-    for name, value, least in (
-        ("--masks", masks, 2),
-        ("--score-seeds", score_seeds, 1),
-        ("--truth-seeds", truth_seeds, 1),
-        ("--fine-tune-epochs", epochs, 1),
-    ):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
-
-
-def _problem(
-    data: Path,
-    network: str,
-    weights: Path,
-    search_val: Path,
-    choose_val: Path | None,
-    settings: SearchSettings,
-    placement: Placement,
-) -> Problem:
-    dataset = load_dataset("cifar10", data)
-    dense = build_network(network, dataset.num_classes)
-    load_weights(dense, weights)
-    splits = splits_from_files(
-        dataset.train.labels, search_val=search_val, choose_val=choose_val, seed=settings.seed
+    Console(width=140).print(
+        *tables(found, rank_by=settings.rank_by, proposals=settings.proposals), sep="\n"
     )
-    return state_problem(dense, dataset, settings, splits=splits, placement=placement)
-
-
-def _arrays(problem: Problem, weights: Path | None) -> Arrays | None:
-    if weights is None:
-        return None
-    network = copy.deepcopy(problem.network)
-    load_weights(network, weights)
-    return to_arrays(network)
 
 
 def _masks(
@@ -173,45 +160,39 @@ def _masks(
     return different + near_masks(budget, found, num_near, settings.seed, taken=different)
 
 
-def _depths(
-    steps: Sequence[int], compensated: Sequence[int], adapted: Sequence[int]
-) -> list[Depth]:
-    return [
-        *(Depth(steps=count) for count in steps),
-        *(Depth(steps=count, compensate=True) for count in compensated),
-        *(Depth(steps=count, weights="adapted") for count in adapted),
-    ]
-
-
-def _settled_engine(
-    problem: Problem,
-    settings: SearchSettings,
-    mask: BoolArray,
-    folder: Path,
-    pool: WorkerPool,
-) -> Engine:
-    """The engine that the results were begun with, else the one a search would choose."""
+def _engine_cell(problem: Problem, settings: SearchSettings) -> Cell:
     asked = {"dtype": settings.dtype, "engine": settings.engine, "threads": problem.threads}
-    cell = Cell(name="engine", key={**fixed_key(problem), **asked})
-    if (record := find(folder, cell)) is None:
-
-        def measure(engine: Engine) -> EngineTrial:
-            work = Work(name=f"trial of {engine}", method="try_engine", arguments=(engine, mask))
-            trial: EngineTrial
-            [trial] = pool.run([work])
-            return trial
-
-        begin = time.perf_counter()
-        choice = choose_engine(problem.engine, ways_to_try(problem, settings), measure)
-        seconds = time.perf_counter() - begin
-        record = keep(folder, cell, Measured(figures=asdict(choice), seconds=seconds))
-    logger.info("engine  %s", record.figures["why"])
-    return Engine(**record.figures["engine"])
+    return Cell(name="engine", key={**fixed_key(problem), **asked})
 
 
-def _measure(
-    study: Study, todo: Sequence[Task], folder: Path, pool: WorkerPool, workers: int
-) -> None:
+def _known_engine(problem: Problem, settings: SearchSettings, folder: Path) -> Engine | None:
+    """The engine that the results were begun with."""
+    record = find(folder, _engine_cell(problem, settings))
+    return None if record is None else Engine(**record.figures["engine"])
+
+
+def _choose_engine(
+    study: Study, settings: SearchSettings, folder: Path, pool: WorkerPool
+) -> Engine:
+    """The engine that a search would choose, kept for all that follows."""
+    problem, mask = study.problem, study.masks[0].keep
+
+    def measure(engine: Engine) -> EngineTrial:
+        work = Work(name=f"trial of {engine}", method="try_engine", arguments=(engine, mask))
+        trial: EngineTrial
+        [trial] = pool.run([work])
+        return trial
+
+    begin = time.perf_counter()
+    choice = choose_engine(problem.engine, ways_to_try(problem, settings), measure)
+    measured = Measured(figures=asdict(choice), seconds=time.perf_counter() - begin)
+    keep(folder, _engine_cell(problem, settings), measured)
+    logger.info("engine  %s", choice.why)
+    return Engine(**choice.engine)
+
+
+def _measure(study: Study, folder: Path, pool: WorkerPool, workers: int) -> None:
+    todo = tasks(study)
     records = done(folder, todo)
     say = _progress(study, todo, records, workers)
     say()

@@ -25,6 +25,39 @@ _PATIENCE_S = 24 * 3600.0  # limits are not learned: the first cells take second
 
 
 @dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How much is measured; more masks, steps and seeds add to what is there."""
+
+    masks: int = 24
+    """How many are judged, half of them near the searches' optimum; at least 2."""
+    steps: tuple[int, ...] = (0, 50, 150, 500)
+    """Fine-tuning steps of scores; 0 recalibrates only."""
+    compensated_steps: tuple[int, ...] = (0, 50, 150)
+    """The same for scores with compensation."""
+    adapted_steps: tuple[int, ...] = (0, 50)
+    """The same for scores that begin from the adapted weights, where these are given."""
+    score_seeds: int = 3
+    """Repeats of each score, which tell its noise. All masks share a repeat's seed, as those of a
+    generation do."""
+    truth_seeds: int = 1
+    """Fine-tunings of each mask; the second tells how well any score could agree."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("masks", 2), ("score_seeds", 1), ("truth_seeds", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+
+    def depths(self, *, with_adapted: bool) -> list[Depth]:
+        """The depths of the scores."""
+        adapted = self.adapted_steps if with_adapted else ()
+        return [
+            *(Depth(steps=count) for count in self.steps),
+            *(Depth(steps=count, compensate=True) for count in self.compensated_steps),
+            *(Depth(steps=count, weights="adapted") for count in adapted),
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Study:
     """All that is to be measured."""
 
@@ -33,12 +66,8 @@ class Study:
     adapted_weights: str | None
     """Digest of the adapted weights, where there are any."""
     masks: Sequence[Mask]
-    depths: Sequence[Depth]
+    plan: Plan
     seed: int
-    score_seeds: int
-    """Repeats of every score; all masks share the seed of a repeat, as a generation does."""
-    truth_seeds: int
-    """Fine-tunings of every mask."""
     score_timeout: float | None
     """Seconds after which a score is taken from its worker; None: a day."""
 
@@ -67,8 +96,9 @@ def tasks(study: Study) -> list[Task]:
     then the repeats that tell the noise.
     """
     fixed = fixed_key(study.problem)
-    shallow_first = sorted(study.depths, key=lambda depth: depth.steps)
-    in_turn = _in_turn(study.masks)
+    plan, in_turn = study.plan, _in_turn(study.masks)
+    depths = plan.depths(with_adapted=study.adapted_weights is not None)
+    shallow_first = sorted(depths, key=lambda depth: depth.steps)
 
     def scores(repeat: int) -> Iterator[Task]:
         for depth in shallow_first:
@@ -79,12 +109,11 @@ def tasks(study: Study) -> list[Task]:
         for file, mask in in_turn:
             yield _truth_task(study, fixed, file, mask, repeat)
 
-    repeats = range(1, study.score_seeds)
     return [
         *scores(0),
         *truths(0),
-        *(task for repeat in repeats for task in scores(repeat)),
-        *(task for repeat in range(1, study.truth_seeds) for task in truths(repeat)),
+        *(task for repeat in range(1, plan.score_seeds) for task in scores(repeat)),
+        *(task for repeat in range(1, plan.truth_seeds) for task in truths(repeat)),
     ]
 
 

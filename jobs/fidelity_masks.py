@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count, islice, zip_longest
+from itertools import chain, count, islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -65,29 +65,27 @@ def different_masks(
     Raises:
         ValueError: the space has not so many different masks.
     """
-    space, by_weights = budget.space, importances[CRITERIA[0]]
-    quantiles = uniform_priority(space, by_weights)
+    space, quantiles = budget.space, uniform_priority(budget.space, importances[CRITERIA[0]])
+    priorities = chain(
+        [(f"uniform {CRITERIA[0]}", quantiles)],
+        ((f"global {criterion}", values) for criterion, values in importances.items()),
+        islice(_at_random(space, quantiles, seed), _MAX_DRAWS),
+    )
+    candidates = (Mask(name, budget.fill(wish), is_near=False) for name, wish in priorities)
+    return _distinct(candidates, num_masks, taken=())
+
+
+def _at_random(
+    space: PruningSpace, quantiles: FloatArray, seed: int
+) -> Iterator[tuple[str, FloatArray]]:
+    """Named priorities without end: layers spread ever more, and filters at equal widths."""
     rng = np.random.default_rng([seed, _DIFFERENT])
-    priorities = [
-        (f"uniform {CRITERIA[0]}", quantiles),
-        *((f"global {criterion}", values) for criterion, values in importances.items()),
-    ]
-
-    def at_random() -> Iterator[tuple[str, FloatArray]]:
-        layers = np.log(quantiles / (1 - quantiles))
-        for number in count(1):
-            spread = _SPREADS * number
-            moved = layers + (spread * rng.standard_normal(len(space.groups)))[space.group_of]
-            yield f"random widths, spread {spread:g}", moved
-            yield f"random filters {number}", uniform_priority(space, rng.random(len(quantiles)))
-
-    def candidates() -> Iterator[Mask]:
-        for name, priority in priorities:
-            yield Mask(name, budget.fill(priority), is_near=False)
-        for name, priority in islice(at_random(), _MAX_DRAWS):
-            yield Mask(name, budget.fill(priority), is_near=False)
-
-    return _distinct(candidates(), num_masks, taken=())
+    logits = np.log(quantiles / (1 - quantiles))
+    for number in count(1):
+        spread = _SPREADS * number
+        moves = spread * rng.standard_normal(len(space.groups))
+        yield f"random widths, spread {spread:g}", logits + moves[space.group_of]
+        yield f"random filters {number}", uniform_priority(space, rng.random(len(quantiles)))
 
 
 def near_masks(

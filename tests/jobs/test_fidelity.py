@@ -9,13 +9,11 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import ray
 import torch
-from job_files import load_job
 from rich.console import Console
 
 from fppmo_ray import Placement, Recipe, SearchSettings, load_dataset
@@ -41,10 +39,11 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "jobs"))
 
 import agreement
 import cells
+import fidelity
 import fidelity_worker
 from agreement import average_ranks, interval, noise, noise_beside_others, spearman
 from agreement import top_quarter_recall as recall
-from fidelity_cells import Study, Task, seconds_left, tasks
+from fidelity_cells import Plan, Study, Task, seconds_left, tasks
 from fidelity_masks import Mask, different_masks, masks_of_search, near_masks
 from fidelity_table import Results, tables
 from fidelity_worker import Depth, FidelityWorker
@@ -326,19 +325,19 @@ def test_the_truth_is_the_fine_tuning_of_a_search(problem: Problem, mask: Mask) 
     assert truth["held_out"]["loss"] == pytest.approx(held_out)  # of 60 and 40 images
 
 
-def study_of(problem: Problem, masks: list[Mask], **changes: object) -> Study:
-    study = Study(
+def study_of(problem: Problem, masks: list[Mask], plan: Plan) -> Study:
+    return Study(
         problem=problem,
         engine=ENGINE,
         adapted_weights=None,
         masks=masks,
-        depths=[Depth(steps=50), Depth(steps=0)],
+        plan=plan,
         seed=0,
-        score_seeds=2,
-        truth_seeds=2,
         score_timeout=None,
     )
-    return replace(study, **changes)
+
+
+TWICE = Plan(steps=(50, 0), compensated_steps=(), score_seeds=2, truth_seeds=2)
 
 
 def record_of(task: Task, cost: float) -> cells.Record:
@@ -357,7 +356,7 @@ def test_single_scores_come_before_truths_and_these_before_repeats(
     problem: Problem, mask: Mask
 ) -> None:
     masks = [mask, replace(mask, name="other", keep=~mask.keep), replace(mask, is_near=True)]
-    names = [task.cell.name for task in tasks(study_of(problem, masks))]
+    names = [task.cell.name for task in tasks(study_of(problem, masks, TWICE))]
     order = ("different00", "near00", "different01")
     first = [f"{name}-{steps}steps-0" for steps in (0, 50) for name in order]
     assert names[:9] == first + [f"{name}-truth-0" for name in order]
@@ -365,7 +364,7 @@ def test_single_scores_come_before_truths_and_these_before_repeats(
 
 
 def test_what_is_left_is_judged_by_what_was_measured(problem: Problem, mask: Mask) -> None:
-    study = study_of(problem, [mask], score_seeds=1, truth_seeds=1)
+    study = study_of(problem, [mask], replace(TWICE, score_seeds=1, truth_seeds=1))
     recalibrated, trained, truth = todo = tasks(study)
     assert seconds_left(study, todo, {}) is None
     records = {recalibrated.cell.name: record_of(recalibrated, 0.5)}  # 1 s for 64 + 32 images
@@ -385,8 +384,7 @@ def test_tables_hold_what_is_there(problem: Problem, mask: Mask) -> None:
     masks = [
         replace(mask, name=f"mask {i}", keep=np.roll(mask.keep, i), is_near=i > 3) for i in range(8)
     ]
-    study = study_of(problem, masks)
-    todo = tasks(study)
+    todo = tasks(study_of(problem, masks, TWICE))
     costs = {mask.name: 0.1 * number for number, mask in enumerate(masks)}
     costs_of_scores = costs | {"mask 6": 0.7, "mask 7": 0.6}  # at no steps two of eight change
     records = {
@@ -410,16 +408,10 @@ def test_tables_hold_what_is_there(problem: Problem, mask: Mask) -> None:
     assert "│ 8      │ 1.00" in few
 
 
-@pytest.fixture(scope="module")
-def job() -> ModuleType:
-    return load_job("fidelity")
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:channel groups left whole")  # option-A shortcuts
 @pytest.mark.usefixtures("local_ray")
 def test_the_job_does_what_is_missing(
-    job: ModuleType,
     problem: Problem,
     few_images: Path,
     weights: Path,
@@ -433,30 +425,36 @@ def test_the_job_does_what_is_missing(
     found = [pack_mask(budget.fill(rng.random(space.num_filters))) for _ in range(3)]
     search = write_search(tmp_path / "run", facts_of(found, [0.9, 0.8]), space.fingerprint(), CUT)
 
-    def run(steps: tuple[int, ...], settings: SearchSettings = SETTINGS) -> dict[str, str]:
-        job.main(
-            few_images,
-            weights,
-            rows,
-            (str(search),),
-            tmp_path / "results",
+    trained = fidelity.Trained(
+        data=few_images,
+        weights=weights,
+        search_val_rows=rows,
+        network="resnet20",
+        adapted_weights=weights,
+    )
+    plan = Plan(masks=4, compensated_steps=(0,), adapted_steps=(0,), score_seeds=1)
+
+    def run(
+        *steps: int, settings: SearchSettings = SETTINGS, only_tables: bool = False
+    ) -> dict[str, str]:
+        fidelity.main(
+            trained,
             settings,
-            Placement(),
-            network="resnet20",
-            adapted_weights=weights,
-            masks=4,
-            steps=steps,
-            compensated_steps=(0,),
-            adapted_steps=(0,),
-            score_seeds=1,
+            Placement(workers=1),
+            replace(plan, steps=steps),
+            searches=(str(search),),
+            results=tmp_path / "results",
+            only_tables=only_tables,
         )
         files = (tmp_path / "results").glob("*.json")
         return {file.stem: file.read_text() for file in files}
 
-    first = run((0,))
+    with pytest.raises(ValueError, match="holds no results yet; measure some without --only-tab"):
+        run(0, only_tables=True)
+    first = run(0)
     assert len(first) == 1 + 4 * (3 + 1)  # the engine; three scores and the truth of four masks
     assert "fine-tuned again" not in capsys.readouterr().out
-    second = run((0, 1))
+    second = run(0, 1)
     assert first.items() <= second.items()
     assert sorted(second.keys() - first.keys()) == [
         f"{name}-1steps-0" for name in ("different00", "different01", "near00", "near01")
@@ -465,17 +463,28 @@ def test_the_job_does_what_is_missing(
     assert figures["near00-0steps-0"] == figures["near00-0steps-adapted-0"]
     assert figures["near00-0steps-0"] != figures["near00-0steps-compensated-0"]
     with pytest.raises(ValueError, match=r"was measured with score_images = 32, this run has 31"):
-        run((0,), replace(SETTINGS, score_images=31))
+        run(0, settings=replace(SETTINGS, score_images=31))
+    capsys.readouterr()
+    assert run(0, 1, 2, only_tables=True) == second
+    printed = capsys.readouterr().out
+    assert "1 steps" in printed
+    assert "2 steps" not in printed
 
 
-def test_a_job_without_searches_is_refused(
-    job: ModuleType, few_images: Path, weights: Path, rows: Path, tmp_path: Path
+@pytest.mark.filterwarnings("ignore:channel groups left whole")  # option-A shortcuts
+def test_what_measures_nothing_is_refused(
+    few_images: Path, weights: Path, rows: Path, tmp_path: Path
 ) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with pytest.raises(ValueError, match="--searches must name at least one run directory"):
-            job.main(
-                few_images, weights, rows, (), tmp_path, SETTINGS, Placement(), network="resnet20"
-            )
-    with pytest.raises(ValueError, match="--masks must be at least 2, got 1"):
-        job.main(few_images, weights, rows, ("a",), tmp_path, SETTINGS, Placement(), masks=1)
+    trained = fidelity.Trained(
+        data=few_images, weights=weights, search_val_rows=rows, network="resnet20"
+    )
+
+    def run(settings: SearchSettings) -> None:
+        fidelity.main(trained, settings, Placement(), Plan(), searches=(), results=tmp_path)
+
+    with pytest.raises(ValueError, match="--searches must name at least one run directory"):
+        run(SETTINGS)
+    with pytest.raises(ValueError, match="--fine-tune-epochs must be at least 1"):
+        run(replace(SETTINGS, recipe=Recipe(epochs=0)))
+    with pytest.raises(ValueError, match="masks must be at least 2, got 1"):
+        Plan(masks=1)
