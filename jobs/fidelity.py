@@ -108,19 +108,16 @@ def main(
         searches: Run directories of finished searches for the same cut: half of the masks are
             taken from there and from around.
         results: Folder that keeps every measurement in a file.
-        only_tables: Measure nothing, not even while another process does.
+        only_tables: Print what is there and measure nothing; another process may be measuring.
     """
     require_lasting(results)
     if settings.recipe.epochs < 1:
         raise ValueError("--fine-tune-epochs must be at least 1: the truth is a fine-tuned network")
     problem = trained.problem(settings, placement)
     adapted = trained.adapted(problem.network)
-    engine = _known_engine(problem, settings, results)
-    if only_tables and engine is None:
-        raise ValueError(f"{results} holds no results yet; measure some without --only-tables")
     study = Study(
         problem=problem,
-        engine=engine or problem.engine,
+        engine=_known_engine(problem, settings, results),
         adapted_weights=None if adapted is None else digest(adapted),
         masks=_masks(problem, settings, searches, plan.masks),
         plan=plan,
@@ -128,18 +125,8 @@ def main(
         score_timeout=placement.score_timeout,
     )
     if not only_tables:
-        with (
-            connection(placement),
-            worker_pool(FidelityWorker, problem, adapted, placement=placement) as pool,
-        ):
-            if engine is None:
-                study = replace(study, engine=_choose_engine(study, settings, results, pool))
-            _measure(study, results, pool, placement.workers)
-    todo = tasks(study)
-    found = Results(tasks=todo, records=done(results, todo))
-    Console(width=140).print(
-        *tables(found, rank_by=settings.rank_by, proposals=settings.proposals), sep="\n"
-    )
+        study = _measure_missing(study, adapted, settings, placement, results)
+    _print_tables(study, settings, results)
 
 
 def _masks(
@@ -191,17 +178,40 @@ def _choose_engine(
     return Engine(**choice.engine)
 
 
-def _measure(study: Study, folder: Path, pool: WorkerPool, workers: int) -> None:
-    todo = tasks(study)
-    records = done(folder, todo)
-    say = _progress(study, todo, records, workers)
-    say()
-
-    def take(cell: Cell, record: Record) -> None:
-        records[cell.name] = record
+def _measure_missing(
+    study: Study,
+    adapted: Arrays | None,
+    settings: SearchSettings,
+    placement: Placement,
+    folder: Path,
+) -> Study:
+    """Do what is missing; the study with the engine that it was done with."""
+    with (
+        connection(placement),
+        worker_pool(FidelityWorker, study.problem, adapted, placement=placement) as pool,
+    ):
+        if study.engine is None:
+            study = replace(study, engine=_choose_engine(study, settings, folder, pool))
+        todo = tasks(study)
+        records = done(folder, todo)
+        say = _progress(study, todo, records, placement.workers)
         say()
 
-    measure_missing(folder, [(task.cell, task.work) for task in todo], pool, on_kept=take)
+        def take(cell: Cell, record: Record) -> None:
+            records[cell.name] = record
+            say()
+
+        measure_missing(folder, [(task.cell, task.work) for task in todo], pool, on_kept=take)
+    return study
+
+
+def _print_tables(study: Study, settings: SearchSettings, folder: Path) -> None:
+    if study.engine is None:
+        raise ValueError(f"{folder} holds no results yet; measure some without --only-tables")
+    todo = tasks(study)
+    found = Results(tasks=todo, records=done(folder, todo))
+    shown = tables(found, rank_by=settings.rank_by, proposals=settings.proposals)
+    Console(width=140).print(*shown, sep="\n")
 
 
 def _progress(

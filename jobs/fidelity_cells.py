@@ -46,15 +46,21 @@ class Plan:
         for name, least in (("masks", 2), ("score_seeds", 1), ("truth_seeds", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for count in (*self.steps, *self.compensated_steps, *self.adapted_steps):
+            if count < 0:
+                raise ValueError(f"fine-tuning steps of scores must be at least 0, got {count}")
 
     def depths(self, *, with_adapted: bool) -> list[Depth]:
-        """The depths of the scores."""
+        """The depths of the scores, the shallowest first."""
         adapted = self.adapted_steps if with_adapted else ()
-        return [
+        depths = {
             *(Depth(steps=count) for count in self.steps),
             *(Depth(steps=count, compensate=True) for count in self.compensated_steps),
             *(Depth(steps=count, weights="adapted") for count in adapted),
-        ]
+        }
+        return sorted(
+            depths, key=lambda depth: (depth.steps, depth.weights != "dense", depth.compensate)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +68,8 @@ class Study:
     """All that is to be measured."""
 
     problem: Problem
-    engine: Engine
+    engine: Engine | None
+    """How all passes are computed; None until that is measured."""
     adapted_weights: str | None
     """Digest of the adapted weights, where there are any."""
     masks: Sequence[Mask]
@@ -95,13 +102,13 @@ def tasks(study: Study) -> list[Task]:
     First one score of each mask at every depth, the cheapest first, then the truths, mask by mask,
     then the repeats that tell the noise.
     """
-    fixed = fixed_key(study.problem)
+    assert study.engine is not None  # whoever asks for tasks has settled it
+    fixed = {**fixed_key(study.problem), "engine": asdict(study.engine)}
     plan, in_turn = study.plan, _in_turn(study.masks)
     depths = plan.depths(with_adapted=study.adapted_weights is not None)
-    shallow_first = sorted(depths, key=lambda depth: depth.steps)
 
     def scores(repeat: int) -> Iterator[Task]:
-        for depth in shallow_first:
+        for depth in depths:
             for file, mask in in_turn:
                 yield _score_task(study, fixed, file, mask, depth, repeat)
 
@@ -183,7 +190,6 @@ def _score_task(
     key = {
         **fixed,
         **_mask_key(mask),
-        "engine": asdict(study.engine),
         **asdict(depth),
         "score_images": study.problem.fidelity.score_images,
         "recipe": recipe,
@@ -206,7 +212,6 @@ def _truth_task(study: Study, fixed: Mapping[str, Any], file: str, mask: Mask, r
     key = {
         **fixed,
         **_mask_key(mask),
-        "engine": asdict(study.engine),
         "recipe": asdict(recipe),
         "seed": seed,
     }

@@ -488,3 +488,5 @@ def test_what_measures_nothing_is_refused(
         run(replace(SETTINGS, recipe=Recipe(epochs=0)))
     with pytest.raises(ValueError, match="masks must be at least 2, got 1"):
         Plan(masks=1)
+    with pytest.raises(ValueError, match="steps of scores must be at least 0, got -1"):
+        Plan(compensated_steps=(0, -1))
