@@ -7,18 +7,21 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
 from rich.table import Table
 
 from fppmo_ray.distribution import OptimizerSettings
+from fppmo_ray.service.place import Place
 from fppmo_ray.service.pool import WorkerPool
 from fppmo_ray.service.pretend import (
     PRETEND_SPACE,
     Pace,
+    PretendScore,
     PretendWorker,
     pretend_model,
     pretend_pool,
@@ -68,6 +71,23 @@ class Throughput:
         return self.scores_per_second / self.load.workers
 
 
+class TimedWorker:
+    """A pretending worker that tells how long it took: a sleep is longer than it was to be."""
+
+    def __init__(self, pace: Pace, slot: int) -> None:
+        self._worker = PretendWorker(pace, slot)
+
+    def ready(self) -> Place:
+        """Where the worker runs."""
+        return self._worker.ready()
+
+    def score(self, *arguments: Any) -> PretendScore:
+        """The pretended score."""
+        begin = time.perf_counter()
+        score = self._worker.score(*arguments)
+        return replace(score, seconds=time.perf_counter() - begin)
+
+
 def scaling_table() -> Table:
     """Measure, with the workers up before the first score."""
     few, many = _measure(_FEW), _measure(_MANY)
@@ -105,7 +125,7 @@ def _measure(load: Load) -> Throughput:
         tempfile.TemporaryDirectory() as folder,
         pretend_run(Path(folder) / "run", settings) as run,
         pretend_model(settings) as model,
-        pretend_pool(PretendWorker, pace, num_workers=load.workers, demand=Demand(cpus=1)) as pool,
+        pretend_pool(TimedWorker, pace, num_workers=load.workers, demand=Demand(cpus=1)) as pool,
     ):
         _wait_for_all(pool)
         cpu_seconds = time.process_time()
