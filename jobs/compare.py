@@ -264,8 +264,7 @@ class Comparison:
 
 def _key(case: Case, method: Method) -> dict[str, Any]:
     """All that a cell's figures depend on, and nothing that they do not."""
-    settings = case.settings
-    identity = identity_of(case.problem, settings)
+    settings, identity = case.settings, case.identity
     key: dict[str, Any] = {
         "method": str(method),
         "seed": settings.seed,

@@ -27,10 +27,11 @@ def draw_comparison(records: Iterable[Record], path: Path) -> None:
     if not cuts:
         return
     figure = Figure(figsize=(15, 4.6), layout="constrained")
-    first, second, third = figure.subplots(1, 3)
+    axes: list[Axes] = list(figure.subplots(1, 3))
+    first, second, third = axes
     names = list(dict.fromkeys(method for rows in cuts.values() for method in rows))
     plain = [name for name in names if "@" not in name]
-    colours = {name: f"C{place % 10}" for place, name in enumerate(plain)}
+    colours = dict(zip(plain, _colours(len(plain)), strict=True))
     _draw_macs(first, cuts, colours)
     cut, rows = max(cuts.items(), key=lambda item: len(item[1]))
     _draw_epochs(second, rows, colours)
@@ -44,7 +45,9 @@ def _draw_macs(axes: Axes, cuts: dict[float, Rows], colours: dict[str, str]) -> 
     """Mean test accuracy of every method at every cut, with standard deviations."""
     for name, colour in colours.items():
         points = [rows[name] for rows in cuts.values() if name in rows]
-        points = points[:1] if name == DENSE else points
+        if name == DENSE:  # far away on the axis of MACs: a level
+            axes.axhline(fmean(accuracies_on_test(points[0])), color=colour, ls="--", label=name)
+            continue
         macs = [fmean(record.figures["macs"] for record in p.values()) / 1e6 for p in points]
         accuracies = [accuracies_on_test(p) for p in points]
         axes.errorbar(
@@ -99,6 +102,16 @@ def _draw_scores(axes: Axes, rows: Rows) -> None:
     axes.set(xlabel="scores", ylabel="test accuracy after fine-tuning, %")
     if searches:
         axes.legend(fontsize=7)
+
+
+def _colours(count: int) -> list[str]:
+    """As different as they get: ten of a kind, then others."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    palette = [to_hex(colour) for colour in colormaps["tab20"](range(20))]
+    palette = [*palette[::2], *palette[1::2]]
+    return [palette[place % len(palette)] for place in range(count)]
 
 
 def _curve(record: Record) -> list[float]:

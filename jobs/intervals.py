@@ -55,7 +55,8 @@ def t_95(degrees: int) -> float:
     z = statistics.NormalDist().inv_cdf(0.975)
     first = (z**3 + z) / (4 * degrees)
     second = (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
-    return z + first + second
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees**3)
+    return z + first + second + third
 
 
 def spread(values: Sequence[float]) -> str:

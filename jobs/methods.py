@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from torch_pruning_masks import magnitude_mask
 from fppmo_ray.distribution import BoolArray, Budget, FloatArray
 from fppmo_ray.pruning import Criterion, importance
 from fppmo_ray.service.pool import WorkerPool
-from fppmo_ray.service.problem import Problem, open_split
+from fppmo_ray.service.problem import Problem, identity_of, open_split
 from fppmo_ray.service.record.facts import Rescored, Scored
 from fppmo_ray.service.record.run_directory import RunDirectory, open_run
 from fppmo_ray.service.rounds import Context, prepare_round
@@ -82,6 +83,11 @@ class Case:
     settings: SearchSettings
     """Its seed is the case's."""
     engine: Engine
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Digests of weights and data, and what else a search's journal is opened with."""
+        return identity_of(self.problem, self.settings)
 
     @property
     def budget(self) -> Budget:
