@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -45,8 +45,7 @@ def recalibrate_batchnorm(
             for norm in norms:
                 norm.train()
                 norm.reset_running_stats()
-                norm.momentum = None  # None selects the exact cumulative average
-            _run(network, batches, dtype)
+            _run(network, norms, batches, dtype)
     except BaseException:
         for norm, buffers in zip(norms, before, strict=True):
             for buffer, old in zip(norm.buffers(), buffers, strict=True):
@@ -57,11 +56,20 @@ def recalibrate_batchnorm(
             norm.momentum = momentum
 
 
-def _run(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], dtype: DType) -> None:
+def _run(
+    network: nn.Module,
+    norms: Sequence[_BatchNorm],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    dtype: DType,
+) -> None:
     num_batches = 0
     for images, _ in batches:
+        num_batches += 1
+        for norm in norms:
+            # The cumulative average. Torch's own, None, waits for a GPU at every layer to learn
+            # how many batches there were.
+            norm.momentum = 1 / num_batches
         with arithmetic(images.device, dtype):
             network(images)
-        num_batches += 1
     if not num_batches:
         raise ValueError("a recalibration needs images, got no batches")
