@@ -112,7 +112,7 @@ def main(
 
 def present(results: Path) -> None:
     """Print the tables of a folder of cells, and draw their figure beside them."""
-    console = Console(width=None if sys.stdout.isatty() else 150)
+    console = Console(width=None if sys.stdout.isatty() else 170)
     records = list(read_all(results).values())
     for table in comparison_tables(records):
         console.print(table)

@@ -83,7 +83,7 @@ def _table(cut: float, rows: Rows) -> Table:
         "scoring, s",
         "tuning, s",
     ):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap="[95 %]" in column)
     for method, of_seed in rows.items():
         table.add_row(method, *_entries(method, of_seed, rows))
     return table
