@@ -10,28 +10,29 @@ stopped, other ``--macs-cut`` or ``--methods`` add to the folder, and the table 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import ray
 from cells import Cell, find, measure_missing, read_all, worker_pool
+from compare_cells import cell_of, digest, figures_of
 from compare_figure import draw_comparison
 from compare_table import comparison_tables
 from equal_tuning import TuningTask, TuningWorker
+from fastnas import require_fastnas
 from methods import (
     DENSE,
+    FASTNAS,
     FIRST_GROUP,
     FPPMO,
     Case,
     Choice,
     Method,
     control,
+    foreign_choice,
     method_of,
     one_shot,
     search_choice,
@@ -40,7 +41,7 @@ from methods import (
 from rich.console import Console
 
 from fppmo_ray import Dataset, Placement, SearchSettings, Splits, load_dataset
-from fppmo_ray.distribution import BoolArray, pack_mask, unpack_mask
+from fppmo_ray.distribution import BoolArray, unpack_mask
 from fppmo_ray.job import require_lasting, run_job
 from fppmo_ray.service.connection import connection
 from fppmo_ray.service.engine_choice import settle_engine, ways_to_try
@@ -93,6 +94,9 @@ def main(
     for folder in (results, work_dir):
         require_lasting(folder)
     _check(settings, seeds)
+    wanted = [method_of(text) for text in dict.fromkeys(methods)]
+    if any(method.name == FASTNAS for method in wanted):
+        require_fastnas()
     comparison = Comparison(
         dataset=load_dataset("cifar10", data),
         network=network,
@@ -103,7 +107,6 @@ def main(
         results=results,
         work_dir=work_dir.resolve(),
     )
-    wanted = [method_of(text) for text in dict.fromkeys(methods)]
     with connection(placement):
         for seed in seeds:
             comparison.measure(seed, wanted)
@@ -190,7 +193,7 @@ class Comparison:
             return problem.engine
         for record in read_all(self.results).values():
             return Engine(**record.key["engine"])
-        run_dir = self.work_dir / f"engine-{_digest(identity_of(problem, settings))}"
+        run_dir = self.work_dir / f"engine-{digest(identity_of(problem, settings))}"
         one = replace(self.placement, workers=1)
         with (
             open_run(run_dir, resume=None, started=start_of(problem, settings)) as run,
@@ -199,19 +202,19 @@ class Comparison:
             return settle_engine(problem, settings, run, pool)
 
     def _cell(self, case: Case, method: Method) -> Cell:
-        key = _key(case, method) | {"network": self.network}
-        cut = "" if method.name == DENSE else f"-{100 * case.settings.macs_cut:g}"
-        return Cell(name=f"{method}{cut}-s{case.settings.seed}", key=key)
+        return cell_of(case, method, self.network)
 
     def _choices(self, case: Case, missing: Mapping[Method, Cell]) -> dict[Method, Choice]:
         """What every method keeps; the dense network comes first, since it trains longest."""
         found: dict[Method, Choice] = {}
         with worker_pool(ScoringWorker, case.problem, placement=self.placement) as pool:
-            for method in sorted(missing, key=lambda method: method.name != DENSE):
+            for method, cell in sorted(missing.items(), key=lambda item: item[0].name != DENSE):
                 if method.name == DENSE:
                     found[method] = Choice(keep=None, weights=case.trained)
                 elif method.is_search:
                     found[method] = self._search(case, method, pool)
+                elif method.name == FASTNAS:
+                    found[method] = foreign_choice(case, self._folder(cell) / "choice.json")
                 elif method.needs_fppmo:
                     chosen = self._chosen(case, found, pool)
                     found[method] = control(case, method.name, chosen, self._untrained(case))
@@ -249,7 +252,7 @@ class Comparison:
             seed=case.settings.seed,
             engine=case.engine,
             folder=self._folder(cell) / "tuning",
-            figures=_figures(case, choice),
+            figures=figures_of(case, choice),
         )
         return Work(
             name=f"fine-tuning of {cell.name}",
@@ -259,51 +262,7 @@ class Comparison:
 
     def _folder(self, cell: Cell) -> Path:
         """Of the cell while it is measured; other settings get another one."""
-        return self.work_dir / f"{cell.name}-{_digest(cell.key)}"
-
-
-def _key(case: Case, method: Method) -> dict[str, Any]:
-    """All that a cell's figures depend on, and nothing that they do not."""
-    settings, identity = case.settings, case.identity
-    key: dict[str, Any] = {
-        "method": str(method),
-        "seed": settings.seed,
-        "recipe": asdict(settings.recipe),
-        "engine": asdict(case.engine),
-        "device_type": identity["device_type"],
-        "weights": identity["network"],
-        "data": identity["data"],
-    }
-    if method.name == DENSE:
-        return key
-    names = ("macs_cut", "min_keep", "width_multiple", "recalibrate_images")
-    key |= {name: getattr(settings, name) for name in names}
-    if method.is_search or method.needs_fppmo:
-        searching = asdict(settings_of(method, settings))
-        known = (*key, "dtype", "baseline_epochs", "baseline_learning_rate")
-        key["search"] = {name: searching[name] for name in searching if name not in known}
-    return key
-
-
-def _figures(case: Case, choice: Choice) -> dict[str, Any]:
-    space = case.problem.tracing.space
-    keep = choice.keep
-    widths = space.dense_widths if keep is None else space.widths(keep)
-    macs = space.macs_of_widths(widths)
-    return {
-        "macs": macs,
-        "macs_cut": 1 - macs / space.dense_macs,
-        "widths": dict(zip([group.name for group in space.groups], widths.tolist(), strict=True)),
-        "mask": None if keep is None else pack_mask(keep),
-        "finalist": choice.finalist,
-        "scores": choice.scores,
-        "rescores": choice.rescores,
-        "score_seconds": choice.score_seconds,
-    }
-
-
-def _digest(values: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
+        return self.work_dir / f"{cell.name}-{digest(cell.key)}"
 
 
 if __name__ == "__main__":

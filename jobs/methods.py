@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from fastnas import fastnas_choice
 from rankings import (
     batchnorm_scales,
     ranked_globally,
@@ -21,7 +23,8 @@ from rich.console import Console
 from rival_searches import Draw, LeGR, RivalSearch, random_widths
 from torch_pruning_masks import magnitude_mask
 
-from fppmo_ray.distribution import BoolArray, Budget, FloatArray
+from fppmo_ray.distribution import BoolArray, Budget, FloatArray, pack_mask, unpack_mask
+from fppmo_ray.durable_files import write_whole
 from fppmo_ray.pruning import Criterion, importance
 from fppmo_ray.service.pool import WorkerPool
 from fppmo_ray.service.problem import Problem, identity_of, open_split
@@ -33,7 +36,7 @@ from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.weights import Arrays, to_arrays
 from fppmo_ray.training import Engine, example_batch
 
-FPPMO, UNIFORM = "fppmo", "uniform-l1"
+FPPMO, UNIFORM, FASTNAS = "fppmo", "uniform-l1", "fastnas"
 _TAYLOR_BATCH, _TAYLOR_BATCHES = 125, 8
 _RANDOM_FILTERS = 3  # stream of random numbers
 
@@ -212,6 +215,29 @@ SEARCHES: dict[str, Callable[[Context], Found]] = {
 }
 
 
+def foreign_choice(case: Case, memory: Path) -> Choice:
+    """What FastNAS chooses; it is remembered in a file, since its search cannot be resumed."""
+    space = case.problem.tracing.space
+    if not memory.is_file():
+        found = fastnas_choice(
+            case.problem,
+            case.budget,
+            score_images=case.settings.score_images,
+            engine=case.engine,
+            seed=case.settings.seed,
+        )
+        known = {"scores": found.scores, "seconds": found.seconds, "mask": pack_mask(found.keep)}
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(memory, json.dumps(known).encode())
+    known = json.loads(memory.read_bytes())
+    return Choice(
+        keep=unpack_mask(known["mask"], space.num_filters),
+        weights=case.trained,
+        scores=known["scores"],
+        score_seconds=known["seconds"],
+    )
+
+
 def settings_of(method: Method, settings: SearchSettings) -> SearchSettings:
     """The search's settings of a method: all alike but for the rule and the scores asked for.
 
@@ -246,5 +272,5 @@ def control(case: Case, name: str, chosen: BoolArray, untrained: Arrays) -> Choi
 DENSE = "dense"
 CONTROLS = (DENSE, "scratch", "chosen-widths-l1", "chosen-widths-random")
 FIRST_GROUP = (UNIFORM, "fpgm", "global-l1", "bn-scale", "random", "legr", FPPMO)
-SECOND_GROUP = ("taylor", "random-widths", "torch-pruning", "torch-pruning-global")
+SECOND_GROUP = ("taylor", "random-widths", "torch-pruning", "torch-pruning-global", FASTNAS)
 METHODS = (*FIRST_GROUP, *SECOND_GROUP, *CONTROLS)

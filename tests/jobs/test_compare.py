@@ -38,6 +38,7 @@ import equal_tuning
 from cells import Record, read_all
 from compare_table import comparison_tables
 from equal_tuning import TuningTask, TuningWorker
+from fastnas import mask_of, require_fastnas
 from intervals import paired_difference, t_95
 from methods import ONE_SHOT, Case, control, method_of, one_shot
 from rankings import ranked_globally
@@ -166,6 +167,25 @@ def test_controls_share_the_chosen_widths_alone(case: Case) -> None:
     scratch = control(case, "scratch", chosen, {"weights": np.zeros(1)})
     assert scratch.keep is chosen
     assert list(scratch.weights) == ["weights"]
+
+
+def test_a_mask_is_read_from_weights_in_any_order(case: Case) -> None:
+    keep = one_shot(case, "global-l1").keep
+    assert keep is not None
+    network = extract(case.problem.network, case.problem.tracing, keep)
+    weight = network.get_parameter("layer1.0.conv1.weight")
+    weight.data = weight.data.flip(0)
+    read = mask_of(network, case.problem.network, case.problem.tracing)
+    np.testing.assert_array_equal(read, keep)
+    weight.data = weight.data + 1
+    with pytest.raises(RuntimeError, match=r"layer1.0.conv1.weight holds filters that are not"):
+        mask_of(network, case.problem.network, case.problem.tracing)
+
+
+def test_fastnas_is_refused_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="needs modelopt and torchprofile, which is not installed"):
+        require_fastnas()
 
 
 def test_methods_are_named_and_searches_take_a_number_of_scores() -> None:

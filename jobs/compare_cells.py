@@ -1,0 +1,70 @@
+"""The cells of a comparison: their names, what tells them apart, what is known beforehand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from cells import Cell
+from methods import DENSE, FASTNAS, Case, Choice, Method, settings_of
+
+from fppmo_ray.distribution import pack_mask
+
+
+def cell_of(case: Case, method: Method, network: str) -> Cell:
+    """The cell of a method and a case's seed, for a network of some name."""
+    cut = "" if method.name == DENSE else f"-{100 * case.settings.macs_cut:g}"
+    name = f"{method}{cut}-s{case.settings.seed}"
+    return Cell(name=name, key=_key(case, method, network))
+
+
+def _key(case: Case, method: Method, network: str) -> dict[str, Any]:
+    """All that a cell's figures depend on, and nothing that they do not."""
+    settings, identity = case.settings, case.identity
+    key: dict[str, Any] = {
+        "network": network,
+        "method": str(method),
+        "seed": settings.seed,
+        "recipe": asdict(settings.recipe),
+        "engine": asdict(case.engine),
+        "device_type": identity["device_type"],
+        "weights": identity["network"],
+        "data": identity["data"],
+    }
+    if method.name == DENSE:
+        return key
+    names = ("macs_cut", "min_keep", "width_multiple", "recalibrate_images")
+    key |= {name: getattr(settings, name) for name in names}
+    if method.name == FASTNAS:
+        key["search"] = {"score_images": settings.score_images}
+    if method.is_search or method.needs_fppmo:
+        searching = asdict(settings_of(method, settings))
+        known = (*key, "dtype", "baseline_epochs", "baseline_learning_rate")
+        key["search"] = {name: searching[name] for name in searching if name not in known}
+    return key
+
+
+def figures_of(case: Case, choice: Choice) -> dict[str, Any]:
+    """What is known of a network before it is fine-tuned."""
+    space = case.problem.tracing.space
+    keep = choice.keep
+    widths = space.dense_widths if keep is None else space.widths(keep)
+    macs = space.macs_of_widths(widths)
+    return {
+        "macs": macs,
+        "macs_cut": 1 - macs / space.dense_macs,
+        "widths": dict(zip([group.name for group in space.groups], widths.tolist(), strict=True)),
+        "mask": None if keep is None else pack_mask(keep),
+        "finalist": choice.finalist,
+        "scores": choice.scores,
+        "rescores": choice.rescores,
+        "score_seconds": choice.score_seconds,
+    }
+
+
+def digest(values: Mapping[str, Any]) -> str:
+    """A few characters that tell equal values from others."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]

@@ -1,0 +1,144 @@
+"""FastNAS of NVIDIA's Model Optimizer: what it keeps at a budget, and the scores it takes."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import importlib.util
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from fppmo_ray.distribution import BoolArray, Budget
+from fppmo_ray.pruning import Tracing
+from fppmo_ray.service.problem import Problem, open_split
+from fppmo_ray.training import Engine, evaluate, example_batch
+
+_BATCHES = 50  # it re-estimates batch-norm statistics on that many, or not at all
+_DIVISOR = 1  # of widths: as free as everybody else's; of its own 32, 16 filters are no choice
+_SLACK = 0.005  # of the dense MACs, since it counts them in a way of its own
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FastNASChoice:
+    """A mask, and what it cost."""
+
+    keep: BoolArray
+    scores: int
+    seconds: float
+    """Spent in scores and between them: it scores one network after the other."""
+
+
+def require_fastnas() -> None:
+    """Refuse to go on without it.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    missing = [name for name in ("modelopt", "torchprofile") if not importlib.util.find_spec(name)]
+    if missing:
+        raise ValueError(
+            f"method fastnas needs {' and '.join(missing)}, which is not installed: "
+            "pip install nvidia-modelopt torchprofile==0.0.4, or leave the method out"
+        )
+
+
+def fastnas_choice(
+    problem: Problem, budget: Budget, *, score_images: int, engine: Engine, seed: int
+) -> FastNASChoice:
+    """Let FastNAS prune to the budget, scoring by the loss on search-val images.
+
+    Its search is serial, so it runs in this process. The networks' statistics are re-estimated by
+    itself, on as many images as in all other scores.
+
+    Raises:
+        RuntimeError: what it pruned is no mask of the space, or is over the budget.
+    """
+    device = torch.device("cpu")
+    torch.set_num_threads(engine.threads)
+    held_out = open_split(problem, "search_val", device)
+    images = open_split(problem, "search_train", device)
+    rng = np.random.default_rng(seed)
+    drawn = np.sort(rng.permutation(len(held_out))[:score_images])
+    count = min(problem.fidelity.recalibrate_images, len(images))
+    size = max(1, count // _BATCHES)
+    calibration = [batch for batch, _ in images.batches(size, np.arange(size * _BATCHES))]
+    num_scores = 0
+
+    def score(network: nn.Module) -> float:
+        nonlocal num_scores
+        num_scores += 1
+        network.eval()  # re-estimates the statistics
+        batches = held_out.batches(engine.scoring_batch, drawn)
+        return -evaluate(network, batches, dtype=engine.dtype).loss
+
+    begin = time.perf_counter()
+    with _quietly():
+        prune = importlib.import_module("modelopt.torch.prune")  # without types
+        network, _ = prune.prune(
+            copy.deepcopy(problem.network),
+            mode=[("fastnas", _rules())],
+            constraints={"flops": f"{100 * budget.max_macs / budget.space.dense_macs}%"},
+            dummy_input=example_batch(problem.dataset),
+            config={
+                "data_loader": calibration,
+                "collect_func": lambda batch: batch,
+                "score_func": score,
+            },
+        )
+    seconds = time.perf_counter() - begin
+    keep = mask_of(network, problem.network, problem.tracing)
+    if problem.tracing.space.macs(keep) > budget.max_macs + _SLACK * budget.space.dense_macs:
+        raise RuntimeError("fastnas ended over the budget: it counts MACs differently here")
+    return FastNASChoice(keep=keep, scores=num_scores, seconds=seconds)
+
+
+def mask_of(network: nn.Module, dense: nn.Module, tracing: Tracing) -> BoolArray:
+    """The mask of a pruned network whose filters may stand in another order.
+
+    A filter is known by its weights, so only layers that read whole inputs can be pruned, as in
+    the option-A ResNets.
+
+    Raises:
+        RuntimeError: some filter is none of the dense network's.
+    """
+    keep = np.ones(tracing.space.num_filters, dtype=bool)
+    for part in tracing.slices:
+        if part.side != "output" or not part.tensor.endswith(".weight"):
+            continue
+        rows = dense.get_parameter(part.tensor).detach().flatten(1).numpy()
+        places = {row.tobytes(): place for place, row in enumerate(rows)}
+        left = network.get_parameter(part.tensor).detach().flatten(1).contiguous().numpy()
+        kept = [places.get(row.tobytes(), -1) for row in left]
+        if -1 in kept or len(set(kept)) < len(kept):
+            raise RuntimeError(f"{part.tensor} holds filters that are not the dense network's")
+        gone = np.setdiff1d(np.arange(len(part.units)), kept)
+        keep[part.units[gone][part.units[gone] >= 0]] = False
+    return keep
+
+
+def _rules() -> dict[str, dict[str, dict[str, object]]]:
+    fastnas = importlib.import_module("modelopt.torch.prune.fastnas")
+    rules: dict[str, dict[str, dict[str, object]]] = fastnas.FastNASConfig().model_dump()
+    rules["nn.Conv2d"]["*"]["channel_divisor"] = _DIVISOR
+    rules["nn.BatchNorm2d"]["*"]["feature_divisor"] = _DIVISOR
+    return rules
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    with (
+        open(os.devnull, "w") as nowhere,
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        warnings.simplefilter("ignore")
+        yield
