@@ -38,6 +38,7 @@ def draw_comparison(records: Iterable[Record], path: Path) -> None:
     second.set_title(f"Advantage over uniform L1, {100 * cut:g} % cut")
     _draw_scores(third, rows)
     third.set_title(f"Scores spent, {100 * cut:g} % cut")
+    figure.legend(*first.get_legend_handles_labels(), loc="outside right upper", fontsize=7)
     figure.savefig(path, dpi=120)
 
 
@@ -60,7 +61,6 @@ def _draw_macs(axes: Axes, cuts: dict[float, Rows], colours: dict[str, str]) -> 
             label=name,
         )
     axes.set(xlabel="MACs, M", ylabel="test accuracy, %", title="After equal fine-tuning")
-    axes.legend(fontsize=7)
 
 
 def _draw_epochs(axes: Axes, rows: Rows, colours: dict[str, str]) -> None:
