@@ -61,10 +61,10 @@ class MortalWorker:
         return self._worker.ready()
 
     def score(
-        self, weights: object, keep: BoolArray, seed: Sequence[int], held_out: str
+        self, weights: object, keep: BoolArray, seed: Sequence[int], held_out: str, steps: int
     ) -> PretendScore:
         """The pretended score, unless the worker dies of it."""
-        score = self._worker.score(weights, keep, seed, held_out)
+        score = self._worker.score(weights, keep, seed, held_out, steps)
         if self._takes("exit"):
             os._exit(1)
         has_hung = self._warrants / f"hung-{pack_mask(keep).replace('/', '_')}-{seed[-1]}"

@@ -22,8 +22,7 @@ from fidelity_cells import TRUTH, Task
 from fidelity_masks import Mask
 from rich.table import Table
 
-from fppmo_ray.distribution import FloatArray
-from fppmo_ray.distribution.optimizer import RankBy
+from fppmo_ray.distribution import FloatArray, RankBy
 
 _FEWEST = 4  # masks that a correlation is taken of
 _MEASURES = ("loss", "accuracy")

@@ -8,9 +8,10 @@ end it names the *finalists*, masks worth rescoring. Plain numpy: no network is 
 """
 
 from fppmo_ray.distribution.budget import Budget
-from fppmo_ray.distribution.optimizer import Finalist, MaskOptimizer, OptimizerSettings, RankBy
+from fppmo_ray.distribution.optimizer import Finalist, MaskOptimizer
 from fppmo_ray.distribution.proposal import Feedback, Proposal, pack_mask, unpack_mask
 from fppmo_ray.distribution.rules import RULES, UpdateRule
+from fppmo_ray.distribution.settings import OptimizerSettings, RankBy
 from fppmo_ray.distribution.space import (
     BoolArray,
     ChannelGroup,
@@ -21,6 +22,7 @@ from fppmo_ray.distribution.space import (
     Width,
     legal_min_width,
 )
+from fppmo_ray.distribution.standings import Standings
 
 __all__ = [
     "RULES",
@@ -37,6 +39,7 @@ __all__ = [
     "Proposal",
     "PruningSpace",
     "RankBy",
+    "Standings",
     "UpdateRule",
     "Width",
     "legal_min_width",

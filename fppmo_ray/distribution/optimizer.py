@@ -3,63 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, cast, get_args
 
 import numpy as np
 
-from fppmo_ray.distribution.budget import Budget, check_macs_cut
+from fppmo_ray.distribution.budget import Budget
 from fppmo_ray.distribution.logits import prune_prob, settle, start_logits, uniform_priority
 from fppmo_ray.distribution.proposal import Feedback, Proposal, pack_mask, unpack_mask
 from fppmo_ray.distribution.rules import RULES, Beliefs, RankedGeneration
+from fppmo_ray.distribution.settings import OptimizerSettings
 from fppmo_ray.distribution.space import BoolArray, FloatArray, PruningSpace
-
-RankBy = Literal["val_loss", "val_accuracy"]
-"""The score by which proposals are ranked: the lower loss or the higher accuracy is better."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerSettings:
-    """Everything that decides a search's trajectory, besides its feedback.
-
-    Raises:
-        ValueError: a setting is out of its range.
-    """
-
-    macs_cut: float
-    """Share of the dense network's MACs to remove, in (0, 1)."""
-    num_proposals: int
-    """Proposals over the whole search, at least ``population_size``. Noise cools down over
-    them, so a finished search cannot be extended."""
-    rule: str = "layer_es"
-    """A name in ``RULES``."""
-    population_size: int = 16
-    """Proposals per generation, at least 2; the last generation takes what is left."""
-    lag: int = 1
-    """Generations that may be sampled before the feedback of the one before is in, >= 0:
-    generation g comes from the beliefs after the update of generation g - 1 - lag."""
-    seed: int = 0
-    """Of all randomness, >= 0."""
-    rank_by: RankBy = "val_loss"
-    """Loss tells more than accuracy on few images."""
-
-    def __post_init__(self) -> None:
-        check_macs_cut(self.macs_cut)
-        if self.population_size < 2:
-            raise ValueError(
-                f"population_size must be at least 2, to have ranks, got {self.population_size}"
-            )
-        if self.num_proposals < self.population_size:
-            raise ValueError(
-                f"num_proposals must be at least population_size = {self.population_size}, "
-                f"got {self.num_proposals}; raise it or lower population_size"
-            )
-        if self.rule not in RULES:
-            raise ValueError(f"rule must be one of {', '.join(RULES)}, got {self.rule!r}")
-        for name in ("lag", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        if self.rank_by not in get_args(RankBy):
-            raise ValueError(f"rank_by must be val_loss or val_accuracy, got {self.rank_by!r}")
+from fppmo_ray.distribution.standings import Standings, Wanted
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +62,8 @@ class MaskOptimizer:
         self._num_late = 0
         self._masks: list[str] = []
         self._layer_noise: list[FloatArray] = []
-        self._feedback: dict[int, Feedback] = {}
+        self._asked: set[Wanted] = set()
+        self._standings = Standings(settings)
         self._updates = 0
 
     @property
@@ -120,7 +74,7 @@ class MaskOptimizer:
     @property
     def num_generations(self) -> int:
         """Generations of the whole search."""
-        return -(-self.settings.num_proposals // self.settings.population_size)
+        return self.settings.num_generations
 
     @property
     def finished(self) -> bool:
@@ -128,12 +82,17 @@ class MaskOptimizer:
         return self._updates == self.num_generations
 
     def ask(self) -> list[Proposal]:
-        """The next generation, as soon as the feedback it depends on is in.
+        """What is to be scored next: proposals that go on to a deeper rung, else new ones.
 
         Returns:
-            Proposals with ascending ids, none over the budget; an empty list while the
-            generation waits for feedback, and once all proposals are asked.
+            Proposals none of which is over the budget: those of a generation, with ascending ids,
+            as soon as the feedback it depends on is in; with ``rungs``, before that, those that
+            the feedback so far sends on to their next rung. An empty list while all that may be
+            scored has been asked for.
         """
+        for generation in range(self._updates, len(self._layer_noise)):
+            if promoted := self._newly_wanted(generation):
+                return promoted
         generation = len(self._layer_noise)
         origin = max(0, generation - self.settings.lag)
         if generation == self.num_generations or origin > self._updates:
@@ -142,47 +101,46 @@ class MaskOptimizer:
         self._layer_noise.append(layer_noise)
         self._masks.extend(pack_mask(keep) for keep in masks)
         self._forget_beliefs()
-        return [
-            Proposal(
-                proposal_id=proposal_id,
-                generation=generation,
-                keep=keep,
-                macs=self._space.macs(keep),
-                score_seed=(self.settings.seed, generation),
-            )
-            for proposal_id, keep in zip(self._ids(generation), masks, strict=True)
-        ]
+        return self._newly_wanted(generation)
+
+    def expects(self, feedback: Feedback) -> bool:
+        """Whether feedback is of what was asked for, and may be told."""
+        return self._standings.key(feedback) in self._asked
 
     def tell(self, feedback: Feedback) -> bool:
         """Record how a proposal fared; update the beliefs once its generation is complete.
 
-        Feedback may arrive in any order, over all generations asked for. Updates are made in
-        the order of generations, so one call may make several. A generation in which fewer than
-        two proposals were scored leaves the beliefs as they are.
+        Feedback may arrive in any order, over all that was asked for. Updates are made in the
+        order of generations, so one call may make several. A generation in which fewer than two
+        proposals were scored leaves the beliefs as they are.
 
         Returns:
             False for a duplicate, which changes nothing.
 
         Raises:
-            ValueError: the proposal was never asked for.
-            RuntimeError: every proposal of a generation failed; the search cannot go on.
+            ValueError: the proposal was never asked for, or not at this rung.
+            RuntimeError: every proposal of a generation failed, or all that went on to one of its
+                rungs; the search cannot go on.
         """
-        proposal_id = feedback.proposal_id
-        if not 0 <= proposal_id < len(self._masks):
+        if not self.expects(feedback):
             raise ValueError(
                 f"expected feedback of one of the {len(self._masks)} proposals asked for so far, "
-                f"got proposal {proposal_id}; is this the journal of another search?"
+                f"got proposal {feedback.proposal_id} at rung {feedback.rung}; is this the journal "
+                "of another search?"
             )
-        if proposal_id in self._feedback:
+        if not self._standings.add(feedback):
             return False
-        self._feedback[proposal_id] = feedback
         while self._is_complete(self._updates):
             self._update()
         return True
 
-    def prune_prob(self) -> FloatArray:
-        """P(filter is removed) after the latest update, ``(num_filters,)`` in [0.02, 0.98]."""
-        return prune_prob(self._beliefs[self._updates].keep_logits)
+    def prune_prob(self, after: int | None = None) -> FloatArray:
+        """P(filter is removed), ``(num_filters,)`` in [0.02, 0.98].
+
+        Args:
+            after: So many updates, of those made since the last ``ask``; None: the latest.
+        """
+        return prune_prob(self._beliefs[self._updates if after is None else after].keep_logits)
 
     def importance_only(self) -> BoolArray:
         """The mask without feedback: every layer loses the same share, by importance."""
@@ -208,13 +166,31 @@ class MaskOptimizer:
         ]
         candidates += [
             Finalist(f"sample {proposal_id}", self._mask(proposal_id))
-            for proposal_id in self._ranked(range(len(self._masks)))[:num_samples]
+            for proposal_id in self._standings.ranked(range(len(self._masks)))[:num_samples]
         ]
         distinct: dict[str, Finalist] = {}
         for candidate in candidates:
             distinct.setdefault(pack_mask(candidate.keep), candidate)
         importance_only, *found = distinct.values()
         return [*found, importance_only]
+
+    def _newly_wanted(self, generation: int) -> list[Proposal]:
+        """What the feedback of a generation sends to a rung, and was not asked for before."""
+        wanted = self._standings.wanted(self.settings.ids(generation))
+        new = [item for item in wanted if item not in self._asked]
+        self._asked.update(new)
+        return [self._proposal(generation, proposal_id, rung) for proposal_id, rung in new]
+
+    def _proposal(self, generation: int, proposal_id: int, rung: int | None) -> Proposal:
+        keep = self._mask(proposal_id)
+        return Proposal(
+            proposal_id=proposal_id,
+            generation=generation,
+            keep=keep,
+            macs=self._space.macs(keep),
+            score_seed=(self.settings.seed, generation),
+            rung=rung,
+        )
 
     def _sample(
         self, generation: int, keep_logits: FloatArray
@@ -226,7 +202,7 @@ class MaskOptimizer:
         """
         rng = np.random.default_rng([self.settings.seed, generation])
         progress = generation / max(1, self.num_generations - 1)
-        population_size = len(self._ids(generation))
+        population_size = len(self.settings.ids(generation))
         layer_noise = self._rule.layer_noise(
             rng, (population_size, len(self._space.groups)), progress
         )
@@ -239,13 +215,14 @@ class MaskOptimizer:
 
     def _update(self) -> None:
         """Let the rule learn from the oldest generation that it has not seen."""
-        ids = self._ids(self._updates)
-        ranked = self._ranked(ids)
-        if not ranked:
+        ids = self.settings.ids(self._updates)
+        if failures := self._standings.failed_together(ids):
+            at_rung = f" at rung {failures[0].rung}" if self.settings.rungs else ""
             raise RuntimeError(
-                f"all {len(ids)} proposals of generation {self._updates} failed; the error of "
-                f"the first: {self._feedback[ids[0]].error}"
+                f"all {len(failures)} proposals of generation {self._updates} failed{at_rung}; "
+                f"the error of the first: {failures[0].error}"
             )
+        ranked = self._standings.ranked(ids)
         beliefs = self._beliefs[self._updates]
         if len(ranked) >= 2:
             beliefs = self._learn(beliefs, ranked)
@@ -262,7 +239,7 @@ class MaskOptimizer:
             space=self._space,
             keep=np.stack([self._mask(proposal_id) for proposal_id in ranked]),
             layer_noise=self._layer_noise[self._updates][
-                np.array(ranked) - self._ids(self._updates).start
+                np.array(ranked) - self.settings.ids(self._updates).start
             ],
         )
         moved = self._rule.update(beliefs, generation)
@@ -273,25 +250,9 @@ class MaskOptimizer:
         oldest = min(self._updates, max(0, len(self._layer_noise) - self.settings.lag))
         self._beliefs = {k: beliefs for k, beliefs in self._beliefs.items() if k >= oldest}
 
-    def _ids(self, generation: int) -> range:
-        size = self.settings.population_size
-        return range(generation * size, min((generation + 1) * size, self.settings.num_proposals))
-
     def _is_complete(self, generation: int) -> bool:
         is_asked = generation < len(self._layer_noise)
-        return is_asked and all(i in self._feedback for i in self._ids(generation))
-
-    def _ranked(self, ids: range) -> list[int]:
-        """Those that were scored, best first: by rung, within a rung by score, then by id."""
-        return sorted(
-            (i for i in ids if i in self._feedback and not self._feedback[i].failed),
-            key=lambda i: (-self._feedback[i].rung, self._cost(self._feedback[i]), i),
-        )
-
-    def _cost(self, feedback: Feedback) -> float:
-        if self.settings.rank_by == "val_loss":
-            return cast(float, feedback.val_loss)
-        return -cast(float, feedback.val_accuracy)
+        return is_asked and self._standings.is_over(self.settings.ids(generation))
 
     def _mask(self, proposal_id: int) -> BoolArray:
         return unpack_mask(self._masks[proposal_id], self._space.num_filters)

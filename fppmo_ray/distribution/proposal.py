@@ -24,6 +24,8 @@ class Proposal:
     """Exact multiply-accumulates of the pruned network."""
     score_seed: tuple[int, int]
     """(search seed, generation): common random numbers for all proposals of a generation."""
+    rung: int | None = None
+    """How deep to score it (fine-tuning steps, say); None: whoever scores decides."""
 
 
 @dataclass(frozen=True, kw_only=True)

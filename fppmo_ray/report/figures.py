@@ -42,14 +42,21 @@ def draw_figures(run_dir: str | Path) -> None:
 
 
 def _draw_scores(figure: Figure, run_dir: str | Path) -> None:
-    """Every proposal's accuracy on search-val, and each generation's mean and best."""
+    """Every score's accuracy on search-val, and each generation's mean and best.
+
+    Of scores in several rungs, mean and best are those of the deepest.
+    """
     from matplotlib.ticker import MaxNLocator
 
     history = read_history(run_dir).dropna(subset=["val_accuracy"])
     accuracy = 100 * history["val_accuracy"].astype(float)
-    by_generation = accuracy.groupby(history["generation"])
+    is_deepest = history["rung"] == history["rung"].max()
+    by_generation = accuracy[is_deepest].groupby(history["generation"][is_deepest])
     axes: Axes = figure.subplots()
-    axes.plot(history["generation"], accuracy, ".", color="0.7", label="proposal")
+    for rung, of_rung in accuracy.groupby(history["rung"]):
+        color, steps = ("0.7", "") if rung == history["rung"].max() else ("0.88", f", {rung} steps")
+        generations = history["generation"][of_rung.index]
+        axes.plot(generations, of_rung, ".", color=color, label=f"proposal{steps}")
     axes.plot(by_generation.mean(), color="tab:blue", label="generation's mean")
     axes.plot(by_generation.max(), color="tab:orange", label="generation's best")
     axes.set(xlabel="generation", ylabel="accuracy on search-val, %", title="Scores")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from fppmo_ray.service.record.facts import (
     Rescored,
     Scored,
     Started,
+    ends_of_scores,
 )
 from fppmo_ray.service.record.run_directory import read_journal
 from fppmo_ray.service.record.storage import location_of
@@ -107,19 +109,24 @@ def _status(facts: list[Fact]) -> list[tuple[str, str]]:
     if started is None:
         return [("state", "not started")]
     settings = started.identity["settings"]
-    scored = [fact for fact in facts if isinstance(fact, Scored)]
-    failed = {fact.id for fact in facts if isinstance(fact, Failed)}
-    failed -= {fact.id for fact in scored}  # they had a second chance
+    ends = ends_of_scores(facts).values()
+    scored = [fact for fact in ends if isinstance(fact, Scored)]
+    failed = {fact.id for fact in ends if isinstance(fact, Failed)}
+    num_scored = len({fact.id for fact in scored} - failed)
     lines = [
         ("search", started.search_id),
         ("state", _state(facts)),
         ("MACs cut", f"{settings['macs_cut']} of {started.dense_macs:,}"),
-        ("proposals", f"{len(scored)} scored, {len(failed)} failed of {settings['proposals']}"),
+        ("proposals", f"{num_scored} scored, {len(failed)} failed of {settings['proposals']}"),
         ("asked", str(_count(facts, Asked))),
     ]
     lines += [("engine", fact.why) for fact in facts if isinstance(fact, EngineChosen)]
+    by_rung = Counter(fact.rung for fact in scored)
+    if len(by_rung) > 1:
+        counts = ", ".join(f"{by_rung[rung]} of {rung} steps" for rung in sorted(by_rung))
+        lines.append(("scores", counts))
     if scored:
-        best = max(scored, key=lambda fact: fact.val_accuracy)
+        best = max(scored, key=lambda fact: (fact.rung, fact.val_accuracy))
         lines.append(("best on search-val", f"{best.val_accuracy:.4f} (proposal {best.id})"))
     epochs = [fact for fact in facts if isinstance(fact, EpochFinished)]
     last = {fact.task: fact for fact in epochs}

@@ -15,7 +15,7 @@ from torch import nn
 from fppmo_ray.distribution import BoolArray, Finalist
 from fppmo_ray.pruning import extract, save_network
 from fppmo_ray.service.latency import Latency
-from fppmo_ray.service.record.facts import Failed, Finished, Rescored, Scored
+from fppmo_ray.service.record.facts import Failed, Finished, Rescored, Scored, ends_of_scores
 from fppmo_ray.service.rounds import Context, RoundWeights
 from fppmo_ray.service.training_tasks import train
 from fppmo_ray.service.work import Work
@@ -154,10 +154,10 @@ def _score_noise(context: Context) -> dict[str, float] | None:
 
 def _score_costs(context: Context) -> dict[str, float]:
     scored = context.run.all(Scored)
-    failed = {fact.id for fact in context.run.all(Failed)}
+    ends = ends_of_scores(context.run.facts).values()
     return {
         "scored": len(scored),
-        "failed": len(failed - {fact.id for fact in scored}),  # others had a second chance
+        "failed": sum(isinstance(end, Failed) for end in ends),
         "mean_seconds": statistics.fmean(fact.seconds for fact in scored),
     }
 

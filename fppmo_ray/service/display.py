@@ -16,8 +16,8 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def live_bar(num_proposals: int, console: Console) -> Iterator[Listener]:
-    """A bar that moves as proposals end, where the console is a terminal."""
+def live_bar(console: Console) -> Iterator[Listener]:
+    """A bar that moves as scores end, where the console is a terminal."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -27,23 +27,23 @@ def live_bar(num_proposals: int, console: Console) -> Iterator[Listener]:
         console=console,
         disable=not console.is_terminal,
     )
-    task = bar.add_task("proposals", total=num_proposals, status="")
+    task = bar.add_task("scores", total=None, status="")
 
     def show(seen: Observation) -> None:
         status = f"{seen.touched[-1]}  {_workers(seen.workforce)}" if seen.touched else ""
-        bar.update(task, completed=seen.num_ended, status=status)
+        bar.update(task, completed=seen.num_ended, total=seen.num_wanted, status=status)
 
     with bar:
         yield show
 
 
 def generation_log() -> Listener:
-    """Logs every generation once its last proposal has ended, and what a resumed search has."""
+    """Logs every generation once its last score has ended, and what a resumed search has."""
     began = time.monotonic()
 
     def log(seen: Observation) -> None:
         if seen.num_ended and not seen.ended:
-            logger.info("resumed with %d of %d proposals", seen.num_ended, seen.num_proposals)
+            logger.info("resumed with %d of %d scores", seen.num_ended, seen.num_wanted)
         for generation in seen.touched:
             if generation.is_complete:
                 seconds = time.monotonic() - began

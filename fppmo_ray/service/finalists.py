@@ -86,9 +86,13 @@ def _work(rescoring: _Rescoring, seed: int, scoring: Scoring) -> Work:
     return Work(
         name=f"finalist {finalist.name}",
         method="score",
-        arguments=(scoring.weights, finalist.keep, (seed, repeat, _RESCORE_STREAM), split),
+        arguments=(
+            *(scoring.weights, finalist.keep, (seed, repeat, _RESCORE_STREAM)),
+            *(split, scoring.rung),
+        ),
         tag=rescoring,
         timeout=scoring.timeout,
+        size=scoring.rung,
     )
 
 

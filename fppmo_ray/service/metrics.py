@@ -37,7 +37,7 @@ def _gauge(name: str, description: str) -> Metric:
 
 
 METRICS = (
-    _counter("proposals_total", "Proposals scored, failed by themselves or re-queued", "outcome"),
+    _counter("proposals_total", "Scores done, failed by themselves or re-queued", "outcome"),
     # Ray makes up a histogram's sum from the middles of its buckets, so the seconds are counted.
     _counter("score_seconds_total", "Seconds that workers have spent on scores"),
     Metric(
@@ -45,9 +45,9 @@ METRICS = (
         kind="histogram",
         description="Seconds that a score takes on its worker",
     ),
-    _gauge("proposals_ended", "Proposals that have ended, those before a resumption included"),
-    _gauge("proposals_wanted", "Proposals of the whole search"),
-    _gauge("generations_complete", "Generations whose proposals have all ended"),
+    _gauge("proposals_ended", "Scores that have ended, those before a resumption included"),
+    _gauge("proposals_wanted", "Scores of the whole search"),
+    _gauge("generations_complete", "Generations whose scores have all ended"),
     _gauge("generation_best_accuracy", "Best val_accuracy of the last complete generation"),
     _gauge("generation_mean_accuracy", "Mean val_accuracy of the last complete generation"),
     _gauge("generation_best_loss", "Best val_loss of the last complete generation"),
@@ -58,7 +58,7 @@ METRICS = (
     _gauge("workers_placed", "Workers that the cluster has room for"),
     _gauge("workers_wanted", "Workers asked for"),
     _gauge("workers_busy", "Workers with a score in hand"),
-    _gauge("queue_length", "Proposals that wait for a worker"),
+    _gauge("queue_length", "Scores that wait for a worker"),
 )
 """All there is, as data: the Grafana dashboard is tested against it."""
 
@@ -117,7 +117,7 @@ def _count_ended(meters: dict[str, Any], seen: Observation, num_requeued: int) -
 def _standing(seen: Observation) -> dict[str, float]:
     standing: dict[str, float] = {
         "proposals_ended": seen.num_ended,
-        "proposals_wanted": seen.num_proposals,
+        "proposals_wanted": seen.num_wanted,
         "generations_complete": seen.num_complete,
     }
     if seen.best is not None and seen.best.val_loss is not None:

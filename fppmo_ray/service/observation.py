@@ -6,8 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from fppmo_ray.distribution import Feedback
-from fppmo_ray.distribution.optimizer import RankBy
+from fppmo_ray.distribution import Feedback, OptimizerSettings, Standings
 from fppmo_ray.service.pool import WorkerPool
 
 
@@ -20,7 +19,7 @@ class Workforce:
     """Workers that the cluster has room for so far."""
     busy: int
     queued: int
-    """Proposals that wait for a worker."""
+    """Scores that wait for a worker."""
     requeued: int
     """Scores that were lost with their worker, or taken from it, since the driver started."""
 
@@ -38,31 +37,34 @@ class Workforce:
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """The proposals of a generation that have ended."""
+    """The scores of a generation that have ended."""
 
     index: int
-    size: int
+    is_complete: bool
+    """Whether all that are wanted have."""
     feedback: tuple[Feedback, ...] = field(repr=False)
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether all its proposals have ended."""
-        return len(self.feedback) == self.size
+    """Of all its rungs."""
 
     @property
     def num_failed(self) -> int:
-        """Proposals that ended by errors of their own."""
+        """Scores that ended by errors of their proposals' own."""
         return sum(item.failed for item in self.feedback)
 
     @property
     def losses(self) -> list[float]:
-        """``val_loss`` of those that were scored."""
-        return [item.val_loss for item in self.feedback if item.val_loss is not None]
+        """``val_loss`` of those that were scored at the deepest rung so far."""
+        return [item.val_loss for item in self._deepest if item.val_loss is not None]
 
     @property
     def accuracies(self) -> list[float]:
-        """``val_accuracy`` of those that were scored."""
-        return [item.val_accuracy for item in self.feedback if item.val_accuracy is not None]
+        """``val_accuracy`` of those that were scored at the deepest rung so far."""
+        return [item.val_accuracy for item in self._deepest if item.val_accuracy is not None]
+
+    @property
+    def _deepest(self) -> list[Feedback]:
+        scored = [item for item in self.feedback if not item.failed]
+        rung = max((item.rung for item in scored), default=0)
+        return [item for item in scored if item.rung == rung]
 
     def __str__(self) -> str:
         """As people read it in the log."""
@@ -75,7 +77,7 @@ class Generation:
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """A proposal that has just ended."""
+    """A score that has just ended."""
 
     feedback: Feedback
     seconds: float | None = None
@@ -84,18 +86,20 @@ class Ended:
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """A search after some of its proposals have ended."""
+    """A search after some of its scores have ended."""
 
     ended: tuple[Ended, ...] = ()
     """Since the observation before; none in the first one, which tells of the journal."""
     num_ended: int
-    num_proposals: int
+    """Scores: one of every proposal, and one at every deeper rung that it goes on to."""
+    num_wanted: int
+    """Scores of the whole search; fewer, once some of a generation have failed."""
     touched: tuple[Generation, ...] = ()
-    """The generations of the proposals that have just ended."""
+    """The generations of the scores that have just ended."""
     num_complete: int
-    """Generations whose proposals have all ended."""
+    """Generations whose scores have all ended."""
     best: Feedback | None = None
-    """Of all proposals, by what ranks them."""
+    """Of all scores, by what ranks them."""
     workforce: Workforce
 
 
@@ -103,19 +107,17 @@ Listener = Callable[[Observation], None]
 
 
 class Tally:
-    """Counts a search's proposals as they end.
+    """Counts a search's scores as they end.
 
     Args:
-        num_proposals: Of the whole search.
-        population_size: Proposals per generation.
-        rank_by: The score that says which proposal is best.
+        settings: The search's proposals, generations, rungs and ranking.
     """
 
-    def __init__(self, num_proposals: int, population_size: int, rank_by: RankBy) -> None:
-        self._num_proposals = num_proposals
-        self._population_size = population_size
-        self._rank_by = rank_by
-        self._feedback: dict[int, Feedback] = {}
+    def __init__(self, settings: OptimizerSettings) -> None:
+        self._settings = settings
+        self._standings = Standings(settings)
+        generations = range(settings.num_generations)
+        self._num_scores = {i: self._standings.num_scores(settings.ids(i)) for i in generations}
         self._complete: set[int] = set()
         self._best: Feedback | None = None
 
@@ -131,35 +133,34 @@ class Tally:
 
     def _count(self, feedback: Iterable[Feedback]) -> list[Generation]:
         """Take feedback in; the generations that it belongs to."""
-        new = {item.proposal_id: item for item in feedback}
-        self._feedback |= new
+        new = list(feedback)
+        for item in new:
+            self._standings.add(item)
         known_best = [] if self._best is None else [self._best]
-        scored = [item for item in [*known_best, *new.values()] if not item.failed]
-        self._best = min(scored, key=self._order, default=None)
-        indices = {proposal_id // self._population_size for proposal_id in new}
+        scored = [item for item in [*known_best, *new] if not item.failed]
+        self._best = min(scored, key=self._standings.order, default=None)
+        indices = {item.proposal_id // self._settings.population_size for item in new}
+        for index in indices:
+            self._num_scores[index] = self._standings.num_scores(self._settings.ids(index))
         touched = [self._generation(index) for index in sorted(indices)]
         self._complete |= {generation.index for generation in touched if generation.is_complete}
         return touched
 
-    def _order(self, feedback: Feedback) -> tuple[float, int]:
-        """Best first; the first of equals, in whatever order they end."""
-        score = getattr(feedback, self._rank_by)
-        return (score if self._rank_by == "val_loss" else -score), feedback.proposal_id
-
     def _generation(self, index: int) -> Generation:
-        first = index * self._population_size
-        size = min(self._population_size, self._num_proposals - first)
-        ids = range(first, first + size)
-        members = tuple(self._feedback[item] for item in ids if item in self._feedback)
-        return Generation(index=index, size=size, feedback=members)
+        ids = self._settings.ids(index)
+        return Generation(
+            index=index,
+            is_complete=self._standings.is_over(ids),
+            feedback=tuple(self._standings.of(ids)),
+        )
 
     def _observation(
         self, ended: Sequence[Ended], touched: Sequence[Generation], workforce: Workforce
     ) -> Observation:
         return Observation(
             ended=tuple(ended),
-            num_ended=len(self._feedback),
-            num_proposals=self._num_proposals,
+            num_ended=len(self._standings),
+            num_wanted=sum(self._num_scores.values()),
             touched=tuple(touched),
             num_complete=len(self._complete),
             best=self._best,

@@ -162,7 +162,7 @@ class WorkerPool:
         first = self._lines.first(slot)
         if first is None:
             return True
-        is_soon_free = self._limits.is_brief(first.work.method) and not first.attempts.is_suspect
+        is_soon_free = self._limits.is_brief(first.work.kind) and not first.attempts.is_suspect
         return is_soon_free and len(self._queue) >= self.num_ready
 
     def _take_for(self, slot: int) -> Attempts | None:
@@ -197,7 +197,7 @@ class WorkerPool:
             self._after_loss(held.attempts, slot, error)
         else:
             if held.began is not None:
-                self._limits.learn(held.work.method, held.seconds())
+                self._limits.learn(held.work.kind, held.seconds())
             self._end(held.attempts, slot, value=value)
 
     def _end(
@@ -236,7 +236,7 @@ class WorkerPool:
         """Take back what is past its limit; name what has none and does not answer."""
         for slot, first in self._lines.running():
             seconds = first.seconds()
-            limit = self._limits.limit(first.work.method, first.work.timeout)
+            limit = self._limits.limit(first.work.kind, first.work.timeout)
             if limit is None:
                 self._warn_of_silence(first, slot, seconds)
             elif seconds > limit and not ray.wait([first.reference], timeout=0)[0]:

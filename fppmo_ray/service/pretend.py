@@ -61,7 +61,7 @@ PRETEND_SPACE = _chain()
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """How long pretended scores take."""
+    """How long pretended scores take, without steps; each step takes as long again."""
 
     mean_seconds: float = 0.1
     spread: float = 0.2
@@ -84,9 +84,9 @@ class PretendScore:
 
 
 class PretendWorker:
-    """Scores a mask as a function of mask and seed alone, in a time that is one as well.
+    """Scores a mask as a function of mask, seed and steps alone, in a time that is one as well.
 
-    Its loss likes the filters with even numbers.
+    Its loss likes the filters with even numbers, and is noisy where steps are few.
     """
 
     def __init__(self, pace: Pace, slot: int) -> None:
@@ -101,15 +101,16 @@ class PretendWorker:
         return here(self._slot)
 
     def score(
-        self, weights: object, keep: BoolArray, seed: Sequence[int], held_out: str
+        self, weights: object, keep: BoolArray, seed: Sequence[int], held_out: str, steps: int = 0
     ) -> PretendScore:
-        """Sleep, then answer. Weights and split do not matter."""
+        """Sleep, then answer. Weights and split do not matter; steps take time and noise away."""
         del weights, held_out
         digest = hashlib.sha256(np.packbits(keep).tobytes() + repr(tuple(seed)).encode())
         deviation, noise = np.random.default_rng(list(digest.digest())).uniform(-1, 1, size=2)
         seconds = self._pace.mean_seconds * (1 + math.sqrt(3) * self._pace.spread * deviation)
+        seconds *= 1 + steps
         time.sleep(seconds)
-        loss = float(keep[1::2].mean() + 0.02 * noise)
+        loss = float(keep[1::2].mean() + 0.02 * noise / (1 + steps))
         return PretendScore(val_loss=loss, val_accuracy=math.exp(-2 - loss), seconds=seconds)
 
 
@@ -215,7 +216,8 @@ def search_with(
         settings: Of the model.
         timeout: Seconds after which a score is taken from its worker; None: learned.
     """
-    scoring = Scoring(round=0, weights=None, rung=0, timeout=timeout)
+    deepest = max(settings.rungs, default=0)
+    scoring = Scoring(round=0, weights=None, rung=deepest, timeout=timeout)
     with watch(run, settings, Console(quiet=True)) as progress:
         score_proposals(model, pool, run, scoring, progress)
     return model.finalists()

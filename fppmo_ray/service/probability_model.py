@@ -33,7 +33,7 @@ class Advance:
     """What the model answers to feedback."""
 
     proposals: tuple[Proposal, ...]
-    """Newly asked, to be scored."""
+    """To be scored: newly asked, or by now at a deeper rung."""
     updates: tuple[Update, ...]
 
 
@@ -49,58 +49,47 @@ class ProbabilityModel:
         self._space = space
         self._rule = settings.rule
         self._optimizer = MaskOptimizer(space, importance, settings)
-        self._num_asked = 0
-        self._waiting: dict[int, Feedback] = {}
-        """Feedback by proposal that the optimizer has not been told yet."""
 
     def __repr__(self) -> str:
         """What the Ray dashboard shows, which reads it once."""
         return f"ProbabilityModel({self._rule}, {self._optimizer.num_generations} generations)"
 
     def advance(self, feedback: Sequence[Feedback]) -> Advance:
-        """Take feedback in, and ask for every generation that it makes possible.
+        """Take feedback in, and ask for all that it makes possible.
 
-        Feedback of later generations waits for them, asked or not, so all the feedback of a
-        journal can be replayed in one call.
+        Feedback waits until what it is of has been asked for, so all the feedback of a journal
+        can be replayed in one call.
 
         Raises:
             ValueError: feedback for a proposal that is never asked for.
-            RuntimeError: every proposal of a generation failed.
+            RuntimeError: every proposal of a generation failed, or all at one of its rungs.
         """
-        self._waiting |= {item.proposal_id: item for item in feedback}
+        waiting = list(feedback)
         proposals: list[Proposal] = []
         updates: list[Update] = []
         while True:
             asked = self._optimizer.ask()
-            self._num_asked += len(asked)
-            proposals += asked
-            ready = self._take_ready()
+            ready = [item for item in waiting if self._optimizer.expects(item)]
             if not asked and not ready:
                 break
-            updates += [update for item in ready if (update := self._tell(item))]
-        if unknown := [i for i in self._waiting if i >= self._num_asked]:
-            self._waiting = {}
+            proposals += asked
+            waiting = [item for item in waiting if not self._optimizer.expects(item)]
+            for item in ready:
+                updates += self._tell(item)
+        if waiting:
+            unknown = sorted({item.proposal_id for item in waiting})
             raise ValueError(f"feedback for proposals that were never asked for: {unknown}")
         return Advance(proposals=tuple(proposals), updates=tuple(updates))
 
-    def _take_ready(self) -> list[Feedback]:
-        """Feedback of the current generation, and duplicates of the ones before.
-
-        That of later ones waits, so that every update is seen by itself.
-        """
-        next_generation = self._optimizer.generation + 1
-        end = min(self._num_asked, next_generation * self._optimizer.settings.population_size)
-        return [self._waiting.pop(i) for i in sorted(self._waiting) if i < end]
-
-    def _tell(self, feedback: Feedback) -> Update | None:
+    def _tell(self, feedback: Feedback) -> list[Update]:
         before = self._optimizer.generation
         self._optimizer.tell(feedback)
-        if self._optimizer.generation == before:
-            return None
-        kept = np.add.reduceat(1.0 - self._optimizer.prune_prob(), self._space.offsets)
+        return [self._update(after) for after in range(before + 1, self._optimizer.generation + 1)]
+
+    def _update(self, after: int) -> Update:
+        kept = np.add.reduceat(1.0 - self._optimizer.prune_prob(after), self._space.offsets)
         return Update(
-            generation=self._optimizer.generation,
-            keep_share=tuple((kept / self._space.dense_widths).tolist()),
+            generation=after, keep_share=tuple((kept / self._space.dense_widths).tolist())
         )
 
     def finalists(self) -> list[Finalist]:

@@ -28,7 +28,7 @@ class Progress:
         self._tell(self._tally.begin(known, Workforce.of(pool)))
 
     def ended(self, ended: Iterable[tuple[Scored | Failed, Feedback]], pool: WorkerPool) -> None:
-        """Tell of proposals that have ended since, and of the workers as they are now."""
+        """Tell of scores that have ended since, and of the workers as they are now."""
         items = [
             Ended(feedback=feedback, seconds=fact.seconds if isinstance(fact, Scored) else None)
             for fact, feedback in ended
@@ -46,7 +46,7 @@ def watch(run: RunDirectory, settings: OptimizerSettings, console: Console) -> I
 
     Args:
         run: The search, started.
-        settings: Its proposals, generations and ranking.
+        settings: Its proposals, generations, rungs and ranking.
         console: Where a live bar is drawn if it is a terminal.
     """
 
@@ -54,6 +54,6 @@ def watch(run: RunDirectory, settings: OptimizerSettings, console: Console) -> I
         return next(fact.macs for fact in run.all(Asked) if fact.id == proposal_id)
 
     [started] = run.all(Started)
-    tally = Tally(settings.num_proposals, settings.population_size, settings.rank_by)
-    with live_bar(settings.num_proposals, console) as bar:
-        yield Progress(tally, [bar, generation_log(), metrics_of(started.search_id, macs)])
+    with live_bar(console) as bar:
+        listeners = [bar, generation_log(), metrics_of(started.search_id, macs)]
+        yield Progress(Tally(settings), listeners)

@@ -17,7 +17,7 @@ from torch import nn
 from fppmo_ray.distribution import BoolArray, unpack_mask
 from fppmo_ray.pruning import load_network
 from fppmo_ray.service.conclusion import NETWORK_FILES, RESULT
-from fppmo_ray.service.record.facts import Asked, Chosen, Failed, Scored
+from fppmo_ray.service.record.facts import Asked, Chosen, ends_of_scores
 from fppmo_ray.service.record.run_directory import read_journal
 from fppmo_ray.service.record.storage import open_storage
 
@@ -72,7 +72,7 @@ class SearchResult:
 
     @property
     def history(self) -> pd.DataFrame:
-        """One row per proposal that has ended, in order of ids."""
+        """One row per score that has ended, in order of ids and rungs."""
         return read_history(self.run_dir)
 
     def network(self) -> nn.Module:
@@ -116,6 +116,7 @@ _COLUMNS = [
     "id",
     "generation",
     "macs",
+    "rung",
     "val_loss",
     "val_accuracy",
     "seconds",
@@ -126,17 +127,20 @@ _COLUMNS = [
 
 
 def read_history(run_dir: str | Path) -> pd.DataFrame:
-    """Proposals of a run directory with generation, MACs, score, seconds, worker, time or error."""
+    """Scores of a run directory, a row for every proposal and rung.
+
+    Columns: the proposal's id, generation and MACs; the rung in fine-tuning steps, the score,
+    seconds, worker, time or error.
+    """
     facts = read_journal(run_dir)
-    ends = {fact.id: fact for fact in facts if isinstance(fact, Scored | Failed)}
+    asked = {fact.id: fact for fact in facts if isinstance(fact, Asked)}
     rows = [
         {
-            "id": asked.id,
-            "generation": asked.generation,
-            "macs": asked.macs,
+            "id": end.id,
+            "generation": asked[end.id].generation,
+            "macs": asked[end.id].macs,
             **{name: getattr(end, name, None) for name in _COLUMNS[3:]},
         }
-        for asked in facts
-        if isinstance(asked, Asked) and (end := ends.get(asked.id)) is not None
+        for end in ends_of_scores(facts).values()
     ]
-    return pd.DataFrame(rows, columns=_COLUMNS).sort_values("id", ignore_index=True)
+    return pd.DataFrame(rows, columns=_COLUMNS).sort_values(["id", "rung"], ignore_index=True)

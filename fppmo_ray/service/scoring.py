@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from fppmo_ray.distribution import Feedback, Finalist, Proposal, pack_mask
 from fppmo_ray.service.pool import WorkerPool
 from fppmo_ray.service.probability_model import Advance
 from fppmo_ray.service.progress import Progress
-from fppmo_ray.service.record.facts import Asked, Failed, Scored, Updated
+from fppmo_ray.service.record.facts import Asked, Failed, Scored, Updated, ends_of_scores
 from fppmo_ray.service.record.run_directory import RunDirectory
 from fppmo_ray.service.work import Outcome, Work
 
@@ -25,15 +25,26 @@ class Scoring:
     weights: Any
     """Reference to the round's ``Weights`` in the object store."""
     rung: int
-    """Fine-tuning steps of a score."""
+    """Fine-tuning steps of a whole score: of proposals that name no rung, and of finalists."""
     timeout: float | None
+
+    def steps(self, rung: int | None) -> int:
+        """Fine-tuning steps of a score at a rung."""
+        return self.rung if rung is None else rung
+
+
+Score = tuple[int, int]
+"""Which one: the proposal's id, and the rung in fine-tuning steps."""
 
 
 class Proposer(Protocol):
     """What proposes masks and learns how they fared: a ``ModelHandle``, or a rival of it."""
 
     def advance(self, feedback: Sequence[Feedback], /) -> Advance:
-        """See ``ProbabilityModel.advance``; told all feedback of a journal, it replays it."""
+        """See ``ProbabilityModel.advance``; told all feedback of a journal, it replays it.
+
+        What it proposes is scored once at each rung that it is proposed at.
+        """
 
     def finalists(self) -> list[Finalist]:
         """The masks worth a second look, the importance-only one among them."""
@@ -52,39 +63,47 @@ def score_proposals(
     empty one. Feedback is durable before the model hears of it.
 
     Raises:
-        RuntimeError: all proposals of a generation failed by themselves.
+        RuntimeError: all proposals of a generation failed by themselves, or all at one rung.
         SearchStopped: a stop was requested; what was running is recorded.
         ValueError: the model no longer proposes what the journal says it proposed.
     """
-    known = _feedback(run)
+    known = _feedback(run, scoring)
     progress.begin(known.values(), pool)
     _take_in(model.advance(list(known.values())), pool, run, scoring, known)
     while pool.num_unfinished:
         ended = [_read(outcome, scoring) for outcome in pool.next_outcomes()]
         run.record(fact for fact, _ in ended)
-        known |= {feedback.proposal_id: feedback for _, feedback in ended}
+        known |= {(feedback.proposal_id, feedback.rung): feedback for _, feedback in ended}
         advance = model.advance([feedback for _, feedback in ended])
         _take_in(advance, pool, run, scoring, known)
         progress.ended(ended, pool)
 
 
-def _feedback(run: RunDirectory) -> dict[int, Feedback]:
-    """What the journal says of each proposal; of two facts, the later counts.
+def _feedback(run: RunDirectory, scoring: Scoring) -> dict[Score, Feedback]:
+    """What the journal says of each score; of two facts, the later counts.
 
-    Failures of a generation in which nothing was scored are tried again: what stopped the search
-    then (a timeout, a full disk) may be mended now.
+    Failures at a rung of a generation in which nothing was scored are tried again: what stopped
+    the search then (a timeout, a full disk) may be mended now.
     """
     generation_of = {fact.id: fact.generation for fact in run.all(Asked)}
-    scored_generations = {generation_of[fact.id] for fact in run.all(Scored)}
-    feedback = {}
-    for fact in run.facts:
-        if isinstance(fact, Scored):
-            feedback[fact.id] = Feedback(
-                proposal_id=fact.id, val_loss=fact.val_loss, val_accuracy=fact.val_accuracy
-            )
-        elif isinstance(fact, Failed) and generation_of[fact.id] in scored_generations:
-            feedback[fact.id] = Feedback(proposal_id=fact.id, error=fact.error)
-    return feedback
+    scored = {(generation_of[fact.id], fact.rung) for fact in run.all(Scored)}
+    ends = [_feedback_of(fact, scoring) for fact in ends_of_scores(run.facts).values()]
+    return {
+        (item.proposal_id, item.rung): item
+        for item in ends
+        if (generation_of[item.proposal_id], item.rung) in scored
+    }
+
+
+def _feedback_of(fact: Scored | Failed, scoring: Scoring) -> Feedback:
+    if isinstance(fact, Failed):
+        return Feedback(proposal_id=fact.id, error=fact.error, rung=scoring.steps(fact.rung))
+    return Feedback(
+        proposal_id=fact.id,
+        val_loss=fact.val_loss,
+        val_accuracy=fact.val_accuracy,
+        rung=fact.rung,
+    )
 
 
 def _take_in(
@@ -92,7 +111,7 @@ def _take_in(
     pool: WorkerPool,
     run: RunDirectory,
     scoring: Scoring,
-    known: dict[int, Feedback],
+    known: Mapping[Score, Feedback],
 ) -> None:
     """Journal what is new, and submit what has neither a score nor a place in the queue."""
     if not advance.proposals and not advance.updates:
@@ -111,8 +130,9 @@ def _take_in(
         for item in new
     )
     for item in advance.proposals:
-        if item.proposal_id not in known and not pool.holds(item.proposal_id):
-            pool.submit(_work(item, scoring))
+        work = _work(item, scoring)
+        if work.tag not in known and not pool.holds(work.tag):
+            pool.submit(work)
 
 
 def _record_updates(advance: Advance, run: RunDirectory) -> None:
@@ -135,12 +155,16 @@ def _require_as_journaled(proposals: Iterable[Proposal], asked: dict[int, Asked]
 
 
 def _work(proposal: Proposal, scoring: Scoring) -> Work:
+    proposal_id, steps = proposal.proposal_id, scoring.steps(proposal.rung)
+    tag: Score = proposal_id, steps
+    at_rung = "" if proposal.rung is None else f" at {steps} steps"
     return Work(
-        name=f"proposal {proposal.proposal_id}",
+        name=f"proposal {proposal_id}{at_rung}",
         method="score",
-        arguments=(scoring.weights, proposal.keep, proposal.score_seed, "search_val"),
-        tag=proposal.proposal_id,
+        arguments=(scoring.weights, proposal.keep, proposal.score_seed, "search_val", steps),
+        tag=tag,
         timeout=scoring.timeout,
+        size=steps,
     )
 
 
@@ -155,22 +179,24 @@ def score_error(outcome: Outcome) -> str | None:
 
 
 def _read(outcome: Outcome, scoring: Scoring) -> tuple[Scored | Failed, Feedback]:
-    proposal_id: int = outcome.work.tag
+    fact = _fact(outcome, scoring)
+    return fact, _feedback_of(fact, scoring)
+
+
+def _fact(outcome: Outcome, scoring: Scoring) -> Scored | Failed:
+    tag: Score = outcome.work.tag
+    proposal_id, steps = tag
     error = score_error(outcome)
     if error is not None:
-        return Failed(id=proposal_id, error=error), Feedback(proposal_id=proposal_id, error=error)
+        return Failed(id=proposal_id, error=error, rung=steps)
     score = outcome.value
-    fact = Scored(
+    return Scored(
         id=proposal_id,
         round=scoring.round,
-        rung=scoring.rung,
+        rung=steps,
         val_loss=score.val_loss,
         val_accuracy=score.val_accuracy,
         seconds=score.seconds,
         worker=outcome.worker,
         at=time.time(),
     )
-    feedback = Feedback(
-        proposal_id=proposal_id, val_loss=score.val_loss, val_accuracy=score.val_accuracy
-    )
-    return fact, feedback

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from fppmo_ray.distribution import OptimizerSettings
-from fppmo_ray.distribution.optimizer import RankBy
+from fppmo_ray.distribution import OptimizerSettings, RankBy
 from fppmo_ray.pruning.importance import Criterion
 from fppmo_ray.pruning.score import Fidelity
 from fppmo_ray.service.resources import Demand
@@ -45,6 +44,9 @@ class SearchSettings:
     """Of the masks, the scores and the training."""
     score_steps: int = 50
     """Fine-tuning steps inside a score; 0 = recalibrate only."""
+    screen_steps: int | None = None
+    """Fine-tuning steps of a first, cheap score of every proposal: only the best third of a
+    generation is then scored with score_steps, which must be more. None scores all at once."""
     compensate: bool = False
     """Re-fit the layers behind removed channels by least squares before a score's first step."""
     recalibrate_images: int = 1000
@@ -80,6 +82,10 @@ class SearchSettings:
         )
         for name, known in _CHOICES.items():
             _require(getattr(self, name) in known, name, f"one of {known}", getattr(self, name))
+        if self.screen_steps is not None:
+            below = f">= 0 and below score_steps = {self.score_steps}"
+            holds = 0 <= self.screen_steps < self.score_steps
+            _require(holds, "screen_steps", below, self.screen_steps)
         self.optimizer_settings()  # refuses a wrong budget, rule or population at once
 
     def optimizer_settings(self) -> OptimizerSettings:
@@ -92,6 +98,7 @@ class SearchSettings:
             lag=self.lag,
             seed=self.seed,
             rank_by=self.rank_by,
+            rungs=() if self.screen_steps is None else (self.screen_steps, self.score_steps),
         )
 
     def plain_engine(self, *, threads: int) -> Engine:

@@ -39,7 +39,7 @@ def stop_on_signal(run: RunDirectory, num_proposals: int) -> Iterator[StopReques
     Signals reach the main thread alone: in any other, the request is never made. Enter this after
     Ray has started, which handles SIGTERM in a way of its own.
     """
-    request = StopRequest(lambda: f"{len(run.all(Scored))} of {num_proposals} proposals are scored")
+    request = StopRequest(lambda: f"{_num_scored(run)} of {num_proposals} proposals are scored")
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
@@ -59,3 +59,7 @@ def stop_on_signal(run: RunDirectory, num_proposals: int) -> Iterator[StopReques
         yield request
     finally:
         restore()
+
+
+def _num_scored(run: RunDirectory) -> int:
+    return len({fact.id for fact in run.all(Scored)})  # at one rung or at several

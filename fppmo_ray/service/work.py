@@ -24,6 +24,13 @@ class Work:
     """The caller's own: comes back with the outcome."""
     timeout: float | None = None
     """Seconds from the start on a worker until the work is taken from it; None: learned."""
+    size: int | None = None
+    """Where works of one method take unlike times: time is learned of each size by itself."""
+
+    @property
+    def kind(self) -> str:
+        """What works that take about the same time share."""
+        return self.method if self.size is None else f"{self.method} {self.size}"
 
 
 @dataclass(frozen=True, kw_only=True)

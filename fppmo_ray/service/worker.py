@@ -6,7 +6,7 @@ import copy
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -94,15 +94,20 @@ class ScoringWorker:
             self._split(split)
         return here(self._slot)
 
-    def score(self, basis: Basis, keep: BoolArray, seed: Sequence[int], held_out: str) -> Score:
-        """Score one mask on ``search_val`` or ``choose_val``."""
+    def score(
+        self, basis: Basis, keep: BoolArray, seed: Sequence[int], held_out: str, steps: int
+    ) -> Score:
+        """Score one mask on ``search_val`` or ``choose_val``, with so many steps of fine-tuning.
+
+        The learning rate's schedule is laid over these steps; a deeper score begins anew.
+        """
         return score(
             self._dense_on(basis),
             self._problem.tracing,
             keep,
             search_train=self._split("search_train"),
             held_out=self._split(held_out),
-            fidelity=self._problem.fidelity,
+            fidelity=replace(self._problem.fidelity, steps=steps),
             recipe=self._problem.recipe,
             seed=tuple(seed),
             engine=basis.engine,

@@ -90,7 +90,12 @@ def small_score(proposal: Proposal) -> Feedback:
     weights = np.where(np.arange(len(proposal.keep)) % 2 == 0, 2.0, 0.5)
     weights += np.linspace(0, 0.1, len(weights))
     kept = float(weights @ proposal.keep / weights.sum())
-    return Feedback(proposal_id=proposal.proposal_id, val_loss=1 - kept, val_accuracy=kept)
+    return Feedback(
+        proposal_id=proposal.proposal_id,
+        val_loss=1 - kept,
+        val_accuracy=kept,
+        rung=proposal.rung or 0,
+    )
 
 
 def run_to_end(

@@ -64,7 +64,7 @@ def test_an_unfinished_search_has_no_table(tmp_path: Path) -> None:
 def test_a_proposal_with_a_score_after_its_failure_has_not_failed(tmp_path: Path) -> None:
     identity = {"settings": {"macs_cut": 0.5, "proposals": 3}}
     started = Started(search_id="c0", identity=identity, versions={}, groups=[], dense_macs=9)
-    failures = [Failed(id=number, error="no space") for number in (0, 1, 1)]
+    failures = [Failed(id=number, error="no space", rung=0) for number in (0, 1, 1)]
     score = Scored(
         id=0, round=0, rung=0, val_loss=1, val_accuracy=0.5, seconds=1, worker="0@a:1", at=0
     )
@@ -74,3 +74,22 @@ def test_a_proposal_with_a_score_after_its_failure_has_not_failed(tmp_path: Path
     print_status(tmp_path, Console(file=text, width=200))
     assert "1 scored, 1 failed of 3" in text.getvalue()
     assert "slow, as asked for" in text.getvalue()
+
+
+def test_the_state_counts_proposals_and_tells_scores_of_different_steps_apart(
+    tmp_path: Path,
+) -> None:
+    identity = {"settings": {"macs_cut": 0.5, "proposals": 3}}
+    started = Started(search_id="c0", identity=identity, versions={}, groups=[], dense_macs=9)
+
+    def score(number: int, rung: int, accuracy: float) -> Scored:
+        place = {"round": 0, "seconds": 1, "worker": "0@a:1", "at": 0}
+        return Scored(id=number, rung=rung, val_loss=1, val_accuracy=accuracy, **place)
+
+    scores = [score(0, 5, 0.9), score(1, 5, 0.8), score(2, 5, 0.7), score(0, 50, 0.6)]
+    with open_run(tmp_path, resume=False, started=started) as run:
+        run.record([*scores, Failed(id=1, error="diverged", rung=50)])
+    text = io.StringIO()
+    print_status(tmp_path, Console(file=text, width=200))
+    for part in ("2 scored, 1 failed of 3", "3 of 5 steps, 1 of 50 steps", "0.6000 (proposal 0)"):
+        assert part in text.getvalue()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fppmo_ray.distribution import Feedback
+from fppmo_ray.distribution import Feedback, OptimizerSettings
 from fppmo_ray.service import metrics
 from fppmo_ray.service.metrics import METRICS, Metric, metrics_of
 from fppmo_ray.service.observation import Ended, Tally, Workforce
@@ -55,7 +55,7 @@ def ended(proposal_id: int, loss: float, accuracy: float) -> Ended:
 
 def test_every_metric_follows_the_observations(recorders: dict[str, Recorder]) -> None:
     export = metrics_of("c0ffee", macs={0: 700, 1: 600}.__getitem__)
-    tally = Tally(num_proposals=8, population_size=3, rank_by="val_loss")
+    tally = Tally(OptimizerSettings(macs_cut=0.5, num_proposals=8, population_size=3))
     export(tally.begin([], workforce()))
     export(tally.count([ended(0, 0.5, 0.75), ended(1, 0.25, 0.5)], workforce(requeued=2)))
     failure = Ended(feedback=Feedback(proposal_id=2, error="NaN"))
@@ -95,7 +95,7 @@ def test_every_metric_follows_the_observations(recorders: dict[str, Recorder]) -
 @pytest.mark.usefixtures("local_ray")
 def test_without_a_metrics_agent_nothing_breaks_or_warns() -> None:
     export = metrics_of("c0ffee", macs=lambda _: 1)
-    tally = Tally(num_proposals=2, population_size=2, rank_by="val_loss")
+    tally = Tally(OptimizerSettings(macs_cut=0.5, num_proposals=2, population_size=2))
     export(tally.begin([], workforce()))
     export(tally.count([ended(0, 0.5, 0.5), ended(1, 0.5, 0.5)], workforce(requeued=1)))
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import logging
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
-from fppmo_ray.distribution import Feedback
-from fppmo_ray.distribution.optimizer import RankBy
+from fppmo_ray.distribution import Feedback, OptimizerSettings, RankBy
 from fppmo_ray.service.display import generation_log, live_bar
 from fppmo_ray.service.observation import Ended, Tally, Workforce
 
@@ -25,9 +25,12 @@ def failed(proposal_id: int) -> Ended:
     return Ended(feedback=Feedback(proposal_id=proposal_id, error="NaN"))
 
 
-def tally(rank_by: RankBy = "val_loss") -> Tally:
+def tally(rank_by: RankBy = "val_loss", rungs: tuple[int, ...] = ()) -> Tally:
     """Of ten proposals in generations of four, four and two."""
-    return Tally(num_proposals=10, population_size=4, rank_by=rank_by)
+    settings = OptimizerSettings(
+        macs_cut=0.5, num_proposals=10, population_size=4, rank_by=rank_by, rungs=rungs
+    )
+    return Tally(settings)
 
 
 def test_a_generation_is_complete_when_its_last_proposal_has_ended_in_whatever_order() -> None:
@@ -52,6 +55,38 @@ def test_the_best_is_that_of_the_ranking_score_and_the_first_of_equals() -> None
         seen = tally(rank_by).count(ended, WORKFORCE)  # type: ignore[arg-type]
         assert seen.best is not None
         assert seen.best.proposal_id == best
+
+
+def at(rung: int, *ended: Ended) -> list[Ended]:
+    return [replace(item, feedback=replace(item.feedback, rung=rung)) for item in ended]
+
+
+def test_in_rungs_a_generation_is_complete_and_said_once_its_promoted_have_ended(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    counting, log = tally(rungs=(5, 20)), generation_log()
+    seen = counting.count(at(5, *(scored(i, 0.1 * i, 0.9) for i in range(4))), WORKFORCE)
+    assert not seen.touched[0].is_complete
+    assert (seen.num_ended, seen.num_wanted, seen.num_complete) == (4, 6 + 6 + 4, 0)
+    with caplog.at_level(logging.INFO):
+        log(seen)
+        log(counting.count(at(20, scored(1, 0.5, 0.25)), WORKFORCE))
+        assert caplog.messages == []
+        seen = counting.count(at(20, scored(0, 0.6, 0.75)), WORKFORCE)
+        log(seen)
+    assert (seen.num_ended, seen.num_complete) == (6, 1)
+    [line] = caplog.messages
+    assert line.startswith("generation 0  best 0.7500  mean 0.5000  failed 0/6  workers 6 of 8")
+    assert seen.touched[0].losses == [0.6, 0.5]
+    assert seen.best is not None
+    assert (seen.best.proposal_id, seen.best.rung) == (1, 20)
+
+
+def test_scores_that_failures_make_needless_are_wanted_no_more() -> None:
+    counting = tally(rungs=(5, 20))
+    assert counting.begin([], WORKFORCE).num_wanted == 6 + 6 + 4
+    ended = at(5, failed(0), failed(1), failed(2), scored(3, 0.5))
+    assert counting.count(ended, WORKFORCE).num_wanted == 5 + 6 + 4
 
 
 def test_without_a_score_there_is_no_best() -> None:
@@ -86,12 +121,12 @@ def test_the_log_says_with_how_much_a_search_is_resumed(
 ) -> None:
     with caplog.at_level(logging.INFO):
         generation_log()(tally().begin([scored(4, 0.1).feedback], WORKFORCE))
-    assert caplog.messages == ["resumed with 1 of 10 proposals"]
+    assert caplog.messages == ["resumed with 1 of 10 scores"]
 
 
 def test_the_bar_on_a_terminal_says_how_many_have_ended_and_how_the_generation_stands() -> None:
     terminal = Console(file=io.StringIO(), force_terminal=True, width=140)
-    with live_bar(10, terminal) as show:
+    with live_bar(terminal) as show:
         show(tally().count([scored(0, 0.3, 0.875), scored(1, 0.3, 0.625)], WORKFORCE))
     assert isinstance(terminal.file, io.StringIO)
     text = terminal.file.getvalue()

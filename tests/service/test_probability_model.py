@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import os
+import random
 import sys
+from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -37,6 +40,7 @@ SPACE = PruningSpace(
     ),
 )
 SETTINGS = OptimizerSettings(macs_cut=0.5, num_proposals=32, population_size=8)
+IN_RUNGS = replace(SETTINGS, rungs=(5, 20))
 
 
 class Deadly:
@@ -49,15 +53,16 @@ class Deadly:
         os._exit(1)
 
 
-def model() -> ProbabilityModel:
+def model(settings: OptimizerSettings = SETTINGS) -> ProbabilityModel:
     importance = np.linspace(1, 2, SPACE.num_filters)
-    return ProbabilityModel(SPACE, importance, SETTINGS)
+    return ProbabilityModel(SPACE, importance, settings)
 
 
 def score(proposal: Proposal) -> Feedback:
-    """A loss that likes the filters with even numbers."""
-    loss = float(proposal.keep[1::2].sum())
-    return Feedback(proposal_id=proposal.proposal_id, val_loss=loss, val_accuracy=0.5)
+    """A loss that likes the filters with even numbers, and a little noise at its rung."""
+    rung = proposal.rung or 0
+    loss = float(proposal.keep[1::2].sum()) + (7 * proposal.proposal_id + rung) % 11 / 20
+    return Feedback(proposal_id=proposal.proposal_id, val_loss=loss, val_accuracy=0.5, rung=rung)
 
 
 def run(service: ProbabilityModel) -> list[Proposal]:
@@ -82,6 +87,42 @@ def test_replaying_all_feedback_at_once_proposes_the_same_masks() -> None:
         assert live.proposal_id == replayed.proposal_id
         assert np.array_equal(live.keep, replayed.keep)
     assert [update.generation for update in advance.updates] == [1, 2, 3, 4]
+
+
+def wanted(proposals: Iterable[Proposal]) -> list[tuple[int, int, str]]:
+    return sorted((item.proposal_id, item.rung or 0, pack_mask(item.keep)) for item in proposals)
+
+
+def test_from_any_part_of_its_feedback_a_search_in_rungs_is_replayed_and_goes_on_alike() -> None:
+    whole = run(model(IN_RUNGS))
+    expected, updates = wanted(whole), model(IN_RUNGS).advance([score(i) for i in whole]).updates
+    assert len(whole) == 32 + 4 * 3
+    assert [update.generation for update in updates] == [1, 2, 3, 4]
+    for count in range(len(whole) + 1):
+        known = [score(item) for item in whole[:count]]
+        replayed = model(IN_RUNGS)
+        begun = replayed.advance(random.Random(count).sample(known, count))
+        seen = list(begun.proposals)
+        told = {(item.proposal_id, item.rung) for item in known}
+        assert told <= {(i, rung) for i, rung, _ in wanted(seen)}
+        made = [*begun.updates]
+        while missing := [i for i in seen if (i.proposal_id, i.rung) not in told]:
+            told.add((missing[-1].proposal_id, missing[-1].rung))
+            advance = replayed.advance([score(missing[-1])])
+            seen += advance.proposals
+            made += advance.updates
+        assert wanted(seen) == expected
+        assert made == list(updates)
+
+
+def test_feedback_at_a_rung_never_asked_for_is_refused() -> None:
+    service = model(IN_RUNGS)
+    proposals = service.advance([]).proposals
+    feedback = [score(item) for item in proposals if item.generation == 0]
+    promoted = service.advance(feedback).proposals
+    [other, *_] = {item.proposal_id for item in proposals} - {i.proposal_id for i in promoted}
+    with pytest.raises(ValueError, match=rf"never asked for: \[{other}\]"):
+        service.advance([Feedback(proposal_id=other, error="NaN", rung=20)])
 
 
 def test_feedback_told_twice_changes_nothing() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +26,9 @@ from fppmo_ray.service.pretend import (
 )
 from fppmo_ray.service.probability_model import ProbabilityModel
 from fppmo_ray.service.progress import watch
-from fppmo_ray.service.record.facts import Fact, Failed, Rescored, Scored
+from fppmo_ray.service.record.facts import Fact, Failed, Rescored, Scored, Updated
 from fppmo_ray.service.record.run_directory import RunDirectory
+from fppmo_ray.service.result import read_history
 from fppmo_ray.service.scoring import Scoring, score_proposals
 from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.work import Outcome, Work
@@ -46,7 +49,7 @@ class PoolAtOnce:
     def num_unfinished(self) -> int:
         return len(self.works)
 
-    def holds(self, tag: int) -> bool:
+    def holds(self, tag: Any) -> bool:
         return tag in [work.tag for work in self.works]
 
     def submit(self, work: Work) -> None:
@@ -58,15 +61,21 @@ class PoolAtOnce:
         return [Outcome(work=work, value=worker.score(*work.arguments)) for work in works]
 
 
-def scored_by(pool: PoolAtOnce, run_dir: Path, *, resume: bool = False) -> list[Fact]:
+def scored_by(
+    pool: PoolAtOnce,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    settings: OptimizerSettings = SETTINGS,
+) -> list[Fact]:
     """The facts of a search by a pool."""
     importance = np.linspace(1, 2, PRETEND_SPACE.num_filters)
-    scoring = Scoring(round=0, weights=None, rung=0, timeout=None)
+    scoring = Scoring(round=0, weights=None, rung=max(settings.rungs, default=0), timeout=None)
     with (
-        pretend_run(run_dir, SETTINGS, resume=resume) as run,
-        watch(run, SETTINGS, Console(quiet=True)) as progress,
+        pretend_run(run_dir, settings, resume=resume) as run,
+        watch(run, settings, Console(quiet=True)) as progress,
     ):
-        model = cast(Any, ProbabilityModel(PRETEND_SPACE, importance, SETTINGS))
+        model = cast(Any, ProbabilityModel(PRETEND_SPACE, importance, settings))
         score_proposals(model, cast(WorkerPool, pool), run, scoring, progress)
         return run.facts
 
@@ -76,8 +85,8 @@ class PoolOfNumbers(PoolAtOnce):
 
     def next_outcomes(self) -> list[Outcome]:
         bad = {
-            3: PretendScore(val_loss=math.nan, val_accuracy=0.1, seconds=1.0),
-            5: PretendScore(val_loss=1.0, val_accuracy=math.inf, seconds=1.0),
+            (3, 0): PretendScore(val_loss=math.nan, val_accuracy=0.1, seconds=1.0),
+            (5, 0): PretendScore(val_loss=1.0, val_accuracy=math.inf, seconds=1.0),
         }
         return [
             replace(outcome, value=bad.get(outcome.work.tag, outcome.value))
@@ -107,6 +116,96 @@ def test_scores_that_all_failed_are_tried_again_by_whoever_resumes(tmp_path: Pat
     facts = scored_by(PoolAtOnce(), tmp_path, resume=True)
     assert sum(isinstance(fact, Failed) for fact in facts) == 16  # two generations were in flight
     assert sorted(fact.id for fact in facts if isinstance(fact, Scored)) == list(range(24))
+
+
+IN_RUNGS = replace(SETTINGS, rungs=(1, 3))
+
+
+def count(facts: Iterable[Fact], kind: type[Scored | Failed]) -> Counter[int | None]:
+    """Facts of a kind by their rung."""
+    return Counter(fact.rung for fact in facts if isinstance(fact, kind))
+
+
+class PoolThatNotes(PoolAtOnce):
+    """Remembers what was asked of its workers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all: list[Work] = []
+
+    def submit(self, work: Work) -> None:
+        self.all.append(work)
+        super().submit(work)
+
+
+def test_in_rungs_all_are_scored_with_few_steps_and_the_best_third_with_all(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = PoolThatNotes()
+    with caplog.at_level(logging.INFO):
+        facts = scored_by(pool, tmp_path, settings=IN_RUNGS)
+    assert count(facts, Scored) == {1: 24, 3: 3 * 3}
+    assert [fact.generation for fact in facts if isinstance(fact, Updated)] == [1, 2, 3]
+    shallow = {
+        fact.id: fact.val_loss for fact in facts if isinstance(fact, Scored) and fact.rung == 1
+    }
+    deep = {fact.id for fact in facts if isinstance(fact, Scored) and fact.rung == 3}
+    for begin in (0, 8, 16):
+        ids = sorted(range(begin, begin + 8), key=shallow.__getitem__)
+        assert deep & {*ids} == {*ids[:3]}
+    for proposal_id in deep:
+        few, many = (work for work in pool.all if work.tag[0] == proposal_id)
+        assert (few.arguments[-1], many.arguments[-1]) == (1, 3)
+        assert np.array_equal(few.arguments[1], many.arguments[1])
+        assert few.arguments[2] == many.arguments[2]  # the seed: common random numbers
+        assert few.kind != many.kind  # time limits are learned of each
+        assert many.name == f"proposal {proposal_id} at 3 steps"
+    assert [line.split("  ")[0] for line in caplog.messages] == [
+        f"generation {i}" for i in range(3)
+    ]
+
+
+def test_a_history_has_a_row_for_every_proposal_and_rung(tmp_path: Path) -> None:
+    facts = scored_by(PoolAtOnce(), tmp_path, settings=IN_RUNGS)
+    history = read_history(tmp_path)
+    assert [*zip(history["id"], history["rung"], history["val_loss"], strict=True)] == sorted(
+        (fact.id, fact.rung, fact.val_loss) for fact in facts if isinstance(fact, Scored)
+    )
+    assert (history["generation"] == history["id"] // 8).all()
+
+
+class PoolOfDeepErrors(PoolAtOnce):
+    """Nothing can be scored with many steps: a time limit is too short, say."""
+
+    def next_outcomes(self) -> list[Outcome]:
+        return [
+            outcome if outcome.work.tag[1] < 3 else Outcome(work=outcome.work, error="too long")
+            for outcome in super().next_outcomes()
+        ]
+
+
+def test_deep_scores_that_all_failed_are_tried_again_by_whoever_resumes(tmp_path: Path) -> None:
+    sentence = r"all 3 proposals of generation 0 failed at rung 3.*too long"
+    with pytest.raises(RuntimeError, match=sentence):
+        scored_by(PoolOfDeepErrors(), tmp_path / "disturbed", settings=IN_RUNGS)
+    facts = scored_by(PoolAtOnce(), tmp_path / "disturbed", resume=True, settings=IN_RUNGS)
+    assert count(facts, Failed) == {3: 6}  # of two generations
+    assert count(facts, Scored) == {1: 24, 3: 9}
+    scored_by(PoolAtOnce(), tmp_path / "undisturbed", settings=IN_RUNGS)
+    losses = [
+        read_history(tmp_path / name)["val_loss"].tolist() for name in ("disturbed", "undisturbed")
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_a_failure_without_a_rung_is_one_of_the_searchs_scores(tmp_path: Path) -> None:
+    facts = scored_by(PoolOfNumbers(), tmp_path)
+    journal = tmp_path / "journal.jsonl"
+    lines = journal.read_text().replace('","rung":0}', '"}')  # as journals were once
+    assert lines != journal.read_text()
+    journal.write_text(lines)
+    assert len(scored_by(PoolAtOnce(), tmp_path, resume=True)) == len(facts)
+    assert read_history(tmp_path)["error"].notna().sum() == 2
 
 
 class PoolOfLostFinalist(PoolAtOnce):

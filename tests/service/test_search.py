@@ -205,9 +205,13 @@ def small(**changes: Any) -> SearchSettings:
 
 
 def run_small(
-    run_dir: Path, settings: SearchSettings, network: nn.Module = DENSE, **others: Any
+    run_dir: Path,
+    settings: SearchSettings,
+    network: nn.Module = DENSE,
+    workers: int = 1,
+    **others: Any,
 ) -> SearchResult:
-    placement = Placement(workers=1)
+    placement = Placement(workers=workers)
     data = load_dataset("digits")
     return search(network, data, settings, run_dir=run_dir, placement=placement, **others)
 
@@ -232,14 +236,41 @@ def test_without_fine_tuning_the_network_is_still_the_one_reported(tmp_path: Pat
 
 @pytest.mark.usefixtures("local_ray")
 def test_a_journal_cut_back_into_training_resumes_to_the_same_facts(tmp_path: Path) -> None:
-    settings = small(baseline_epochs=3)
-    run_small(tmp_path, settings)
+    settings = small(baseline_epochs=3, population=4, screen_steps=1)
+    history = run_small(tmp_path, settings).history
+    assert history["rung"].value_counts().to_dict() == {1: 4, 4: 2}
     whole, losses = scores(tmp_path), last_losses(tmp_path)
     journal = tmp_path / JOURNAL
     journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:2]))
     run_small(tmp_path, settings, resume=True)
     assert scores(tmp_path) == whole
     assert last_losses(tmp_path) == losses
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_a_search_with_screening_cut_amid_its_deep_scores_ends_alike_with_other_workers(
+    tmp_path: Path,
+) -> None:
+    settings = small(population=4, proposals=8, screen_steps=1, rescore_seeds=1)
+    result = run_small(tmp_path, settings)
+    history, whole, winner = result.history, scores(tmp_path), chosen(tmp_path)
+    by_rung = {rung: rows for rung, rows in history.groupby("rung")}
+    assert {rung: len(rows) for rung, rows in by_rung.items()} == {1: 8, 4: 4}
+    for _, generation in by_rung[1].groupby("generation"):
+        best = generation.sort_values(["val_loss", "id"])["id"][:2]
+        assert {*best} <= {*by_rung[4]["id"]}
+    assert result.figures["scores"]["scored"] == 12
+
+    journal = tmp_path / JOURNAL
+    lines = journal.read_bytes().splitlines(keepends=True)
+    deep = [
+        number for number, line in enumerate(lines) if b'"Scored"' in line and b'"rung":4' in line
+    ]
+    journal.write_bytes(b"".join(lines[: deep[0] + 1]))
+    run_small(tmp_path, settings, resume=True, workers=2)
+    assert scores(tmp_path) == whole
+    assert chosen(tmp_path) == winner
 
 
 def test_other_library_versions_are_refused_where_numbers_would_mix(
@@ -305,6 +336,9 @@ def test_two_workers_search_on_one_gpu(local_ray: None, tmp_path: Path) -> None:
         ({"macs_cut": 1.0}, "macs_cut must be in"),
         ({"macs_cut": 0.5, "rule": "guess"}, "rule must be one of"),
         ({"macs_cut": 0.5, "score_steps": -1}, "score_steps must be >= 0, got -1"),
+        ({"macs_cut": 0.5, "screen_steps": -1}, "screen_steps must be >= 0 and below .* got -1"),
+        ({"macs_cut": 0.5, "screen_steps": 50}, "below score_steps = 50, got 50"),
+        ({"macs_cut": 0.5, "score_steps": 0, "screen_steps": 0}, "below score_steps = 0, got 0"),
         ({"macs_cut": 0.5, "min_keep": 0.0}, "min_keep must be in"),
         ({"macs_cut": 0.5, "population": 1}, "population_size must be at least 2"),
         ({"macs_cut": 0.5, "importance": "l7"}, "importance must be one of"),

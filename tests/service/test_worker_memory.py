@@ -43,7 +43,7 @@ class Bench:
         self.worker = ScoringWorker(problem, 0)
 
     def score(self) -> float:
-        return self.worker.score(self.basis, self.keep, (0, 0), "search_val").val_loss
+        return self.worker.score(self.basis, self.keep, (0, 0), "search_val", 4).val_loss
 
 
 @pytest.mark.usefixtures("threads")

@@ -6,6 +6,7 @@ and the point that baseline training and fine-tuning had reached.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
@@ -75,7 +76,7 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """A worker scored a proposal on search-val."""
+    """A worker scored a proposal on search-val, at one of its rungs."""
 
     id: int
     round: int
@@ -92,10 +93,12 @@ class Scored:
 
 @dataclass(frozen=True, kw_only=True)
 class Failed:
-    """A proposal ended by an error of its own."""
+    """A score of a proposal ended by an error of the proposal's own."""
 
     id: int
     error: str
+    rung: int | None = None
+    """Fine-tuning steps inside the score; None in journals of when all scores had the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +158,16 @@ Fact = (
 )
 
 _KINDS: dict[str, type[Fact]] = {kind.__name__: kind for kind in get_args(Fact)}
+
+
+def ends_of_scores(facts: Iterable[Fact]) -> dict[tuple[int, int | None], Scored | Failed]:
+    """How each score ended, by proposal and rung; of two facts the later counts."""
+    ends: dict[tuple[int, int | None], Scored | Failed] = {}
+    for fact in facts:
+        if isinstance(fact, Scored | Failed):
+            ends.pop((fact.id, None), None)  # a failure without a rung, that was tried again
+            ends[fact.id, fact.rung] = fact
+    return ends
 
 
 def fact_to_json(fact: Fact) -> dict[str, Any]:

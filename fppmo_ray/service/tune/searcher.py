@@ -55,7 +55,8 @@ class FPPMOSearch(Searcher):
             the same. ``for_problem`` says all of it.
 
     Raises:
-        ValueError: the cut cannot be reached, or the importance does not fit the space.
+        ValueError: the cut cannot be reached, the importance does not fit the space, or the
+            settings have rungs.
     """
 
     CKPT_FILE_TMPL = "searcher-state-{}.json"
@@ -68,6 +69,11 @@ class FPPMOSearch(Searcher):
         *,
         scored_by: Mapping[str, Any] | None = None,
     ) -> None:
+        if settings.rungs:
+            raise ValueError(
+                f"rungs must be empty under Tune, got {settings.rungs}: its scheduler says which "
+                "trials go on; leave screen_steps out, and give the rungs to prune_trainable"
+            )
         super().__init__(metric=settings.rank_by, mode=_MODES[settings.rank_by])
         self._space = space
         self._importance = importance
@@ -283,7 +289,7 @@ class FPPMOSearch(Searcher):
 
     def _identity(self) -> dict[str, Any]:
         return {
-            "settings": asdict(self._settings),
+            "settings": json.loads(json.dumps(asdict(self._settings))),  # which has no tuples
             "space": self._space.fingerprint(),
             "importance": hashlib.sha256(self._importance.tobytes()).hexdigest(),
             **self._scored_by,  # whose settings, where it has any, hold the ones above

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,12 @@ class Unseen:
     def ended(self, *_: object) -> None: ...
 
 
-def score(run_dir: str | Path, *, resume: bool, seed: int = 0) -> None:
+def score(
+    run_dir: str | Path, *, resume: bool, seed: int = 0, settings: OptimizerSettings = SETTINGS
+) -> None:
     """The loop of a search, to its end."""
     importance = np.linspace(1.0, 2.0, PRETEND_SPACE.num_filters)
-    model: Any = ProbabilityModel(PRETEND_SPACE, importance, SETTINGS)
+    model: Any = ProbabilityModel(PRETEND_SPACE, importance, settings)
     pool: Any = PoolHere(seed)
     unseen: Any = Unseen()
     scoring = Scoring(round=0, weights=None, rung=0, timeout=None)
@@ -112,6 +115,29 @@ def test_a_search_on_an_object_store_without_its_last_objects_resumes_to_the_sam
         drop_last_objects(run_dir, lost)
         score(run_dir, resume=True, seed=lost)
         assert trajectory(run_dir) == trajectory(journal.parent)
+
+
+def test_a_search_in_rungs_cut_at_any_line_resumes_to_the_same_scores(tmp_path: Path) -> None:
+    in_rungs = replace(SETTINGS, rungs=(1, 3))
+    score(tmp_path, resume=False, settings=in_rungs)
+    undisturbed = scores_by_rung(tmp_path)
+    assert len(undisturbed) == 32 + 4 * 3
+    journal = tmp_path / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    for length in range(len(lines)):
+        journal.write_bytes(b"".join(lines[:length]))
+        score(tmp_path, resume=True, seed=length, settings=in_rungs)
+        assert scores_by_rung(tmp_path) == undisturbed
+
+
+def scores_by_rung(run_dir: Path) -> dict[tuple[int, int], tuple[str, float]]:
+    """Mask and loss of every score; none is made twice."""
+    facts = read_journal(run_dir)
+    masks = {fact.id: fact.mask for fact in facts if isinstance(fact, Asked)}
+    scored = [fact for fact in facts if isinstance(fact, Scored)]
+    scores = {(fact.id, fact.rung): (masks[fact.id], fact.val_loss) for fact in scored}
+    assert len(scores) == len(scored)
+    return scores
 
 
 def drop_last_objects(run_dir: str, count: int) -> None:

@@ -444,6 +444,7 @@ class TestForAProblem:
         ("changes", "sentence"),
         [
             ({"importance": "taylor"}, "taylor is measured on images: measure it by"),
+            ({"screen_steps": 5}, r"rungs must be empty under Tune, got \(5, 50\): its scheduler"),
             ({"baseline_epochs": 3}, "baseline_epochs must be 0 under Tune, got 3; train the"),
         ],
     )

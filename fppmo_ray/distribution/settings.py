@@ -1,0 +1,73 @@
+"""Everything that decides a search's trajectory, besides its feedback."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from fppmo_ray.distribution.budget import check_macs_cut
+from fppmo_ray.distribution.rules import RULES
+
+RankBy = Literal["val_loss", "val_accuracy"]
+"""The score by which proposals are ranked: the lower loss or the higher accuracy is better."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """Everything that decides a search's trajectory, besides its feedback.
+
+    Raises:
+        ValueError: a setting is out of its range.
+    """
+
+    macs_cut: float
+    """Share of the dense network's MACs to remove, in (0, 1)."""
+    num_proposals: int
+    """Proposals over the whole search, at least ``population_size``. Noise cools down over
+    them, so a finished search cannot be extended."""
+    rule: str = "layer_es"
+    """A name in ``RULES``."""
+    population_size: int = 16
+    """Proposals per generation, at least 2; the last generation takes what is left."""
+    lag: int = 1
+    """Generations that may be sampled before the feedback of the one before is in, >= 0:
+    generation g comes from the beliefs after the update of generation g - 1 - lag."""
+    seed: int = 0
+    """Of all randomness, >= 0."""
+    rank_by: RankBy = "val_loss"
+    """Loss tells more than accuracy on few images."""
+    rungs: tuple[int, ...] = ()
+    """Depths of scores (fine-tuning steps, say), ascending, >= 0: all proposals are scored at the
+    first, the best third of a generation at the second, and so on. Empty: whoever scores decides
+    how deep, and the first feedback of a proposal ends it."""
+
+    def __post_init__(self) -> None:
+        check_macs_cut(self.macs_cut)
+        if self.population_size < 2:
+            raise ValueError(
+                f"population_size must be at least 2, to have ranks, got {self.population_size}"
+            )
+        if self.num_proposals < self.population_size:
+            raise ValueError(
+                f"num_proposals must be at least population_size = {self.population_size}, "
+                f"got {self.num_proposals}; raise it or lower population_size"
+            )
+        if self.rule not in RULES:
+            raise ValueError(f"rule must be one of {', '.join(RULES)}, got {self.rule!r}")
+        for name in ("lag", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if self.rank_by not in get_args(RankBy):
+            raise ValueError(f"rank_by must be val_loss or val_accuracy, got {self.rank_by!r}")
+        if list(self.rungs) != sorted({*self.rungs}) or min(self.rungs, default=0) < 0:
+            raise ValueError(f"rungs must ascend from at least 0, got {self.rungs}")
+
+    @property
+    def num_generations(self) -> int:
+        """Generations of the whole search."""
+        return -(-self.num_proposals // self.population_size)
+
+    def ids(self, generation: int) -> range:
+        """The proposals of a generation."""
+        begin = generation * self.population_size
+        return range(begin, min(begin + self.population_size, self.num_proposals))
