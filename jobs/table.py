@@ -57,8 +57,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _title(runs: list[dict[str, Any]]) -> str:
     seeds = ", ".join(str(run["settings"]["seed"]) for run in runs)
-    costs = {f"{run['scores']['scored']} x {run['settings']['score_steps']}" for run in runs}
-    return f"seeds {seeds}; scores x steps: {', '.join(sorted(costs))}"
+    return f"seeds {seeds}; scores x steps: {', '.join(sorted({_costs(run) for run in runs}))}"
+
+
+def _costs(run: dict[str, Any]) -> str:
+    scores = run["scores"]  # older results do not tell them apart, and have one kind of score
+    by_steps = scores.get("by_steps") or {run["settings"]["score_steps"]: scores["scored"]}
+    return " + ".join(f"{count} x {steps}" for steps, count in by_steps.items())
 
 
 def _row(run: dict[str, Any], name: str) -> dict[str, Any]:

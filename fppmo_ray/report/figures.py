@@ -50,13 +50,15 @@ def _draw_scores(figure: Figure, run_dir: str | Path) -> None:
 
     history = read_history(run_dir).dropna(subset=["val_accuracy"])
     accuracy = 100 * history["val_accuracy"].astype(float)
-    is_deepest = history["rung"] == history["rung"].max()
-    by_generation = accuracy[is_deepest].groupby(history["generation"][is_deepest])
+    rungs = sorted({*history["rung"]})
     axes: Axes = figure.subplots()
-    for rung, of_rung in accuracy.groupby(history["rung"]):
-        color, steps = ("0.7", "") if rung == history["rung"].max() else ("0.88", f", {rung} steps")
-        generations = history["generation"][of_rung.index]
-        axes.plot(generations, of_rung, ".", color=color, label=f"proposal{steps}")
+    for rung in rungs:
+        at_rung = history["rung"] == rung
+        label = "proposal" if len(rungs) == 1 else f"proposal, {rung} steps"
+        color = "0.7" if rung == rungs[-1] else "0.88"
+        axes.plot(history["generation"][at_rung], accuracy[at_rung], ".", color=color, label=label)
+    deepest = history["rung"] == rungs[-1]
+    by_generation = accuracy[deepest].groupby(history["generation"][deepest])
     axes.plot(by_generation.mean(), color="tab:blue", label="generation's mean")
     axes.plot(by_generation.max(), color="tab:orange", label="generation's best")
     axes.set(xlabel="generation", ylabel="accuracy on search-val, %", title="Scores")

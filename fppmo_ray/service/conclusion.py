@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -152,11 +153,13 @@ def _score_noise(context: Context) -> dict[str, float] | None:
     }
 
 
-def _score_costs(context: Context) -> dict[str, float]:
+def _score_costs(context: Context) -> dict[str, Any]:
     scored = context.run.all(Scored)
+    by_steps = Counter(fact.rung for fact in scored)
     ends = ends_of_scores(context.run.facts).values()
     return {
         "scored": len(scored),
+        "by_steps": {str(steps): by_steps[steps] for steps in sorted(by_steps)},
         "failed": sum(isinstance(end, Failed) for end in ends),
         "mean_seconds": statistics.fmean(fact.seconds for fact in scored),
     }

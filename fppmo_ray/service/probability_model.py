@@ -69,13 +69,15 @@ class ProbabilityModel:
         updates: list[Update] = []
         while True:
             asked = self._optimizer.ask()
-            ready = [item for item in waiting if self._optimizer.expects(item)]
-            if not asked and not ready:
+            told, waiting = waiting, []
+            for item in told:
+                if self._optimizer.expects(item):
+                    updates += self._tell(item)
+                else:
+                    waiting.append(item)
+            if not asked and len(waiting) == len(told):
                 break
             proposals += asked
-            waiting = [item for item in waiting if not self._optimizer.expects(item)]
-            for item in ready:
-                updates += self._tell(item)
         if waiting:
             unknown = sorted({item.proposal_id for item in waiting})
             raise ValueError(f"feedback for proposals that were never asked for: {unknown}")

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fppmo_ray.service.pretend import PRETEND_SPACE, Pace, PretendWorker
+from fppmo_ray.distribution import OptimizerSettings, pack_mask
+from fppmo_ray.service.pretend import PRETEND_SPACE, Pace, PretendWorker, pretend_search
+from fppmo_ray.service.result import read_history
 
 KEEP = np.arange(PRETEND_SPACE.num_filters) % 3 == 0
 
@@ -39,3 +42,24 @@ def test_an_impossible_pace_is_refused(wrong: dict[str, float]) -> None:
     [name] = wrong
     with pytest.raises(ValueError, match=f"{name} must be"):
         Pace(**wrong)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_search_in_rungs_cut_amid_its_deep_scores_ends_alike_with_more_workers(
+    tmp_path: Path,
+) -> None:
+    settings = OptimizerSettings(macs_cut=0.5, num_proposals=24, population_size=8, rungs=(1, 4))
+
+    def ending(workers: int, *, resume: bool) -> tuple[list[tuple[str, str]], list[list[float]]]:
+        pace = Pace(mean_seconds=0.001)
+        found = pretend_search(tmp_path, settings, workers=workers, pace=pace, resume=resume)
+        history = read_history(tmp_path)[["id", "rung", "val_loss"]]
+        return [(item.name, pack_mask(item.keep)) for item in found], history.to_numpy().tolist()
+
+    expected = ending(1, resume=False)
+    assert len(expected[1]) == 24 + 9
+    journal = tmp_path / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    deep = [number for number, line in enumerate(lines) if b'"rung":4' in line]
+    journal.write_bytes(b"".join(lines[: deep[1] + 1]))
+    assert ending(3, resume=True) == expected

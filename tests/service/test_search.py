@@ -261,6 +261,7 @@ def test_a_search_with_screening_cut_amid_its_deep_scores_ends_alike_with_other_
         best = generation.sort_values(["val_loss", "id"])["id"][:2]
         assert {*best} <= {*by_rung[4]["id"]}
     assert result.figures["scores"]["scored"] == 12
+    assert result.figures["scores"]["by_steps"] == {"1": 8, "4": 4}
 
     journal = tmp_path / JOURNAL
     lines = journal.read_bytes().splitlines(keepends=True)

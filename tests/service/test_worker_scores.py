@@ -1,0 +1,44 @@
+"""Scores of different depths on one worker, in this process."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fppmo_ray import Placement, Recipe, SearchSettings, load_dataset
+from fppmo_ray.pruning import Fidelity, score
+from fppmo_ray.service.problem import open_split, state_problem
+from fppmo_ray.service.weights import to_arrays
+from fppmo_ray.service.worker import Basis, ScoringWorker
+from fppmo_ray.training import build_network
+
+
+def test_a_deep_score_begins_anew_with_its_own_schedule_whatever_was_scored_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    few = {"recalibrate_images": 200, "score_images": 100}
+    settings = SearchSettings(
+        macs_cut=0.5, score_steps=6, screen_steps=2, recipe=Recipe(epochs=0), **few
+    )
+    network, dataset = build_network("digits_cnn", 10, seed=0), load_dataset("digits")
+    problem = state_problem(network, dataset, settings, placement=Placement())
+    keep = np.arange(problem.tracing.space.num_filters) % 2 == 0
+    basis = Basis(round=0, arrays=to_arrays(network), engine=problem.engine)
+    worker, device = ScoringWorker(problem, 0), torch.device("cpu")
+
+    for steps in (2, 6):
+        expected = score(
+            network.eval(),
+            problem.tracing,
+            keep,
+            search_train=open_split(problem, "search_train", device),
+            held_out=open_split(problem, "search_val", device),
+            fidelity=Fidelity(steps=steps, **few),
+            recipe=settings.recipe,
+            seed=(0, 3),
+            engine=problem.engine,
+        )
+        scored = worker.score(basis, keep, (0, 3), "search_val", steps)
+        assert (scored.val_loss, scored.val_accuracy) == (expected.val_loss, expected.val_accuracy)
