@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -174,14 +175,15 @@ def search_choice(case: Case, name: str, pool: WorkerPool, run_dir: Path) -> Cho
 
 def _choice(found: Found, run: RunDirectory) -> Choice:
     scored, rescored = run.all(Scored), len(run.all(Rescored))
-    seconds = sum(fact.seconds for fact in scored)
+    deepest = max(fact.rung for fact in scored)  # that of the finalists' scores
+    mean_seconds = statistics.fmean(fact.seconds for fact in scored if fact.rung == deepest)
     return Choice(
         keep=found.chosen.keep,
         weights=found.weights.arrays,
         finalist=found.chosen.name,
         scores=len(scored),
         rescores=rescored,
-        score_seconds=seconds * (1 + rescored / len(scored)),
+        score_seconds=sum(fact.seconds for fact in scored) + rescored * mean_seconds,
     )
 
 
@@ -241,11 +243,18 @@ def foreign_choice(case: Case, memory: Path) -> Choice:
 def settings_of(method: Method, settings: SearchSettings) -> SearchSettings:
     """The search's settings of a method: all alike but for the rule and the scores asked for.
 
-    Rivals learn nothing by our rules, so cells of theirs do not depend on ``--rule``.
+    Rivals learn nothing by our rules, so cells of theirs do not depend on ``--rule``. Those with
+    a search of their own score every proposal at once, whatever ``--screen-steps`` says.
     """
     is_rival = method.is_search and method.name != FPPMO
     rule = "random" if is_rival else settings.rule
-    return replace(settings, rule=rule, proposals=method.scores or settings.proposals)
+    is_screened = not is_rival or SEARCHES[method.name] is _own_search
+    return replace(
+        settings,
+        rule=rule,
+        proposals=method.scores or settings.proposals,
+        screen_steps=settings.screen_steps if is_screened else None,
+    )
 
 
 def control(case: Case, name: str, chosen: BoolArray, untrained: Arrays) -> Choice:

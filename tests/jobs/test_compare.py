@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from compare_table import comparison_tables
 from equal_tuning import TuningTask, TuningWorker
 from fastnas import mask_of, require_fastnas
 from intervals import paired_difference, t_95
-from methods import ONE_SHOT, Case, control, method_of, one_shot
+from methods import ONE_SHOT, Case, control, method_of, one_shot, settings_of
 from rankings import ranked_globally
 from rival_searches import AffineRanking, LeGR, RivalSearch, random_widths
 
@@ -140,6 +140,15 @@ def test_a_rival_told_a_whole_journal_proposes_the_same_masks(case: Case) -> Non
     assert [item.proposal_id for item in proposals] == list(range(320))
     for item, (keep, _) in zip(proposals, masks, strict=True):
         np.testing.assert_array_equal(item.keep, keep)
+
+
+def test_screening_is_for_the_searches_that_know_how_to_go_on() -> None:
+    screened = replace(SETTINGS, screen_steps=5)
+    steps = {
+        name: settings_of(method_of(name), screened).screen_steps
+        for name in ("fppmo", "random", "legr", "random-widths")
+    }
+    assert steps == {"fppmo": 5, "random": 5, "legr": None, "random-widths": None}
 
 
 def test_random_widths_differ_and_hold_the_filters_of_highest_l1(case: Case) -> None:
