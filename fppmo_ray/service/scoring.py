@@ -33,7 +33,7 @@ class Scoring:
         return self.rung if rung is None else rung
 
 
-Score = tuple[int, int]
+ScoreKey = tuple[int, int]
 """Which one: the proposal's id, and the rung in fine-tuning steps."""
 
 
@@ -79,7 +79,7 @@ def score_proposals(
         progress.ended(ended, pool)
 
 
-def _feedback(run: RunDirectory, scoring: Scoring) -> dict[Score, Feedback]:
+def _feedback(run: RunDirectory, scoring: Scoring) -> dict[ScoreKey, Feedback]:
     """What the journal says of each score; of two facts, the later counts.
 
     Failures at a rung of a generation in which nothing was scored are tried again: what stopped
@@ -111,7 +111,7 @@ def _take_in(
     pool: WorkerPool,
     run: RunDirectory,
     scoring: Scoring,
-    known: Mapping[Score, Feedback],
+    known: Mapping[ScoreKey, Feedback],
 ) -> None:
     """Journal what is new, and submit what has neither a score nor a place in the queue."""
     if not advance.proposals and not advance.updates:
@@ -156,7 +156,7 @@ def _require_as_journaled(proposals: Iterable[Proposal], asked: dict[int, Asked]
 
 def _work(proposal: Proposal, scoring: Scoring) -> Work:
     proposal_id, steps = proposal.proposal_id, scoring.steps(proposal.rung)
-    tag: Score = proposal_id, steps
+    tag: ScoreKey = proposal_id, steps
     at_rung = "" if proposal.rung is None else f" at {steps} steps"
     return Work(
         name=f"proposal {proposal_id}{at_rung}",
@@ -184,7 +184,7 @@ def _read(outcome: Outcome, scoring: Scoring) -> tuple[Scored | Failed, Feedback
 
 
 def _fact(outcome: Outcome, scoring: Scoring) -> Scored | Failed:
-    tag: Score = outcome.work.tag
+    tag: ScoreKey = outcome.work.tag
     proposal_id, steps = tag
     error = score_error(outcome)
     if error is not None:
