@@ -97,14 +97,29 @@ def run_until(run_dir: Path, kind: type[Fact], count: int, *flags: str) -> None:
     job.wait()
 
 
-def test_a_search_killed_three_times_ends_like_an_undisturbed_one(
-    finished: Path, tmp_path: Path
+MOMENTS = random.Random(20261122)
+IN_BASELINE, IN_SEARCH, IN_FINE_TUNING = (
+    (EpochFinished, MOMENTS.randint(1, 8)),
+    (Scored, MOMENTS.randint(1, PROPOSALS - 1)),
+    (EpochFinished, MOMENTS.randint(13, 30)),
+)
+
+
+@pytest.mark.parametrize(
+    "kills",
+    [
+        pytest.param([IN_SEARCH], id="in the search"),
+        pytest.param(
+            [IN_BASELINE, IN_SEARCH, IN_FINE_TUNING], id="three times", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_a_killed_search_ends_like_an_undisturbed_one(
+    finished: Path, tmp_path: Path, kills: list[tuple[type[Fact], int]]
 ) -> None:
-    moments = random.Random(20261122)
     run_dir = tmp_path / "killed"
-    run_until(run_dir, EpochFinished, moments.randint(1, 8))
-    run_until(run_dir, Scored, moments.randint(1, PROPOSALS - 1), "--resume")
-    run_until(run_dir, EpochFinished, moments.randint(13, 30), "--resume")
+    for kind, count in kills:
+        run_until(run_dir, kind, count, "--resume-or-start")
     demo(run_dir, resume=True, proposals=PROPOSALS, workers=2)
     assert len(scores(run_dir)) == PROPOSALS
     assert scores(run_dir) == scores(finished)
