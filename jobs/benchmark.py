@@ -18,12 +18,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from layouts import layouts_table, random_search, scores_per_second, share_outside_scores
+from measuring.layouts import layouts_table, random_search, scores_per_second, share_outside_scores
+from measuring.scaling import scaling_table
+from measuring.scoring import scoring_tables
+from measuring.subject import Plan
 from rich.console import Console
 from rich.table import Table
-from scaling import scaling_table
-from scoring import scoring_tables
-from subject import Plan
 
 from fppmo_ray import Placement, extract, trace
 from fppmo_ray.distribution import (

@@ -18,12 +18,11 @@ from pathlib import Path
 
 import ray
 from cells import Cell, find, measure_missing, read_all, worker_pool
-from compare_cells import cell_of, digest, figures_of
-from compare_figure import draw_comparison
-from compare_table import comparison_tables
-from equal_tuning import TuningTask, TuningWorker
-from fastnas import require_fastnas
-from methods import (
+from comparing.cell_keys import cell_of, digest, figures_of
+from comparing.equal_tuning import TuningTask, TuningWorker
+from comparing.fastnas import require_fastnas
+from comparing.figure import draw_comparison
+from comparing.methods import (
     DENSE,
     FASTNAS,
     FIRST_GROUP,
@@ -38,6 +37,7 @@ from methods import (
     search_choice,
     settings_of,
 )
+from comparing.table import comparison_tables
 from rich.console import Console
 
 from fppmo_ray import Dataset, Placement, SearchSettings, Splits, load_dataset

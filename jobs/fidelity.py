@@ -19,10 +19,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from cells import Cell, Measured, Record, find, keep, measure_missing, worker_pool
-from fidelity_cells import Plan, Study, Task, done, fixed_key, seconds_left, tasks
-from fidelity_masks import CRITERIA, Mask, different_masks, masks_of_search, near_masks
-from fidelity_table import Results, tables
-from fidelity_worker import FidelityWorker
+from judging.masks import CRITERIA, Mask, different_masks, masks_of_search, near_masks
+from judging.study import Plan, Study, Task, done, fixed_key, seconds_left, tasks
+from judging.table import Results, tables
+from judging.worker import FidelityWorker
 from rich.console import Console
 from torch import nn
 

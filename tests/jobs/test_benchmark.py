@@ -19,12 +19,11 @@ from fppmo_ray.training.networks.cifar_resnet import CifarResNet
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "jobs"))
 
-import layouts
-import scoring
-from convolutions import Convolutions
-from passes import bare_passes
-from rivals import Task, Turn, naively_pruned, rival, task_of
-from subject import MACS_CUT, Plan, Subject, make_subject
+from measuring import layouts, scoring
+from measuring.convolutions import Convolutions
+from measuring.passes import bare_passes
+from measuring.rivals import Task, Turn, naively_pruned, rival, task_of
+from measuring.subject import MACS_CUT, Plan, Subject, make_subject
 
 SMALL = Plan(steps=(0, 2), repeats=1, recalibrate_images=20, score_images=30, batch_size=8)
 

@@ -34,15 +34,15 @@ from fppmo_ray.training import (
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "jobs"))
 
-import equal_tuning
 from cells import Record, read_all
-from compare_table import comparison_tables
-from equal_tuning import TuningTask, TuningWorker
-from fastnas import mask_of, require_fastnas
-from intervals import paired_difference, t_95
-from methods import ONE_SHOT, Case, control, method_of, one_shot, settings_of
-from rankings import ranked_globally
-from rival_searches import AffineRanking, LeGR, RivalSearch, random_widths
+from comparing import equal_tuning
+from comparing.equal_tuning import TuningTask, TuningWorker
+from comparing.fastnas import mask_of, require_fastnas
+from comparing.intervals import paired_difference, t_95
+from comparing.methods import ONE_SHOT, Case, control, method_of, one_shot, settings_of
+from comparing.rankings import ranked_globally
+from comparing.rival_searches import AffineRanking, LeGR, RivalSearch, random_widths
+from comparing.table import comparison_tables
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SETTINGS = SearchSettings(

@@ -37,16 +37,16 @@ from fppmo_ray.training import Engine, Splits, build_network, load_weights
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "jobs"))
 
-import agreement
 import cells
 import fidelity
-import fidelity_worker
-from agreement import average_ranks, interval, noise, noise_beside_others, spearman
-from agreement import top_quarter_recall as recall
-from fidelity_cells import Plan, Study, Task, seconds_left, tasks
-from fidelity_masks import Mask, different_masks, masks_of_search, near_masks
-from fidelity_table import Results, tables
-from fidelity_worker import Depth, FidelityWorker
+from judging import agreement
+from judging import worker as fidelity_worker
+from judging.agreement import average_ranks, interval, noise, noise_beside_others, spearman
+from judging.agreement import top_quarter_recall as recall
+from judging.masks import Mask, different_masks, masks_of_search, near_masks
+from judging.study import Plan, Study, Task, seconds_left, tasks
+from judging.table import Results, tables
+from judging.worker import Depth, FidelityWorker
 
 for module in (cells, fidelity_worker):  # Ray's workers do not find them
     ray.cloudpickle.register_pickle_by_value(module)

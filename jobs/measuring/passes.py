@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from subject import Batches, Subject
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from fppmo_ray.training import arithmetic, evaluate, fold_batchnorm, recalibrate_batchnorm
 from fppmo_ray.training.descent import descend, make_optimizer
+from measuring.subject import Batches, Subject
 
 Run = Callable[[], object]
 

@@ -16,7 +16,6 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 import torch
-from subject import MACS_CUT, RECALIBRATION_BATCH, Subject
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
@@ -24,6 +23,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from fppmo_ray import Dataset, ImageArrays
 from fppmo_ray.training import example_batch
+from measuring.subject import MACS_CUT, RECALIBRATION_BATCH, Subject
 
 _FASTNAS_BATCHES = 50  # it recalibrates on that many, or not at all
 _FASTNAS_DIVISOR = 8  # of widths; its own 32 leaves CIFAR's ResNets hardly anything to prune

@@ -8,7 +8,11 @@ from functools import cached_property
 from statistics import fmean, median
 
 import numpy as np
-from agreement import (
+from cells import Record
+from rich.table import Table
+
+from fppmo_ray.distribution import FloatArray, RankBy
+from judging.agreement import (
     Statistic,
     agreement,
     interval,
@@ -17,12 +21,8 @@ from agreement import (
     spearman,
     top_quarter_recall,
 )
-from cells import Record
-from fidelity_cells import TRUTH, Task
-from fidelity_masks import Mask
-from rich.table import Table
-
-from fppmo_ray.distribution import FloatArray, RankBy
+from judging.masks import Mask
+from judging.study import TRUTH, Task
 
 _FEWEST = 4  # masks that a correlation is taken of
 _MEASURES = ("loss", "accuracy")

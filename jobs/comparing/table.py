@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 
 from cells import Record
-from intervals import paired_difference, spread
-from methods import DENSE, FPPMO, METHODS, UNIFORM
 from rich.table import Table
+
+from comparing.intervals import paired_difference, spread
+from comparing.methods import DENSE, FPPMO, METHODS, UNIFORM
 
 Rows = dict[str, dict[int, Record]]
 """Records by method and seed."""

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from rankings import with_random_widths
 
+from comparing.rankings import with_random_widths
 from fppmo_ray.distribution import (
     BoolArray,
     Budget,

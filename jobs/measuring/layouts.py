@@ -9,11 +9,11 @@ from pathlib import Path
 import pandas as pd
 import ray
 from rich.table import Table
-from subject import MACS_CUT, Plan, random_dataset
 
 from fppmo_ray import Placement, SearchSettings, search
 from fppmo_ray.service.result import read_history
 from fppmo_ray.training import Recipe, build_network
+from measuring.subject import MACS_CUT, Plan, random_dataset
 
 _ON_TWO_CORES = (
     Placement(workers=1, cpus_per_worker=2),

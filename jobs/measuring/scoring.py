@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from convolutions import Convolutions
-from passes import Run, bare_passes, device_seconds, work_around
 from rich.table import Table
-from rivals import fastnas, naive, rival, task_of
-from subject import MACS_CUT, Plan, Subject, make_subject
+
+from measuring.convolutions import Convolutions
+from measuring.passes import Run, bare_passes, device_seconds, work_around
+from measuring.rivals import fastnas, naive, rival, task_of
+from measuring.subject import MACS_CUT, Plan, Subject, make_subject
 
 
 @dataclass(frozen=True, kw_only=True)

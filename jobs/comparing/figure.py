@@ -8,8 +8,9 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 from cells import Record
-from compare_table import Rows, accuracies_on_test, by_cut
-from methods import DENSE, FPPMO, UNIFORM
+
+from comparing.methods import DENSE, FPPMO, UNIFORM
+from comparing.table import Rows, accuracies_on_test, by_cut
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

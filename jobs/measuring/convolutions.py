@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 
 import torch
-from subject import Subject
 from torch import Tensor, nn
+
+from measuring.subject import Subject
 
 
 @dataclass(frozen=True)

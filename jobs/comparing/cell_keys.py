@@ -9,8 +9,8 @@ from dataclasses import asdict
 from typing import Any
 
 from cells import Cell
-from methods import DENSE, FASTNAS, Case, Choice, Method, settings_of
 
+from comparing.methods import DENSE, FASTNAS, Case, Choice, Method, settings_of
 from fppmo_ray.distribution import pack_mask
 
 

@@ -12,18 +12,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from fastnas import fastnas_choice
-from rankings import (
+from rich.console import Console
+
+from comparing.fastnas import fastnas_choice
+from comparing.rankings import (
     batchnorm_scales,
     ranked_globally,
     taylor_scores,
     uniform,
     with_widths,
 )
-from rich.console import Console
-from rival_searches import Draw, LeGR, RivalSearch, random_widths
-from torch_pruning_masks import magnitude_mask
-
+from comparing.rival_searches import Draw, LeGR, RivalSearch, random_widths
+from comparing.torch_pruning_masks import magnitude_mask
 from fppmo_ray.distribution import BoolArray, Budget, FloatArray, pack_mask, unpack_mask
 from fppmo_ray.durable_files import write_whole
 from fppmo_ray.pruning import Criterion, importance

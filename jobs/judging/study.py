@@ -10,14 +10,14 @@ from statistics import fmean
 from typing import Any
 
 from cells import Cell, Record, find
-from fidelity_masks import Mask
-from fidelity_worker import Depth
 
 from fppmo_ray.distribution import pack_mask
 from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.weights import digest, digest_data, to_arrays
 from fppmo_ray.service.work import Work
 from fppmo_ray.training import Engine
+from judging.masks import Mask
+from judging.worker import Depth
 
 TRUTH = "truth"
 _SCORE_STREAM = 2  # seeds [seed, repeat, 2]: never those of proposals or of rescored finalists

@@ -1,0 +1,1 @@
+"""What compare.py compares: rivals, equal fine-tuning, tables."""

@@ -1,0 +1,1 @@
+"""How fidelity.py judges scores: masks, depths, agreement with long fine-tuning."""
