@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import nn
 
@@ -44,22 +45,17 @@ def try_engine(
 
     What is made once in a process (kernels, caches) is not counted.
     """
-
-    def begin(fidelity: Fidelity) -> ScoreInRungs:
-        return ScoreInRungs(
-            dense,
-            tracing,
-            keep,
-            search_train=search_train,
-            held_out=held_out,
-            fidelity=fidelity,
-            recipe=recipe,
-            seed=(0,),
-            engine=engine,
-        )
-
+    begin = partial(
+        ScoreInRungs,
+        *(dense, tracing, keep),
+        search_train=search_train,
+        held_out=held_out,
+        recipe=recipe,
+        seed=(0,),
+        engine=engine,
+    )
     try:
-        begin(_shortest(fidelity)).measure_at(min(1, fidelity.steps))
+        begin(fidelity=_shortest(fidelity)).measure_at(min(1, fidelity.steps))
         return _timed(begin, fidelity, engine)
     except (RuntimeError, ValueError) as error:  # it cannot be folded, captured, or held in memory
         return EngineTrial(engine=engine, seconds=None, val_loss=None, error=str(error))
@@ -74,12 +70,10 @@ def _shortest(fidelity: Fidelity) -> Fidelity:
     )
 
 
-def _timed(
-    begin: Callable[[Fidelity], ScoreInRungs], fidelity: Fidelity, engine: Engine
-) -> EngineTrial:
+def _timed(begin: Callable[..., ScoreInRungs], fidelity: Fidelity, engine: Engine) -> EngineTrial:
     steps = min(_STEPS, fidelity.steps)
     started = time.perf_counter()
-    score = begin(replace(fidelity, steps=steps))
+    score = begin(fidelity=replace(fidelity, steps=steps))
     trained_from = time.perf_counter()
     score.train_to(steps)
     trained = time.perf_counter()
