@@ -10,19 +10,15 @@ from __future__ import annotations
 import json
 import logging
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from fppmo_ray.durable_files import write_whole
 from fppmo_ray.service.connection import package_versions
 from fppmo_ray.service.pool import WorkerPool
-from fppmo_ray.service.settings import Placement
 from fppmo_ray.service.work import Work
 
 logger = logging.getLogger(__name__)
@@ -137,29 +133,6 @@ def measure_missing(
                 on_kept(cell, record)
     if failed:
         raise RuntimeError(f"cells failed, see the warnings above: {', '.join(failed)}")
-
-
-@contextmanager
-def worker_pool(worker: type, *arguments: Any, placement: Placement) -> Iterator[WorkerPool]:
-    """Workers of some class, ``worker(*arguments, slot)``, on the connected Ray.
-
-    Args:
-        worker: A class whose ``ready`` tells its place, as ``ScoringWorker`` does.
-        arguments: What each is made of; put into the object store once.
-        placement: How many, of what size.
-    """
-    references = [ray.put(argument) for argument in arguments]
-    demand = placement.demand
-    actor: Any = ray.remote(num_cpus=demand.cpus, num_gpus=demand.gpus)(worker)
-
-    def start(slot: int) -> Any:
-        return actor.remote(*references, slot)
-
-    pool = WorkerPool(start, placement.workers, demand=demand)
-    try:
-        yield pool
-    finally:
-        pool.close()
 
 
 def cpu_model() -> str:

@@ -28,7 +28,8 @@ from rich.table import Table
 
 from fppmo_ray.distribution import Finalist, OptimizerSettings, pack_mask
 from fppmo_ray.job import run_job
-from fppmo_ray.service.pretend import Pace, pretend_model, pretend_pool, pretend_run, search_with
+from fppmo_ray.service.pool import worker_pool
+from fppmo_ray.service.pretend import Pace, pretend_model, pretend_run, search_with
 from fppmo_ray.service.record.facts import fact_to_json
 from fppmo_ray.service.record.run_directory import RunDirectory
 from fppmo_ray.service.resources import Demand
@@ -154,7 +155,7 @@ class Chaos:
         with (
             pretend_run(self.folder / name, self.settings) as run,
             pretend_model(self.settings) as model,
-            pretend_pool(
+            worker_pool(
                 MortalWorker,
                 *(self.pace, warrants),
                 num_workers=_NODES * _WORKERS_PER_NODE,

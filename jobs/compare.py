@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ray
-from cells import Cell, find, measure_missing, read_all, worker_pool
+from cells import Cell, find, measure_missing, read_all
 from comparing.cell_keys import cell_of, digest, figures_of
 from comparing.equal_tuning import TuningTask, TuningWorker
 from comparing.fastnas import require_fastnas
@@ -45,7 +45,7 @@ from fppmo_ray.distribution import BoolArray, unpack_mask
 from fppmo_ray.job import require_lasting, run_job
 from fppmo_ray.service.connection import connection
 from fppmo_ray.service.engine_choice import settle_engine, ways_to_try
-from fppmo_ray.service.pool import WorkerPool
+from fppmo_ray.service.pool import WorkerPool, worker_pool
 from fppmo_ray.service.problem import Problem, identity_of, state_problem
 from fppmo_ray.service.record.run_directory import open_run
 from fppmo_ray.service.search import start_of
@@ -158,7 +158,12 @@ class Comparison:
             logger.info("seed %d  all %d cells are there", seed, len(cells))
             return
         choices = self._choices(case, missing)
-        with worker_pool(TuningWorker, case.problem, placement=self.placement) as pool:
+        with worker_pool(
+            TuningWorker,
+            case.problem,
+            num_workers=self.placement.workers,
+            demand=self.placement.demand,
+        ) as pool:
             works = [
                 (missing[method], self._tuning(case, missing[method], choice))
                 for method, choice in choices.items()
@@ -197,7 +202,7 @@ class Comparison:
         one = replace(self.placement, workers=1)
         with (
             open_run(run_dir, resume=None, started=start_of(problem, settings)) as run,
-            worker_pool(ScoringWorker, problem, placement=one) as pool,
+            worker_pool(ScoringWorker, problem, num_workers=one.workers, demand=one.demand) as pool,
         ):
             return settle_engine(problem, settings, run, pool)
 
@@ -207,7 +212,12 @@ class Comparison:
     def _choices(self, case: Case, missing: Mapping[Method, Cell]) -> dict[Method, Choice]:
         """What every method keeps; the dense network comes first, since it trains longest."""
         found: dict[Method, Choice] = {}
-        with worker_pool(ScoringWorker, case.problem, placement=self.placement) as pool:
+        with worker_pool(
+            ScoringWorker,
+            case.problem,
+            num_workers=self.placement.workers,
+            demand=self.placement.demand,
+        ) as pool:
             for method, cell in sorted(missing.items(), key=lambda item: item[0].name != DENSE):
                 if method.name == DENSE:
                     found[method] = Choice(keep=None, weights=case.trained)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from cells import Cell, Measured, Record, find, keep, measure_missing, worker_pool
+from cells import Cell, Measured, Record, find, keep, measure_missing
 from judging.masks import CRITERIA, Mask, different_masks, masks_of_search, near_masks
 from judging.study import Plan, Study, Task, done, fixed_key, seconds_left, tasks
 from judging.table import Results, tables
@@ -33,7 +33,7 @@ from fppmo_ray.pruning import importance
 from fppmo_ray.pruning.engine_trial import EngineTrial
 from fppmo_ray.service.connection import connection
 from fppmo_ray.service.engine_choice import choose_engine, ways_to_try
-from fppmo_ray.service.pool import WorkerPool
+from fppmo_ray.service.pool import WorkerPool, worker_pool
 from fppmo_ray.service.problem import Problem, state_problem
 from fppmo_ray.service.weights import Arrays, digest, to_arrays
 from fppmo_ray.service.work import Work
@@ -188,7 +188,13 @@ def _measure_missing(
     """Do what is missing; the study with the engine that it was done with."""
     with (
         connection(placement),
-        worker_pool(FidelityWorker, study.problem, adapted, placement=placement) as pool,
+        worker_pool(
+            FidelityWorker,
+            study.problem,
+            adapted,
+            num_workers=placement.workers,
+            demand=placement.demand,
+        ) as pool,
     ):
         if study.engine is None:
             study = replace(study, engine=_choose_engine(study, settings, folder, pool))

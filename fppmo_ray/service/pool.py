@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -257,3 +258,31 @@ class WorkerPool:
     def _after_timeout(self, attempts: Attempts, slot: int, limit: float) -> None:
         logger.warning("%s took over %g s on worker %d", attempts.work.name, limit, slot)
         self._settle(attempts, slot, attempts.after_timeout(limit))
+
+
+@contextmanager
+def worker_pool(
+    worker: type,
+    *arguments: Any,
+    num_workers: int,
+    demand: Demand,
+    stop: StopRequest | None = None,
+) -> Iterator[WorkerPool]:
+    """A pool of workers of some class, ``worker(*arguments, slot)``, on the connected Ray.
+
+    Args:
+        worker: A class whose ``ready`` tells its place, as ``ScoringWorker`` does.
+        arguments: What each is made of; put into the object store once.
+        num_workers: How many are wanted.
+        demand: What each asks of the cluster.
+        stop: Once it is made, what runs is finished and nothing else is begun.
+    """
+    references = [ray.put(argument) for argument in arguments]
+    actor: Any = ray.remote(num_cpus=demand.cpus, num_gpus=demand.gpus)(worker)
+    pool = WorkerPool(
+        lambda slot: actor.remote(*references, slot), num_workers, demand=demand, stop=stop
+    )
+    try:
+        yield pool
+    finally:
+        pool.close()

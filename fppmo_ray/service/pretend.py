@@ -12,10 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import ray
 from rich.console import Console
 
 from fppmo_ray.distribution import (
@@ -29,14 +27,14 @@ from fppmo_ray.distribution import (
 )
 from fppmo_ray.service.model_handle import ModelHandle
 from fppmo_ray.service.place import Place, here
-from fppmo_ray.service.pool import WorkerPool
+from fppmo_ray.service.pool import WorkerPool, worker_pool
 from fppmo_ray.service.progress import watch
 from fppmo_ray.service.ray_errors import ray_errors_said
 from fppmo_ray.service.record.facts import Started
 from fppmo_ray.service.record.run_directory import RunDirectory, open_run
 from fppmo_ray.service.resources import Demand
 from fppmo_ray.service.scoring import Scoring, score_proposals
-from fppmo_ray.service.stopping import StopRequest, stop_on_signal
+from fppmo_ray.service.stopping import stop_on_signal
 
 _GROUPS, _FILTERS = 4, 16
 
@@ -125,25 +123,6 @@ def pretend_model(settings: OptimizerSettings) -> Iterator[ModelHandle]:
         model.close()
 
 
-@contextmanager
-def pretend_pool(
-    worker: type,
-    *arguments: object,
-    num_workers: int,
-    demand: Demand,
-    stop: StopRequest | None = None,
-) -> Iterator[WorkerPool]:
-    """A real pool of workers of a class, made of the arguments and their slot."""
-    actor: Any = ray.remote(num_cpus=demand.cpus, num_gpus=demand.gpus)(worker)
-    pool = WorkerPool(
-        lambda slot: actor.remote(*arguments, slot), num_workers, demand=demand, stop=stop
-    )
-    try:
-        yield pool
-    finally:
-        pool.close()
-
-
 def pretend_search(
     run_dir: Path | str,
     settings: OptimizerSettings,
@@ -171,7 +150,7 @@ def pretend_search(
         ray_errors_said(),
         stop_on_signal(run, settings.num_proposals) as stop,
         pretend_model(settings) as model,
-        pretend_pool(
+        worker_pool(
             PretendWorker,
             pace or Pace(),
             num_workers=workers,

@@ -23,7 +23,7 @@ class Scoring:
 
     round: int
     weights: Any
-    """Reference to the round's ``Weights`` in the object store."""
+    """Reference to the round's ``Basis`` in the object store."""
     rung: int
     """Fine-tuning steps of a whole score: of proposals that name no rung, and of finalists."""
     timeout: float | None

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 from rich.console import Console
 from torch import nn
 
@@ -19,7 +17,7 @@ from fppmo_ray.service.connection import connection, package_versions
 from fppmo_ray.service.engine_choice import settle_engine
 from fppmo_ray.service.finalists import IMPORTANCE_ONLY, choose
 from fppmo_ray.service.model_handle import ModelHandle
-from fppmo_ray.service.pool import WorkerPool
+from fppmo_ray.service.pool import worker_pool
 from fppmo_ray.service.problem import Problem, identity_of, state_problem
 from fppmo_ray.service.progress import watch
 from fppmo_ray.service.record.facts import Finished, Started
@@ -28,7 +26,7 @@ from fppmo_ray.service.result import SearchResult
 from fppmo_ray.service.rounds import Context, RoundWeights, measure_importance, prepare_round
 from fppmo_ray.service.scoring import Proposer, Scoring, score_proposals
 from fppmo_ray.service.settings import Placement, SearchSettings
-from fppmo_ray.service.stopping import StopRequest, stop_on_signal
+from fppmo_ray.service.stopping import stop_on_signal
 from fppmo_ray.service.submission import search_id
 from fppmo_ray.service.worker import ScoringWorker
 from fppmo_ray.training import Dataset, Splits
@@ -79,27 +77,18 @@ def search(
             with (
                 connection(placement),
                 stop_on_signal(run, settings.proposals) as stop,
-                _workers(problem, placement, stop) as pool,
+                worker_pool(
+                    ScoringWorker,
+                    problem,
+                    num_workers=placement.workers,
+                    demand=placement.demand,
+                    stop=stop,
+                ) as pool,
             ):
                 engine = settle_engine(problem, settings, run, pool)
                 context = Context(problem, settings, run, pool, engine)
                 _run_phases(context, placement.score_timeout, source, console or Console())
     return SearchResult(run_dir, network)
-
-
-@contextmanager
-def _workers(problem: Problem, placement: Placement, stop: StopRequest) -> Iterator[WorkerPool]:
-    shared, demand = ray.put(problem), placement.demand
-    actor = ray.remote(num_cpus=demand.cpus, num_gpus=demand.gpus)(ScoringWorker)
-
-    def start(slot: int) -> Any:
-        return actor.remote(shared, slot)
-
-    pool = WorkerPool(start, placement.workers, demand=demand, stop=stop)
-    try:
-        yield pool
-    finally:
-        pool.close()
 
 
 def _run_phases(

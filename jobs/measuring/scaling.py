@@ -17,14 +17,13 @@ from rich.table import Table
 
 from fppmo_ray.distribution import OptimizerSettings
 from fppmo_ray.service.place import Place
-from fppmo_ray.service.pool import WorkerPool
+from fppmo_ray.service.pool import WorkerPool, worker_pool
 from fppmo_ray.service.pretend import (
     PRETEND_SPACE,
     Pace,
     PretendScore,
     PretendWorker,
     pretend_model,
-    pretend_pool,
     pretend_run,
     search_with,
 )
@@ -125,7 +124,7 @@ def _measure(load: Load) -> Throughput:
         tempfile.TemporaryDirectory() as folder,
         pretend_run(Path(folder) / "run", settings) as run,
         pretend_model(settings) as model,
-        pretend_pool(TimedWorker, pace, num_workers=load.workers, demand=Demand(cpus=1)) as pool,
+        worker_pool(TimedWorker, pace, num_workers=load.workers, demand=Demand(cpus=1)) as pool,
     ):
         _wait_for_all(pool)
         cpu_seconds = time.process_time()

@@ -10,6 +10,7 @@ import ray
 
 from fppmo_ray import Placement
 from fppmo_ray.service.place import Place, here
+from fppmo_ray.service.pool import worker_pool
 from fppmo_ray.service.work import Work
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "jobs"))
@@ -75,7 +76,7 @@ def test_missing_cells_alone_are_measured_and_a_failed_one_keeps_no_other(tmp_pa
             )
             for number in numbers
         ]
-        with cells.worker_pool(_Doubler, notes, placement=Placement(workers=1)) as pool:
+        with worker_pool(_Doubler, notes, num_workers=1, demand=Placement().demand) as pool:
             cells.measure_missing(folder, works, pool)
 
     measure([1, 2])
