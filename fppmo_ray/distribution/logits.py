@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from fppmo_ray.distribution.budget import Budget
-from fppmo_ray.distribution.space import BoolArray, FloatArray, PruningSpace
+from fppmo_ray.distribution.space import BoolArray, FloatArray, IntArray, PruningSpace
 
 MARGIN = 0.02
 """No probability comes closer to 0 or 1: no filter is ever decided for good. Found in trials on
@@ -101,11 +101,17 @@ def uniform_priority(space: PruningSpace, importance: FloatArray) -> FloatArray:
 
     They are the filters' quantiles within their layer, ``(num_filters,)`` in (0, 1).
     """
-    ranked = np.lexsort((-importance, space.group_of))
-    rank = np.arange(space.num_filters) - space.offsets[space.group_of]
-    priority = np.empty(space.num_filters)
-    priority[ranked] = 1 - (rank + 0.5) / space.dense_widths[space.group_of]
+    rank = rank_in_layer(space, importance)
+    priority: FloatArray = 1 - (rank + 0.5) / space.dense_widths[space.group_of]
     return priority
+
+
+def rank_in_layer(space: PruningSpace, importance: FloatArray) -> IntArray:
+    """How many filters of its layer are more important than each, ``(num_filters,)``."""
+    ranked = np.lexsort((-importance, space.group_of))
+    rank = np.empty(space.num_filters, dtype=np.int64)
+    rank[ranked] = np.arange(space.num_filters) - space.offsets[space.group_of]
+    return rank
 
 
 def _standardised(space: PruningSpace, values: FloatArray) -> FloatArray:

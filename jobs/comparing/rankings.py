@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fppmo_ray.distribution import BoolArray, Budget, FloatArray, IntArray, PruningSpace
-from fppmo_ray.distribution.logits import uniform_priority
+from fppmo_ray.distribution.logits import rank_in_layer, uniform_priority
 from fppmo_ray.pruning import Tracing
 
 
@@ -97,7 +97,4 @@ def with_random_widths(
 
 def with_widths(space: PruningSpace, widths: IntArray, importance: FloatArray) -> BoolArray:
     """The most important filters of every layer, at given widths ``(num_groups,)``."""
-    order = np.lexsort((-importance, space.group_of))
-    rank = np.empty(space.num_filters, dtype=np.int64)
-    rank[order] = np.arange(space.num_filters) - space.offsets[space.group_of]
-    return np.asarray(rank < widths[space.group_of])
+    return np.asarray(rank_in_layer(space, importance) < widths[space.group_of])
