@@ -30,13 +30,11 @@ from fppmo_ray import Placement, SearchSettings, load_dataset
 from fppmo_ray.distribution import Budget
 from fppmo_ray.job import require_lasting, run_job
 from fppmo_ray.pruning import importance
-from fppmo_ray.pruning.engine_trial import EngineTrial
 from fppmo_ray.service.connection import connection
-from fppmo_ray.service.engine_choice import choose_engine, ways_to_try
+from fppmo_ray.service.engine_choice import choose_engine, trials_on, ways_to_try
 from fppmo_ray.service.pool import WorkerPool, worker_pool
 from fppmo_ray.service.problem import Problem, state_problem
 from fppmo_ray.service.weights import Arrays, digest, to_arrays
-from fppmo_ray.service.work import Work
 from fppmo_ray.training import Engine, build_network, load_weights, splits_from_files
 
 logger = logging.getLogger(__name__)
@@ -162,14 +160,7 @@ def _choose_engine(
     study: Study, settings: SearchSettings, folder: Path, pool: WorkerPool
 ) -> Engine:
     """The engine that a search would choose, kept for all that follows."""
-    problem, mask = study.problem, study.masks[0].keep
-
-    def measure(engine: Engine) -> EngineTrial:
-        work = Work(name=f"trial of {engine}", method="try_engine", arguments=(engine, mask))
-        trial: EngineTrial
-        [trial] = pool.run([work])
-        return trial
-
+    problem, measure = study.problem, trials_on(pool, study.masks[0].keep)
     begin = time.perf_counter()
     choice = choose_engine(problem.engine, ways_to_try(problem, settings), measure)
     measured = Measured(figures=asdict(choice), seconds=time.perf_counter() - begin)

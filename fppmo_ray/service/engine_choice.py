@@ -17,9 +17,7 @@ from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.record.facts import EngineChosen
 from fppmo_ray.service.record.run_directory import RunDirectory
 from fppmo_ray.service.settings import SearchSettings
-from fppmo_ray.service.weights import to_arrays
 from fppmo_ray.service.work import Work
-from fppmo_ray.service.worker import Basis
 from fppmo_ray.training import Engine
 
 logger = logging.getLogger(__name__)
@@ -45,20 +43,28 @@ def settle_engine(
     """
     if known := run.all(EngineChosen):
         return Engine(**known[0].engine)
-    keep = _some_mask(problem, settings.macs_cut)
-    arrays = to_arrays(problem.network)
-
-    def measure(engine: Engine) -> EngineTrial:
-        basis = Basis(round=0, arrays=arrays, engine=engine)
-        work = Work(name=f"trial of {engine}", method="try_engine", arguments=(basis, keep))
-        trial: EngineTrial
-        [trial] = pool.run([work])
-        return trial
-
+    measure = trials_on(pool, _some_mask(problem, settings.macs_cut))
     chosen = choose_engine(problem.engine, ways_to_try(problem, settings), measure)
     run.record([chosen])
     logger.info("engine  %s", chosen.why)
     return Engine(**chosen.engine)
+
+
+def trials_on(pool: WorkerPool, keep: BoolArray) -> Callable[[Engine], EngineTrial]:
+    """Trials on whichever worker is free, each by its ``try_engine``.
+
+    Args:
+        pool: With nothing unfinished.
+        keep: The mask that is scored.
+    """
+
+    def measure(engine: Engine) -> EngineTrial:
+        work = Work(name=f"trial of {engine}", method="try_engine", arguments=(engine, keep))
+        trial: EngineTrial
+        [trial] = pool.run([work])
+        return trial
+
+    return measure
 
 
 def choose_engine(

@@ -79,7 +79,7 @@ class ScoringWorker:
         self._slot = slot
         self._problem = problem
         self._device = claim_device(problem)
-        self._dense = copy.deepcopy(problem.network).to(self._device)
+        self._dense = copy.deepcopy(problem.network).to(self._device).eval()
         self._round: int | None = None
         self._images: dict[str, Images] = {}
 
@@ -113,17 +113,18 @@ class ScoringWorker:
             engine=basis.engine,
         )
 
-    def try_engine(self, basis: Basis, keep: BoolArray) -> EngineTrial:
-        """What a score of a mask costs with the basis' engine."""
+    def try_engine(self, engine: Engine, keep: BoolArray) -> EngineTrial:
+        """What a score of a mask costs with an engine."""
+        torch.set_num_threads(engine.threads)
         return try_engine(
-            self._dense_on(basis),
+            self._dense,
             self._problem.tracing,
             keep,
             search_train=self._split("search_train"),
             held_out=self._split("search_val"),
             fidelity=self._problem.fidelity,
             recipe=self._problem.recipe,
-            engine=basis.engine,
+            engine=engine,
         )
 
     def importance(self, basis: Basis, criterion: Criterion, seed: int) -> FloatArray:
