@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fppmo_ray.distribution import Budget
-from fppmo_ray.pruning import Fidelity, Tracing, trace
+from fppmo_ray.distribution import BoolArray, Budget
+from fppmo_ray.pruning import Fidelity, Tracing, extract, trace
 from fppmo_ray.service.settings import Placement, SearchSettings
 from fppmo_ray.service.weights import digest, digest_data, to_arrays
 from fppmo_ray.training import (
@@ -24,9 +24,11 @@ from fppmo_ray.training import (
     example_batch,
     keep_freed_memory,
     open_images,
+    recalibrate_batchnorm,
     stratified_splits,
 )
 
+_RECALIBRATION_BATCH = 250
 _HELD_OUT_SHARE = 0.06, 0.04  # search-val and choose-val: 3,000 and 2,000 of CIFAR-10's 50,000
 
 
@@ -129,6 +131,23 @@ def open_split(problem: Problem, name: str, device: torch.device) -> Images:
     source = dataset.test if name == "test" else dataset.train
     rows = np.arange(len(source.labels)) if name == "test" else getattr(problem.splits, name)
     return open_images(source, rows, dataset, device)
+
+
+def pruned_network(
+    problem: Problem, dense: nn.Module, keep: BoolArray, search_train: Images
+) -> nn.Module:
+    """What a mask leaves of a dense network, recalibrated: where fine-tuning begins.
+
+    Args:
+        problem: Says how, and on how many images.
+        dense: On the images' device; left as it is.
+        keep: The mask.
+        search_train: Of the problem.
+    """
+    network = extract(dense, problem.tracing, keep)
+    count = min(problem.fidelity.recalibrate_images, len(search_train))
+    recalibrate_batchnorm(network, search_train.batches(_RECALIBRATION_BATCH, np.arange(count)))
+    return network
 
 
 def _default_splits(dataset: Dataset, seed: int) -> Splits:

@@ -19,7 +19,7 @@ from fppmo_ray.pruning.importance import Criterion
 from fppmo_ray.pruning.score import Score, score
 from fppmo_ray.service.latency import Latency, measure_latency
 from fppmo_ray.service.place import Place, here
-from fppmo_ray.service.problem import Problem, claim_device, open_split
+from fppmo_ray.service.problem import Problem, claim_device, open_split, pruned_network
 from fppmo_ray.service.weights import Arrays, load_arrays
 from fppmo_ray.training import (
     Engine,
@@ -30,7 +30,6 @@ from fppmo_ray.training import (
     TrainingState,
     capture,
     evaluate,
-    recalibrate_batchnorm,
     state_from_bytes,
     state_to_bytes,
     train_epoch,
@@ -192,17 +191,12 @@ class ScoringWorker:
 
         That is, dense as it is, or pruned and recalibrated.
         """
-        dense = self._dense_on(basis)
-        if keep is None:
-            network = copy.deepcopy(dense)
-        else:
-            network = extract(dense, self._problem.tracing, keep)
+        dense, problem = self._dense_on(basis), self._problem
+        if keep is not None and state is None:
+            return pruned_network(problem, dense, keep, self._split("search_train"))
+        network = copy.deepcopy(dense) if keep is None else extract(dense, problem.tracing, keep)
         if state is not None:
             network.load_state_dict(state.network)
-        elif keep is not None:
-            images = self._split("search_train")
-            count = min(self._problem.fidelity.recalibrate_images, len(images))
-            recalibrate_batchnorm(network, images.batches(_EVALUATION_BATCH, np.arange(count)))
         return network
 
     def _dense_on(self, basis: Basis) -> nn.Module:

@@ -10,16 +10,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from cells import Measured
 from torch import nn
 
 from fppmo_ray.distribution import BoolArray
 from fppmo_ray.durable_files import write_whole
-from fppmo_ray.pruning import extract
 from fppmo_ray.service.place import Place, here
-from fppmo_ray.service.problem import Problem, claim_device, open_split
+from fppmo_ray.service.problem import Problem, claim_device, open_split, pruned_network
 from fppmo_ray.service.weights import Arrays, load_arrays
 from fppmo_ray.training import (
     Engine,
@@ -28,7 +26,6 @@ from fppmo_ray.training import (
     TrainingState,
     evaluate,
     lay_out,
-    recalibrate_batchnorm,
     train_epoch,
 )
 from fppmo_ray.training.training_state import read_checkpoint, restore, run_of, write_checkpoint
@@ -128,11 +125,8 @@ class TuningWorker:
         network = self._dense()
         load_arrays(network, weights)
         if task.keep is not None:
-            network = extract(network, self._problem.tracing, task.keep)
             images = self._split("search_train")
-            count = min(self._problem.fidelity.recalibrate_images, len(images))
-            batches = images.batches(_BATCH, np.arange(count))
-            recalibrate_batchnorm(network, batches)
+            network = pruned_network(self._problem, network, task.keep, images)
         lay_out(network, task.engine)
         return network
 

@@ -14,10 +14,10 @@ from cells import Measured
 from torch import nn
 
 from fppmo_ray.distribution import BoolArray
-from fppmo_ray.pruning import extract, score
+from fppmo_ray.pruning import score
 from fppmo_ray.pruning.engine_trial import EngineTrial, try_engine
 from fppmo_ray.service.place import Place, here
-from fppmo_ray.service.problem import Problem, claim_device, open_split
+from fppmo_ray.service.problem import Problem, claim_device, open_split, pruned_network
 from fppmo_ray.service.weights import Arrays, load_arrays
 from fppmo_ray.training import (
     Engine,
@@ -27,10 +27,9 @@ from fppmo_ray.training import (
     Recipe,
     evaluate,
     fine_tune,
-    recalibrate_batchnorm,
 )
 
-_BATCH = 250  # as the service's worker evaluates and recalibrates
+_BATCH = 250  # as the service's worker evaluates
 _HELD_OUT = ("search_val", "choose_val")
 
 Weights = Literal["dense", "adapted"]
@@ -122,9 +121,9 @@ class FidelityWorker:
         """Fine-tune as a search does in the end; look at all images held out, then at the test."""
         torch.set_num_threads(engine.threads)
         begin = time.perf_counter()
-        network = self._pruned(keep)
-        teacher = self._dense["dense"] if recipe.distillation_weight > 0 else None
         images = self._split("search_train")
+        network = pruned_network(self._problem, self._dense["dense"], keep, images)
+        teacher = self._dense["dense"] if recipe.distillation_weight > 0 else None
         epochs: list[EpochReport] = []
         fine_tune(
             network,
@@ -156,14 +155,6 @@ class FidelityWorker:
 
     def _metrics(self, network: nn.Module, split: str) -> Metrics:
         return evaluate(network, self._split(split).batches(_BATCH))
-
-    def _pruned(self, keep: BoolArray) -> nn.Module:
-        """The network of a mask, recalibrated: where the service begins to fine-tune."""
-        network = extract(self._dense["dense"], self._problem.tracing, keep)
-        images = self._split("search_train")
-        count = min(self._problem.fidelity.recalibrate_images, len(images))
-        recalibrate_batchnorm(network, images.batches(_BATCH, np.arange(count)))
-        return network
 
     def _network_with(self, arrays: Arrays | None) -> nn.Module:
         network = copy.deepcopy(self._problem.network)
