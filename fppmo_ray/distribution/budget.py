@@ -134,6 +134,28 @@ def check_macs_cut(macs_cut: float) -> None:
         )
 
 
+def check_macs_cuts(macs_cuts: tuple[float, ...]) -> None:
+    """Refuse cuts that make no list of different budgets, each tighter than the one before.
+
+    Raises:
+        ValueError: there is none, they do not ascend, or one is not in (0, 1).
+    """
+    if not macs_cuts:
+        raise ValueError("macs_cut must be one share of the MACs or several, got none")
+    for macs_cut in macs_cuts:
+        check_macs_cut(macs_cut)
+    ordered = tuple(sorted(set(macs_cuts)))
+    if macs_cuts != ordered:
+        raise ValueError(
+            f"several macs_cut must ascend, each given once, got {_listed(macs_cuts)}; "
+            f"give {_listed(ordered)}"
+        )
+
+
+def _listed(macs_cuts: tuple[float, ...]) -> str:
+    return ",".join(map(str, macs_cuts))
+
+
 def _descending(priority: FloatArray) -> IntArray:
     """Indices from the highest priority to the lowest; ties, to 32 bits of the range, by index.
 

@@ -26,6 +26,8 @@ class Proposal:
     """(search seed, generation): common random numbers for all proposals of a generation."""
     rung: int | None = None
     """How deep to score it (fine-tuning steps, say); None: whoever scores decides."""
+    macs_cut: float | None = None
+    """The one it is for, of several; None in a search for a single budget."""
 
 
 @dataclass(frozen=True, kw_only=True)

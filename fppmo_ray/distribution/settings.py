@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, get_args
 
-from fppmo_ray.distribution.budget import check_macs_cut
+from fppmo_ray.distribution.budget import check_macs_cuts
 from fppmo_ray.distribution.rules import RULES
 
 RankBy = Literal["val_loss", "val_accuracy"]
@@ -20,8 +21,9 @@ class OptimizerSettings:
         ValueError: a setting is out of its range.
     """
 
-    macs_cut: float
-    """Share of the dense network's MACs to remove, in (0, 1)."""
+    macs_cut: float | tuple[float, ...]
+    """Share of the dense network's MACs to remove, in (0, 1). Several, ascending, make as many
+    budgets, each of which gets an even share of every generation's proposals."""
     num_proposals: int
     """Proposals over the whole search, at least ``population_size``. Noise cools down over
     them, so a finished search cannot be extended."""
@@ -42,7 +44,7 @@ class OptimizerSettings:
     how deep, and the first feedback of a proposal ends it."""
 
     def __post_init__(self) -> None:
-        check_macs_cut(self.macs_cut)
+        check_macs_cuts(self.macs_cuts)
         if self.population_size < 2:
             raise ValueError(
                 f"population_size must be at least 2, to have ranks, got {self.population_size}"
@@ -52,6 +54,7 @@ class OptimizerSettings:
                 f"num_proposals must be at least population_size = {self.population_size}, "
                 f"got {self.num_proposals}; raise it or lower population_size"
             )
+        self._check_heats()
         if self.rule not in RULES:
             raise ValueError(f"rule must be one of {', '.join(RULES)}, got {self.rule!r}")
         for name in ("lag", "seed"):
@@ -62,6 +65,29 @@ class OptimizerSettings:
         if list(self.rungs) != sorted({*self.rungs}) or min(self.rungs, default=0) < 0:
             raise ValueError(f"rungs must ascend from at least 0, got {self.rungs}")
 
+    def _check_heats(self) -> None:
+        """Refuse several budgets where one of them would have no ranks in some generation."""
+        num_budgets = len(self.macs_cuts)
+        least = 2 * num_budgets
+        if num_budgets == 1:
+            return
+        if self.population_size < least:
+            raise ValueError(
+                f"population_size must be at least {least} for {num_budgets} budgets, two "
+                f"proposals for each, got {self.population_size}; raise it or give fewer macs_cut"
+            )
+        if 0 < (left := self.num_proposals % self.population_size) < least:
+            raise ValueError(
+                f"the last generation must have at least {least} proposals for {num_budgets} "
+                f"budgets, got {left}; make num_proposals = {self.num_proposals} a multiple of "
+                f"population_size = {self.population_size}"
+            )
+
+    @property
+    def macs_cuts(self) -> tuple[float, ...]:
+        """``macs_cut``, one for every budget."""
+        return self.macs_cut if isinstance(self.macs_cut, tuple) else (self.macs_cut,)
+
     @property
     def num_generations(self) -> int:
         """Generations of the whole search."""
@@ -71,3 +97,13 @@ class OptimizerSettings:
         """The proposals of a generation."""
         begin = generation * self.population_size
         return range(begin, min(begin + self.population_size, self.num_proposals))
+
+    def heats(self, generation: int) -> tuple[range, ...]:
+        """The proposals of a generation for each of the budgets.
+
+        Only those of one heat are ever ranked against each other. Their ids are consecutive, so
+        that the networks of the widest budget, which take longest to score, come first.
+        """
+        ids, num_budgets = self.ids(generation), len(self.macs_cuts)
+        bounds = [len(ids) * budget // num_budgets for budget in range(num_budgets + 1)]
+        return tuple(ids[begin:end] for begin, end in pairwise(bounds))
