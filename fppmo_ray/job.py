@@ -13,6 +13,7 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
+from fppmo_ray.flags import comma_lists
 from fppmo_ray.service import submission
 from fppmo_ray.service.record.run_directory import require_fit
 from fppmo_ray.service.record.storage import local_folder, location_of
@@ -31,7 +32,8 @@ def run_job(job: Callable[..., None]) -> None:
     The flags come from the function's signature. Set ``FPPMO_TRACEBACK=1`` to see where an error
     came from.
     """
-    say_errors(lambda: tyro.cli(job, config=(tyro.conf.OmitArgPrefixes,)))
+    config = (tyro.conf.OmitArgPrefixes,)
+    say_errors(lambda: tyro.cli(job, config=config, registry=comma_lists()))
 
 
 def say_errors(run: Callable[[], object]) -> None:

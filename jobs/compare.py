@@ -131,6 +131,7 @@ def _check(settings: SearchSettings, seeds: Sequence[int]) -> None:
         raise ValueError("a comparison starts from --weights, so --baseline-epochs must be 0")
     if not seeds:
         raise ValueError("a comparison needs at least one seed")
+    settings.only_macs_cut()  # refuses several
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

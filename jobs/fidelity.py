@@ -111,6 +111,7 @@ def main(
     require_lasting(results)
     if settings.recipe.epochs < 1:
         raise ValueError("--fine-tune-epochs must be at least 1: the truth is a fine-tuned network")
+    settings.only_macs_cut()  # refuses several
     problem = trained.problem(settings, placement)
     adapted = trained.adapted(problem.network)
     study = Study(
@@ -134,10 +135,10 @@ def _masks(
     if not searches:
         raise ValueError("--searches must name at least one run directory of a finished search")
     space = problem.tracing.space
-    budget = Budget.from_cut(space, settings.macs_cut)
+    budget = Budget.from_cut(space, settings.only_macs_cut())
     importances = {name: importance(problem.network, problem.tracing, name) for name in CRITERIA}
     found = [
-        masks_of_search(run_dir, number, space, settings.macs_cut)
+        masks_of_search(run_dir, number, space, settings.only_macs_cut())
         for number, run_dir in enumerate(searches)
     ]
     num_near = num_masks // 2

@@ -43,7 +43,7 @@ def settle_engine(
     """
     if known := run.all(EngineChosen):
         return Engine(**known[0].engine)
-    measure = trials_on(pool, _some_mask(problem, settings.macs_cut))
+    measure = trials_on(pool, _some_mask(problem, settings.macs_cuts[0]))
     chosen = choose_engine(problem.engine, ways_to_try(problem, settings), measure)
     run.record([chosen])
     logger.info("engine  %s", chosen.why)

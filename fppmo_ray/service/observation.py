@@ -117,7 +117,7 @@ class Tally:
         self._settings = settings
         self._standings = Standings(settings)
         generations = range(settings.num_generations)
-        self._num_scores = {i: self._standings.num_scores(settings.ids(i)) for i in generations}
+        self._num_scores = {i: self._num_scores_of(i) for i in generations}
         self._complete: set[int] = set()
         self._best: Feedback | None = None
 
@@ -141,17 +141,20 @@ class Tally:
         self._best = min(scored, key=self._standings.order, default=None)
         indices = {item.proposal_id // self._settings.population_size for item in new}
         for index in indices:
-            self._num_scores[index] = self._standings.num_scores(self._settings.ids(index))
+            self._num_scores[index] = self._num_scores_of(index)
         touched = [self._generation(index) for index in sorted(indices)]
         self._complete |= {generation.index for generation in touched if generation.is_complete}
         return touched
 
+    def _num_scores_of(self, index: int) -> int:
+        return sum(self._standings.num_scores(heat) for heat in self._settings.heats(index))
+
     def _generation(self, index: int) -> Generation:
-        ids = self._settings.ids(index)
+        heats = self._settings.heats(index)
         return Generation(
             index=index,
-            is_complete=self._standings.is_over(ids),
-            feedback=tuple(self._standings.of(ids)),
+            is_complete=all(self._standings.is_over(heat) for heat in heats),
+            feedback=tuple(self._standings.of(self._settings.ids(index))),
         )
 
     def _observation(

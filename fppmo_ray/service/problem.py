@@ -77,7 +77,8 @@ def state_problem(
     tracing = trace(network, example_batch(dataset))
     _check_outputs(network, dataset)
     space = tracing.space.with_limits(min_keep=settings.min_keep, multiple=settings.width_multiple)
-    Budget.from_cut(space, settings.macs_cut)  # refuses what these limits cannot reach
+    for macs_cut in settings.macs_cuts:
+        Budget.from_cut(space, macs_cut)  # refuses what these limits cannot reach
     return Problem(
         network=network,
         tracing=replace(tracing, space=space),

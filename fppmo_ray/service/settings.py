@@ -22,8 +22,10 @@ _CHOICES = {
 class SearchSettings:
     """Everything of the user's that a search's numbers depend on: all of it is journaled."""
 
-    macs_cut: float
-    """Share of the dense network's multiply-accumulates to remove, in (0, 1)."""
+    macs_cut: float | tuple[float, ...]
+    """Share of the dense network's multiply-accumulates to remove, in (0, 1). Several, ascending,
+    are as many budgets in one search (0.4,0.57,0.7): each gets an even share of the proposals, a
+    network of its own in the end, and all of the feedback."""
     proposals: int = 320
     """Masks to score in all."""
     population: int = 16
@@ -87,6 +89,22 @@ class SearchSettings:
             holds = 0 <= self.screen_steps < self.score_steps
             _require(holds, "screen_steps", below, self.screen_steps)
         self.optimizer_settings()  # refuses a wrong budget, rule or population at once
+
+    @property
+    def macs_cuts(self) -> tuple[float, ...]:
+        """``macs_cut``, one for every budget, ascending."""
+        return self.optimizer_settings().macs_cuts
+
+    def only_macs_cut(self) -> float:
+        """``macs_cut`` where there may be just one.
+
+        Raises:
+            ValueError: there are several.
+        """
+        if len(self.macs_cuts) > 1:
+            listed = ",".join(map(str, self.macs_cuts))
+            raise ValueError(f"macs_cut must be a single one here, got {listed}; give one of them")
+        return self.macs_cuts[0]
 
     def optimizer_settings(self) -> OptimizerSettings:
         """The part that the probability model needs."""

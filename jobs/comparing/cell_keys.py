@@ -16,7 +16,7 @@ from fppmo_ray.distribution import pack_mask
 
 def cell_of(case: Case, method: Method, network: str) -> Cell:
     """The cell of a method and a case's seed, for a network of some name."""
-    cut = "" if method.name == DENSE else f"-{100 * case.settings.macs_cut:g}"
+    cut = "" if method.name == DENSE else f"-{100 * case.settings.only_macs_cut():g}"
     name = f"{method}{cut}-s{case.settings.seed}"
     return Cell(name=name, key=_key(case, method, network))
 

@@ -96,7 +96,7 @@ class Case:
     @property
     def budget(self) -> Budget:
         """That every method meets."""
-        return Budget.from_cut(self.problem.tracing.space, self.settings.macs_cut)
+        return Budget.from_cut(self.problem.tracing.space, self.settings.only_macs_cut())
 
     def importance(self, criterion: Criterion) -> FloatArray:
         """What the weights say of each filter, scaled to mean 1 in every layer."""

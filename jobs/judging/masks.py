@@ -162,10 +162,12 @@ def _require_fit(
             f"the search in {run_dir} was for another network or other limits of its widths; "
             "give searches of this --network, --min-keep and --width-multiple"
         )
-    if identity["settings"]["macs_cut"] != macs_cut:
+    cut = identity["settings"]["macs_cut"]
+    if cut != macs_cut:
+        cuts = ", ".join(f"{one:.0%}" for one in (cut if isinstance(cut, list) else [cut]))
         raise ValueError(
-            f"the search in {run_dir} cut {identity['settings']['macs_cut']:.0%} of the MACs, "
-            f"expected {macs_cut:.0%}; give searches of this --macs-cut"
+            f"the search in {run_dir} cut {cuts} of the MACs, expected {macs_cut:.0%}; "
+            "give searches of this --macs-cut"
         )
 
 

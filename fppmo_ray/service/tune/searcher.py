@@ -56,7 +56,7 @@ class FPPMOSearch(Searcher):
 
     Raises:
         ValueError: the cut cannot be reached, the importance does not fit the space, or the
-            settings have rungs.
+            settings have rungs or several budgets.
     """
 
     CKPT_FILE_TMPL = "searcher-state-{}.json"
@@ -73,6 +73,11 @@ class FPPMOSearch(Searcher):
             raise ValueError(
                 f"rungs must be empty under Tune, got {settings.rungs}: its scheduler says which "
                 "trials go on; leave screen_steps out, and give the rungs to prune_trainable"
+            )
+        if len(settings.macs_cuts) > 1:
+            raise ValueError(
+                f"macs_cut must be a single share under Tune, got {settings.macs_cuts}: its "
+                "schedulers would compare trials of different budgets; use fppmo_ray.search"
             )
         super().__init__(metric=settings.rank_by, mode=_MODES[settings.rank_by])
         self._space = space

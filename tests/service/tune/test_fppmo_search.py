@@ -428,9 +428,8 @@ class TestSaveAndRestore:
 
 class TestForAProblem:
     def problem_and_settings(self, **changes: Any) -> tuple[Any, SearchSettings]:
-        search_settings = SearchSettings(
-            macs_cut=0.5, proposals=4, population=2, recipe=Recipe(epochs=0), **changes
-        )
+        asked = {"macs_cut": 0.5, "proposals": 4, "population": 2, "recipe": Recipe(epochs=0)}
+        search_settings = SearchSettings(**asked | changes)  # type: ignore[arg-type]
         network = build_network("digits_cnn", 10)
         return state_problem(network, load_dataset("digits"), search_settings), search_settings
 
@@ -446,6 +445,10 @@ class TestForAProblem:
             ({"importance": "taylor"}, "taylor is measured on images: measure it by"),
             ({"screen_steps": 5}, r"rungs must be empty under Tune, got \(5, 50\): its scheduler"),
             ({"baseline_epochs": 3}, "baseline_epochs must be 0 under Tune, got 3; train the"),
+            (
+                {"macs_cut": (0.4, 0.5), "population": 4},
+                r"macs_cut must be a single share under Tune, got \(0\.4, 0\.5\): its schedulers",
+            ),
         ],
     )
     def test_what_needs_workers_is_refused(self, changes: dict[str, Any], sentence: str) -> None:

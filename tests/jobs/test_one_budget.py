@@ -1,0 +1,42 @@
+"""What compares masks at equal MACs takes one budget at a time."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from fppmo_ray import Placement, SearchSettings
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "jobs"))
+
+import compare
+import fidelity
+
+SETTINGS = SearchSettings(macs_cut=(0.4, 0.57))
+SENTENCE = r"macs_cut must be a single one here, got 0\.4,0\.57; give one of them"
+
+
+def test_a_comparison_refuses_several_budgets_before_anything_is_read(tmp_path: Path) -> None:
+    absent = tmp_path / "absent"
+    with pytest.raises(ValueError, match=SENTENCE):
+        compare.main(absent, absent, absent, absent, SETTINGS, Placement())
+    assert not absent.exists()
+
+
+def test_a_study_of_fidelity_refuses_several_budgets_before_anything_is_read(
+    tmp_path: Path,
+) -> None:
+    absent = tmp_path / "absent"
+    trained = fidelity.Trained(data=absent, weights=absent, search_val_rows=absent)
+    with pytest.raises(ValueError, match=SENTENCE):
+        fidelity.main(
+            trained,
+            SETTINGS,
+            Placement(),
+            fidelity.Plan(),
+            searches=("nowhere",),
+            results=absent,
+        )
+    assert not absent.exists()
