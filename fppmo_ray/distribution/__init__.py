@@ -8,8 +8,15 @@ end it names the *finalists*, masks worth rescoring. Plain numpy: no network is 
 """
 
 from fppmo_ray.distribution.budget import Budget
-from fppmo_ray.distribution.optimizer import Finalist, MaskOptimizer
-from fppmo_ray.distribution.proposal import Feedback, Proposal, pack_mask, unpack_mask
+from fppmo_ray.distribution.inheritance import Inheritance
+from fppmo_ray.distribution.optimizer import MaskOptimizer
+from fppmo_ray.distribution.proposal import (
+    Feedback,
+    Finalist,
+    Proposal,
+    pack_mask,
+    unpack_mask,
+)
 from fppmo_ray.distribution.rules import RULES, UpdateRule
 from fppmo_ray.distribution.settings import OptimizerSettings, RankBy
 from fppmo_ray.distribution.space import (
@@ -32,6 +39,7 @@ __all__ = [
     "Feedback",
     "Finalist",
     "FloatArray",
+    "Inheritance",
     "IntArray",
     "LayerCost",
     "MaskOptimizer",

@@ -33,9 +33,18 @@ class Budgets:
         """
         return cls(tuple(Budget.from_cut(space, macs_cut) for macs_cut in macs_cuts))
 
+    def within(self, keep: BoolArray) -> Budgets:
+        """The same budgets for masks of what a mask leaves; see ``PruningSpace.within``."""
+        space = self.each[0].space.within(keep)
+        return Budgets(tuple(replace(budget, space=space) for budget in self.each))
+
     def start(self, importance: FloatArray) -> Beliefs:
         """What the importance ``(num_filters,)`` alone says; see ``start_logits``."""
         return Beliefs(keep_logits=start_logits(self.each[0], importance))
+
+    def go_on_from(self, keep_logits: FloatArray) -> Beliefs:
+        """What was believed at other budgets, ``(num_filters,)``."""
+        return Beliefs(keep_logits=settle(self.each[0], keep_logits))
 
     def settled(self, beliefs: Beliefs) -> list[Beliefs]:
         """The beliefs at every budget."""

@@ -2,44 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from fppmo_ray.distribution.budgets import Budgets
+from fppmo_ray.distribution.inheritance import Inheritance, among_all
 from fppmo_ray.distribution.logits import prune_prob, uniform_priority
-from fppmo_ray.distribution.proposal import Feedback, Proposal, pack_mask, unpack_mask
-from fppmo_ray.distribution.rules import RULES, Beliefs, RankedGeneration
+from fppmo_ray.distribution.proposal import Feedback, Finalist, Proposal, pack_mask, unpack_mask
+from fppmo_ray.distribution.rules import RULES, RankedGeneration
 from fppmo_ray.distribution.settings import OptimizerSettings
 from fppmo_ray.distribution.space import BoolArray, FloatArray, PruningSpace
 from fppmo_ray.distribution.standings import Standings, Wanted
 
-
-@dataclass(frozen=True, eq=False)
-class Finalist:
-    """A mask worth rescoring at the end of a search."""
-
-    name: str
-    """``mode``, ``averaged mode``, ``sample <id>`` or ``importance-only``."""
-    keep: BoolArray
-    """``(num_filters,)``, True = kept."""
-    macs_cut: float | None = None
-    """The one it is for, of several; None in a search for a single budget."""
+_REHEARSAL = 2  # seeds [seed, generation, 2]: those of generations are pairs
 
 
 class MaskOptimizer:
     """The probability model of a search, as ask and tell.
 
     The trajectory is a function of the settings and the feedback values: not of the order in
-    which feedback arrives, nor of how asking and telling take turns.
-
-    Several budgets share one distribution; the proposals of a generation for one of them make a
-    heat, and are ranked by themselves.
+    which feedback arrives, nor of how asking and telling take turns. Several budgets share one
+    distribution; a generation's proposals for one of them, a heat, are ranked by themselves.
 
     Args:
         space: What can be pruned, and what it costs.
         importance: ``(num_filters,)``, finite and > 0: where the search starts.
         settings: How to search.
+        inherited: From the stage before: then the importance is only that of a finalist.
 
     Raises:
         ValueError: the cut cannot be reached under the space's limits, or the importance does
@@ -53,13 +41,26 @@ class MaskOptimizer:
     """
 
     def __init__(
-        self, space: PruningSpace, importance: FloatArray, settings: OptimizerSettings
+        self,
+        space: PruningSpace,
+        importance: FloatArray,
+        settings: OptimizerSettings,
+        inherited: Inheritance | None = None,
     ) -> None:
         self.settings = settings
-        self._space = space
+        self._first = settings.first_generation
         self._budgets = Budgets.from_cuts(space, settings.macs_cuts)
+        self._is_open = np.ones(space.num_filters, dtype=bool)
+        if inherited is not None:  # only what is handed out is in terms of all filters
+            self._is_open = inherited.keep
+            self._budgets = self._budgets.within(self._is_open)
+            importance = importance[self._is_open]
+            start = self._budgets.go_on_from(inherited.keep_logits[self._is_open])
+        else:
+            start = self._budgets.start(importance)
+        self._space = space = self._budgets.each[0].space
         self._rule = RULES[settings.rule]
-        self._beliefs = {0: self._budgets.start(importance)}
+        self._beliefs = {self._first: start}
         """By the number of updates made: the latest, and those still to be sampled from."""
         self._uniform_priority = uniform_priority(space, importance)
         self._late_logits = np.zeros(space.num_filters)
@@ -69,17 +70,22 @@ class MaskOptimizer:
         self._layer_noise: list[FloatArray] = []
         self._asked: set[Wanted] = set()
         self._standings = Standings(settings)
-        self._updates = 0
+        self._updates = self._first
 
     @property
     def generation(self) -> int:
-        """Updates made so far, so the generation whose feedback is waited for."""
+        """The one whose feedback is waited for: updates made so far, from the first generation."""
         return self._updates
 
     @property
     def num_generations(self) -> int:
         """Generations of the whole search."""
         return self.settings.num_generations
+
+    @property
+    def num_asked(self) -> int:
+        """The next generation to ask for: all before it have been."""
+        return self._first + len(self._layer_noise)
 
     @property
     def finished(self) -> bool:
@@ -95,18 +101,27 @@ class MaskOptimizer:
             the feedback so far sends on to their next rung. An empty list while all that may be
             scored has been asked for.
         """
-        for generation in range(self._updates, len(self._layer_noise)):
+        for generation in range(self._updates, self.num_asked):
             if promoted := self._newly_wanted(generation):
                 return promoted
-        generation = len(self._layer_noise)
-        origin = max(0, generation - self.settings.lag)
+        generation, origin = self.num_asked, self._origin(self.num_asked)
         if generation == self.num_generations or origin > self._updates:
             return []
-        layer_noise, masks = self._sample(generation, self._beliefs[origin])
+        sizes = [len(heat) for heat in self.settings.heats(generation)]
+        layer_noise, masks = self._sample(generation, sizes)
         self._layer_noise.append(layer_noise)
         self._masks.extend(pack_mask(keep) for keep in masks)
         self._forget_beliefs()
         return self._newly_wanted(generation)
+
+    def rehearsal(self, count: int) -> list[BoolArray]:
+        """Masks of the distribution that the latest generation asked for was sampled from.
+
+        Dealt over the budgets; they are no proposals, and change nothing.
+        """
+        sizes = [count // len(self._budgets.each) for _ in self._budgets.each]
+        _, masks = self._sample(self.num_asked - 1, sizes, _REHEARSAL)
+        return [among_all(keep, self._is_open, False) for keep in masks]
 
     def expects(self, feedback: Feedback) -> bool:
         """Whether feedback is of what was asked for, and may be told."""
@@ -140,16 +155,21 @@ class MaskOptimizer:
         return True
 
     def prune_prob(self, after: int | None = None) -> FloatArray:
-        """P(filter is removed) at the first budget, ``(num_filters,)`` in [0.02, 0.98].
+        """P(filter is removed) at the first budget, ``(num_filters,)`` in [0.02, 0.98] or 1.
 
         Args:
             after: So many updates, of those made since the last ``ask``; None: the latest.
         """
-        return prune_prob(self._beliefs[self._updates if after is None else after].keep_logits)
+        beliefs = self._beliefs[self._updates if after is None else after]
+        return among_all(prune_prob(beliefs.keep_logits), self._is_open, 1.0)
+
+    def keep_logits(self) -> FloatArray:
+        """The latest beliefs, ``(num_filters,)``; -inf where an earlier stage removed a filter."""
+        return among_all(self._beliefs[self._updates].keep_logits, self._is_open, -np.inf)
 
     def importance_only(self) -> BoolArray:
         """The first budget's mask without feedback: every layer loses the same share."""
-        return self._budgets.each[0].fill(self._uniform_priority)
+        return among_all(self._budgets.each[0].fill(self._uniform_priority), self._is_open, False)
 
     def finalists(self, num_samples: int = 3) -> list[Finalist]:
         """Masks to rescore: the best sample owes something to luck, so it is never alone.
@@ -169,20 +189,19 @@ class MaskOptimizer:
         latest = self._beliefs[self._updates].keep_logits
         averaged = self._late_logits / self._num_late if self._num_late else latest
         fill, macs_cut = self._budgets.each[budget].fill, self._macs_cut(budget)
-        candidates = [
-            Finalist("importance-only", fill(self._uniform_priority), macs_cut),
-            Finalist("mode", fill(latest), macs_cut),
-            Finalist("averaged mode", fill(averaged), macs_cut),
-        ]
-        asked = range(len(self._layer_noise))
+        candidates = {
+            "importance-only": fill(self._uniform_priority),
+            "mode": fill(latest),
+            "averaged mode": fill(averaged),
+        }
+        asked = range(self._first, self.num_asked)
         ids = [i for generation in asked for i in self.settings.heats(generation)[budget]]
-        candidates += [
-            Finalist(f"sample {proposal_id}", self._mask(proposal_id), macs_cut)
-            for proposal_id in self._standings.ranked(ids)[:num_samples]
-        ]
+        best = self._standings.ranked(ids)[:num_samples]
+        candidates |= {f"sample {proposal_id}": self._mask(proposal_id) for proposal_id in best}
         distinct: dict[str, Finalist] = {}
-        for candidate in candidates:
-            distinct.setdefault(pack_mask(candidate.keep), candidate)
+        for name, keep in candidates.items():
+            finalist = Finalist(name, among_all(keep, self._is_open, False), macs_cut)
+            distinct.setdefault(pack_mask(keep), finalist)
         importance_only, *found = distinct.values()
         return [*found, importance_only]
 
@@ -201,7 +220,7 @@ class MaskOptimizer:
         return Proposal(
             proposal_id=proposal_id,
             generation=generation,
-            keep=keep,
+            keep=among_all(keep, self._is_open, False),
             macs=self._space.macs(keep),
             score_seed=(self.settings.seed, generation),
             rung=rung,
@@ -212,14 +231,20 @@ class MaskOptimizer:
         """By which its proposals and finalists are told from those of others."""
         return self.settings.macs_cuts[budget] if len(self._budgets.each) > 1 else None
 
-    def _sample(self, generation: int, beliefs: Beliefs) -> tuple[FloatArray, list[BoolArray]]:
-        """Layer noise ``(population, num_groups)`` and masks of a generation."""
+    def _origin(self, generation: int) -> int:
+        """After how many updates a generation is sampled."""
+        return max(self._first, generation - self.settings.lag)
+
+    def _sample(
+        self, generation: int, sizes: list[int], *stream: int
+    ) -> tuple[FloatArray, list[BoolArray]]:
+        """Layer noise ``(population, num_groups)`` and masks, so many for each budget."""
         return self._budgets.sample(
             self._rule,
-            beliefs,
-            [len(heat) for heat in self.settings.heats(generation)],
-            np.random.default_rng([self.settings.seed, generation]),
-            progress=generation / max(1, self.num_generations - 1),
+            self._beliefs[self._origin(generation)],
+            sizes,
+            np.random.default_rng([self.settings.seed, generation, *stream]),
+            progress=self.settings.progress(generation),
         )
 
     def _update(self) -> None:
@@ -229,7 +254,7 @@ class MaskOptimizer:
         beliefs = self._budgets.learn(self._rule, self._beliefs[self._updates], heats)
         self._updates += 1
         self._beliefs[self._updates] = beliefs
-        if self._updates > self.num_generations // 2:
+        if self._updates - self._first > (self.num_generations - self._first) // 2:
             self._late_logits += beliefs.keep_logits
             self._num_late += 1
         self._forget_beliefs()
@@ -254,18 +279,19 @@ class MaskOptimizer:
         return RankedGeneration(
             space=self._space,
             keep=np.stack([self._mask(proposal_id) for proposal_id in ids]),
-            layer_noise=self._layer_noise[self._updates][rows],
+            layer_noise=self._layer_noise[self._updates - self._first][rows],
         )
 
     def _forget_beliefs(self) -> None:
-        """Drop what is neither the latest nor the origin of a generation still to be asked."""
-        oldest = min(self._updates, max(0, len(self._layer_noise) - self.settings.lag))
+        """Drop what no generation from the latest one asked for on is sampled from."""
+        oldest = min(self._updates, self._origin(self.num_asked - 1))
         self._beliefs = {k: beliefs for k, beliefs in self._beliefs.items() if k >= oldest}
 
     def _is_complete(self, generation: int) -> bool:
-        is_asked = generation < len(self._layer_noise)
+        is_asked = generation < self.num_asked
         heats = self.settings.heats(generation)
         return is_asked and all(self._standings.is_over(heat) for heat in heats)
 
     def _mask(self, proposal_id: int) -> BoolArray:
-        return unpack_mask(self._masks[proposal_id], self._space.num_filters)
+        first_id = self.settings.ids(self._first).start
+        return unpack_mask(self._masks[proposal_id - first_id], self._space.num_filters)

@@ -30,6 +30,18 @@ class Proposal:
     """The one it is for, of several; None in a search for a single budget."""
 
 
+@dataclass(frozen=True, eq=False)
+class Finalist:
+    """A mask worth rescoring at the end of a search."""
+
+    name: str
+    """``mode``, ``averaged mode``, ``sample <id>`` or ``importance-only``."""
+    keep: BoolArray
+    """``(num_filters,)``, True = kept."""
+    macs_cut: float | None = None
+    """The one it is for, of several; None in a search for a single budget."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Feedback:
     """How a proposal fared: its score on search-val, or the error it ended with.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, get_args
@@ -42,6 +43,12 @@ class OptimizerSettings:
     """Depths of scores (fine-tuning steps, say), ascending, >= 0: all proposals are scored at the
     first, the best third of a generation at the second, and so on. Empty: whoever scores decides
     how deep, and the first feedback of a proposal ends it."""
+    first_generation: int = 0
+    """A later stage of a longer search begins with this one, in [0, num_generations); ids and
+    generations go on from those before, which ``num_proposals`` counts too."""
+    round_starts: tuple[int, ...] = ()
+    """Generations before which the weights that masks are scored on change, ascending: scores of
+    two such rounds are never compared, and the later round ranks first."""
 
     def __post_init__(self) -> None:
         check_macs_cuts(self.macs_cuts)
@@ -64,6 +71,15 @@ class OptimizerSettings:
             raise ValueError(f"rank_by must be val_loss or val_accuracy, got {self.rank_by!r}")
         if list(self.rungs) != sorted({*self.rungs}) or min(self.rungs, default=0) < 0:
             raise ValueError(f"rungs must ascend from at least 0, got {self.rungs}")
+        self._check_generations("first_generation", (self.first_generation,))
+        self._check_generations("round_starts", self.round_starts)
+
+    def _check_generations(self, name: str, values: tuple[int, ...]) -> None:
+        last = self.num_generations - 1
+        if list(values) != sorted({*values} & {*range(last + 1)}):
+            raise ValueError(
+                f"{name} must ascend within [0, {last}], the generations, got {getattr(self, name)}"
+            )
 
     def _check_heats(self) -> None:
         """Refuse several budgets where one of them would have no ranks in some generation."""
@@ -92,6 +108,15 @@ class OptimizerSettings:
     def num_generations(self) -> int:
         """Generations of the whole search."""
         return -(-self.num_proposals // self.population_size)
+
+    def progress(self, generation: int) -> float:
+        """Share of the search, or of its stage, that lies behind a generation: from 0 to 1."""
+        first = self.first_generation
+        return (generation - first) / max(1, self.num_generations - 1 - first)
+
+    def round_of(self, proposal_id: int) -> int:
+        """In which round a proposal is scored, counted from 0."""
+        return bisect_right(self.round_starts, proposal_id // self.population_size)
 
     def ids(self, generation: int) -> range:
         """The proposals of a generation."""

@@ -202,6 +202,22 @@ class PruningSpace:
             ),
         )
 
+    def within(self, keep: BoolArray) -> PruningSpace:
+        """The space of what a mask leaves: its filters are those that the mask keeps, in order.
+
+        A mask of this smaller space costs what the same filters cost here.
+
+        Args:
+            keep: ``(num_filters,)``, with a legal width in every group.
+        """
+        return replace(
+            self,
+            groups=tuple(
+                replace(group, num_filters=width, min_keep=min(legal_min_width(group), width))
+                for group, width in zip(self.groups, self.widths(keep).tolist(), strict=True)
+            ),
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers; ``from_json`` gives the space back."""
         return asdict(self)

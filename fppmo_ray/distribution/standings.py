@@ -22,11 +22,12 @@ class Standings:
     """The feedback of a search, by proposal and rung.
 
     Args:
-        settings: Whose ``rungs`` proposals climb, ranked by ``rank_by``.
+        settings: Whose ``rungs`` proposals climb, ranked by ``rank_by``, in its rounds.
     """
 
     def __init__(self, settings: OptimizerSettings) -> None:
         self._rungs: Sequence[int | None] = settings.rungs or (None,)
+        self._round_of = settings.round_of
         self._by_loss = settings.rank_by == "val_loss"
         self._feedback: dict[Wanted, Feedback] = {}
 
@@ -90,7 +91,7 @@ class Standings:
         return last if all(item.failed for item in last) else []
 
     def ranked(self, ids: Iterable[int]) -> list[int]:
-        """Those that were scored, best first: by rung, within a rung by score, then by id.
+        """Those that were scored, best first; see ``order``.
 
         What failed at the last rung it got to has failed.
         """
@@ -98,10 +99,12 @@ class Standings:
         scored = [item for item in last.values() if not item.failed]
         return [item.proposal_id for item in sorted(scored, key=self.order)]
 
-    def order(self, feedback: Feedback) -> tuple[int, float, int]:
-        """The order of scores, best first: deeper rungs, better scores, lower ids."""
+    def order(self, feedback: Feedback) -> tuple[int, int, float, int]:
+        """The order of scores, best first: later rounds, deeper rungs, better scores, lower ids."""
         cost = cast(float, feedback.val_loss if self._by_loss else feedback.val_accuracy)
-        return -feedback.rung, cost if self._by_loss else -cost, feedback.proposal_id
+        proposal_id = feedback.proposal_id
+        round_ = self._round_of(proposal_id)
+        return -round_, -feedback.rung, cost if self._by_loss else -cost, proposal_id
 
     def _are_in(self, wanted: Iterable[Wanted]) -> bool:
         return all(key in self._feedback for key in wanted)
