@@ -30,16 +30,22 @@ def status(target: tyro.conf.Positional[str], /, *, address: str | None = None) 
     cluster_commands.status(target, address)
 
 
-def extract(run_dir: tyro.conf.Positional[str], /, output: Path = Path("extracted")) -> None:
+def extract(
+    run_dir: tyro.conf.Positional[str],
+    /,
+    output: Path = Path("extracted"),
+    macs_cut: float | None = None,
+) -> None:
     """Check a finished search's network against its recipe, and copy both to a folder.
 
     Args:
         run_dir: The search's run directory, a folder or a URI.
         output: The folder; made if absent.
+        macs_cut: Which network, where the search had several budgets.
     """
     from fppmo_ray.service.delivery import deliver
 
-    for path in deliver(run_dir, output):
+    for path in deliver(run_dir, output, macs_cut):
         print(path)
 
 

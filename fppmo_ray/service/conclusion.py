@@ -1,4 +1,4 @@
-"""The conclusion of a search: equal fine-tuning for three networks, and their figures."""
+"""The conclusion of a search: equal fine-tuning for its networks, and their figures."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import json
 import statistics
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from fppmo_ray.distribution import BoolArray, Finalist
+from fppmo_ray.distribution import BoolArray
 from fppmo_ray.pruning import extract, save_network
+from fppmo_ray.service.finalists import IMPORTANCE_ONLY, Choice
 from fppmo_ray.service.latency import Latency
 from fppmo_ray.service.record.facts import Failed, Finished, Rescored, Scored, ends_of_scores
 from fppmo_ray.service.rounds import Context, RoundWeights
@@ -24,8 +25,17 @@ from fppmo_ray.service.worker import Evaluation, TrainingTask
 from fppmo_ray.training import state_from_bytes
 
 RESULT = "result.json"
-NETWORK = "network"
-NETWORK_FILES = f"{NETWORK}.pt", f"{NETWORK}.json"
+DENSE, FPPMO = "dense", "fppmo"
+
+
+def network_names(macs_cut: float | None = None) -> tuple[str, str]:
+    """Names of a chosen network's weights and recipe; of several budgets, each has its own."""
+    stem = _named("network", macs_cut)
+    return f"{stem}.pt", f"{stem}.json"
+
+
+def _named(name: str, macs_cut: float | None) -> str:
+    return name if macs_cut is None else f"{name}-{macs_cut}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,48 +44,62 @@ class _Variant:
 
     name: str
     keep: BoolArray | None
+    macs_cut: float | None = None
+    """The one it is for, of several."""
+
+    @property
+    def task(self) -> str:
+        """The name of its fine-tuning in the journal."""
+        return _named(self.name, self.macs_cut)
 
 
 def conclude(
     context: Context,
     weights: RoundWeights,
     *,
-    chosen: Finalist,
-    importance_only: Finalist,
+    choices: Sequence[Choice],
     source: Mapping[str, Any] | None,
 ) -> None:
-    """Fine-tune dense, importance-only and chosen network alike; write network and result.
+    """Fine-tune dense, importance-only and chosen networks alike; write networks and result.
 
     The test split is read here, once per network and state, and nothing is decided by it.
     """
-    variants = (  # the dense one first: it takes longest
-        _Variant(name="dense", keep=None),
-        _Variant(name="importance-only", keep=importance_only.keep),
-        _Variant(name="fppmo", keep=chosen.keep),
-    )
+    variants = _variants(choices)
     states = _fine_tune(context, weights, variants)
     result = {
         "settings": asdict(context.settings),
         "engine": asdict(context.engine),
-        "chosen": chosen.name,
+        "chosen": ", ".join(choice.chosen.name for choice in choices),
         "num_filters": context.problem.tracing.space.num_filters,
         "variants": _figures(context, weights, variants, states),
         "score_noise": _score_noise(context),
         "scores": _score_costs(context),
     }
-    _keep_network(context, chosen.keep, states["fppmo"], source)
+    for variant in variants:
+        if variant.name == FPPMO:
+            _keep_network(context, variant, states[variant.task], source)
     content = json.dumps(result, indent=2).encode()
     sha256 = context.run.write_artifact(RESULT, content)
     context.run.record([Finished(artifact=RESULT, sha256=sha256)])
 
 
+def _variants(choices: Sequence[Choice]) -> list[_Variant]:
+    """The largest network first: it takes longest."""
+    return [_Variant(name=DENSE, keep=None)] + [
+        _Variant(name=name, keep=finalist.keep, macs_cut=choice.macs_cut)
+        for choice in choices
+        for name, finalist in ((IMPORTANCE_ONLY, choice.importance_only), (FPPMO, choice.chosen))
+    ]
+
+
 def _fine_tune(
-    context: Context, weights: RoundWeights, variants: tuple[_Variant, ...]
+    context: Context, weights: RoundWeights, variants: Sequence[_Variant]
 ) -> dict[str, bytes]:
+    """The final state of every variant, by its task."""
     settings = context.settings
     tasks = [
         TrainingTask(
-            name=variant.name, keep=variant.keep, recipe=settings.recipe, seed=settings.seed
+            name=variant.task, keep=variant.keep, recipe=settings.recipe, seed=settings.seed
         )
         for variant in variants
     ]
@@ -85,14 +109,14 @@ def _fine_tune(
 def _figures(
     context: Context,
     weights: RoundWeights,
-    variants: tuple[_Variant, ...],
+    variants: Sequence[_Variant],
     states: dict[str, bytes],
 ) -> list[dict[str, Any]]:
     evaluations = context.pool.run(
         [
             _evaluation(weights, variant, state)
             for variant in variants
-            for state in (None, states[variant.name])  # before and after
+            for state in (None, states[variant.task])  # before and after
         ]
     )
     masks = [variant.keep for variant in variants]
@@ -118,6 +142,7 @@ def _row(
     widths = space.dense_widths if variant.keep is None else space.widths(variant.keep)
     return {
         "name": variant.name,
+        **({} if variant.macs_cut is None else {"budget": variant.macs_cut}),
         "macs": macs,
         "macs_cut": 1 - macs / space.dense_macs,
         "widths": {
@@ -135,21 +160,32 @@ def _row(
 
 def _evaluation(weights: RoundWeights, variant: _Variant, state: bytes | None) -> Work:
     return Work(
-        name=f"evaluation of {variant.name}",
+        name=f"evaluation of {variant.task}",
         method="evaluate",
         arguments=(weights.reference, variant.keep, state),
     )
 
 
 def _score_noise(context: Context) -> dict[str, float] | None:
-    """Standard deviation of the importance-only mask's scores on search-val over fresh seeds."""
-    rescored = [fact for fact in context.run.all(Rescored) if fact.split == "search_val"]
-    if len(rescored) < 2:
+    """Standard deviation of an importance-only mask's scores on search-val over fresh seeds.
+
+    Of several budgets, the mean over their masks.
+    """
+    by_mask: dict[str, list[Rescored]] = {}
+    for fact in context.run.all(Rescored):
+        if fact.split == "search_val":
+            by_mask.setdefault(fact.mask, []).append(fact)
+    repeated = [facts for facts in by_mask.values() if len(facts) > 1]
+    if not repeated:
         return None
     return {
-        "repeats": len(rescored),
-        "val_loss": statistics.stdev(fact.val_loss for fact in rescored),
-        "val_accuracy": statistics.stdev(fact.val_accuracy for fact in rescored),
+        "repeats": min(map(len, repeated)),
+        **{
+            name: statistics.fmean(
+                statistics.stdev(getattr(fact, name) for fact in facts) for facts in repeated
+            )
+            for name in ("val_loss", "val_accuracy")
+        },
     }
 
 
@@ -166,18 +202,21 @@ def _score_costs(context: Context) -> dict[str, Any]:
 
 
 def _keep_network(
-    context: Context, keep: BoolArray, state: bytes, source: Mapping[str, Any] | None
+    context: Context, variant: _Variant, state: bytes, source: Mapping[str, Any] | None
 ) -> None:
-    """Save the chosen network's files as artifacts: the weights first, the recipe names them."""
+    """Save a chosen network's files as artifacts: the weights first, the recipe names them."""
+    keep = variant.keep
+    assert keep is not None  # what was chosen is a mask
+    names = network_names(variant.macs_cut)
     with tempfile.TemporaryDirectory() as folder:
         save_network(
             _rebuild(context, keep, state),
-            Path(folder) / NETWORK,
+            Path(folder) / names[0].removesuffix(".pt"),
             tracing=context.problem.tracing,
             keep=keep,
             source=dict(source or {}),
         )
-        for name in NETWORK_FILES:
+        for name in names:
             context.run.write_artifact(name, (Path(folder) / name).read_bytes())
 
 

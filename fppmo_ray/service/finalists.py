@@ -21,6 +21,19 @@ IMPORTANCE_ONLY = "importance-only"
 _RESCORE_STREAM = 1  # seeds [seed, repeat, 1]: never those of a generation, which are pairs
 
 
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What a search ends with at one budget, before anything is fine-tuned."""
+
+    chosen: Finalist
+    importance_only: Finalist
+
+    @property
+    def macs_cut(self) -> float | None:
+        """The budget's, of several; None where there is one."""
+        return self.chosen.macs_cut
+
+
 @dataclass(frozen=True, eq=False)
 class _Rescoring:
     """A finalist to be scored once more."""
@@ -36,23 +49,56 @@ def choose(
     run: RunDirectory,
     settings: SearchSettings,
     scoring: Scoring,
-) -> Finalist:
-    """Rescore every finalist on choose-val and keep the one with the best mean score.
+) -> list[Choice]:
+    """Rescore all finalists on choose-val and keep the one with the best mean score.
 
     Fresh seeds and fresh images take away the luck that made a sample the best of hundreds. The
     importance-only mask is rescored on search-val too: how its scores differ is their noise.
 
+    Returns:
+        One choice for every budget, in the order of the finalists.
+
     Raises:
-        RuntimeError: every finalist failed.
+        RuntimeError: every finalist failed, or all of one budget.
         ValueError: the model no longer names the finalist that the journal says was chosen.
     """
-    if chosen := run.all(Chosen):
-        return _as_journaled(chosen[0], finalists)
+    journaled = {fact.macs_cut: fact for fact in run.all(Chosen)}
+    still_open = [item for item in finalists if item.macs_cut not in journaled]
+    failed = _rescore(still_open, pool, run, settings, scoring)
+    choices = []
+    for macs_cut in dict.fromkeys(item.macs_cut for item in finalists):
+        own = [item for item in finalists if item.macs_cut == macs_cut]
+        if macs_cut in journaled:
+            chosen = _as_journaled(journaled[macs_cut], own)
+        else:
+            chosen = _best([item for item in own if _key(item) not in failed], run, settings)
+            name, mask = _key(chosen)
+            run.record([Chosen(finalist=name, mask=mask, macs_cut=macs_cut)])
+        importance_only = next(item for item in own if item.name == IMPORTANCE_ONLY)
+        choices.append(Choice(chosen=chosen, importance_only=importance_only))
+    return choices
+
+
+def _key(finalist: Finalist) -> tuple[str, str]:
+    """What a finalist's scores are known by: close budgets may have the same."""
+    return finalist.name, pack_mask(finalist.keep)
+
+
+def _rescore(
+    finalists: Sequence[Finalist],
+    pool: WorkerPool,
+    run: RunDirectory,
+    settings: SearchSettings,
+    scoring: Scoring,
+) -> set[tuple[str, str]]:
+    """Score and journal what the journal lacks; the finalists that failed."""
     known = {(fact.finalist, fact.mask, fact.split, fact.repeat) for fact in run.all(Rescored)}
     for repeat in range(settings.rescore_seeds):
         for finalist in finalists:
             for split in _splits_of(finalist):
-                if (finalist.name, pack_mask(finalist.keep), split, repeat) not in known:
+                rescore = (*_key(finalist), split, repeat)
+                if rescore not in known:
+                    known.add(rescore)
                     pool.submit(_work(_Rescoring(finalist, split, repeat), settings.seed, scoring))
     failed = set()
     while pool.num_unfinished:
@@ -61,15 +107,13 @@ def choose(
         for outcome in ended:
             if (error := score_error(outcome)) is not None:
                 logger.warning("%s failed: %s", outcome.work.name, error)
-                failed.add(outcome.work.tag.finalist.name)
-    best = _best([item for item in finalists if item.name not in failed], run, settings)
-    run.record([Chosen(finalist=best.name, mask=pack_mask(best.keep))])
-    return best
+                failed.add(_key(outcome.work.tag.finalist))
+    return failed
 
 
 def _as_journaled(chosen: Chosen, finalists: Sequence[Finalist]) -> Finalist:
     for finalist in finalists:
-        if (finalist.name, pack_mask(finalist.keep)) == (chosen.finalist, chosen.mask):
+        if _key(finalist) == (chosen.finalist, chosen.mask):
             return finalist
     raise ValueError(
         f"replaying the journal gives another mask for the chosen finalist {chosen.finalist}; "
@@ -84,7 +128,7 @@ def _splits_of(finalist: Finalist) -> tuple[str, ...]:
 def _work(rescoring: _Rescoring, seed: int, scoring: Scoring) -> Work:
     finalist, split, repeat = rescoring.finalist, rescoring.split, rescoring.repeat
     return Work(
-        name=f"finalist {finalist.name}",
+        name=f"finalist {_title(finalist)}",
         method="score",
         arguments=(
             *(scoring.weights, finalist.keep, (seed, repeat, _RESCORE_STREAM)),
@@ -108,18 +152,24 @@ def _fact(outcome: Outcome) -> Rescored:
     )
 
 
+def _title(finalist: Finalist) -> str:
+    """For people."""
+    budget = "" if finalist.macs_cut is None else f" for macs_cut {finalist.macs_cut}"
+    return f"{finalist.name}{budget}"
+
+
 def _best(finalists: Sequence[Finalist], run: RunDirectory, settings: SearchSettings) -> Finalist:
     if not finalists:
         raise RuntimeError("every finalist failed when it was rescored; see the warnings above")
 
     def mean_cost(finalist: Finalist) -> float:
-        key = (finalist.name, pack_mask(finalist.keep), "choose_val")
+        key = (*_key(finalist), "choose_val")
         facts = [
             fact for fact in run.all(Rescored) if (fact.finalist, fact.mask, fact.split) == key
         ]
         loss = statistics.fmean(fact.val_loss for fact in facts)
         accuracy = statistics.fmean(fact.val_accuracy for fact in facts)
-        logger.info("finalist %s  loss %.4f  accuracy %.4f", finalist.name, loss, accuracy)
+        logger.info("finalist %s  loss %.4f  accuracy %.4f", _title(finalist), loss, accuracy)
         return loss if settings.rank_by == "val_loss" else -accuracy
 
     return min(finalists, key=mean_cost)  # the first of equals: the order is the model's

@@ -16,7 +16,7 @@ from torch import nn
 
 from fppmo_ray.distribution import BoolArray, unpack_mask
 from fppmo_ray.pruning import load_network
-from fppmo_ray.service.conclusion import NETWORK_FILES, RESULT
+from fppmo_ray.service.conclusion import FPPMO, RESULT, network_names
 from fppmo_ray.service.record.facts import Asked, Chosen, ends_of_scores
 from fppmo_ray.service.record.run_directory import read_journal
 from fppmo_ray.service.record.storage import open_storage
@@ -30,10 +30,15 @@ class Best:
     """Where it came from: the distribution's mode, a sample, or the importance alone."""
     keep: BoolArray
     """``(num_filters,)``, True = kept."""
+    budget: float
+    """The ``macs_cut`` that was asked for."""
     macs: int
     macs_cut: float
+    """The share that is removed: at least the budget."""
     widths: dict[str, int]
     """Kept filters of each channel group."""
+    test_accuracy_before: float
+    """Before fine-tuning, in [0, 1]."""
     test_accuracy: float
     """After fine-tuning, in [0, 1]."""
 
@@ -57,28 +62,57 @@ class SearchResult:
 
     @property
     def best(self) -> Best:
-        """The chosen mask."""
+        """The chosen mask.
+
+        Raises:
+            ValueError: the search had several budgets, which have one each.
+        """
+        front = self.front
+        if len(front) > 1:
+            listed = ", ".join(str(item.budget) for item in front)
+            raise ValueError(
+                f"the search had several budgets ({listed}), and none is the best: "
+                "take one of result.front"
+            )
+        return front[0]
+
+    @property
+    def front(self) -> tuple[Best, ...]:
+        """The chosen mask of every budget, the widest first."""
         facts, figures = read_journal(self.run_dir), self.figures
-        chosen = next(fact for fact in facts if isinstance(fact, Chosen))
-        row = next(row for row in figures["variants"] if row["name"] == "fppmo")
-        return Best(
-            finalist=chosen.finalist,
-            keep=unpack_mask(chosen.mask, figures["num_filters"]),
-            macs=row["macs"],
-            macs_cut=row["macs_cut"],
-            widths=row["widths"],
-            test_accuracy=row["after"]["test"]["accuracy"],
-        )
+        chosen = {fact.macs_cut: fact for fact in facts if isinstance(fact, Chosen)}
+        rows = [row for row in figures["variants"] if row["name"] == FPPMO]
+        return tuple(_best(row, chosen[row.get("budget")], figures) for row in rows)
 
     @property
     def history(self) -> pd.DataFrame:
         """One row per score that has ended, in order of ids and rungs."""
         return read_history(self.run_dir)
 
-    def network(self) -> nn.Module:
-        """The smaller, fine-tuned network, in eval mode on the CPU."""
-        with network_files(self.run_dir) as (_, recipe):
+    def network(self, macs_cut: float | None = None) -> nn.Module:
+        """The smaller, fine-tuned network, in eval mode on the CPU.
+
+        Args:
+            macs_cut: Which budget's, of several.
+
+        Raises:
+            ValueError: the search had no such budget, or several and none is named.
+        """
+        with network_files(self.run_dir, macs_cut) as (_, recipe):
             return load_network(recipe, constructor=lambda: copy.deepcopy(self.dense).cpu())
+
+
+def _best(row: dict[str, Any], chosen: Chosen, figures: dict[str, Any]) -> Best:
+    return Best(
+        finalist=chosen.finalist,
+        keep=unpack_mask(chosen.mask, figures["num_filters"]),
+        budget=row.get("budget", _budgets(figures)[0]),
+        macs=row["macs"],
+        macs_cut=row["macs_cut"],
+        widths=row["widths"],
+        test_accuracy_before=row["before"]["test"]["accuracy"],
+        test_accuracy=row["after"]["test"]["accuracy"],
+    )
 
 
 def read_figures(run_dir: str | Path) -> dict[str, Any]:
@@ -95,26 +129,49 @@ def read_figures(run_dir: str | Path) -> dict[str, Any]:
 
 
 @contextmanager
-def network_files(run_dir: str | Path) -> Iterator[tuple[Path, Path]]:
-    """Weights and recipe of the smaller network, as files of this machine while the context lasts.
+def network_files(
+    run_dir: str | Path, macs_cut: float | None = None
+) -> Iterator[tuple[Path, Path]]:
+    """Weights and recipe of a smaller network, as files of this machine while the context lasts.
+
+    Args:
+        run_dir: Of a finished search.
+        macs_cut: Which budget's, of several.
 
     Raises:
         FileNotFoundError: a file was removed from an object store.
+        ValueError: the search has not finished, or the budget is none of its.
     """
     storage = open_storage(run_dir)
-    weights, recipe = NETWORK_FILES
+    weights, recipe = names = network_names(_budget(read_figures(run_dir), macs_cut))
     if storage.local is not None:
         yield storage.local / weights, storage.local / recipe
         return
     with TemporaryDirectory() as folder:
-        for name in NETWORK_FILES:
+        for name in names:
             (Path(folder) / name).write_bytes(storage.read(name))
         yield Path(folder) / weights, Path(folder) / recipe
+
+
+def _budget(figures: dict[str, Any], macs_cut: float | None) -> float | None:
+    """What tells a budget's files from others: nothing, where there is one budget."""
+    known = _budgets(figures)
+    if macs_cut in known or (macs_cut is None and len(known) == 1):
+        return macs_cut if len(known) > 1 else None
+    listed = ", ".join(map(str, known))
+    got = "none" if macs_cut is None else macs_cut
+    raise ValueError(f"macs_cut must be one of the search's budgets, {listed}, got {got}")
+
+
+def _budgets(figures: dict[str, Any]) -> list[float]:
+    asked = figures["settings"]["macs_cut"]
+    return asked if isinstance(asked, list) else [asked]
 
 
 _COLUMNS = [
     "id",
     "generation",
+    "budget",
     "macs",
     "rung",
     "val_loss",
@@ -129,7 +186,8 @@ _COLUMNS = [
 def read_history(run_dir: str | Path) -> pd.DataFrame:
     """Scores of a run directory, a row for every proposal and rung.
 
-    Columns: the proposal's id, generation and MACs; the rung in fine-tuning steps, the score,
+    Columns: the proposal's id, generation, budget (a macs_cut, where the search has several) and
+    MACs; the rung in fine-tuning steps, the score,
     seconds, worker, time or error.
     """
     facts = read_journal(run_dir)
@@ -138,8 +196,9 @@ def read_history(run_dir: str | Path) -> pd.DataFrame:
         {
             "id": end.id,
             "generation": asked[end.id].generation,
+            "budget": asked[end.id].macs_cut,
             "macs": asked[end.id].macs,
-            **{name: getattr(end, name, None) for name in _COLUMNS[3:]},
+            **{name: getattr(end, name, None) for name in _COLUMNS[4:]},
         }
         for end in ends_of_scores(facts).values()
     ]

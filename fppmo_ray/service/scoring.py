@@ -126,6 +126,7 @@ def _take_in(
             generation=item.generation,
             macs=item.macs,
             mask=pack_mask(item.keep),
+            macs_cut=item.macs_cut,
         )
         for item in new
     )

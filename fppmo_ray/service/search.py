@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,10 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
-from fppmo_ray.distribution import Finalist
 from fppmo_ray.service.conclusion import conclude
 from fppmo_ray.service.connection import connection, package_versions
 from fppmo_ray.service.engine_choice import settle_engine
-from fppmo_ray.service.finalists import IMPORTANCE_ONLY, choose
+from fppmo_ray.service.finalists import Choice, choose
 from fppmo_ray.service.model_handle import ModelHandle
 from fppmo_ray.service.pool import worker_pool
 from fppmo_ray.service.problem import Problem, identity_of, state_problem
@@ -102,8 +101,7 @@ def _run_phases(
     conclude(
         context,
         found.weights,
-        chosen=found.chosen,
-        importance_only=found.importance_only,
+        choices=found.choices,
         source=source,
     )
 
@@ -114,8 +112,8 @@ class Found:
 
     weights: RoundWeights
     """The dense weights that the masks are cut from."""
-    chosen: Finalist
-    importance_only: Finalist
+    choices: Sequence[Choice]
+    """One for every budget, the widest first."""
 
 
 def find_mask(context: Context, *, score_timeout: float | None, console: Console) -> Found:
@@ -158,10 +156,8 @@ def find_mask_with(
     )
     with watch(context.run, settings.optimizer_settings(), console) as progress:
         score_proposals(model, context.pool, context.run, scoring, progress)
-    finalists = model.finalists()
-    chosen = choose(finalists, context.pool, context.run, settings, scoring)
-    importance_only = next(item for item in finalists if item.name == IMPORTANCE_ONLY)
-    return Found(weights=weights, chosen=chosen, importance_only=importance_only)
+    choices = choose(model.finalists(), context.pool, context.run, settings, scoring)
+    return Found(weights=weights, choices=choices)
 
 
 def _warn_of_idle_workers(workers: int, population: int) -> None:

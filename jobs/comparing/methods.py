@@ -177,10 +177,11 @@ def _choice(found: Found, run: RunDirectory) -> Choice:
     scored, rescored = run.all(Scored), len(run.all(Rescored))
     deepest = max(fact.rung for fact in scored)  # that of the finalists' scores
     mean_seconds = statistics.fmean(fact.seconds for fact in scored if fact.rung == deepest)
+    [choice] = found.choices
     return Choice(
-        keep=found.chosen.keep,
+        keep=choice.chosen.keep,
         weights=found.weights.arrays,
-        finalist=found.chosen.name,
+        finalist=choice.chosen.name,
         scores=len(scored),
         rescores=rescored,
         score_seconds=sum(fact.seconds for fact in scored) + rescored * mean_seconds,

@@ -222,11 +222,63 @@ def test_a_finalist_whose_score_is_no_number_is_out(tmp_path: Path) -> None:
     scoring = Scoring(round=0, weights=None, rung=0, timeout=None)
     # Without the filters with odd numbers the pretended loss is least: it would be chosen.
     keep = np.arange(PRETEND_SPACE.num_filters) % 2 == 0
-    finalists = [Finalist("mode", np.ones_like(keep)), Finalist("sample 3", keep)]
+    finalists = [
+        Finalist("mode", np.arange(len(keep)) % 4 != 3),
+        Finalist("sample 3", keep),
+        Finalist("importance-only", np.roll(keep, 1)),
+    ]
     with pretend_run(tmp_path, SETTINGS) as run:
         pool = cast(WorkerPool, PoolOfLostFinalist())
-        assert choose(finalists, pool, run, settings, scoring).name == "mode"
-        assert [fact.finalist for fact in run.all(Rescored)] == ["mode"]
+        [choice] = choose(finalists, pool, run, settings, scoring)
+        assert (choice.chosen.name, choice.importance_only.name) == ("mode", "importance-only")
+        rescored = [(fact.finalist, fact.split) for fact in run.all(Rescored)]
+        assert rescored == [
+            ("mode", "choose_val"),
+            ("importance-only", "choose_val"),
+            ("importance-only", "search_val"),
+        ]
+
+
+class CountingPool(PoolAtOnce):
+    """Counts the scores."""
+
+    scores = 0
+
+    def submit(self, work: Work) -> None:
+        self.scores += 1
+        super().submit(work)
+
+
+def test_every_budget_has_its_own_choice_and_a_cut_journal_leads_to_the_same(
+    tmp_path: Path,
+) -> None:
+    settings = SearchSettings(macs_cut=(0.4, 0.6), rescore_seeds=2)
+    scoring = Scoring(round=0, weights=None, rung=0, timeout=None)
+    # The fewer filters with odd numbers, the better; the tight budget's "mode" is the best of all.
+    half = np.arange(PRETEND_SPACE.num_filters) % 2 == 0
+    most, few = np.ones_like(half), half & (np.arange(len(half)) % 4 == 0)
+    finalists = [
+        Finalist("mode", most, 0.4),
+        Finalist("sample 3", half, 0.4),
+        Finalist("importance-only", most, 0.4),
+        Finalist("mode", few, 0.6),
+        Finalist("importance-only", most, 0.6),
+    ]
+
+    def chosen(resume: bool) -> tuple[list[tuple[float | None, str]], int]:
+        pool = CountingPool()
+        with pretend_run(tmp_path, SETTINGS, resume=resume) as run:
+            choices = choose(finalists, cast(WorkerPool, pool), run, settings, scoring)
+        return [(choice.macs_cut, choice.chosen.name) for choice in choices], pool.scores
+
+    # Two of everything, and the importance-only mask, which both have, on search-val as well.
+    assert chosen(resume=False) == ([(0.4, "sample 3"), (0.6, "mode")], 2 * (4 + 1))
+    journal = tmp_path / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    for missing, scores in ((1, 0), (2, 0), (5, 3)):
+        journal.write_bytes(b"".join(lines[:-missing]))
+        assert chosen(resume=True) == ([(0.4, "sample 3"), (0.6, "mode")], scores)
+        assert sorted(journal.read_bytes().splitlines()) == sorted(b"".join(lines).splitlines())
 
 
 def test_all_that_has_ended_is_written_at_once_and_told_at_once(

@@ -72,6 +72,8 @@ class Asked:
     generation: int
     macs: int
     mask: str
+    macs_cut: float | None = None
+    """The one it is for, of several budgets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +134,8 @@ class Chosen:
 
     finalist: str
     mask: str
+    macs_cut: float | None = None
+    """The one it is for, of several budgets: each has its own choice."""
 
 
 @dataclass(frozen=True, kw_only=True)
