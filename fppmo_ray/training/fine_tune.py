@@ -116,7 +116,7 @@ def train_epoch(
     reached = capture(network, optimizer, epoch + 1)
     if average is None:
         return reached, report
-    average.replace_weights(network, images)
+    average.put_in_place()
     averaged = capture(network, None, epoch + 1).network
     return replace(reached, network=averaged, unaveraged=reached.network), report
 

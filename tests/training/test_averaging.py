@@ -15,11 +15,9 @@ from fppmo_ray.training import (
     Recipe,
     TrainingState,
     build_network,
-    evaluate,
     fine_tune,
     load_dataset,
     open_images,
-    recalibrate_batchnorm,
     train_steps,
 )
 from fppmo_ray.training.averaging import WeightAverage
@@ -61,8 +59,7 @@ def test_the_share_that_is_kept_rises_to_the_decay() -> None:
         layer.weight.grad = torch.full((1, 1), gradient)
         optimizer.step()
     assert layer.weight.item() == 20
-    no_images = open_images(load_dataset("digits").train, np.arange(1), load_dataset("digits"))
-    average.replace_weights(layer, no_images)
+    average.put_in_place()
     # Shares 1/10, 2/11 and then 0.2: 0.1 * 100 + 0.9 * 1 = 10.9, and so on.
     expected = 0.2 * (2 / 11 * 10.9 + 9 / 11 * 10) + 0.8 * 20
     assert layer.weight.item() == pytest.approx(expected)
@@ -78,15 +75,19 @@ def test_training_goes_on_as_without_an_average(images: Images) -> None:
     assert not same(state.network, state.unaveraged)
 
 
-def test_batch_norms_of_the_average_are_measured_on_it(images: Images) -> None:
-    network, state = trained(images, replace(RECIPE, ema_decay=0.99))
-    recalibrate_batchnorm(network, images.batches(250))
-    for name, value in network.state_dict().items():
-        torch.testing.assert_close(value, state.network[name])
-    stale = state.network | {n: v for n, v in state.unaveraged.items() if "running" in n}
-    measured = evaluate(network, images.batches(250)).loss
-    network.load_state_dict(stale)
-    assert measured < evaluate(network, images.batches(250)).loss
+def test_batch_norms_statistics_are_averaged_and_their_batches_counted() -> None:
+    norm = nn.BatchNorm2d(1, momentum=1.0)  # statistics are those of the last batch
+    optimizer = torch.optim.SGD(norm.parameters(), lr=0.0)
+    average = WeightAverage(norm, 0.5, first_step=90)  # where shares have risen to 0.91
+    average.follow(optimizer)
+    for value in (4.0, 8.0):
+        norm(torch.full((2, 1, 1, 1), value)).sum().backward()
+        optimizer.step()
+    assert norm.running_mean is not None
+    assert norm.running_mean.item() == 8
+    average.put_in_place()
+    assert norm.running_mean.item() == 0.5 * (0.5 * 0 + 0.5 * 4) + 0.5 * 8
+    assert norm.num_batches_tracked == 2
 
 
 def test_a_scores_steps_average_nothing(images: Images) -> None:
