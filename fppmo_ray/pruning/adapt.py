@@ -6,7 +6,7 @@ so that gradients land there (as in slimmable and once-for-all networks: 1812.08
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import cycle, islice
@@ -36,7 +36,7 @@ _RECALIBRATION_BATCH, _RECALIBRATION_BATCHES = 250, 4
 def adapt_epoch(
     dense: nn.Module,
     tracing: Tracing,
-    masks: Sequence[BoolArray],
+    masks: BoolArray,
     images: Images,
     recipe: Recipe,
     *,
@@ -55,7 +55,7 @@ def adapt_epoch(
     Args:
         dense: The traced network, on the device of the images.
         tracing: What ``trace`` said of it.
-        masks: Bool ``(num_filters,)`` each, True = kept; at least one.
+        masks: Bool ``(num_masks, num_filters)``, True = kept; at least one.
         images: Search-train.
         recipe: Of all epochs.
         epoch: In [0, recipe.epochs), equal to ``state.epochs_done``.
@@ -68,7 +68,7 @@ def adapt_epoch(
         ValueError: see ``train_epoch``; there are no masks, or they do not fit the network.
         RuntimeError: training diverged.
     """
-    if not masks:
+    if not len(masks):
         raise ValueError("weights are adapted to masks, got none")
     check_axes(dense, tracing.axis_lengths)
     steps_done = epoch * images.num_training_batches(recipe.batch_size)

@@ -9,12 +9,15 @@ from fppmo_ray.distribution import OptimizerSettings, RankBy
 from fppmo_ray.pruning.importance import Criterion
 from fppmo_ray.pruning.score import Fidelity
 from fppmo_ray.service.resources import Demand
+from fppmo_ray.service.schedule import as_one, in_stages
 from fppmo_ray.training import DType, Engine, Recipe
 
+_AT_LEAST_1 = "recalibrate_images score_images rescore_seeds width_multiple adapt_rounds".split()
 _CHOICES = {
     "importance": get_args(Criterion),
     "dtype": ("auto", *get_args(DType)),
     "engine": ("auto", "plain"),
+    "tune_from": ("given", "adapted"),
 }
 
 
@@ -61,6 +64,21 @@ class SearchSettings:
     """Epochs of training for the dense network before it is pruned; 0 takes it as it is."""
     baseline_learning_rate: float = 0.1
     """Peak learning rate of these epochs."""
+    adapt_epochs: int = 0
+    """Epochs in which the dense weights are adapted, before scores, to masks of the distribution as
+    it then is; distilled from the weights as given. 0 leaves them alone."""
+    adapt_rounds: int = 1
+    """How often, at even distances over the generations of every stage."""
+    adapt_learning_rate: float = 0.05
+    """Peak learning rate of an adaptation's epochs."""
+    tune_from: Literal["given", "adapted"] = "given"
+    """The weights that final fine-tuning begins with. Adapted ones make better scores; after long
+    fine-tuning, no gain of theirs was measured."""
+    stages: float | tuple[float, ...] = ()
+    """Cuts before the last, ascending up to macs_cut (0.25,0.45,0.57): each gets an even share of
+    the proposals; then the chosen network is fine-tuned, and the next stage prunes what is left."""
+    stage_epochs: int = 5
+    """Epochs of fine-tuning between two stages."""
     dtype: Literal["auto"] | DType = "auto"
     """Of all passes; ``auto`` takes bfloat16 where it is measured to be faster."""
     engine: Literal["auto", "plain"] = "auto"
@@ -71,24 +89,22 @@ class SearchSettings:
     importance-only and the dense network in the end."""
 
     def __post_init__(self) -> None:
-        for name in ("score_steps", "baseline_epochs"):
+        for name in ("score_steps", "baseline_epochs", "adapt_epochs", "stage_epochs"):
             _require(getattr(self, name) >= 0, name, ">= 0", getattr(self, name))
-        for name in ("recalibrate_images", "score_images", "rescore_seeds", "width_multiple"):
+        for name in _AT_LEAST_1:
             _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
         _require(0 < self.min_keep <= 1, "min_keep", "in (0, 1]", self.min_keep)
-        _require(
-            self.baseline_learning_rate > 0,
-            "baseline_learning_rate",
-            "> 0",
-            self.baseline_learning_rate,
-        )
+        for name in ("baseline_learning_rate", "adapt_learning_rate"):
+            _require(getattr(self, name) > 0, name, "> 0", getattr(self, name))
         for name, known in _CHOICES.items():
             _require(getattr(self, name) in known, name, f"one of {known}", getattr(self, name))
         if self.screen_steps is not None:
             below = f">= 0 and below score_steps = {self.score_steps}"
             holds = 0 <= self.screen_steps < self.score_steps
             _require(holds, "screen_steps", below, self.screen_steps)
-        self.optimizer_settings()  # refuses a wrong budget, rule or population at once
+        if self.tune_from == "adapted":
+            _require(self.adapt_epochs > 0, "adapt_epochs", "> 0 to tune adapted weights", 0)
+        self.stage_settings()  # refuses a wrong budget, rule or population at once
 
     @property
     def macs_cuts(self) -> tuple[float, ...]:
@@ -107,8 +123,12 @@ class SearchSettings:
         return self.macs_cuts[0]
 
     def optimizer_settings(self) -> OptimizerSettings:
-        """The part that the probability model needs."""
-        return OptimizerSettings(
+        """What ranks and counts all scores; of a search in one stage, what decides on masks too."""
+        return as_one(self.stage_settings())
+
+    def stage_settings(self) -> tuple[OptimizerSettings, ...]:
+        """The part that the probability model needs, for every stage."""
+        in_one_stage = OptimizerSettings(
             macs_cut=self.macs_cut,
             num_proposals=self.proposals,
             rule=self.rule,
@@ -118,6 +138,8 @@ class SearchSettings:
             rank_by=self.rank_by,
             rungs=() if self.screen_steps is None else (self.screen_steps, self.score_steps),
         )
+        cuts = self.stages if isinstance(self.stages, tuple) else (self.stages,)
+        return in_stages(in_one_stage, cuts, self.adapt_rounds if self.adapt_epochs else 0)
 
     def plain_engine(self, *, threads: int) -> Engine:
         """As far as an engine is asked for; float32 where the dtype is to be measured."""

@@ -4,69 +4,121 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fppmo_ray.service.pool import WorkerPool
 from fppmo_ray.service.record.facts import EpochFinished
 from fppmo_ray.service.record.run_directory import RunDirectory
-from fppmo_ray.service.work import Work
-from fppmo_ray.service.worker import TrainingTask
+from fppmo_ray.service.work import Outcome, Work
+from fppmo_ray.service.worker import AdaptationTask, TrainingTask
 from fppmo_ray.training import EpochReport
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Training:
+    """A task, and the weights that it begins from."""
+
+    task: TrainingTask | AdaptationTask
+    weights: Any
+    """Reference to the ``Basis`` of these."""
+    teacher: Any = None
+    """Reference to the ``Basis`` of the dense network to learn from; None: that of the weights."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Epoch:
+    """What the work of an epoch is known by."""
+
+    training: Training
+    index: int
+
+
 def train(
-    tasks: Sequence[TrainingTask],
-    pool: WorkerPool,
-    run: RunDirectory,
-    *,
-    weights: Any,
+    tasks: Sequence[TrainingTask], pool: WorkerPool, run: RunDirectory, *, weights: Any
+) -> dict[str, bytes]:
+    """Train tasks that all begin from the same ``Basis``; see ``train_all``."""
+    return train_all([Training(task=task, weights=weights) for task in tasks], pool, run)
+
+
+def train_all(
+    trainings: Sequence[Training], pool: WorkerPool, run: RunDirectory
 ) -> dict[str, bytes]:
     """Train every task to its recipe's last epoch, or go on from its last checkpoint.
 
     Args:
-        tasks: Trained side by side, an epoch being one piece of work; the largest first.
-        pool: Where they are trained.
+        trainings: Done side by side, an epoch being one piece of work; the largest first.
+        pool: Where they are trained, with nothing unfinished.
         run: Where checkpoints and facts are kept.
-        weights: Reference to the ``Basis`` they start from.
 
     Returns:
-        The final training state of each task, as bytes.
+        The final training state of each task, as bytes, by the task's name.
 
     Raises:
         RuntimeError: a task diverged, or failed twice.
     """
     states: dict[str, bytes] = {}
-    for task in tasks:
-        epoch, state = _resume_point(task.name, run)
-        if state is not None:
-            states[task.name] = state
-        if state is None or epoch < task.recipe.epochs:
-            pool.submit(_work(task, epoch, state, weights))
+    for training in trainings:
+        if (state := begin(training, pool, run)) is not None:
+            states[training.task.name] = state
     while pool.num_unfinished:
         for outcome in pool.next_outcomes():
-            if outcome.error is not None:
-                raise RuntimeError(f"{outcome.work.name} failed: {outcome.error}")
-            task, epoch = outcome.work.tag
-            state, report = outcome.value
-            states[task.name] = state
-            if report is not None:
-                _keep(task.name, epoch, state, report, run)
-            if epoch + 1 < task.recipe.epochs:
-                pool.submit(_work(task, epoch + 1, state, weights))
+            if (state := go_on(outcome, pool, run)) is not None:
+                states[outcome.work.tag.training.task.name] = state
     return states
 
 
-def _work(task: TrainingTask, epoch: int, state: bytes | None, weights: Any) -> Work:
+def begin(training: Training, pool: WorkerPool, run: RunDirectory) -> bytes | None:
+    """Submit the next epoch of a task; its final state, if it has come to that before."""
+    epoch, state = _resume_point(training.task.name, run)
+    if state is not None and epoch >= training.task.recipe.epochs:
+        return state
+    pool.submit(_work(training, epoch, state))
+    return None
+
+
+def is_of_training(work: Work) -> bool:
+    """Whether a piece of work is an epoch, for ``go_on``."""
+    return isinstance(work.tag, _Epoch)
+
+
+def go_on(outcome: Outcome, pool: WorkerPool, run: RunDirectory) -> bytes | None:
+    """Keep what an epoch came to and submit the next; the final state after the last.
+
+    Raises:
+        RuntimeError: the epoch failed.
+    """
+    if outcome.error is not None:
+        raise RuntimeError(f"{outcome.work.name} failed: {outcome.error}")
+    epoch: _Epoch = outcome.work.tag
+    task, index = epoch.training.task, epoch.index
+    state: bytes
+    state, report = outcome.value
+    if report is not None:
+        _keep(task.name, index, state, report, run)
+    if index + 1 < task.recipe.epochs:
+        pool.submit(_work(epoch.training, index + 1, state))
+        return None
+    return state
+
+
+def forget(name: str, num_epochs: int, run: RunDirectory) -> None:
+    """Remove the final checkpoint of a task that nothing will start from again."""
+    run.delete_artifact(_artifact(name, num_epochs - 1))
+
+
+def _work(training: Training, epoch: int, state: bytes | None) -> Work:
+    task, tag = training.task, _Epoch(training=training, index=epoch)
     if task.recipe.epochs == 0:
-        name, method, arguments = f"start of {task.name}", "untrained", (weights, task)
-        return Work(name=name, method=method, arguments=arguments, tag=(task, epoch))
+        name, arguments = f"start of {task.name}", (training.weights, task)
+        return Work(name=name, method="untrained", arguments=arguments, tag=tag)
     return Work(
         name=f"epoch {epoch} of {task.name}",
-        method="train_epoch",
-        arguments=(weights, task, epoch, state),
-        tag=(task, epoch),
+        method="train_epoch" if isinstance(task, TrainingTask) else "adapt_epoch",
+        arguments=(training.weights, task, epoch, state, training.teacher),
+        tag=tag,
     )
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from fppmo_ray.distribution import BoolArray, FloatArray
 from fppmo_ray.pruning import extract, importance
+from fppmo_ray.pruning.adapt import adapt_epoch
 from fppmo_ray.pruning.engine_trial import EngineTrial, try_engine
 from fppmo_ray.pruning.importance import Criterion
 from fppmo_ray.pruning.score import Score, score
@@ -60,6 +61,17 @@ class TrainingTask:
     seed: int
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AdaptationTask:
+    """Dense weights to adapt to masks."""
+
+    name: str
+    masks: BoolArray
+    """``(num_masks, num_filters)``; they take turns, a step each."""
+    recipe: Recipe
+    seed: tuple[int, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """What a network gets right, and how large it is."""
@@ -80,6 +92,7 @@ class ScoringWorker:
         self._device = claim_device(problem)
         self._dense = copy.deepcopy(problem.network).to(self._device).eval()
         self._round: int | None = None
+        self._teacher: tuple[int, nn.Module] | None = None
         self._images: dict[str, Images] = {}
 
     def __repr__(self) -> str:
@@ -143,9 +156,17 @@ class ScoringWorker:
         return state_to_bytes(capture(network, None, 0)), None
 
     def train_epoch(
-        self, basis: Basis, task: TrainingTask, epoch: int, state: bytes | None
+        self,
+        basis: Basis,
+        task: TrainingTask,
+        epoch: int,
+        state: bytes | None,
+        teacher: Basis | None = None,
     ) -> tuple[bytes, EpochReport]:
-        """Train one epoch from ``state`` (None: from the round's weights)."""
+        """Train one epoch from ``state`` (None: from the round's weights).
+
+        What is distilled is the dense network of ``teacher`` (None: of the same round).
+        """
         begin = state_from_bytes(state) if state is not None else None
         new_state, report = train_epoch(
             self._network(basis, task.keep, begin),
@@ -155,7 +176,31 @@ class ScoringWorker:
             seed=task.seed,
             state=begin,
             engine=basis.engine,
-            teacher=self._dense_on(basis) if task.recipe.distillation_weight > 0 else None,
+            teacher=self._teacher_on(teacher or basis, task.recipe),
+        )
+        return state_to_bytes(new_state), report
+
+    def adapt_epoch(
+        self,
+        basis: Basis,
+        task: AdaptationTask,
+        epoch: int,
+        state: bytes | None,
+        teacher: Basis | None = None,
+    ) -> tuple[bytes, EpochReport]:
+        """Adapt dense weights for one epoch from ``state``; see ``train_epoch``."""
+        begin = state_from_bytes(state) if state is not None else None
+        new_state, report = adapt_epoch(
+            self._network(basis, None, begin),
+            self._problem.tracing,
+            task.masks,
+            self._split("search_train"),
+            task.recipe,
+            epoch=epoch,
+            seed=task.seed,
+            state=begin,
+            engine=basis.engine,
+            teacher=self._teacher_on(teacher or basis, task.recipe),
         )
         return state_to_bytes(new_state), report
 
@@ -206,6 +251,16 @@ class ScoringWorker:
             self._dense.eval()
             self._round = basis.round
         return self._dense
+
+    def _teacher_on(self, basis: Basis, recipe: Recipe) -> nn.Module | None:
+        """The dense network of a round, kept beside that of the round in work."""
+        if recipe.distillation_weight == 0:
+            return None
+        if self._teacher is None or self._teacher[0] != basis.round:
+            network = copy.deepcopy(self._dense)
+            load_arrays(network, basis.arrays)
+            self._teacher = basis.round, network.eval()
+        return self._teacher[1]
 
     def _split(self, name: str) -> Images:
         if name not in self._images:

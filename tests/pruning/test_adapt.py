@@ -69,7 +69,7 @@ def adapt(dense, tracing, masks, images, *, in_files: bool = False, recipe=RECIP
         state, report = adapt_epoch(
             network,
             tracing,
-            masks,
+            np.array(masks),
             images,
             recipe,
             epoch=epoch,
