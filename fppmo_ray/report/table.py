@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from fppmo_ray.service.conclusion import FPPMO
 from fppmo_ray.service.record.facts import (
     Asked,
     Chosen,
@@ -35,7 +36,7 @@ def print_result(run_dir: str | Path, console: Console) -> None:
     """
     figures = read_figures(run_dir)
     name = location_of(run_dir).rpartition("/")[2]
-    rows = {row["name"]: row for row in figures["variants"]}
+    dense, *others = figures["variants"]
     table = Table(title=f"{name}: test accuracy, %; chosen: {figures['chosen']}")
     for column in (
         "network",
@@ -49,15 +50,18 @@ def print_result(run_dir: str | Path, console: Console) -> None:
         "ms at batch 64",
     ):
         table.add_column(column, justify="left" if column == "network" else "right")
-    table.add_row("dense", _accuracy(rows["dense"], "before"), "", *_size(rows["dense"]))
-    table.add_row(
-        "dense, same extra training", "", _accuracy(rows["dense"], "after"), *_size(rows["dense"])
-    )
-    for name, title in (("importance-only", "importance-only"), ("fppmo", "FPPMO")):
-        row = rows[name]
+    table.add_row("dense", _accuracy(dense, "before"), "", *_size(dense))
+    table.add_row("dense, same extra training", "", _accuracy(dense, "after"), *_size(dense))
+    for row in others:
+        title = _title(row)
         table.add_row(title, _accuracy(row, "before"), _accuracy(row, "after"), *_size(row))
     console.print(table)
     console.print(_cost_line(figures))
+
+
+def _title(row: dict[str, Any]) -> str:
+    name = "FPPMO" if row["name"] == FPPMO else row["name"]
+    return f"{name}, budget {row['budget']}" if "budget" in row else name
 
 
 def _accuracy(row: dict[str, Any], moment: str) -> str:
@@ -116,7 +120,7 @@ def _status(facts: list[Fact]) -> list[tuple[str, str]]:
     lines = [
         ("search", started.search_id),
         ("state", _state(facts)),
-        ("MACs cut", f"{settings['macs_cut']} of {started.dense_macs:,}"),
+        ("MACs cut", f"{_listed(settings['macs_cut'])} of {started.dense_macs:,}"),
         ("proposals", f"{num_scored} scored, {len(failed)} failed of {settings['proposals']}"),
         ("asked", str(_count(facts, Asked))),
     ]
@@ -125,15 +129,31 @@ def _status(facts: list[Fact]) -> list[tuple[str, str]]:
     if len(by_rung) > 1:
         counts = ", ".join(f"{by_rung[rung]} of {rung} steps" for rung in sorted(by_rung))
         lines.append(("scores", counts))
-    if scored:
-        best = max(scored, key=lambda fact: (fact.rung, fact.val_accuracy))
-        lines.append(("best on search-val", f"{best.val_accuracy:.4f} (proposal {best.id})"))
+    lines += _best_scores(facts, scored)
     epochs = [fact for fact in facts if isinstance(fact, EpochFinished)]
     last = {fact.task: fact for fact in epochs}
     lines += [
         (task, f"epoch {fact.epoch} done, loss {fact.train_loss:.4f}")
         for task, fact in last.items()
     ]
+    return lines
+
+
+def _listed(macs_cut: float | list[float]) -> str:
+    return ", ".join(map(str, macs_cut)) if isinstance(macs_cut, list) else str(macs_cut)
+
+
+def _best_scores(facts: list[Fact], scored: list[Scored]) -> list[tuple[str, str]]:
+    """A line for every budget: what is easier at a wide one is no better for it."""
+    cuts = {fact.id: fact.macs_cut for fact in facts if isinstance(fact, Asked)}
+    by_cut: dict[float | None, list[Scored]] = {}
+    for fact in scored:
+        by_cut.setdefault(cuts.get(fact.id), []).append(fact)
+    lines = []
+    for macs_cut in sorted(by_cut, key=lambda cut: cut or 0.0):
+        best = max(by_cut[macs_cut], key=lambda fact: (fact.rung, fact.val_accuracy))
+        name = "best on search-val" + ("" if macs_cut is None else f", budget {macs_cut}")
+        lines.append((name, f"{best.val_accuracy:.4f} (proposal {best.id})"))
     return lines
 
 

@@ -8,13 +8,14 @@ import pytest
 from rich.console import Console
 
 from fppmo_ray.report import print_result, print_status
-from fppmo_ray.service.record.facts import EngineChosen, Failed, Scored, Started
+from fppmo_ray.service.record.facts import Asked, EngineChosen, Failed, Scored, Started
 from fppmo_ray.service.record.run_directory import open_run
 
 
-def row(name: str, before: float, after: float, macs: int) -> dict[str, object]:
+def row(name: str, before: float, after: float, macs: int, **budget: float) -> dict[str, object]:
     return {
         "name": name,
+        **budget,
         "macs": macs,
         "macs_cut": 1 - macs / 40_000_000,
         "parameters": 123_456,
@@ -54,6 +55,49 @@ def test_the_closing_table_sets_the_four_networks_side_by_side(tmp_path: Path) -
         "320 scores of 2.96 s each, 1 failed; noise of a score (standard deviation, 3 seeds): "
         "accuracy 0.18 points, loss 0.0125"
     ) in lines
+
+
+def test_the_table_of_several_budgets_shows_their_front(tmp_path: Path) -> None:
+    result = {
+        "chosen": "mode, sample 3",
+        "variants": [
+            row("dense", 0.8756, 0.8702, 40_000_000),
+            row("importance-only", 0.6513, 0.8506, 24_000_000, budget=0.4),
+            row("fppmo", 0.7603, 0.8610, 23_900_000, budget=0.4),
+            row("importance-only", 0.4513, 0.8306, 17_000_000, budget=0.57),
+            row("fppmo", 0.7003, 0.8410, 17_200_000, budget=0.57),
+        ],
+        "score_noise": None,
+        "scores": {"scored": 320, "failed": 1, "mean_seconds": 2.96},
+    }
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    lines = [" ".join(line.replace("│", " ").split()) for line in printed(tmp_path).splitlines()]
+    rows = [line.removesuffix(" 123,456 500 1.50 20.25") for line in lines if "123,456" in line]
+    assert rows == [
+        "dense 87.56 40.00 0.0 %",
+        "dense, same extra training 87.02 40.00 0.0 %",
+        "importance-only, budget 0.4 65.13 85.06 24.00 40.0 %",
+        "FPPMO, budget 0.4 76.03 86.10 23.90 40.2 %",
+        "importance-only, budget 0.57 45.13 83.06 17.00 57.5 %",
+        "FPPMO, budget 0.57 70.03 84.10 17.20 57.0 %",
+    ]
+
+
+def test_the_state_of_a_search_with_several_budgets_tells_the_best_of_each(tmp_path: Path) -> None:
+    identity = {"settings": {"macs_cut": [0.4, 0.57], "proposals": 4}}
+    started = Started(search_id="c0", identity=identity, versions={}, groups=[], dense_macs=9)
+    cuts = (0.4, 0.4, 0.57, 0.57)
+    asked = [Asked(id=i, generation=0, macs=5, mask="", macs_cut=cuts[i]) for i in range(4)]
+    place = {"round": 0, "seconds": 1, "worker": "0@a:1", "at": 0, "rung": 5, "val_loss": 1}
+    scores = [Scored(id=i, val_accuracy=0.9 - 0.1 * i, **place) for i in range(4)]
+    with open_run(tmp_path, resume=False, started=started) as run:
+        run.record([*asked, *scores])
+    text = io.StringIO()
+    print_status(tmp_path, Console(file=text, width=200))
+    shown = " ".join(text.getvalue().replace("│", " ").split())
+    assert "MACs cut 0.4, 0.57 of 9" in shown
+    assert "best on search-val, budget 0.4 0.9000 (proposal 0)" in shown
+    assert "best on search-val, budget 0.57 0.7000 (proposal 2)" in shown
 
 
 def test_an_unfinished_search_has_no_table(tmp_path: Path) -> None:
