@@ -2,13 +2,15 @@
 
     python jobs/table.py runs/a/result.json runs/b/result.json ...
 
-The runs must differ in their seeds only; a single one gets no spread.
+The runs must differ in their seeds only; a single one gets no spread. Of searches with several
+budgets, every budget has its own rows.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,15 +39,19 @@ def main(results: Annotated[tuple[Path, ...], tyro.conf.Positional]) -> None:
     if not results:
         raise ValueError("a table needs at least one result.json")
     runs = [_read(path) for path in results]
+    budgets = _budgets(runs)
     table = Table("network", "test accuracy, %", "MACs cut", title=_title(runs))
-    for title, name, moment in _ROWS:
-        accuracies = [_accuracy(run, name, moment) for run in runs]
-        cuts = [100 * _row(run, name)["macs_cut"] for run in runs]
-        table.add_row(title, _spread(accuracies), f"{statistics.fmean(cuts):.1f} %")
+    for title, name, moment, budget in _lines(budgets):
+        rows = [_row(run, name, budget) for run in runs]
+        cut = statistics.fmean(100 * row["macs_cut"] for row in rows)
+        table.add_row(title, _spread([_accuracy(row, moment) for row in rows]), f"{cut:.1f} %")
     console = Console(width=110)
     console.print(table)
-    for title, moment in (("before", "before"), ("after equal", "after")):
-        console.print(f"FPPMO - importance-only {title} fine-tuning: {_difference(runs, moment)}")
+    for budget in budgets:
+        behind = _behind(budget)
+        for title, moment in (("before", "before"), ("after equal", "after")):
+            difference = _difference(runs, moment, budget)
+            console.print(f"FPPMO - importance-only {title} fine-tuning{behind}: {difference}")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -66,13 +72,37 @@ def _costs(run: dict[str, Any]) -> str:
     return " + ".join(f"{count} x {steps}" for steps, count in by_steps.items())
 
 
-def _row(run: dict[str, Any], name: str) -> dict[str, Any]:
-    row: dict[str, Any] = next(row for row in run["variants"] if row["name"] == name)
+def _lines(budgets: list[float | None]) -> Iterator[tuple[str, str, str, float | None]]:
+    """Title, name and moment of every row, and whose budget's it is."""
+    yield from ((*row, None) for row in _ROWS if row[1] == "dense")
+    for budget in budgets:
+        for title, name, moment in _ROWS:
+            if name != "dense":
+                yield f"{title}{_behind(budget)}", name, moment, budget
+
+
+def _behind(budget: float | None) -> str:
+    return "" if budget is None else f", budget {budget}"
+
+
+def _budgets(runs: list[dict[str, Any]]) -> list[float | None]:
+    """The cuts of searches with several; None stands for the only one."""
+    of_runs = [
+        [row.get("budget") for row in run["variants"] if row["name"] == "fppmo"] for run in runs
+    ]
+    if any(budgets != of_runs[0] for budgets in of_runs):
+        raise ValueError(f"the runs must have the same budgets, got {of_runs}")
+    return of_runs[0]
+
+
+def _row(run: dict[str, Any], name: str, budget: float | None) -> dict[str, Any]:
+    rows = [row for row in run["variants"] if row["name"] == name]
+    row: dict[str, Any] = next(row for row in rows if row.get("budget") in (None, budget))
     return row
 
 
-def _accuracy(run: dict[str, Any], name: str, moment: str) -> float:
-    accuracy: float = _row(run, name)[moment]["test"]["accuracy"]
+def _accuracy(row: dict[str, Any], moment: str) -> float:
+    accuracy: float = row[moment]["test"]["accuracy"]
     return 100 * accuracy
 
 
@@ -82,10 +112,12 @@ def _spread(values: list[float]) -> str:
     return f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}"
 
 
-def _difference(runs: list[dict[str, Any]], moment: str) -> str:
+def _difference(runs: list[dict[str, Any]], moment: str, budget: float | None) -> str:
     """Mean of the paired differences, with its standard error."""
     differences = [
-        _accuracy(run, "fppmo", moment) - _accuracy(run, "importance-only", moment) for run in runs
+        _accuracy(_row(run, "fppmo", budget), moment)
+        - _accuracy(_row(run, "importance-only", budget), moment)
+        for run in runs
     ]
     line = f"{statistics.fmean(differences):+.2f} points"
     if len(differences) == 1:
