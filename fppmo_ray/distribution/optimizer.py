@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 
 from fppmo_ray.distribution.budgets import Budgets
 from fppmo_ray.distribution.inheritance import Inheritance, among_all
 from fppmo_ray.distribution.logits import prune_prob, uniform_priority
 from fppmo_ray.distribution.proposal import Feedback, Finalist, Proposal, pack_mask, unpack_mask
-from fppmo_ray.distribution.rules import RULES, RankedGeneration
+from fppmo_ray.distribution.rules import RULES, RankedGeneration, Ranking
 from fppmo_ray.distribution.settings import OptimizerSettings
 from fppmo_ray.distribution.space import BoolArray, FloatArray, PruningSpace
 from fppmo_ray.distribution.standings import Standings, Wanted
@@ -250,7 +252,8 @@ class MaskOptimizer:
     def _update(self) -> None:
         """Let the rule learn from the oldest generation that it has not seen."""
         self._require_a_score()
-        heats = [self._ranked(heat) for heat in self.settings.heats(self._updates)]
+        rankings = self._rankings()
+        heats = [self._ranked(heat, rankings) for heat in self.settings.heats(self._updates)]
         beliefs = self._budgets.learn(self._rule, self._beliefs[self._updates], heats)
         self._updates += 1
         self._beliefs[self._updates] = beliefs
@@ -270,7 +273,20 @@ class MaskOptimizer:
                 f"the error of the first: {failures[0].error}"
             )
 
-    def _ranked(self, heat: range) -> RankedGeneration | None:
+    def _rankings(self) -> tuple[Ranking, ...]:
+        """All scores up to the generation that ends now, by what they may be compared with."""
+        so_far = range(self._first, self._updates + 1)
+        heats = zip(*(self.settings.heats(generation) for generation in so_far), strict=True)
+        ranked = [self._standings.rankings(chain(*of_budget)) for of_budget in heats]
+        return tuple(
+            Ranking(
+                keep=np.stack([self._mask(proposal_id) for proposal_id in ids]),
+                age=self._updates - np.array(ids) // self.settings.population_size,
+            )
+            for ids in chain(*ranked)
+        )
+
+    def _ranked(self, heat: range, rankings: tuple[Ranking, ...]) -> RankedGeneration | None:
         """Those of a heat that were scored, best first; None where that makes no ranks."""
         ids = self._standings.ranked(heat)
         if len(ids) < 2:
@@ -280,6 +296,7 @@ class MaskOptimizer:
             space=self._space,
             keep=np.stack([self._mask(proposal_id) for proposal_id in ids]),
             layer_noise=self._layer_noise[self._updates - self._first][rows],
+            rankings=rankings,
         )
 
     def _forget_beliefs(self) -> None:

@@ -7,6 +7,7 @@ third. All of it is a function of the feedback, in whatever order that arrives.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import cast
 
 from fppmo_ray.distribution.proposal import Feedback
@@ -98,6 +99,12 @@ class Standings:
         last = {item.proposal_id: item for item in self.of(list(ids))}
         scored = [item for item in last.values() if not item.failed]
         return [item.proposal_id for item in sorted(scored, key=self.order)]
+
+    def rankings(self, ids: Iterable[int]) -> list[list[int]]:
+        """Those that were scored, best first: a list for every round and rung."""
+        scored = sorted((item for item in self.of(list(ids)) if not item.failed), key=self.order)
+        by_depth = groupby(scored, key=lambda item: self.order(item)[:2])
+        return [[item.proposal_id for item in items] for _, items in by_depth]
 
     def order(self, feedback: Feedback) -> tuple[int, int, float, int]:
         """The order of scores, best first: later rounds, deeper rungs, better scores, lower ids."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from planted_optimum import chain_space
@@ -15,6 +17,8 @@ from fppmo_ray.distribution.rules import (
     NaturalGradient,
     RandomMasks,
     RankedGeneration,
+    Ranking,
+    Ridge,
 )
 
 SPACE = chain_space([2, 2])
@@ -24,11 +28,17 @@ UNDECIDED = Beliefs(keep_logits=np.zeros(4))
 def generation(*masks, layer_noise=None):
     keep = np.array(masks, dtype=bool)
     noise = np.zeros((len(masks), 2)) if layer_noise is None else np.array(layer_noise)
-    return RankedGeneration(space=SPACE, keep=keep, layer_noise=noise)
+    return RankedGeneration(space=SPACE, keep=keep, layer_noise=noise, rankings=(ranking(*masks),))
+
+
+def ranking(*masks, age=0):
+    return Ranking(keep=np.array(masks, dtype=bool), age=np.full(len(masks), age))
 
 
 FOUR = generation([1, 1, 1, 0], [1, 0, 1, 0], [0, 1, 0, 1], [0, 0, 1, 1])
 """Best first: utilities +1, 0, 0, -1, so the gradient is (1, 1, 0, -1)."""
+
+WIDE_FIRST, WIDE_SECOND = [1, 1, 1, 0], [1, 0, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -64,6 +74,34 @@ def test_layer_es_follows_the_noise_of_the_layers_and_the_rest_of_the_filters():
     assert moved == pytest.approx([0.4, 0.4, -0.1, -0.3])
 
 
+def test_ridge_moves_by_the_slopes_of_layers_and_filters():
+    told = generation(WIDE_FIRST, WIDE_SECOND)
+    moved = Ridge(layer_step=0.1, filter_step=0.2).update(UNDECIDED, told).keep_logits
+    # The better mask has the wider first layer: slopes (1, -1). Beyond that the worse one kept
+    # filter 0 and not 1, the better one 2 and not 3: slopes (-1, 1, 1, -1).
+    assert moved == pytest.approx([0.1 - 0.2, 0.1 + 0.2, -0.1 + 0.2, -0.1 - 0.2])
+
+
+def moved_by(*rankings):
+    told = replace(generation(WIDE_FIRST, WIDE_SECOND), rankings=rankings)
+    return Ridge().update(UNDECIDED, told).keep_logits
+
+
+def test_ridge_compares_masks_within_rankings_only():
+    pair = ranking(WIDE_FIRST, WIDE_SECOND)
+    assert moved_by(pair, ranking([0, 1, 0, 1])) == pytest.approx(moved_by(pair))
+
+
+@pytest.mark.parametrize("age", [1, 30])
+def test_ridge_believes_newer_ranks_more(age):
+    older, newer = ranking(WIDE_SECOND, WIDE_FIRST, age=age), ranking(WIDE_FIRST, WIDE_SECOND)
+    assert moved_by(older, newer) == pytest.approx(moved_by(newer))
+
+
+def test_ridge_stays_where_all_masks_are_alike():
+    assert moved_by(ranking(WIDE_FIRST, WIDE_FIRST)).tolist() == [0, 0, 0, 0]
+
+
 def test_random_masks_learn_nothing():
     assert RandomMasks().update(UNDECIDED, FOUR) is UNDECIDED
 
@@ -88,5 +126,5 @@ def test_layer_noise_is_antithetic_and_cools_down():
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_an_update_leaves_the_earlier_beliefs_as_they_were(rule):
     before = Beliefs(keep_logits=np.array([0.5, -0.5, 1.0, 0.0]))
-    rule.update(before, FOUR)
+    rule.update(before, generation(WIDE_FIRST, WIDE_SECOND))
     assert before.keep_logits.tolist() == [0.5, -0.5, 1.0, 0.0]

@@ -141,3 +141,14 @@ def test_without_rungs_the_first_feedback_ends_a_proposal_at_whatever_rung():
     assert standing.is_over(range(3))
     assert standing.ranked(range(3)) == [1, 0]
     assert not standing.add(score(0, 0.1, 50))
+
+
+def test_scores_are_ranked_by_round_and_rung():
+    settings = OptimizerSettings(
+        macs_cut=0.5, num_proposals=32, population_size=4, rungs=(10, 50), round_starts=(1,)
+    )
+    standing = Standings(settings)
+    for item in (score(0, 0.2), score(1, 0.1), failure(2), score(1, 0.5, rung=50), score(4, 0.9)):
+        standing.add(item)
+    # Proposals from 4 on are of the second round; 1 went on to 50 steps.
+    assert standing.rankings(range(8)) == [[4], [1], [1, 0]]

@@ -8,9 +8,11 @@ from fppmo_ray.distribution.rules.elite import Elite
 from fppmo_ray.distribution.rules.layer_es import LayerES
 from fppmo_ray.distribution.rules.natural_gradient import NaturalGradient
 from fppmo_ray.distribution.rules.random_masks import RandomMasks
-from fppmo_ray.distribution.rules.rule import Beliefs, RankedGeneration, UpdateRule
+from fppmo_ray.distribution.rules.ridge import Ridge
+from fppmo_ray.distribution.rules.rule import Beliefs, RankedGeneration, Ranking, UpdateRule
 
 RULES: dict[str, UpdateRule] = {
+    "ridge": Ridge(),
     "elite": Elite(),
     "natural_gradient": NaturalGradient(),
     "layer_es": LayerES(),
@@ -25,5 +27,7 @@ __all__ = [
     "NaturalGradient",
     "RandomMasks",
     "RankedGeneration",
+    "Ranking",
+    "Ridge",
     "UpdateRule",
 ]

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fppmo_ray.distribution.space import BoolArray, FloatArray, PruningSpace
+from fppmo_ray.distribution.space import BoolArray, FloatArray, IntArray, PruningSpace
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -16,6 +16,16 @@ class Beliefs:
 
     keep_logits: FloatArray
     """``(num_filters,)``; the keep probability is their sigmoid."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ranking:
+    """Masks whose scores may be compared: of one round, rung and budget, best first."""
+
+    keep: BoolArray
+    """``(num_masks, num_filters)``, num_masks >= 1."""
+    age: IntArray
+    """``(num_masks,)``, generations since they were drawn: 0 for the one that ends now."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,6 +40,8 @@ class RankedGeneration:
     """``(num_scored, num_filters)``, num_scored >= 2."""
     layer_noise: FloatArray
     """``(num_scored, num_groups)``, the shifts of whole layers these were sampled with."""
+    rankings: tuple[Ranking, ...]
+    """All scores so far, those of this generation included, of all budgets."""
 
     @property
     def num_elites(self) -> int:
