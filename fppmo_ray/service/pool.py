@@ -82,9 +82,12 @@ class WorkerPool:
         ended = [outcome.work for outcome in self._ended]
         return any(work.tag == tag for work in [*queued, *held, *ended])
 
-    def submit(self, work: Work) -> None:
-        """Queue work behind what is there."""
-        self._queue.append(Attempts(work))
+    def submit(self, work: Work, *, first: bool = False) -> None:
+        """Queue work behind what is there, or before it."""
+        if first:
+            self._queue.appendleft(Attempts(work))
+        else:
+            self._queue.append(Attempts(work))
 
     def next_outcomes(self) -> list[Outcome]:
         """Wait until some work has ended; all that has, in the order in which it was noticed.

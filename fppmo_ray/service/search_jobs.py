@@ -55,10 +55,14 @@ class SearchJob:
 
     @property
     def resume_arguments(self) -> str:
-        """The job file and its flags, quoted for a shell, that go on with the search."""
+        """The job file and its flags, quoted for a shell, that go on with the job.
+
+        One without a run directory, such as a comparison, goes on by its own command.
+        """
         _, *arguments = shlex.split(self.entrypoint)
         resumes = {"--resume", "--resume-or-start", "--resume_or_start"} & {*arguments}
-        return shlex.join(arguments if resumes else [*arguments, "--resume"])
+        is_search = self.run_dir is not None
+        return shlex.join([*arguments, "--resume"] if is_search and not resumes else arguments)
 
 
 @contextmanager

@@ -117,20 +117,24 @@ def test_the_run_directory_is_shown_without_its_options(project: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "resuming"),
+    ("flags", "run_dir", "resuming"),
     [
-        ("--run-dir '/shared/my run'", "--run-dir '/shared/my run' --resume"),
-        ("--resume --seed 1", "--resume --seed 1"),
-        ("--resume-or-start --seed 1", "--resume-or-start --seed 1"),
+        ("--run-dir '/my run'", "/my run", "--run-dir '/my run' --resume"),
+        ("--run-dir /run --resume", "/run", "--run-dir /run --resume"),
+        ("--resume-or-start --run-dir /run", "/run", "--resume-or-start --run-dir /run"),
+        ("--results /results", None, "--results /results"),
     ],
 )
-def test_a_stopped_job_says_the_arguments_that_resume_it(flags: str, resuming: str) -> None:
+def test_a_stopped_job_says_the_arguments_that_go_on_with_it(
+    flags: str, run_dir: str | None, resuming: str
+) -> None:
     job = SearchJob(
         search_id="c0ffee",
         submission_id="fppmo-c0ffee",
         job="jobs/digits.py",
         state="STOPPED",
         entrypoint=f"python jobs/digits.py {flags}",
+        run_dir=run_dir,
     )
     assert job.resume_arguments == f"jobs/digits.py {resuming}"
 
