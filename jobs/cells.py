@@ -2,15 +2,17 @@
 
 A cell is named by what was measured (a method and a seed, a mask and a fidelity) and frozen by its
 key: all that its figures depend on. A job does the cells whose files are missing, so slices of a
-long comparison add up, and a killed one loses at most the cells in flight.
+long comparison add up: a stopped or killed one goes on by the same command.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import platform
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +21,9 @@ from typing import Any
 from fppmo_ray.durable_files import write_whole
 from fppmo_ray.service.connection import package_versions
 from fppmo_ray.service.pool import WorkerPool
+from fppmo_ray.service.stopping import StopRequest, made_by_signal
 from fppmo_ray.service.work import Work
+from fppmo_ray.training import Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -108,13 +112,15 @@ def measure_missing(
 
     Args:
         folder: Where the cells are kept.
-        works: Each gives a ``Measured``. The tag is not used.
+        works: Each gives a ``Measured``, or None where it has come only a part of the way and wants
+            to be called again. The tag is not used.
         pool: With nothing unfinished.
         on_kept: Called with each cell that was measured.
 
     Raises:
         ValueError: the file of some cell was measured with another key; nothing was begun then.
         RuntimeError: the work of some cells failed by itself; all others are done.
+        SearchStopped: a stop was requested; what is done is kept.
     """
     missing = [(cell, work) for cell, work in works if find(folder, cell) is None]
     for cell, work in missing:
@@ -127,12 +133,43 @@ def measure_missing(
                 logger.warning("cell %s failed: %s", cell.name, outcome.error)
                 failed.append(cell.name)
                 continue
+            if outcome.value is None:
+                pool.submit(outcome.work, first=True)  # few cells are under way at a time
+                continue
             record = keep(folder, cell, outcome.value)
             logger.info("cell %s  %.0f s", cell.name, record.seconds)
             if on_kept is not None:
                 on_kept(cell, record)
     if failed:
         raise RuntimeError(f"cells failed, see the warnings above: {', '.join(failed)}")
+
+
+def stopped_by_signal(folder: Path) -> AbstractContextManager[StopRequest]:
+    """The request that ends the work on cells on SIGTERM or SIGINT; see ``made_by_signal``."""
+
+    def how_far() -> str:
+        count = len(list(folder.glob("*.json")))
+        return f"{count} cell{'s' * (count != 1)} in {folder}"
+
+    return made_by_signal(StopRequest(how_far, "the same command goes on"))
+
+
+def recipe_key(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as a part of a key: what it leaves out is not named, as before there was such."""
+    key = asdict(recipe)
+    if not recipe.ema_decay:
+        del key["ema_decay"]
+    return key
+
+
+def digest(values: Mapping[str, Any]) -> str:
+    """A few characters that tell equal values from others."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def folder_under_way(work_dir: Path, cell: Cell) -> Path:
+    """For what a cell needs while it is measured; one of another key has another folder."""
+    return work_dir / f"{cell.name}-{digest(cell.key)}"
 
 
 def cpu_model() -> str:

@@ -5,7 +5,8 @@
         --results jobs/results/compare/resnet20 --work-dir runs/compare
 
 Every method and seed is a cell, kept in a file of its own: the same command goes on where it was
-stopped, other ``--macs-cut`` or ``--methods`` add to the folder, and the table shows what is there.
+stopped, which it can be at any time (control-C and ``fppmo-ray stop`` wait for running scores and
+epochs). Other ``--macs-cut`` or ``--methods`` add to the folder, and the table shows what is there.
 """
 
 from __future__ import annotations
@@ -13,13 +14,22 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ray
-from cells import Cell, find, measure_missing, read_all
-from comparing.cell_keys import cell_of, digest, figures_of
-from comparing.equal_tuning import TuningTask, TuningWorker
+from cells import (
+    Cell,
+    digest,
+    find,
+    folder_under_way,
+    measure_missing,
+    read_all,
+    stopped_by_signal,
+)
+from comparing.cell_keys import cell_of, figures_of
+from comparing.equal_tuning import TuningWorker
 from comparing.fastnas import require_fastnas
 from comparing.figure import draw_comparison
 from comparing.methods import (
@@ -39,6 +49,7 @@ from comparing.methods import (
 )
 from comparing.table import comparison_tables
 from rich.console import Console
+from tuning import TuningTask
 
 from fppmo_ray import Dataset, Placement, SearchSettings, Splits, load_dataset
 from fppmo_ray.distribution import BoolArray, unpack_mask
@@ -49,6 +60,7 @@ from fppmo_ray.service.pool import WorkerPool, worker_pool
 from fppmo_ray.service.problem import Problem, identity_of, state_problem
 from fppmo_ray.service.record.run_directory import open_run
 from fppmo_ray.service.search import start_of
+from fppmo_ray.service.stopping import StopRequest
 from fppmo_ray.service.weights import Arrays, to_arrays
 from fppmo_ray.service.work import Work
 from fppmo_ray.service.worker import ScoringWorker
@@ -107,9 +119,9 @@ def main(
         results=results,
         work_dir=work_dir.resolve(),
     )
-    with connection(placement):
+    with connection(placement), stopped_by_signal(results) as stop:
         for seed in seeds:
-            comparison.measure(seed, wanted)
+            comparison.measure(seed, wanted, stop)
     present(results)
 
 
@@ -148,9 +160,13 @@ class Comparison:
     results: Path
     work_dir: Path
 
-    def measure(self, seed: int, methods: Sequence[Method]) -> None:
-        """Measure a seed's missing cells: first find all masks, then fine-tune side by side."""
-        case = self._case(seed)
+    def measure(self, seed: int, methods: Sequence[Method], stop: StopRequest) -> None:
+        """Measure a seed's missing cells: first find all masks, then fine-tune side by side.
+
+        Raises:
+            SearchStopped: the stop was requested.
+        """
+        case = self._case(seed, stop)
         cells = {method: self._cell(case, method) for method in methods}
         missing = {
             method: cell for method, cell in cells.items() if find(self.results, cell) is None
@@ -158,20 +174,22 @@ class Comparison:
         if not missing:
             logger.info("seed %d  all %d cells are there", seed, len(cells))
             return
-        choices = self._choices(case, missing)
-        with worker_pool(
-            TuningWorker,
-            case.problem,
-            num_workers=self.placement.workers,
-            demand=self.placement.demand,
-        ) as pool:
+        with self._pool(ScoringWorker, case.problem, stop) as pool:
+            choices = self._choices(case, missing, pool)
+        with self._pool(TuningWorker, case.problem, stop) as pool:
             works = [
                 (missing[method], self._tuning(case, missing[method], choice))
                 for method, choice in choices.items()
             ]
             measure_missing(self.results, works, pool)
 
-    def _case(self, seed: int) -> Case:
+    def _pool(
+        self, worker: type, problem: Problem, stop: StopRequest
+    ) -> AbstractContextManager[WorkerPool]:
+        workers, demand = self.placement.workers, self.placement.demand
+        return worker_pool(worker, problem, num_workers=workers, demand=demand, stop=stop)
+
+    def _case(self, seed: int, stop: StopRequest) -> Case:
         settings = replace(self.settings, seed=seed)
         dense = build_network(self.network, self.dataset.num_classes, seed=seed)
         load_weights(dense, self.weights)
@@ -182,7 +200,7 @@ class Comparison:
             splits=self._splits(seed),
             placement=self.placement,
         )
-        engine = self._engine(problem, settings)
+        engine = self._engine(problem, settings, stop)
         return Case(problem=problem, settings=settings, engine=engine)
 
     def _splits(self, seed: int) -> Splits | None:
@@ -193,44 +211,40 @@ class Comparison:
             self.dataset.train.labels, search_val=search_val, choose_val=choose_val, seed=seed
         )
 
-    def _engine(self, problem: Problem, settings: SearchSettings) -> Engine:
+    def _engine(self, problem: Problem, settings: SearchSettings, stop: StopRequest) -> Engine:
         """The engine of the cells that are there; else chosen as at the start of any search."""
         if not any(ways_to_try(problem, settings)):
             return problem.engine
         for record in read_all(self.results).values():
             return Engine(**record.key["engine"])
         run_dir = self.work_dir / f"engine-{digest(identity_of(problem, settings))}"
-        one = replace(self.placement, workers=1)
+        alone = replace(self, placement=replace(self.placement, workers=1))
         with (
             open_run(run_dir, resume=None, started=start_of(problem, settings)) as run,
-            worker_pool(ScoringWorker, problem, num_workers=one.workers, demand=one.demand) as pool,
+            alone._pool(ScoringWorker, problem, stop) as pool,
         ):
             return settle_engine(problem, settings, run, pool)
 
     def _cell(self, case: Case, method: Method) -> Cell:
         return cell_of(case, method, self.network)
 
-    def _choices(self, case: Case, missing: Mapping[Method, Cell]) -> dict[Method, Choice]:
+    def _choices(
+        self, case: Case, missing: Mapping[Method, Cell], pool: WorkerPool
+    ) -> dict[Method, Choice]:
         """What every method keeps; the dense network comes first, since it trains longest."""
         found: dict[Method, Choice] = {}
-        with worker_pool(
-            ScoringWorker,
-            case.problem,
-            num_workers=self.placement.workers,
-            demand=self.placement.demand,
-        ) as pool:
-            for method, cell in sorted(missing.items(), key=lambda item: item[0].name != DENSE):
-                if method.name == DENSE:
-                    found[method] = Choice(keep=None, weights=case.trained)
-                elif method.is_search:
-                    found[method] = self._search(case, method, pool)
-                elif method.name == FASTNAS:
-                    found[method] = foreign_choice(case, self._folder(cell) / "choice.json")
-                elif method.needs_fppmo:
-                    chosen = self._chosen(case, found, pool)
-                    found[method] = control(case, method.name, chosen, self._untrained(case))
-                else:
-                    found[method] = one_shot(case, method.name)
+        for method, cell in sorted(missing.items(), key=lambda item: item[0].name != DENSE):
+            if method.name == DENSE:
+                found[method] = Choice(keep=None, weights=case.trained)
+            elif method.is_search:
+                found[method] = self._search(case, method, pool)
+            elif method.name == FASTNAS:
+                found[method] = foreign_choice(case, self._folder(cell) / "choice.json")
+            elif method.needs_fppmo:
+                chosen = self._chosen(case, found, pool)
+                found[method] = control(case, method.name, chosen, self._untrained(case))
+            else:
+                found[method] = one_shot(case, method.name)
         return found
 
     def _search(self, case: Case, method: Method, pool: WorkerPool) -> Choice:
@@ -263,17 +277,16 @@ class Comparison:
             seed=case.settings.seed,
             engine=case.engine,
             folder=self._folder(cell) / "tuning",
-            figures=figures_of(case, choice),
         )
         return Work(
             name=f"fine-tuning of {cell.name}",
             method="measure",
-            arguments=(ray.put(choice.weights), task),
+            arguments=(ray.put(choice.weights), task, figures_of(case, choice)),
         )
 
     def _folder(self, cell: Cell) -> Path:
         """Of the cell while it is measured; other settings get another one."""
-        return self.work_dir / f"{cell.name}-{digest(cell.key)}"
+        return folder_under_way(self.work_dir, cell)
 
 
 if __name__ == "__main__":

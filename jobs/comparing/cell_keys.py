@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from cells import Cell
+from cells import Cell, recipe_key
 
 from comparing.methods import DENSE, FASTNAS, Case, Choice, Method, settings_of
 from fppmo_ray.distribution import pack_mask
@@ -28,7 +25,7 @@ def _key(case: Case, method: Method, network: str) -> dict[str, Any]:
         "network": network,
         "method": str(method),
         "seed": settings.seed,
-        "recipe": asdict(settings.recipe),
+        "recipe": recipe_key(settings.recipe),
         "engine": asdict(case.engine),
         "device_type": identity["device_type"],
         "weights": identity["network"],
@@ -63,8 +60,3 @@ def figures_of(case: Case, choice: Choice) -> dict[str, Any]:
         "rescores": choice.rescores,
         "score_seconds": choice.score_seconds,
     }
-
-
-def digest(values: Mapping[str, Any]) -> str:
-    """A few characters that tell equal values from others."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]

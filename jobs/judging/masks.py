@@ -150,6 +150,19 @@ def masks_of_search(
     ]
 
 
+def chosen_mask(run_dir: str | Path, number: int, space: PruningSpace, macs_cut: float) -> Mask:
+    """What a finished search chose; the arguments are those of ``masks_of_search``.
+
+    Raises:
+        ValueError: see there.
+    """
+    facts = read_journal(run_dir)
+    _require_fit(run_dir, facts, space, macs_cut)
+    *_, mask = (fact.mask for fact in facts if isinstance(fact, Chosen))  # of the last stage
+    keep = unpack_mask(mask, space.num_filters)
+    return Mask(f"chosen by search {number}", keep, is_near=True)
+
+
 def _require_fit(
     run_dir: str | Path, facts: Sequence[Fact], space: PruningSpace, macs_cut: float
 ) -> None:

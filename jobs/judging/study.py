@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from cells import Cell, Record, find
+from cells import Cell, Record, find, folder_under_way, recipe_key
+from trained import fixed_key
+from tuning import TuningTask
 
 from fppmo_ray.distribution import pack_mask
 from fppmo_ray.service.problem import Problem
-from fppmo_ray.service.weights import digest, digest_data, to_arrays
 from fppmo_ray.service.work import Work
 from fppmo_ray.training import Engine
 from judging.masks import Mask
@@ -34,8 +35,11 @@ class Plan:
     """Fine-tuning steps of scores; 0 recalibrates only."""
     compensated_steps: tuple[int, ...] = (0, 50, 150)
     """The same for scores with compensation."""
+    adapted_weights: Path | None = None
+    """The network's weights fine-tuned under random masks. Scores that begin from them are measured
+    too; the truth always begins from --weights."""
     adapted_steps: tuple[int, ...] = (0, 50)
-    """The same for scores that begin from the adapted weights, where these are given."""
+    """Fine-tuning steps of the scores that begin from the adapted weights."""
     score_seeds: int = 3
     """Repeats of each score, which tell its noise. All masks share a repeat's seed, as those of a
     generation do."""
@@ -77,6 +81,8 @@ class Study:
     seed: int
     score_timeout: float | None
     """Seconds after which a score is taken from its worker; None: a day."""
+    work_dir: Path
+    """Absolute; for the checkpoints of fine-tunings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,17 +128,6 @@ def tasks(study: Study) -> list[Task]:
         *(task for repeat in range(1, plan.score_seeds) for task in scores(repeat)),
         *(task for repeat in range(1, plan.truth_seeds) for task in truths(repeat)),
     ]
-
-
-def fixed_key(problem: Problem) -> dict[str, Any]:
-    """What the figures of all cells depend on."""
-    return {
-        "network": digest(to_arrays(problem.network)),
-        "space": problem.tracing.space.fingerprint(),
-        "data": digest_data(problem.dataset, problem.splits),
-        "device_type": problem.device_type,
-        "recalibrate_images": problem.fidelity.recalibrate_images,
-    }
 
 
 def done(folder: Path, todo: Sequence[Task]) -> dict[str, Record]:
@@ -184,8 +179,9 @@ def _in_turn(masks: Sequence[Mask]) -> list[tuple[str, Mask]]:
 def _score_task(
     study: Study, fixed: Mapping[str, Any], file: str, mask: Mask, depth: Depth, repeat: int
 ) -> Task:
-    recipe = asdict(study.problem.recipe)
-    del recipe["epochs"]  # they play no part in scores
+    # Neither plays a part in scores.
+    recipe = recipe_key(replace(study.problem.recipe, ema_decay=0))
+    del recipe["epochs"]
     seed = (study.seed, repeat, _SCORE_STREAM)
     key = {
         **fixed,
@@ -212,17 +208,20 @@ def _truth_task(study: Study, fixed: Mapping[str, Any], file: str, mask: Mask, r
     key = {
         **fixed,
         **_mask_key(mask),
-        "recipe": asdict(recipe),
+        "recipe": recipe_key(recipe),
         "seed": seed,
     }
-    name = f"{file}-{TRUTH}-{repeat}"
-    work = Work(
-        name=name,
-        method="truth",
-        arguments=(study.engine, mask.keep, recipe, seed),
-        timeout=_PATIENCE_S,
+    assert study.engine is not None  # it was settled before there were tasks
+    cell = Cell(name=f"{file}-{TRUTH}-{repeat}", key=key)
+    tuning = TuningTask(
+        keep=mask.keep,
+        recipe=recipe,
+        seed=seed,
+        engine=study.engine,
+        folder=folder_under_way(study.work_dir, cell),
     )
-    return Task(cell=Cell(name=name, key=key), work=work, mask=mask, depth=None, repeat=repeat)
+    work = Work(name=cell.name, method="truth", arguments=(tuning,), timeout=_PATIENCE_S)
+    return Task(cell=cell, work=work, mask=mask, depth=None, repeat=repeat)
 
 
 def _mask_key(mask: Mask) -> dict[str, Any]:

@@ -5,32 +5,22 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Literal
 
-import numpy as np
 import torch
 from cells import Measured
 from torch import nn
+from tuning import HELD_OUT, Tuner, TuningTask
 
 from fppmo_ray.distribution import BoolArray
 from fppmo_ray.pruning import score
 from fppmo_ray.pruning.engine_trial import EngineTrial, try_engine
 from fppmo_ray.service.place import Place, here
-from fppmo_ray.service.problem import Problem, claim_device, open_split, pruned_network
+from fppmo_ray.service.problem import Problem, claim_device, open_split
 from fppmo_ray.service.weights import Arrays, load_arrays
-from fppmo_ray.training import (
-    Engine,
-    EpochReport,
-    Images,
-    Metrics,
-    Recipe,
-    evaluate,
-    fine_tune,
-)
-
-_BATCH = 250  # as the service's worker evaluates
-_HELD_OUT = ("search_val", "choose_val")
+from fppmo_ray.training import Engine
 
 Weights = Literal["dense", "adapted"]
 """Those that masks are cut from."""
@@ -72,7 +62,8 @@ class FidelityWorker:
         self._dense: dict[Weights, nn.Module] = {"dense": self._network_with(None)}
         if adapted is not None:
             self._dense["adapted"] = self._network_with(adapted)
-        self._images: dict[str, Images] = {}
+        self._split = cache(partial(open_split, problem, device=self._device))
+        self._tuner = Tuner(problem, self._device, self._split)
 
     def __repr__(self) -> str:
         """What the Ray dashboard shows."""
@@ -80,7 +71,7 @@ class FidelityWorker:
 
     def ready(self) -> Place:
         """Put the images on the device, then tell where the worker runs."""
-        for split in ("search_train", *_HELD_OUT):
+        for split in ("search_train", *HELD_OUT):
             self._split(split)
         return here(self._slot)
 
@@ -117,52 +108,26 @@ class FidelityWorker:
         figures = {"val_loss": scored.val_loss, "val_accuracy": scored.val_accuracy}
         return Measured(figures=figures, seconds=scored.seconds)
 
-    def truth(self, engine: Engine, keep: BoolArray, recipe: Recipe, seed: int) -> Measured:
-        """Fine-tune as a search does in the end; look at all images held out, then at the test."""
-        torch.set_num_threads(engine.threads)
+    def truth(self, task: TuningTask) -> Measured | None:
+        """Fine-tune for one more epoch; after the last look at what was held out, then at the test.
+
+        Returns:
+            None while there are more epochs to come.
+        """
+        tuned = self._tuner.train(task)
+        if tuned is None:
+            return None
         begin = time.perf_counter()
-        images = self._split("search_train")
-        network = pruned_network(self._problem, self._dense["dense"], keep, images)
-        teacher = self._dense["dense"] if recipe.distillation_weight > 0 else None
-        epochs: list[EpochReport] = []
-        fine_tune(
-            network,
-            images,
-            recipe,
-            seed=seed,
-            engine=engine,
-            teacher=teacher,
-            on_epoch=epochs.append,
-        )
         figures = {
-            **self._held_out_figures(network),
-            "test": asdict(self._metrics(network, "test")),
-            "train_loss": [epoch.loss for epoch in epochs],
-            "epoch_seconds": [round(epoch.seconds, 3) for epoch in epochs],
+            **self._tuner.look_at_held_out(tuned.network),
+            "test": self._tuner.look(tuned.network, "test"),
+            "train_loss": [epoch["train_loss"] for epoch in tuned.epochs],
+            "epoch_seconds": [round(epoch["seconds"], 3) for epoch in tuned.epochs],
         }
-        return Measured(figures=figures, seconds=time.perf_counter() - begin)
-
-    def _held_out_figures(self, network: nn.Module) -> dict[str, Any]:
-        parts = {split: self._metrics(network, split) for split in _HELD_OUT}
-        weights = [len(self._split(split)) for split in parts]
-        held_out = {
-            name: float(
-                np.average([getattr(part, name) for part in parts.values()], weights=weights)
-            )
-            for name in ("loss", "accuracy")
-        }
-        return {"held_out": held_out, **{split: asdict(part) for split, part in parts.items()}}
-
-    def _metrics(self, network: nn.Module, split: str) -> Metrics:
-        return evaluate(network, self._split(split).batches(_BATCH))
+        return Measured(figures=figures, seconds=tuned.seconds + time.perf_counter() - begin)
 
     def _network_with(self, arrays: Arrays | None) -> nn.Module:
         network = copy.deepcopy(self._problem.network)
         if arrays is not None:
             load_arrays(network, arrays)
         return network.to(self._device).eval()
-
-    def _split(self, name: str) -> Images:
-        if name not in self._images:
-            self._images[name] = open_split(self._problem, name, self._device)
-        return self._images[name]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import ray
 from fppmo_ray import Placement
 from fppmo_ray.service.place import Place, here
 from fppmo_ray.service.pool import worker_pool
+from fppmo_ray.service.stopping import SearchStopped
 from fppmo_ray.service.work import Work
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "jobs"))
@@ -36,6 +39,10 @@ class _Doubler:
         if number < 0:
             raise ValueError("a negative number")
         return cells.Measured(figures={"double": 2 * number}, seconds=1.0)
+
+    def double_at_the_third_time(self, number: int) -> cells.Measured | None:
+        measured = self.double(number)
+        return measured if self._notes.read_text().split().count(str(number)) == 3 else None
 
 
 def test_a_cell_is_found_as_it_was_kept(tmp_path: Path) -> None:
@@ -85,3 +92,55 @@ def test_missing_cells_alone_are_measured_and_a_failed_one_keeps_no_other(tmp_pa
     assert notes.read_text().split() == ["1", "2", "-1", "-1", "3"]  # errors get a second chance
     doubles = {name: record.figures["double"] for name, record in cells.read_all(folder).items()}
     assert doubles == {"n1": 2, "n2": 4, "n3": 6}
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_cells_that_take_several_calls_are_finished_before_many_others_begin(
+    tmp_path: Path,
+) -> None:
+    works = [
+        (
+            cells.Cell(name=f"n{number}", key={"number": number}),
+            Work(name=f"{number}", method="double_at_the_third_time", arguments=(number,)),
+        )
+        for number in range(5)
+    ]
+    notes = tmp_path / "notes"
+    with worker_pool(_Doubler, notes, num_workers=1, demand=Placement().demand) as pool:
+        cells.measure_missing(tmp_path / "results", works, pool)
+    calls = notes.read_text().split()
+    assert [calls.count(str(number)) for number in range(5)] == [3] * 5
+    under_way = [
+        sum(0 < calls[:end].count(cell) < 3 for cell in set(calls)) for end in range(len(calls))
+    ]
+    assert max(under_way) <= 3  # of one worker: its own, and those begun before it was heard of
+    assert len(cells.read_all(tmp_path / "results")) == 5
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_stop_keeps_what_is_done_and_says_how_to_go_on(tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    works = [
+        (
+            cells.Cell(name=f"n{number}", key={"number": number}),
+            Work(name=f"double {number}", method="double", arguments=(number,)),
+        )
+        for number in range(20)
+    ]
+    demand = Placement().demand
+    signals = iter([signal.SIGTERM])  # a second one would not be waited for
+
+    def stop_soon(*_: object) -> None:
+        for number in signals:
+            os.kill(os.getpid(), number)
+
+    with (
+        cells.stopped_by_signal(folder) as stop,
+        worker_pool(_Doubler, tmp_path / "notes", num_workers=1, demand=demand, stop=stop) as pool,
+        pytest.raises(SearchStopped) as stopped,
+    ):
+        cells.measure_missing(folder, works, pool, on_kept=stop_soon)
+    done = len((tmp_path / "notes").read_text().split())
+    assert len(cells.read_all(folder)) == done < 20
+    expected = f"stopped on request: {done} cells in {folder}; the same command goes on"
+    assert str(stopped.value) == expected

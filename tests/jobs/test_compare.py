@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +35,16 @@ from fppmo_ray.training import (
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "jobs"))
 
-from cells import Record, read_all
-from comparing import equal_tuning
-from comparing.equal_tuning import TuningTask, TuningWorker
+import tuning
+from cells import Measured, Record, read_all
+from comparing.equal_tuning import TuningWorker
 from comparing.fastnas import mask_of, require_fastnas
 from comparing.intervals import paired_difference, t_95
 from comparing.methods import ONE_SHOT, Case, control, method_of, one_shot, settings_of
 from comparing.rankings import ranked_globally
 from comparing.rival_searches import AffineRanking, LeGR, RivalSearch, random_widths
 from comparing.table import comparison_tables
+from tuning import TuningTask
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SETTINGS = SearchSettings(
@@ -223,13 +225,18 @@ def without_times(figures: Any) -> dict[str, Any]:
     return {**figures, "epochs": epochs, "tuning_seconds": 0}
 
 
+def measured(worker: TuningWorker, case: Case, tuning: TuningTask) -> Measured:
+    """What a worker gives that is called until it gives something."""
+    return next(filter(None, (worker.measure(case.trained, tuning, {}) for _ in count())))
+
+
 def test_fine_tuning_is_that_of_the_library_and_survives_a_kill_between_epochs(
     case: Case, worker: TuningWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = worker.measure(case.trained, task(case, tmp_path / "whole"))
+    whole = measured(worker, case, task(case, tmp_path / "whole"))
 
     killed = task(case, tmp_path / "killed")
-    write = equal_tuning.write_checkpoint
+    write = tuning.write_checkpoint
 
     def write_or_die(path: Path, state: TrainingState, run: Mapping[str, Any]) -> None:
         if state.epochs_done == 2:  # the curve is written by now, the checkpoint is not
@@ -237,11 +244,11 @@ def test_fine_tuning_is_that_of_the_library_and_survives_a_kill_between_epochs(
         write(path, state, run)
 
     with monkeypatch.context() as patched:
-        patched.setattr(equal_tuning, "write_checkpoint", write_or_die)
+        patched.setattr(tuning, "write_checkpoint", write_or_die)
         with pytest.raises(KeyboardInterrupt):
-            worker.measure(case.trained, killed)
+            measured(worker, case, killed)
     assert len(json.loads((killed.folder / "epochs.json").read_text())) == 2
-    resumed = worker.measure(case.trained, killed)
+    resumed = measured(worker, case, killed)
     assert without_times(resumed.figures) == without_times(whole.figures)
 
     assert killed.keep is not None

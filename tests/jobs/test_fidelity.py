@@ -39,6 +39,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "jobs"))
 
 import cells
 import fidelity
+import tuning
 from judging import agreement
 from judging import worker as fidelity_worker
 from judging.agreement import average_ranks, interval, noise, noise_beside_others, spearman
@@ -47,8 +48,10 @@ from judging.masks import Mask, different_masks, masks_of_search, near_masks
 from judging.study import Plan, Study, Task, seconds_left, tasks
 from judging.table import Results, tables
 from judging.worker import Depth, FidelityWorker
+from trained import Trained
+from tuning import TuningTask
 
-for module in (cells, fidelity_worker):  # Ray's workers do not find them
+for module in (cells, fidelity_worker, tuning):  # Ray's workers do not find them
     ray.cloudpickle.register_pickle_by_value(module)
 
 ENGINE = Engine()
@@ -310,15 +313,21 @@ def test_a_score_of_the_job_is_that_of_a_search(problem: Problem, mask: Mask) ->
     assert plain.figures["val_accuracy"] == expected.val_accuracy
 
 
-def test_the_truth_is_the_fine_tuning_of_a_search(problem: Problem, mask: Mask) -> None:
-    recipe = replace(problem.recipe, distillation_weight=0.5)
-    truth = FidelityWorker(problem, None, 0).truth(ENGINE, mask.keep, recipe, 3).figures
+def test_the_truth_is_the_fine_tuning_of_a_search(
+    problem: Problem, mask: Mask, tmp_path: Path
+) -> None:
+    recipe = replace(problem.recipe, epochs=2, distillation_weight=0.5, ema_decay=0.5)
+    tuned = TuningTask(keep=mask.keep, recipe=recipe, seed=3, engine=ENGINE, folder=tmp_path)
+    worker = FidelityWorker(problem, None, 0)
+    assert worker.truth(tuned) is None  # one epoch a call
+    truth = worker.truth(tuned).figures
     service = ScoringWorker(problem, 0)
     basis = Basis(round=0, arrays=to_arrays(problem.network), engine=ENGINE)
     task = TrainingTask(name="random", keep=mask.keep, recipe=recipe, seed=3)
-    state, report = service.train_epoch(basis, task, 0, None)
+    state, first = service.train_epoch(basis, task, 0, None)
+    state, second = service.train_epoch(basis, task, 1, state)
     evaluation = service.evaluate(basis, mask.keep, state)
-    assert truth["train_loss"] == [report.loss]
+    assert truth["train_loss"] == [first.loss, second.loss]
     assert truth["test"] == pytest.approx(asdict(evaluation.test), rel=1e-5)
     assert truth["choose_val"] == pytest.approx(asdict(evaluation.choose_val), rel=1e-5)
     held_out = 0.6 * truth["search_val"]["loss"] + 0.4 * truth["choose_val"]["loss"]
@@ -334,6 +343,7 @@ def study_of(problem: Problem, masks: list[Mask], plan: Plan) -> Study:
         plan=plan,
         seed=0,
         score_timeout=None,
+        work_dir=Path("/work"),
     )
 
 
@@ -425,14 +435,14 @@ def test_the_job_does_what_is_missing(
     found = [pack_mask(budget.fill(rng.random(space.num_filters))) for _ in range(3)]
     search = write_search(tmp_path / "run", facts_of(found, [0.9, 0.8]), space.fingerprint(), CUT)
 
-    trained = fidelity.Trained(
-        data=few_images,
-        weights=weights,
-        search_val_rows=rows,
-        network="resnet20",
+    trained = Trained(data=few_images, weights=weights, search_val_rows=rows, network="resnet20")
+    plan = Plan(
+        masks=4,
+        compensated_steps=(0,),
         adapted_weights=weights,
+        adapted_steps=(0,),
+        score_seeds=1,
     )
-    plan = Plan(masks=4, compensated_steps=(0,), adapted_steps=(0,), score_seeds=1)
 
     def run(
         *steps: int, settings: SearchSettings = SETTINGS, only_tables: bool = False
@@ -452,6 +462,7 @@ def test_the_job_does_what_is_missing(
     with pytest.raises(ValueError, match="holds no results yet; measure some without --only-tab"):
         run(0, only_tables=True)
     first = run(0)
+    assert not any((tmp_path / "results" / "under-way").iterdir())
     assert len(first) == 1 + 4 * (3 + 1)  # the engine; three scores and the truth of four masks
     assert "fine-tuned again" not in capsys.readouterr().out
     second = run(0, 1)
@@ -475,9 +486,7 @@ def test_the_job_does_what_is_missing(
 def test_what_measures_nothing_is_refused(
     few_images: Path, weights: Path, rows: Path, tmp_path: Path
 ) -> None:
-    trained = fidelity.Trained(
-        data=few_images, weights=weights, search_val_rows=rows, network="resnet20"
-    )
+    trained = Trained(data=few_images, weights=weights, search_val_rows=rows, network="resnet20")
 
     def run(settings: SearchSettings) -> None:
         fidelity.main(trained, settings, Placement(), Plan(), searches=(), results=tmp_path)

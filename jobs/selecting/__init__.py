@@ -1,0 +1,1 @@
+"""How recipes.py selects a recipe: its variants, their fine-tuning, tables."""

@@ -1,0 +1,94 @@
+"""What a job on a trained network starts from: the network, its data, and the engine."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cells import Cell, Measured, find, keep
+
+from fppmo_ray import Placement, SearchSettings, load_dataset
+from fppmo_ray.distribution import BoolArray
+from fppmo_ray.service.engine_choice import choose_engine, trials_on, ways_to_try
+from fppmo_ray.service.pool import WorkerPool
+from fppmo_ray.service.problem import Problem, state_problem
+from fppmo_ray.service.weights import digest, digest_data, to_arrays
+from fppmo_ray.training import Engine, build_network, load_weights, splits_from_files
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A trained network and its data."""
+
+    data: Path
+    """Folder with CIFAR-10 as parquet files or in torchvision's layout."""
+    weights: Path
+    """The network's trained weights."""
+    search_val_rows: Path
+    """.npy file of training rows that the weights have never seen."""
+    choose_val_rows: Path | None = None
+    """.npy file of further such rows; by default 40 % of the search-val rows."""
+    network: str = "resnet56"
+    """Which network is pruned: resnet20, 32, 44, 56 or 110 (``_b``: projection shortcuts), or
+    vgg16_bn."""
+
+    def problem(self, settings: SearchSettings, placement: Placement) -> Problem:
+        """What workers are given."""
+        dataset = load_dataset("cifar10", self.data)
+        dense = build_network(self.network, dataset.num_classes)
+        load_weights(dense, self.weights)
+        splits = splits_from_files(
+            dataset.train.labels,
+            search_val=self.search_val_rows,
+            choose_val=self.choose_val_rows,
+            seed=settings.seed,
+        )
+        return state_problem(dense, dataset, settings, splits=splits, placement=placement)
+
+
+def fixed_key(problem: Problem) -> dict[str, Any]:
+    """What the figures of all cells depend on."""
+    return {
+        "network": digest(to_arrays(problem.network)),
+        "space": problem.tracing.space.fingerprint(),
+        "data": digest_data(problem.dataset, problem.splits),
+        "device_type": problem.device_type,
+        "recalibrate_images": problem.fidelity.recalibrate_images,
+    }
+
+
+def known_engine(problem: Problem, settings: SearchSettings, folder: Path) -> Engine | None:
+    """The engine that the results in a folder were begun with."""
+    record = find(folder, _engine_cell(problem, settings))
+    return None if record is None else Engine(**record.figures["engine"])
+
+
+def settle_engine(
+    problem: Problem, settings: SearchSettings, folder: Path, pool: WorkerPool, mask: BoolArray
+) -> Engine:
+    """The engine that a search would choose, kept for all that follows.
+
+    Args:
+        problem: Its engine is where the measurements begin.
+        settings: What is asked for.
+        folder: Of the results.
+        pool: With nothing unfinished, of workers with ``try_engine``.
+        mask: What is scored.
+    """
+    begin = time.perf_counter()
+    ways, measure = ways_to_try(problem, settings), trials_on(pool, mask)
+    choice = choose_engine(problem.engine, ways, measure)
+    measured = Measured(figures=asdict(choice), seconds=time.perf_counter() - begin)
+    keep(folder, _engine_cell(problem, settings), measured)
+    logger.info("engine  %s", choice.why)
+    return Engine(**choice.engine)
+
+
+def _engine_cell(problem: Problem, settings: SearchSettings) -> Cell:
+    asked = {"dtype": settings.dtype, "engine": settings.engine, "threads": problem.threads}
+    return Cell(name="engine", key={**fixed_key(problem), **asked})

@@ -1,0 +1,167 @@
+"""Fine-tuning on a job's workers, an epoch a call: what ends a job costs it an epoch at most."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from fppmo_ray.distribution import BoolArray
+from fppmo_ray.durable_files import write_whole
+from fppmo_ray.service.problem import Problem, pruned_network
+from fppmo_ray.service.weights import Arrays, load_arrays
+from fppmo_ray.training import (
+    Engine,
+    Images,
+    Recipe,
+    TrainingState,
+    capture,
+    evaluate,
+    lay_out,
+    train_epoch,
+)
+from fppmo_ray.training.training_state import read_checkpoint, restore, run_of, write_checkpoint
+
+_BATCH = 250
+HELD_OUT = ("search_val", "choose_val")
+
+Epochs = list[dict[str, float]]
+"""How training went: training loss, seconds, and loss and accuracy on choose-val."""
+Figures = dict[str, float]
+"""Loss and accuracy."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TuningTask:
+    """A network to fine-tune: the dense one (``keep`` None) or what a mask leaves of it."""
+
+    keep: BoolArray | None
+    recipe: Recipe
+    seed: int
+    engine: Engine
+    folder: Path
+    """Of its checkpoint and its curve, which all workers must see."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tuned:
+    """Where all epochs of a task have led."""
+
+    network: nn.Module
+    """As the user gets it: in averaged weights, if the recipe averages them."""
+    state: TrainingState
+    epochs: Epochs
+
+    @property
+    def seconds(self) -> float:
+        """Of the training steps."""
+        return sum(epoch["seconds"] for epoch in self.epochs)
+
+    @cached_property
+    def unaveraged(self) -> nn.Module:
+        """The same network in its last weights, whether or not the recipe averages them."""
+        network = copy.deepcopy(self.network)
+        network.load_state_dict(self.state.unaveraged or self.state.network)
+        return network
+
+
+class Tuner:
+    """Fine-tunes networks of a problem, and looks at them.
+
+    Args:
+        problem: Whose dense network is pruned, or teaches.
+        device: Where it is done.
+        split: Gives the images of a split, there.
+    """
+
+    def __init__(
+        self, problem: Problem, device: torch.device, split: Callable[[str], Images]
+    ) -> None:
+        self._problem, self._device, self._split = problem, device, split
+
+    def train(self, task: TuningTask, weights: Arrays | None = None) -> Tuned | None:
+        """Train for one more epoch, on from the checkpoint; None while there are more to come.
+
+        The curve is written before the checkpoint, so it never lacks an epoch of it.
+
+        Args:
+            task: What to train.
+            weights: Dense ones to begin from; by default the problem's.
+        """
+        torch.set_num_threads(task.engine.threads)
+        task.folder.mkdir(parents=True, exist_ok=True)
+        checkpoint, curve = task.folder / "checkpoint.pt", task.folder / "epochs.json"
+        run = run_of(task.recipe, task.engine, task.seed)
+        network = self.untrained(task, weights)
+        state = read_checkpoint(checkpoint, run)
+        epochs: Epochs = []
+        if state is not None:
+            restore(state, network)
+            epochs = json.loads(curve.read_bytes())[: state.epochs_done]
+        if len(epochs) < task.recipe.epochs:
+            state, seen = self._train_epoch(network, task, len(epochs), state)
+            epochs.append(seen)
+            write_whole(curve, json.dumps(epochs).encode())
+            write_checkpoint(checkpoint, state, run)
+        if len(epochs) < task.recipe.epochs:
+            return None
+        return Tuned(network=network, state=state or capture(network, None, 0), epochs=epochs)
+
+    def untrained(self, task: TuningTask, weights: Arrays | None = None) -> nn.Module:
+        """The network before its first epoch: dense as it is, or pruned and recalibrated."""
+        network = self._dense()
+        if weights is not None:
+            load_arrays(network, weights)
+        if task.keep is not None:
+            images = self._split("search_train")
+            network = pruned_network(self._problem, network, task.keep, images)
+        lay_out(network, task.engine)
+        return network
+
+    def look(self, network: nn.Module, split: str) -> Figures:
+        """Loss and accuracy in float32, as the service evaluates its results, whatever the engine.
+
+        Args:
+            network: Of the problem.
+            split: Of its images.
+        """
+        return asdict(evaluate(network, self._split(split).batches(_BATCH)))
+
+    def look_at_held_out(self, network: nn.Module) -> dict[str, Figures]:
+        """Of search-val, of choose-val, and of both as one set under ``held_out``."""
+        parts = {split: self.look(network, split) for split in HELD_OUT}
+        sizes = [len(self._split(split)) for split in HELD_OUT]
+        return {"held_out": _pooled(list(parts.values()), sizes), **parts}
+
+    def _train_epoch(
+        self, network: nn.Module, task: TuningTask, epoch: int, state: TrainingState | None
+    ) -> tuple[TrainingState, dict[str, float]]:
+        state, report = train_epoch(
+            network,
+            self._split("search_train"),
+            task.recipe,
+            epoch=epoch,
+            seed=task.seed,
+            state=state,
+            engine=task.engine,
+            teacher=self._dense() if task.recipe.distillation_weight > 0 else None,
+        )
+        val = self.look(network, "choose_val")
+        seen = {"train_loss": report.loss, "seconds": report.seconds}
+        return state, seen | {"val_loss": val["loss"], "val_accuracy": val["accuracy"]}
+
+    def _dense(self) -> nn.Module:
+        return copy.deepcopy(self._problem.network).to(self._device).eval()
+
+
+def _pooled(parts: Sequence[Figures], sizes: Sequence[int]) -> Figures:
+    return {
+        name: float(np.average([part[name] for part in parts], weights=sizes)) for name in parts[0]
+    }
