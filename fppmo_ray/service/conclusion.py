@@ -19,7 +19,7 @@ from fppmo_ray.service.finalists import IMPORTANCE_ONLY, Choice
 from fppmo_ray.service.latency import Latency
 from fppmo_ray.service.record.facts import Failed, Finished, Rescored, Scored, ends_of_scores
 from fppmo_ray.service.rounds import Context, RoundWeights
-from fppmo_ray.service.training_tasks import train
+from fppmo_ray.service.training_tasks import Training, train
 from fppmo_ray.service.work import Work
 from fppmo_ray.service.worker import Evaluation, TrainingTask
 from fppmo_ray.training import state_from_bytes
@@ -44,6 +44,8 @@ class _Variant:
 
     name: str
     keep: BoolArray | None
+    weights: RoundWeights
+    """The dense weights that it is cut from."""
     macs_cut: float | None = None
     """The one it is for, of several."""
 
@@ -59,19 +61,29 @@ def conclude(
     *,
     choices: Sequence[Choice],
     source: Mapping[str, Any] | None,
+    others: RoundWeights,
+    teacher: RoundWeights,
 ) -> None:
     """Fine-tune dense, importance-only and chosen networks alike; write networks and result.
 
     The test split is read here, once per network and state, and nothing is decided by it.
+
+    Args:
+        context: Of the search.
+        weights: The dense weights that the chosen networks are cut from.
+        choices: One for every budget.
+        source: How to construct the dense network.
+        others: The dense weights of the networks that they are compared with.
+        teacher: The dense weights to be distilled from.
     """
-    variants = _variants(choices)
-    states = _fine_tune(context, weights, variants)
+    variants = _variants(choices, weights, others)
+    states = _fine_tune(context, teacher, variants)
     result = {
         "settings": asdict(context.settings),
         "engine": asdict(context.engine),
         "chosen": ", ".join(choice.chosen.name for choice in choices),
         "num_filters": context.problem.tracing.space.num_filters,
-        "variants": _figures(context, weights, variants, states),
+        "variants": _figures(context, variants, states),
         "score_noise": _score_noise(context),
         "scores": _score_costs(context),
     }
@@ -83,45 +95,55 @@ def conclude(
     context.run.record([Finished(artifact=RESULT, sha256=sha256)])
 
 
-def _variants(choices: Sequence[Choice]) -> list[_Variant]:
+def _variants(
+    choices: Sequence[Choice], weights: RoundWeights, others: RoundWeights
+) -> list[_Variant]:
     """The largest network first: it takes longest."""
-    return [_Variant(name=DENSE, keep=None)] + [
-        _Variant(name=name, keep=finalist.keep, macs_cut=choice.macs_cut)
+    return [_Variant(name=DENSE, keep=None, weights=others)] + [
+        _Variant(name=name, keep=finalist.keep, weights=origin, macs_cut=choice.macs_cut)
         for choice in choices
-        for name, finalist in ((IMPORTANCE_ONLY, choice.importance_only), (FPPMO, choice.chosen))
+        for name, finalist, origin in (
+            (IMPORTANCE_ONLY, choice.importance_only, others),
+            (FPPMO, choice.chosen, weights),
+        )
     ]
 
 
 def _fine_tune(
-    context: Context, weights: RoundWeights, variants: Sequence[_Variant]
+    context: Context, teacher: RoundWeights, variants: Sequence[_Variant]
 ) -> dict[str, bytes]:
     """The final state of every variant, by its task."""
     settings = context.settings
-    tasks = [
-        TrainingTask(
-            name=variant.task, keep=variant.keep, recipe=settings.recipe, seed=settings.seed
+    trainings = [
+        Training(
+            task=TrainingTask(
+                name=variant.task, keep=variant.keep, recipe=settings.recipe, seed=settings.seed
+            ),
+            weights=variant.weights.reference,
+            teacher=teacher.reference,
         )
         for variant in variants
     ]
-    return train(tasks, context.pool, context.run, weights=weights.reference)
+    return train(trainings, context.pool, context.run)
 
 
 def _figures(
     context: Context,
-    weights: RoundWeights,
     variants: Sequence[_Variant],
     states: dict[str, bytes],
 ) -> list[dict[str, Any]]:
     evaluations = context.pool.run(
         [
-            _evaluation(weights, variant, state)
+            _evaluation(variant, state)
             for variant in variants
             for state in (None, states[variant.task])  # before and after
         ]
     )
     masks = [variant.keep for variant in variants]
     # Alone, and in one call, so that nothing else slows the networks down.
-    work = Work(name="latencies", method="latencies", arguments=(weights.reference, masks))
+    work = Work(
+        name="latencies", method="latencies", arguments=(variants[0].weights.reference, masks)
+    )
     [latencies] = context.pool.run([work])
     return [
         _row(context, variant, latency, {"before": before, "after": after})
@@ -158,22 +180,24 @@ def _row(
     }
 
 
-def _evaluation(weights: RoundWeights, variant: _Variant, state: bytes | None) -> Work:
+def _evaluation(variant: _Variant, state: bytes | None) -> Work:
     return Work(
         name=f"evaluation of {variant.task}",
         method="evaluate",
-        arguments=(weights.reference, variant.keep, state),
+        arguments=(variant.weights.reference, variant.keep, state),
     )
 
 
 def _score_noise(context: Context) -> dict[str, float] | None:
     """Standard deviation of an importance-only mask's scores on search-val over fresh seeds.
 
-    Of several budgets, the mean over their masks.
+    Of several budgets, the mean over their masks; of several stages, the last.
     """
     by_mask: dict[str, list[Rescored]] = {}
-    for fact in context.run.all(Rescored):
-        if fact.split == "search_val":
+    rescored = context.run.all(Rescored)
+    last = max((fact.stage for fact in rescored), default=0)
+    for fact in rescored:
+        if fact.split == "search_val" and fact.stage == last:
             by_mask.setdefault(fact.mask, []).append(fact)
     repeated = [facts for facts in by_mask.values() if len(facts) > 1]
     if not repeated:

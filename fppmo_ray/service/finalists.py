@@ -62,7 +62,7 @@ def choose(
         RuntimeError: every finalist failed, or all of one budget.
         ValueError: the model no longer names the finalist that the journal says was chosen.
     """
-    journaled = {fact.macs_cut: fact for fact in run.all(Chosen)}
+    journaled = {fact.macs_cut: fact for fact in run.all(Chosen) if fact.stage == scoring.stage}
     still_open = [item for item in finalists if item.macs_cut not in journaled]
     failed = _rescore(still_open, pool, run, settings, scoring)
     choices = []
@@ -71,9 +71,10 @@ def choose(
         if macs_cut in journaled:
             chosen = _as_journaled(journaled[macs_cut], own)
         else:
-            chosen = _best([item for item in own if _key(item) not in failed], run, settings)
+            rescored = _rescored(run, scoring.stage)
+            chosen = _best([item for item in own if _key(item) not in failed], rescored, settings)
             name, mask = _key(chosen)
-            run.record([Chosen(finalist=name, mask=mask, macs_cut=macs_cut)])
+            run.record([Chosen(finalist=name, mask=mask, macs_cut=macs_cut, stage=scoring.stage)])
         importance_only = next(item for item in own if item.name == IMPORTANCE_ONLY)
         choices.append(Choice(chosen=chosen, importance_only=importance_only))
     return choices
@@ -92,7 +93,8 @@ def _rescore(
     scoring: Scoring,
 ) -> set[tuple[str, str]]:
     """Score and journal what the journal lacks; the finalists that failed."""
-    known = {(fact.finalist, fact.mask, fact.split, fact.repeat) for fact in run.all(Rescored)}
+    rescored = _rescored(run, scoring.stage)
+    known = {(fact.finalist, fact.mask, fact.split, fact.repeat) for fact in rescored}
     for repeat in range(settings.rescore_seeds):
         for finalist in finalists:
             for split in _splits_of(finalist):
@@ -103,7 +105,9 @@ def _rescore(
     failed = set()
     while pool.num_unfinished:
         ended = pool.next_outcomes()
-        run.record(_fact(outcome) for outcome in ended if score_error(outcome) is None)
+        run.record(
+            _fact(outcome, scoring.stage) for outcome in ended if score_error(outcome) is None
+        )
         for outcome in ended:
             if (error := score_error(outcome)) is not None:
                 logger.warning("%s failed: %s", outcome.work.name, error)
@@ -140,7 +144,11 @@ def _work(rescoring: _Rescoring, seed: int, scoring: Scoring) -> Work:
     )
 
 
-def _fact(outcome: Outcome) -> Rescored:
+def _rescored(run: RunDirectory, stage: int) -> list[Rescored]:
+    return [fact for fact in run.all(Rescored) if fact.stage == stage]
+
+
+def _fact(outcome: Outcome, stage: int) -> Rescored:
     rescoring: _Rescoring = outcome.work.tag
     return Rescored(
         finalist=rescoring.finalist.name,
@@ -149,6 +157,7 @@ def _fact(outcome: Outcome) -> Rescored:
         mask=pack_mask(rescoring.finalist.keep),
         val_loss=outcome.value.val_loss,
         val_accuracy=outcome.value.val_accuracy,
+        stage=stage,
     )
 
 
@@ -158,15 +167,15 @@ def _title(finalist: Finalist) -> str:
     return f"{finalist.name}{budget}"
 
 
-def _best(finalists: Sequence[Finalist], run: RunDirectory, settings: SearchSettings) -> Finalist:
+def _best(
+    finalists: Sequence[Finalist], rescored: Sequence[Rescored], settings: SearchSettings
+) -> Finalist:
     if not finalists:
         raise RuntimeError("every finalist failed when it was rescored; see the warnings above")
 
     def mean_cost(finalist: Finalist) -> float:
         key = (*_key(finalist), "choose_val")
-        facts = [
-            fact for fact in run.all(Rescored) if (fact.finalist, fact.mask, fact.split) == key
-        ]
+        facts = [fact for fact in rescored if (fact.finalist, fact.mask, fact.split) == key]
         loss = statistics.fmean(fact.val_loss for fact in facts)
         accuracy = statistics.fmean(fact.val_accuracy for fact in facts)
         logger.info("finalist %s  loss %.4f  accuracy %.4f", _title(finalist), loss, accuracy)

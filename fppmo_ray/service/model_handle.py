@@ -14,6 +14,7 @@ from fppmo_ray.distribution import (
     Feedback,
     Finalist,
     FloatArray,
+    Inheritance,
     OptimizerSettings,
     PruningSpace,
 )
@@ -35,9 +36,13 @@ class ModelHandle:
     """The probability-model actor, replayed to whenever it is lost."""
 
     def __init__(
-        self, space: PruningSpace, importance: FloatArray, settings: OptimizerSettings
+        self,
+        space: PruningSpace,
+        importance: FloatArray,
+        settings: OptimizerSettings,
+        inherited: Inheritance | None = None,
     ) -> None:
-        self._arguments = (space, importance, settings)
+        self._arguments = (space, importance, settings, inherited)
         self._told: list[Feedback] = []
         self._actor = self._start()
 
@@ -64,18 +69,31 @@ class ModelHandle:
         Raises:
             RuntimeError: the actor is lost again and again.
         """
-
-        def ask(is_fresh: bool) -> Any:
-            if is_fresh:
-                self._actor.advance.remote(self._told)  # before the next call: calls keep order
-            return self._actor.finalists.remote()
-
-        finalists: list[Finalist] = self._answer(ask)
+        finalists: list[Finalist] = self._answer(self._asking("finalists"))
         return finalists
+
+    def keep_logits(self) -> FloatArray:
+        """See ``ProbabilityModel.keep_logits``.
+
+        Raises:
+            RuntimeError: the actor is lost again and again.
+        """
+        keep_logits: FloatArray = self._answer(self._asking("keep_logits"))
+        return keep_logits
 
     def close(self) -> None:
         """Stop the actor."""
         end_actor(self._actor)
+
+    def _asking(self, method: str) -> Callable[[bool], Any]:
+        """A call of a method that changes nothing, for ``_answer``."""
+
+        def ask(is_fresh: bool) -> Any:
+            if is_fresh:
+                self._actor.advance.remote(self._told)  # before the next call: calls keep order
+            return getattr(self._actor, method).remote()
+
+        return ask
 
     def _answer(self, ask: Callable[[bool], Any]) -> Any:
         """The answer to a call; whoever asks is told whether the actor knows nothing yet."""

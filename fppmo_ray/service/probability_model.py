@@ -8,14 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from fppmo_ray.distribution import (
+    BoolArray,
     Feedback,
     Finalist,
     FloatArray,
+    Inheritance,
     MaskOptimizer,
     OptimizerSettings,
     Proposal,
     PruningSpace,
 )
+
+_NUM_REHEARSED = 512  # more than an epoch of CIFAR-10 has steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,15 @@ class Update:
     """Expected share of kept filters of each group."""
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rehearsal:
+    """Masks for the weights to be adapted to, before a generation is scored."""
+
+    generation: int
+    masks: BoolArray
+    """``(num_masks, num_filters)``, of the distribution that the generation is sampled from."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Advance:
     """What the model answers to feedback."""
@@ -35,6 +48,8 @@ class Advance:
     proposals: tuple[Proposal, ...]
     """To be scored: newly asked, or by now at a deeper rung."""
     updates: tuple[Update, ...]
+    rehearsals: tuple[Rehearsal, ...] = ()
+    """For those generations among the proposals that begin a round."""
 
 
 class ProbabilityModel:
@@ -44,11 +59,16 @@ class ProbabilityModel:
     """
 
     def __init__(
-        self, space: PruningSpace, importance: FloatArray, settings: OptimizerSettings
+        self,
+        space: PruningSpace,
+        importance: FloatArray,
+        settings: OptimizerSettings,
+        inherited: Inheritance | None = None,
     ) -> None:
         self._space = space
         self._rule = settings.rule
-        self._optimizer = MaskOptimizer(space, importance, settings)
+        self._round_starts = settings.round_starts
+        self._optimizer = MaskOptimizer(space, importance, settings, inherited)
 
     def __repr__(self) -> str:
         """What the Ray dashboard shows, which reads it once."""
@@ -67,8 +87,12 @@ class ProbabilityModel:
         waiting = list(feedback)
         proposals: list[Proposal] = []
         updates: list[Update] = []
+        rehearsals: list[Rehearsal] = []
         while True:
+            next_generation = self._optimizer.num_asked
             asked = self._optimizer.ask()
+            if self._optimizer.num_asked > next_generation:
+                rehearsals += self._rehearsals(next_generation)
             told, waiting = waiting, []
             for item in told:
                 if self._optimizer.expects(item):
@@ -81,7 +105,16 @@ class ProbabilityModel:
         if waiting:
             unknown = sorted({item.proposal_id for item in waiting})
             raise ValueError(f"feedback for proposals that were never asked for: {unknown}")
-        return Advance(proposals=tuple(proposals), updates=tuple(updates))
+        return Advance(
+            proposals=tuple(proposals), updates=tuple(updates), rehearsals=tuple(rehearsals)
+        )
+
+    def _rehearsals(self, generation: int) -> list[Rehearsal]:
+        """Of a generation that has just been asked for."""
+        if generation not in self._round_starts:
+            return []
+        masks = np.array(self._optimizer.rehearsal(_NUM_REHEARSED))
+        return [Rehearsal(generation=generation, masks=masks)]
 
     def _tell(self, feedback: Feedback) -> list[Update]:
         before = self._optimizer.generation
@@ -97,3 +130,7 @@ class ProbabilityModel:
     def finalists(self) -> list[Finalist]:
         """The masks worth a second look, the importance-only one among them."""
         return self._optimizer.finalists()
+
+    def keep_logits(self) -> FloatArray:
+        """The beliefs as they are, ``(num_filters,)``, for the next stage."""
+        return self._optimizer.keep_logits()

@@ -15,7 +15,7 @@ from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.record.facts import ImportanceMeasured, RoundStarted
 from fppmo_ray.service.record.run_directory import RunDirectory
 from fppmo_ray.service.settings import SearchSettings
-from fppmo_ray.service.training_tasks import train
+from fppmo_ray.service.training_tasks import Training, train
 from fppmo_ray.service.weights import Arrays, digest, to_arrays
 from fppmo_ray.service.work import Work
 from fppmo_ray.service.worker import Basis, TrainingTask
@@ -49,23 +49,38 @@ def prepare_round(context: Context) -> RoundWeights:
     Raises:
         ValueError: the weights are not those of the journal.
     """
-    given = _put(0, to_arrays(context.problem.network), context.engine)
+    given = put_weights(0, to_arrays(context.problem.network), context.engine)
     weights = _train_baseline(context, given) if context.settings.baseline_epochs else given
-    sha256 = digest(weights.arrays)
-    known = context.run.all(RoundStarted)
-    if not known:
-        context.run.record([RoundStarted(round=weights.round, weights_sha256=sha256)])
-    elif known[0].weights_sha256 != sha256:
-        raise ValueError(
-            f"the dense weights of round {weights.round} are not those of the journal in "
-            f"{context.run.location}; resume with the same network and package versions"
-        )
+    freeze(weights, context.run)
     return weights
 
 
-def _put(round_: int, arrays: Arrays, engine: Engine) -> RoundWeights:
+def freeze(weights: RoundWeights, run: RunDirectory) -> None:
+    """Journal the digest of a round's weights, or check it against the one that is there.
+
+    Raises:
+        ValueError: the weights are not those of the journal.
+    """
+    sha256 = digest(weights.arrays)
+    known = {fact.round: fact.weights_sha256 for fact in run.all(RoundStarted)}
+    if weights.round not in known:
+        run.record([RoundStarted(round=weights.round, weights_sha256=sha256)])
+    elif known[weights.round] != sha256:
+        raise ValueError(
+            f"the dense weights of round {weights.round} are not those of the journal in "
+            f"{run.location}; resume with the same network and package versions"
+        )
+
+
+def put_weights(round_: int, arrays: Arrays, engine: Engine) -> RoundWeights:
+    """Weights with a copy in the object store, for the workers."""
     reference = ray.put(Basis(round=round_, arrays=arrays, engine=engine))
     return RoundWeights(round=round_, arrays=arrays, reference=reference)
+
+
+def trained_arrays(state: bytes) -> Arrays:
+    """The weights of a training state."""
+    return {name: tensor.numpy() for name, tensor in state_from_bytes(state).network.items()}
 
 
 def _train_baseline(context: Context, given: RoundWeights) -> RoundWeights:
@@ -78,12 +93,8 @@ def _train_baseline(context: Context, given: RoundWeights) -> RoundWeights:
         distillation_weight=0.0,
     )
     task = TrainingTask(name="baseline", keep=None, recipe=recipe, seed=settings.seed)
-    states = train([task], context.pool, context.run, weights=given.reference)
-    state = states[task.name]
-    assert state is not None  # there is at least one epoch
-    tensors = state_from_bytes(state).network
-    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-    return _put(1, arrays, context.engine)
+    states = train([Training(task=task, weights=given.reference)], context.pool, context.run)
+    return put_weights(1, trained_arrays(states[task.name]), context.engine)
 
 
 def measure_importance(context: Context, weights: RoundWeights) -> FloatArray:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from fppmo_ray.distribution import Feedback, Finalist, Proposal, pack_mask
 from fppmo_ray.service.pool import WorkerPool
-from fppmo_ray.service.probability_model import Advance
+from fppmo_ray.service.probability_model import Advance, Rehearsal
 from fppmo_ray.service.progress import Progress
 from fppmo_ray.service.record.facts import Asked, Failed, Scored, Updated, ends_of_scores
 from fppmo_ray.service.record.run_directory import RunDirectory
@@ -27,6 +27,10 @@ class Scoring:
     rung: int
     """Fine-tuning steps of a whole score: of proposals that name no rung, and of finalists."""
     timeout: float | None
+    stage: int = 0
+    """Of gradual pruning."""
+    ids: range | None = None
+    """The proposals of the stage; None: all."""
 
     def steps(self, rung: int | None) -> int:
         """Fine-tuning steps of a score at a rung."""
@@ -50,12 +54,42 @@ class Proposer(Protocol):
         """The masks worth a second look, the importance-only one among them."""
 
 
+class Rounds(Protocol):
+    """Which weights the proposals of a generation are scored with: ``Adaptations``, say."""
+
+    def plan(self, rehearsals: Sequence[Rehearsal], /) -> None:
+        """Learn which generations begin a round, before anybody asks about their proposals."""
+
+    def scoring(self, generation: int, /) -> Scoring | None:
+        """How proposals of a generation are scored; None: their weights are still to come."""
+
+    def take(self, outcome: Outcome, /) -> bool:
+        """Whether an outcome is of work on the weights; if so, go on with that."""
+
+
+@dataclass(frozen=True)
+class _OneRound:
+    """Weights that never change."""
+
+    only: Scoring
+
+    def plan(self, rehearsals: Sequence[Rehearsal], /) -> None:
+        """There is nothing to adapt."""
+
+    def scoring(self, generation: int, /) -> Scoring:
+        return self.only
+
+    def take(self, outcome: Outcome, /) -> bool:
+        return False
+
+
 def score_proposals(
     model: Proposer,
     pool: WorkerPool,
     run: RunDirectory,
     scoring: Scoring,
     progress: Progress,
+    rounds: Rounds | None = None,
 ) -> None:
     """Score until the probability model asks for no more.
 
@@ -69,14 +103,62 @@ def score_proposals(
     """
     known = _feedback(run, scoring)
     progress.begin(known.values(), pool)
-    _take_in(model.advance(list(known.values())), pool, run, scoring, known)
+    own = [item for item in known.values() if not scoring.ids or item.proposal_id in scoring.ids]
+    queue = _Queue(pool, rounds or _OneRound(scoring), scoring, known)
+    _take_in(model.advance(own), run, queue)
     while pool.num_unfinished:
-        ended = [_read(outcome, scoring) for outcome in pool.next_outcomes()]
-        run.record(fact for fact, _ in ended)
-        known |= {(feedback.proposal_id, feedback.rung): feedback for _, feedback in ended}
-        advance = model.advance([feedback for _, feedback in ended])
-        _take_in(advance, pool, run, scoring, known)
-        progress.ended(ended, pool)
+        ended = queue.next_ended()
+        if ended:
+            run.record(fact for fact, _ in ended)
+            known |= {(feedback.proposal_id, feedback.rung): feedback for _, feedback in ended}
+            _take_in(model.advance([feedback for _, feedback in ended]), run, queue)
+            progress.ended(ended, pool)
+
+
+class _Queue:
+    """Proposals on their way to the workers; those whose weights are still to come wait.
+
+    Args:
+        pool: Where they are scored.
+        rounds: Says with which weights.
+        scoring: Of any round.
+        known: All scores that have ended; it grows.
+    """
+
+    def __init__(
+        self,
+        pool: WorkerPool,
+        rounds: Rounds,
+        scoring: Scoring,
+        known: Mapping[ScoreKey, Feedback],
+    ) -> None:
+        self.rounds = rounds
+        self._pool = pool
+        self._scoring = scoring
+        self._known = known
+        self._waiting: dict[ScoreKey, Proposal] = {}
+        self._round_of: dict[ScoreKey, int] = {}
+
+    def submit(self, proposals: Iterable[Proposal]) -> None:
+        """Submit what has neither a score nor a place in the queue."""
+        for item in proposals:
+            key = item.proposal_id, self._scoring.steps(item.rung)
+            if key in self._known or self._pool.holds(key):
+                continue
+            scoring = self.rounds.scoring(item.generation)
+            if scoring is None:
+                self._waiting[key] = item
+            else:
+                self._round_of[key] = scoring.round
+                self._pool.submit(_work(item, scoring))
+
+    def next_ended(self) -> list[tuple[Scored | Failed, Feedback]]:
+        """Wait until some work has ended; the scores among it."""
+        outcomes = [item for item in self._pool.next_outcomes() if not self.rounds.take(item)]
+        facts = [_fact(item, self._round_of[item.work.tag]) for item in outcomes]
+        waiting, self._waiting = self._waiting, {}
+        self.submit(waiting.values())
+        return [(fact, _feedback_of(fact, self._scoring)) for fact in facts]
 
 
 def _feedback(run: RunDirectory, scoring: Scoring) -> dict[ScoreKey, Feedback]:
@@ -108,12 +190,10 @@ def _feedback_of(fact: Scored | Failed, scoring: Scoring) -> Feedback:
 
 def _take_in(
     advance: Advance,
-    pool: WorkerPool,
     run: RunDirectory,
-    scoring: Scoring,
-    known: Mapping[ScoreKey, Feedback],
+    queue: _Queue,
 ) -> None:
-    """Journal what is new, and submit what has neither a score nor a place in the queue."""
+    """Journal what is new, and queue what is proposed."""
     if not advance.proposals and not advance.updates:
         return
     _record_updates(advance, run)
@@ -130,10 +210,8 @@ def _take_in(
         )
         for item in new
     )
-    for item in advance.proposals:
-        work = _work(item, scoring)
-        if work.tag not in known and not pool.holds(work.tag):
-            pool.submit(work)
+    queue.rounds.plan(advance.rehearsals)
+    queue.submit(advance.proposals)
 
 
 def _record_updates(advance: Advance, run: RunDirectory) -> None:
@@ -179,12 +257,7 @@ def score_error(outcome: Outcome) -> str | None:
     return f"the score is not finite: loss {loss}, accuracy {accuracy}"
 
 
-def _read(outcome: Outcome, scoring: Scoring) -> tuple[Scored | Failed, Feedback]:
-    fact = _fact(outcome, scoring)
-    return fact, _feedback_of(fact, scoring)
-
-
-def _fact(outcome: Outcome, scoring: Scoring) -> Scored | Failed:
+def _fact(outcome: Outcome, round_: int) -> Scored | Failed:
     tag: ScoreKey = outcome.work.tag
     proposal_id, steps = tag
     error = score_error(outcome)
@@ -193,7 +266,7 @@ def _fact(outcome: Outcome, scoring: Scoring) -> Scored | Failed:
     score = outcome.value
     return Scored(
         id=proposal_id,
-        round=scoring.round,
+        round=round_,
         rung=steps,
         val_loss=score.val_loss,
         val_accuracy=score.val_accuracy,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from torch import nn
 
+from fppmo_ray.distribution import Inheritance
+from fppmo_ray.service.adaptation import Adaptations
 from fppmo_ray.service.conclusion import conclude
 from fppmo_ray.service.connection import connection, package_versions
 from fppmo_ray.service.engine_choice import settle_engine
@@ -25,6 +28,7 @@ from fppmo_ray.service.result import SearchResult
 from fppmo_ray.service.rounds import Context, RoundWeights, measure_importance, prepare_round
 from fppmo_ray.service.scoring import Proposer, Scoring, score_proposals
 from fppmo_ray.service.settings import Placement, SearchSettings
+from fppmo_ray.service.stages import Stage, in_one_shot, tune_between
 from fppmo_ray.service.stopping import stop_on_signal
 from fppmo_ray.service.submission import search_id
 from fppmo_ray.service.worker import ScoringWorker
@@ -103,6 +107,8 @@ def _run_phases(
         found.weights,
         choices=found.choices,
         source=source,
+        others=found.others,
+        teacher=found.given,
     )
 
 
@@ -111,7 +117,11 @@ class Found:
     """What a search ends with, before anything is fine-tuned."""
 
     weights: RoundWeights
-    """The dense weights that the masks are cut from."""
+    """The dense weights that the chosen networks are cut from."""
+    others: RoundWeights
+    """Those of the networks that they are compared with."""
+    given: RoundWeights
+    """Those that the search began with."""
     choices: Sequence[Choice]
     """One for every budget, the widest first."""
 
@@ -129,12 +139,33 @@ def find_mask(context: Context, *, score_timeout: float | None, console: Console
         RuntimeError: the search cannot go on: training diverged, all proposals failed.
         SearchStopped: a stop was requested.
     """
-    weights = prepare_round(context)
-    importance = measure_importance(context, weights)
-    settings = context.settings.optimizer_settings()
-    model = ModelHandle(context.problem.tracing.space, importance, settings)
+    given = first = prepare_round(context)
+    importance = measure_importance(context, given)
+    space, inherited = context.problem.tracing.space, None
+    *earlier, last = context.settings.stage_settings()
+    for number, settings in enumerate(earlier):
+        stage = Stage(number=number, settings=settings, given=given, first=first)
+        with _model(space, importance, settings, inherited) as model:
+            found = _search_stage(model, context, stage, score_timeout, console)
+            keep = found.choices[0].chosen.keep
+            inherited = Inheritance(keep=keep, keep_logits=model.keep_logits())
+        first = tune_between(context, stage, keep, found.weights)
+    stage = Stage(number=len(earlier), settings=last, given=given, first=first)
+    with _model(space, importance, last, inherited) as model:
+        found = _search_stage(model, context, stage, score_timeout, console)
+    if not earlier:
+        return found
+    # Gradual pruning is compared with what needs no search, and none of its training.
+    one_shot = in_one_shot(space, importance, context.settings.only_macs_cut())
+    choices = [replace(choice, importance_only=one_shot) for choice in found.choices]
+    return replace(found, choices=choices, others=given)
+
+
+@contextmanager
+def _model(*arguments: Any) -> Iterator[ModelHandle]:
+    model = ModelHandle(*arguments)
     try:
-        return find_mask_with(model, context, weights, score_timeout, console)
+        yield model
     finally:
         model.close()
 
@@ -146,18 +177,36 @@ def find_mask_with(
     score_timeout: float | None,
     console: Console,
 ) -> Found:
-    """Search with whatever proposes masks; see ``find_mask``."""
-    settings = context.settings
+    """Search in one stage with whatever proposes masks; see ``find_mask``."""
+    settings = context.settings.optimizer_settings()
+    stage = Stage(number=0, settings=settings, given=weights, first=weights)
+    return _search_stage(model, context, stage, score_timeout, console)
+
+
+def _search_stage(
+    model: Proposer,
+    context: Context,
+    stage: Stage,
+    score_timeout: float | None,
+    console: Console,
+) -> Found:
+    settings, first = context.settings, stage.first
     scoring = Scoring(
-        round=weights.round,
-        weights=weights.reference,
+        round=first.round,
+        weights=first.reference,
         rung=settings.score_steps,
         timeout=score_timeout,
+        stage=stage.number,
+        ids=stage.ids,
     )
+    rounds = Adaptations(context, first, scoring, teacher=stage.given.reference)
     with watch(context.run, settings.optimizer_settings(), console) as progress:
-        score_proposals(model, context.pool, context.run, scoring, progress)
+        score_proposals(model, context.pool, context.run, scoring, progress, rounds)
+    latest = rounds.latest()
+    scoring = replace(scoring, round=latest.round, weights=latest.reference)
     choices = choose(model.finalists(), context.pool, context.run, settings, scoring)
-    return Found(weights=weights, choices=choices)
+    weights = latest if settings.tune_from == "adapted" else first
+    return Found(weights=weights, others=weights, given=stage.given, choices=choices)
 
 
 def _warn_of_idle_workers(workers: int, population: int) -> None:

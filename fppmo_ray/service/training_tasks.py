@@ -36,16 +36,7 @@ class _Epoch:
     index: int
 
 
-def train(
-    tasks: Sequence[TrainingTask], pool: WorkerPool, run: RunDirectory, *, weights: Any
-) -> dict[str, bytes]:
-    """Train tasks that all begin from the same ``Basis``; see ``train_all``."""
-    return train_all([Training(task=task, weights=weights) for task in tasks], pool, run)
-
-
-def train_all(
-    trainings: Sequence[Training], pool: WorkerPool, run: RunDirectory
-) -> dict[str, bytes]:
+def train(trainings: Sequence[Training], pool: WorkerPool, run: RunDirectory) -> dict[str, bytes]:
     """Train every task to its recipe's last epoch, or go on from its last checkpoint.
 
     Args:
@@ -77,6 +68,15 @@ def begin(training: Training, pool: WorkerPool, run: RunDirectory) -> bytes | No
         return state
     pool.submit(_work(training, epoch, state))
     return None
+
+
+def final_state(name: str, num_epochs: int, run: RunDirectory) -> bytes | None:
+    """What a task has come to, if it has; for whoever has not even the weights to begin from."""
+    has_ended = any(
+        fact.task == name and fact.epoch == num_epochs - 1 for fact in run.all(EpochFinished)
+    )
+    epoch, state = _resume_point(name, run) if has_ended else (0, None)
+    return state if epoch == num_epochs else None
 
 
 def is_of_training(work: Work) -> bool:

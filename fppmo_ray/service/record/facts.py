@@ -126,6 +126,7 @@ class Rescored:
     mask: str
     val_loss: float
     val_accuracy: float
+    stage: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +137,8 @@ class Chosen:
     mask: str
     macs_cut: float | None = None
     """The one it is for, of several budgets: each has its own choice."""
+    stage: int = 0
+    """Of gradual pruning: the masks of the next one lie within this one."""
 
 
 @dataclass(frozen=True, kw_only=True)
