@@ -33,6 +33,21 @@ def tally(rank_by: RankBy = "val_loss", rungs: tuple[int, ...] = ()) -> Tally:
     return Tally(settings)
 
 
+def test_the_scores_to_come_are_those_of_every_budget() -> None:
+    settings = OptimizerSettings(
+        macs_cut=(0.4, 0.6), num_proposals=20, population_size=10, rungs=(1, 5)
+    )
+    counting = Tally(settings)
+    # Five of each budget in each of two generations; two of every five go on.
+    assert counting.begin([], WORKFORCE).num_wanted == 20 + 2 * (2 + 2)
+    shallow = [
+        Ended(feedback=replace(scored(i, 0.1 * i).feedback, rung=1), seconds=1.0) for i in range(5)
+    ]
+    deep = [Ended(feedback=replace(scored(i, 0.1).feedback, rung=5)) for i in range(2)]
+    seen = counting.count([*shallow, *deep], WORKFORCE)
+    assert not seen.touched[0].is_complete  # the other budget's five are still out
+
+
 def test_a_generation_is_complete_when_its_last_proposal_has_ended_in_whatever_order() -> None:
     counting = tally()
     first = counting.count([scored(5, 0.3), scored(0, 0.2), failed(2)], WORKFORCE)

@@ -130,6 +130,23 @@ def test_a_search_in_rungs_cut_at_any_line_resumes_to_the_same_scores(tmp_path: 
         assert scores_by_rung(tmp_path) == undisturbed
 
 
+def test_a_search_for_several_budgets_cut_at_any_line_resumes_to_the_same_scores(
+    tmp_path: Path,
+) -> None:
+    for_three = replace(SETTINGS, macs_cut=(0.3, 0.5, 0.7), rungs=(1, 3))
+    score(tmp_path, resume=False, settings=for_three)
+    undisturbed = scores_by_rung(tmp_path)
+    assert len(undisturbed) == 32 + 4 * 6  # two of each budget's two or three go on
+    asked = [fact for fact in read_journal(tmp_path) if isinstance(fact, Asked)]
+    assert all(fact.macs <= (1 - fact.macs_cut) * PRETEND_SPACE.dense_macs for fact in asked)
+    journal = tmp_path / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    for length in range(0, len(lines), 16):
+        journal.write_bytes(b"".join(lines[:length]))
+        score(tmp_path, resume=True, seed=length, settings=for_three)
+        assert scores_by_rung(tmp_path) == undisturbed
+
+
 def scores_by_rung(run_dir: Path) -> dict[tuple[int, int], tuple[str, float]]:
     """Mask and loss of every score; none is made twice."""
     facts = read_journal(run_dir)
