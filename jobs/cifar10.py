@@ -2,7 +2,7 @@
 
 python jobs/cifar10.py --data DIR --network resnet56 --weights FILE --macs-cut 0.57 \
         --run-dir runs/resnet56
-ray job submit --working-dir . -- python jobs/cifar10.py ... --run-dir s3://BUCKET/PATH
+fppmo-ray submit jobs/cifar10.py ... --run-dir s3://BUCKET/PATH --address http://HEAD:8265
 """
 
 from __future__ import annotations

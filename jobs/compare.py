@@ -3,6 +3,7 @@
     python jobs/compare.py --data DIR --network resnet20 --weights FILE --search-val-rows FILE \
         --macs-cut 0.57 --proposals 320 --score-steps 0 --fine-tune-epochs 6 --workers 2 \
         --results jobs/results/compare/resnet20 --work-dir runs/compare
+    fppmo-ray submit jobs/compare.py ... --results /absolute/path --work-dir /absolute/path
 
 Every method and seed is a cell, kept in a file of its own: the same command goes on where it was
 stopped, which it can be at any time (control-C and ``fppmo-ray stop`` wait for running scores and
@@ -48,8 +49,8 @@ from comparing.methods import (
     settings_of,
 )
 from comparing.table import comparison_tables
+from fine_tuning import TuningTask
 from rich.console import Console
-from tuning import TuningTask
 
 from fppmo_ray import Dataset, Placement, SearchSettings, Splits, load_dataset
 from fppmo_ray.distribution import BoolArray, unpack_mask

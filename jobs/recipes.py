@@ -26,13 +26,13 @@ from cells import (
     measure_missing,
     stopped_by_signal,
 )
+from fine_tuning import TuningTask
 from judging.masks import Mask, chosen_mask, different_masks
 from rich.console import Console
 from selecting.table import recipe_tables
 from selecting.variants import VARIANTS, recipe_of
 from selecting.worker import RecipeWorker
 from trained import Trained, fixed_key, known_engine, settle_engine
-from tuning import TuningTask
 
 from fppmo_ray import Placement, SearchSettings
 from fppmo_ray.distribution import Budget, pack_mask

@@ -2,7 +2,7 @@
 
 python jobs/tune_cifar10.py --data DIR --network resnet56 --weights FILE --macs-cut 0.57 \
         --run-dir runs/resnet56-tune
-ray job submit --working-dir . -- python jobs/tune_cifar10.py ... --run-dir /absolute/path
+fppmo-ray submit jobs/tune_cifar10.py ... --run-dir /absolute/path --address http://HEAD:8265
 """
 
 from __future__ import annotations

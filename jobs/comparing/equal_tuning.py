@@ -8,8 +8,8 @@ from functools import cache, partial
 from typing import Any
 
 from cells import Measured
+from fine_tuning import Figures, Tuner, TuningTask
 from torch import nn
-from tuning import Figures, Tuner, TuningTask
 
 from fppmo_ray.service.place import Place, here
 from fppmo_ray.service.problem import Problem, claim_device, open_split

@@ -10,8 +10,8 @@ from statistics import fmean
 from typing import Any
 
 from cells import Cell, Record, find, folder_under_way, recipe_key
+from fine_tuning import TuningTask
 from trained import fixed_key
-from tuning import TuningTask
 
 from fppmo_ray.distribution import pack_mask
 from fppmo_ray.service.problem import Problem

@@ -11,8 +11,8 @@ from typing import Literal
 
 import torch
 from cells import Measured
+from fine_tuning import HELD_OUT, Tuner, TuningTask
 from torch import nn
-from tuning import HELD_OUT, Tuner, TuningTask
 
 from fppmo_ray.distribution import BoolArray
 from fppmo_ray.pruning import score

@@ -7,8 +7,8 @@ from functools import cache, partial
 from typing import Any
 
 from cells import Measured
+from fine_tuning import HELD_OUT, Tuner, TuningTask
 from torch import nn
-from tuning import HELD_OUT, Tuner, TuningTask
 
 from fppmo_ray.service.place import Place, here
 from fppmo_ray.service.problem import Problem, claim_device, open_split

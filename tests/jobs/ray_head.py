@@ -64,6 +64,25 @@ class Head:
         return self.fppmo_ray("status", search).stdout.split()[2]
 
 
+def stop_and_go_on(head: Head, *command: str | Path, begun: Callable[[], bool]) -> str:
+    """Submit a job, stop it once it has begun something, and let what that prints end it.
+
+    Returns:
+        The log of the job that was stopped.
+    """
+    job = head.submit(*command)
+    wait_until(begun, "something begun", seconds=600)
+    stopped = head.fppmo_ray("stop", job)
+    assert stopped.returncode == 0, stopped.stderr
+    assert f"search {job}  STOPPED" in stopped.stdout
+    way_on = stopped.stdout.splitlines()[-1].split()
+    assert way_on[:2] == ["fppmo-ray", "submit"]
+    assert way_on[-2:] == ["--address", head.address]
+    done = head.fppmo_ray(*way_on[1:-2], "--follow")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return head.fppmo_ray("logs", job).stdout
+
+
 def wait_until(holds: Callable[[], bool], what: str, *, seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not holds():

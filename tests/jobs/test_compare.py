@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ray_head import Head, stop_and_go_on
 
 from fppmo_ray import Recipe, SearchSettings, load_dataset
 from fppmo_ray.distribution import BoolArray, Feedback, MaskOptimizer
@@ -35,7 +36,7 @@ from fppmo_ray.training import (
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "jobs"))
 
-import tuning
+import fine_tuning
 from cells import Measured, Record, read_all
 from comparing.equal_tuning import TuningWorker
 from comparing.fastnas import mask_of, require_fastnas
@@ -44,7 +45,7 @@ from comparing.methods import ONE_SHOT, Case, control, method_of, one_shot, sett
 from comparing.rankings import ranked_globally
 from comparing.rival_searches import AffineRanking, LeGR, RivalSearch, random_widths
 from comparing.table import comparison_tables
-from tuning import TuningTask
+from fine_tuning import TuningTask
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SETTINGS = SearchSettings(
@@ -236,7 +237,7 @@ def test_fine_tuning_is_that_of_the_library_and_survives_a_kill_between_epochs(
     whole = measured(worker, case, task(case, tmp_path / "whole"))
 
     killed = task(case, tmp_path / "killed")
-    write = tuning.write_checkpoint
+    write = fine_tuning.write_checkpoint
 
     def write_or_die(path: Path, state: TrainingState, run: Mapping[str, Any]) -> None:
         if state.epochs_done == 2:  # the curve is written by now, the checkpoint is not
@@ -244,7 +245,7 @@ def test_fine_tuning_is_that_of_the_library_and_survives_a_kill_between_epochs(
         write(path, state, run)
 
     with monkeypatch.context() as patched:
-        patched.setattr(tuning, "write_checkpoint", write_or_die)
+        patched.setattr(fine_tuning, "write_checkpoint", write_or_die)
         with pytest.raises(KeyboardInterrupt):
             measured(worker, case, killed)
     assert len(json.loads((killed.folder / "epochs.json").read_text())) == 2
@@ -315,20 +316,50 @@ def test_t_quantiles_beyond_the_table_are_right_to_three_digits() -> None:
     assert {degrees: round(t_95(degrees), 3) for degrees in known} == known
 
 
+def command_of(few_images: Path, weights: Path, folder: Path, *methods: str) -> list[str]:
+    flags = {
+        **{"data": few_images, "network": "resnet20", "weights": weights},
+        **{"results": folder / "results", "work-dir": folder / "work"},
+        **{"macs-cut": 0.57, "proposals": 8, "population": 4, "score-steps": 0},
+        **{"recalibrate-images": 64, "score-images": 32, "rescore-seeds": 1, "engine": "plain"},
+        **{"dtype": "float32", "fine-tune-epochs": 20, "seeds": 0, "workers": 1},
+    }
+    parts = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+    return ["jobs/compare.py", *parts, "--methods", *methods]
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_stopped_ray_job_of_a_comparison_keeps_its_epochs_and_goes_on(
+    head: Head, few_images: Path, weights: Path, tmp_path: Path
+) -> None:
+    curves: dict[Path, list[Any]] = {}
+
+    def begun() -> bool:
+        """Whether the first network is in the middle of its epochs."""
+        for path in tmp_path.glob("work/*/tuning/epochs.json"):
+            curves[path] = json.loads(path.read_text())
+        return bool(curves)
+
+    command = command_of(few_images, weights, tmp_path, "uniform-l1", "random")
+    log = stop_and_go_on(head, *command, begun=begun)
+    results = tmp_path / "results"
+    assert f"stopped on request: 0 cells in {results}; the same command goes on" in log
+    assert "Traceback" not in log
+    records = read_all(results)
+    assert sorted(records) == ["random-57-s0", "uniform-l1-57-s0"]
+    for path, known in curves.items():
+        assert json.loads(path.read_text())[: len(known)] == known  # seconds and all
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_killed_comparison_does_no_cell_and_no_epoch_twice(
     few_images: Path, weights: Path, tmp_path: Path
 ) -> None:
     results, work = tmp_path / "results", tmp_path / "work"
-    flags = {
-        **{"data": few_images, "network": "resnet20", "weights": weights, "results": results},
-        **{"work-dir": work, "macs-cut": 0.57, "proposals": 8, "population": 4, "score-steps": 0},
-        **{"recalibrate-images": 64, "score-images": 32, "rescore-seeds": 1, "engine": "plain"},
-        **{"dtype": "float32", "fine-tune-epochs": 20, "seeds": 0, "workers": 1},
-    }
-    command = [sys.executable, "jobs/compare.py"]
-    command += [part for name, value in flags.items() for part in (f"--{name}", str(value))]
-    command += ["--methods", "uniform-l1", "fppmo", "legr"]
+    methods = ("uniform-l1", "fppmo", "legr")
+    command = [sys.executable, *command_of(few_images, weights, tmp_path, *methods)]
 
     def curves() -> list[Path]:
         return list(work.glob("*/tuning/epochs.json"))

@@ -9,11 +9,13 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import ray
 import torch
+from ray_head import Head, stop_and_go_on
 from rich.console import Console
 
 from fppmo_ray import Placement, Recipe, SearchSettings, load_dataset
@@ -39,7 +41,8 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "jobs"))
 
 import cells
 import fidelity
-import tuning
+import fine_tuning
+from fine_tuning import TuningTask
 from judging import agreement
 from judging import worker as fidelity_worker
 from judging.agreement import average_ranks, interval, noise, noise_beside_others, spearman
@@ -49,9 +52,8 @@ from judging.study import Plan, Study, Task, seconds_left, tasks
 from judging.table import Results, tables
 from judging.worker import Depth, FidelityWorker
 from trained import Trained
-from tuning import TuningTask
 
-for module in (cells, fidelity_worker, tuning):  # Ray's workers do not find them
+for module in (cells, fidelity_worker, fine_tuning):  # Ray's workers do not find them
     ray.cloudpickle.register_pickle_by_value(module)
 
 ENGINE = Engine()
@@ -480,6 +482,41 @@ def test_the_job_does_what_is_missing(
     printed = capsys.readouterr().out
     assert "1 steps" in printed
     assert "2 steps" not in printed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_stopped_ray_job_keeps_its_scores_and_epochs_and_goes_on(
+    head: Head, problem: Problem, few_images: Path, weights: Path, rows: Path, tmp_path: Path
+) -> None:
+    space = problem.tracing.space
+    budget, rng = Budget.from_cut(space, CUT), np.random.default_rng(0)
+    found = [pack_mask(budget.fill(rng.random(space.num_filters))) for _ in range(2)]
+    search = write_search(tmp_path / "run", facts_of(found, [0.9]), space.fingerprint(), CUT)
+    results = tmp_path / "results"
+    flags = {
+        **{"data": few_images, "network": "resnet20", "weights": weights, "search-val-rows": rows},
+        **{"searches": search, "results": results, "macs-cut": CUT, "masks": 2, "steps": 0},
+        **{"compensated-steps": 0, "score-seeds": 1, "recalibrate-images": 64, "workers": 1},
+        **{"dtype": "float32", "engine": "plain", "fine-tune-epochs": 20},
+    }
+    parts = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+    curves: dict[Path, list[Any]] = {}
+
+    def begun() -> bool:
+        for path in results.glob("under-way/*/epochs.json"):
+            curves[path] = json.loads(path.read_text())
+        return bool(curves)
+
+    log = stop_and_go_on(head, "jobs/fidelity.py", *parts, begun=begun)
+    assert f"stopped on request: 5 cells in {results}; the same command goes on" in log
+    assert "Traceback" not in log
+    records = cells.read_all(results)
+    assert len(records) == 1 + 2 * 2 + 2  # the engine, two scores and the truth of two masks
+    [(path, known)] = list(curves.items())[:1]
+    truth = records[path.parent.name.rpartition("-")[0]].figures
+    seconds = [round(epoch["seconds"], 3) for epoch in known]
+    assert truth["epoch_seconds"][: len(known)] == seconds  # of the job that was stopped
 
 
 @pytest.mark.filterwarnings("ignore:channel groups left whole")  # option-A shortcuts

@@ -24,19 +24,19 @@ from fppmo_ray.training import PLAIN, Splits, build_network, load_weights
 sys.path.append(str(Path(__file__).resolve().parents[2] / "jobs"))
 
 import cells
+import fine_tuning
 import recipes
-import tuning
+from fine_tuning import Tuner, TuningTask
 from judging.masks import different_masks
 from selecting import worker as recipe_worker
 from selecting.table import recipe_tables
 from selecting.variants import VARIANTS, recipe_of
 from selecting.worker import RecipeWorker
 from trained import Trained
-from tuning import Tuner, TuningTask
 
 from fppmo_ray.distribution import Budget
 
-for module in (cells, recipe_worker, tuning):  # Ray's workers do not find them
+for module in (cells, recipe_worker, fine_tuning):  # Ray's workers do not find them
     ray.cloudpickle.register_pickle_by_value(module)
 
 DEFAULT = Recipe(epochs=2, batch_size=64)
