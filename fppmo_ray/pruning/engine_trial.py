@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
-from torch import nn
-
-from fppmo_ray.distribution import BoolArray
-from fppmo_ray.pruning.score import Fidelity, ScoreInRungs
-from fppmo_ray.pruning.trace import Tracing
-from fppmo_ray.training import Engine, Images, Recipe
+from fppmo_ray.pruning.score import Candidate, Fidelity, ScoreInRungs
+from fppmo_ray.training import Engine
 
 _STEPS = 4  # of fine-tuning that are timed
 _FEW_IMAGES = 250
@@ -30,35 +24,17 @@ class EngineTrial:
     error: str | None = None
 
 
-def try_engine(
-    dense: nn.Module,
-    tracing: Tracing,
-    keep: BoolArray,
-    *,
-    search_train: Images,
-    held_out: Images,
-    fidelity: Fidelity,
-    recipe: Recipe,
-    engine: Engine,
-) -> EngineTrial:
-    """Time a score with few of its fine-tuning steps; the arguments are those of ``score``.
+def try_engine(candidate: Candidate) -> EngineTrial:
+    """Time the score of a candidate, with few of its fine-tuning steps, by its engine.
 
     What is made once in a process (kernels, caches) is not counted.
     """
-    begin = partial(
-        ScoreInRungs,
-        *(dense, tracing, keep),
-        search_train=search_train,
-        held_out=held_out,
-        recipe=recipe,
-        seed=(0,),
-        engine=engine,
-    )
+    first = replace(candidate, fidelity=_shortest(candidate.fidelity))
     try:
-        begin(fidelity=_shortest(fidelity)).measure_at(min(1, fidelity.steps))
-        return _timed(begin, fidelity, engine)
+        ScoreInRungs(first).measure_at(first.fidelity.steps)
+        return _timed(candidate)
     except (RuntimeError, ValueError) as error:  # it cannot be folded, captured, or held in memory
-        return EngineTrial(engine=engine, seconds=None, val_loss=None, error=str(error))
+        return EngineTrial(engine=candidate.engine, seconds=None, val_loss=None, error=str(error))
 
 
 def _shortest(fidelity: Fidelity) -> Fidelity:
@@ -70,10 +46,11 @@ def _shortest(fidelity: Fidelity) -> Fidelity:
     )
 
 
-def _timed(begin: Callable[..., ScoreInRungs], fidelity: Fidelity, engine: Engine) -> EngineTrial:
+def _timed(candidate: Candidate) -> EngineTrial:
+    fidelity = candidate.fidelity
     steps = min(_STEPS, fidelity.steps)
     started = time.perf_counter()
-    score = begin(fidelity=replace(fidelity, steps=steps))
+    score = ScoreInRungs(replace(candidate, fidelity=replace(fidelity, steps=steps)))
     trained_from = time.perf_counter()
     score.train_to(steps)
     trained = time.perf_counter()
@@ -81,4 +58,4 @@ def _timed(begin: Callable[..., ScoreInRungs], fidelity: Fidelity, engine: Engin
     metrics = score.look()
     untrained = (trained_from - started) + (time.perf_counter() - trained)
     training = (trained - trained_from) / max(1, steps) * fidelity.steps
-    return EngineTrial(engine=engine, seconds=untrained + training, val_loss=metrics.loss)
+    return EngineTrial(engine=candidate.engine, seconds=untrained + training, val_loss=metrics.loss)

@@ -46,6 +46,31 @@ class Fidelity:
     """Held-out images that loss and accuracy are read on."""
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Candidate:
+    """A mask to score, and all that its score is a function of."""
+
+    dense: nn.Module
+    """The trained dense network; left as it is."""
+    tracing: Tracing
+    """Of the dense network."""
+    keep: BoolArray
+    """The mask, ``(num_filters,)``, True = kept."""
+    search_train: Images
+    """For recalibration and fine-tuning."""
+    held_out: Images
+    """That the score is read on: search-val, or choose-val for finalists."""
+    fidelity: Fidelity
+    """How much work to do."""
+    recipe: Recipe
+    """How the fine-tuning steps are done; without distillation, whose teacher would double the
+    steps' cost."""
+    seed: tuple[int, ...] = (0,)
+    """Decides which images are drawn and their order."""
+    engine: Engine = PLAIN
+    """How the passes are computed; two engines differ by rounding."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Score:
     """What a worker found, and how long it took."""
@@ -55,48 +80,14 @@ class Score:
     seconds: float
 
 
-def score(
-    dense: nn.Module,
-    tracing: Tracing,
-    keep: BoolArray,
-    *,
-    search_train: Images,
-    held_out: Images,
-    fidelity: Fidelity,
-    recipe: Recipe,
-    seed: tuple[int, ...],
-    engine: Engine = PLAIN,
-) -> Score:
-    """Score one mask as a function of weights, mask, fidelity, recipe, seed and engine alone.
-
-    Args:
-        dense: The trained dense network; left as it is.
-        tracing: Of the dense network.
-        keep: The mask, ``(num_filters,)``, True = kept.
-        search_train: Images for recalibration and fine-tuning.
-        held_out: Images that the score is read on: search-val, or choose-val for finalists.
-        fidelity: How much work to do.
-        recipe: How the fine-tuning steps are done; without distillation, whose teacher would
-            double the steps' cost.
-        seed: Decides which images are drawn and their order.
-        engine: How the passes are computed; two engines differ by rounding.
+def score(candidate: Candidate) -> Score:
+    """Score one mask.
 
     Raises:
         RuntimeError: the fine-tuning steps diverged, or the loss is not finite.
     """
     begin = time.perf_counter()
-    stretches = ScoreInRungs(
-        dense,
-        tracing,
-        keep,
-        search_train=search_train,
-        held_out=held_out,
-        fidelity=fidelity,
-        recipe=recipe,
-        seed=seed,
-        engine=engine,
-    )
-    metrics = stretches.measure_at(fidelity.steps)
+    metrics = ScoreInRungs(candidate).measure_at(candidate.fidelity.steps)
     return Score(
         val_loss=metrics.loss,
         val_accuracy=metrics.accuracy,
@@ -107,39 +98,28 @@ def score(
 class ScoreInRungs:
     """A score that can be read on the way: pausing and reading change no bit of where it ends.
 
-    ``network`` is the pruned network, as it stands. The arguments are those of ``score``.
+    ``network`` is the pruned network, as it stands.
     """
 
-    def __init__(
-        self,
-        dense: nn.Module,
-        tracing: Tracing,
-        keep: BoolArray,
-        *,
-        search_train: Images,
-        held_out: Images,
-        fidelity: Fidelity,
-        recipe: Recipe,
-        seed: tuple[int, ...],
-        engine: Engine = PLAIN,
-    ) -> None:
-        rng = np.random.default_rng(seed)
-        self._search_train, self._held_out = search_train, held_out
+    def __init__(self, candidate: Candidate) -> None:
+        dense, tracing, keep = candidate.dense, candidate.tracing, candidate.keep
+        search_train, fidelity = candidate.search_train, candidate.fidelity
+        rng = np.random.default_rng(candidate.seed)
+        self._candidate = candidate
         self._recalibration = _draw(rng, len(search_train), fidelity.recalibrate_images)
-        self._scoring = _draw(rng, len(held_out), fidelity.score_images)
-        self._engine = engine
+        self._scoring = _draw(rng, len(candidate.held_out), fidelity.score_images)
         self.network = extract(dense, tracing, keep)
-        lay_out(self.network, engine)
+        lay_out(self.network, candidate.engine)
         if fidelity.compensate:
             few = self._recalibration[:_COMPENSATE_IMAGES]
             compensate(self.network, dense, tracing, keep, search_train.batches(_BATCH, few))
         self._training = StepTraining(
             self.network,
             search_train,
-            replace(recipe, distillation_weight=0.0),
+            replace(candidate.recipe, distillation_weight=0.0),
             steps=fidelity.steps,
             seed=int(rng.integers(2**31)),
-            engine=engine,
+            engine=candidate.engine,
         )
 
     def measure_at(self, rung: int) -> Metrics:
@@ -159,15 +139,16 @@ class ScoreInRungs:
 
     def recalibrate(self) -> None:
         """Re-estimate the batch-norm statistics, in place; what training learns is not touched."""
-        batches = self._search_train.batches(_BATCH, self._recalibration)
-        recalibrate_batchnorm(self.network, batches, dtype=self._engine.dtype)
+        candidate = self._candidate
+        batches = candidate.search_train.batches(_BATCH, self._recalibration)
+        recalibrate_batchnorm(self.network, batches, dtype=candidate.engine.dtype)
 
     def look(self) -> Metrics:
         """Loss and accuracy on the held-out images of the score."""
-        network, engine = self.network.eval(), self._engine
+        network, engine = self.network.eval(), self._candidate.engine
         if engine.fold_batchnorm:
             network = fold_batchnorm(network)
-        batches = self._held_out.batches(engine.scoring_batch, self._scoring)
+        batches = self._candidate.held_out.batches(engine.scoring_batch, self._scoring)
         return evaluate(network, batches, dtype=engine.dtype)
 
     def state(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from fppmo_ray.pruning import extract, importance
 from fppmo_ray.pruning.adapt import adapt_epoch
 from fppmo_ray.pruning.engine_trial import EngineTrial, try_engine
 from fppmo_ray.pruning.importance import Criterion
-from fppmo_ray.pruning.score import Score, score
+from fppmo_ray.pruning.score import Candidate, Score, score
 from fppmo_ray.service.latency import Latency, measure_latency
 from fppmo_ray.service.place import Place, here
 from fppmo_ray.service.problem import Problem, claim_device, open_split, pruned_network
@@ -25,7 +26,6 @@ from fppmo_ray.service.weights import Arrays, load_arrays
 from fppmo_ray.training import (
     Engine,
     EpochReport,
-    Images,
     Metrics,
     Recipe,
     TrainingState,
@@ -93,7 +93,7 @@ class ScoringWorker:
         self._dense = copy.deepcopy(problem.network).to(self._device).eval()
         self._round: int | None = None
         self._teacher: tuple[int, nn.Module] | None = None
-        self._images: dict[str, Images] = {}
+        self._split = cache(partial(open_split, problem, device=self._device))
 
     def __repr__(self) -> str:
         """What the Ray dashboard shows."""
@@ -113,31 +113,20 @@ class ScoringWorker:
 
         The learning rate's schedule is laid over these steps; a deeper score begins anew.
         """
+        candidate = self._candidate(self._dense_on(basis), keep, basis.engine)
         return score(
-            self._dense_on(basis),
-            self._problem.tracing,
-            keep,
-            search_train=self._split("search_train"),
-            held_out=self._split(held_out),
-            fidelity=replace(self._problem.fidelity, steps=steps),
-            recipe=self._problem.recipe,
-            seed=tuple(seed),
-            engine=basis.engine,
+            replace(
+                candidate,
+                held_out=self._split(held_out),
+                fidelity=replace(candidate.fidelity, steps=steps),
+                seed=tuple(seed),
+            )
         )
 
     def try_engine(self, engine: Engine, keep: BoolArray) -> EngineTrial:
         """What a score of a mask costs with an engine."""
         torch.set_num_threads(engine.threads)
-        return try_engine(
-            self._dense,
-            self._problem.tracing,
-            keep,
-            search_train=self._split("search_train"),
-            held_out=self._split("search_val"),
-            fidelity=self._problem.fidelity,
-            recipe=self._problem.recipe,
-            engine=engine,
-        )
+        return try_engine(self._candidate(self._dense, keep, engine))
 
     def importance(self, basis: Basis, criterion: Criterion, seed: int) -> FloatArray:
         """Importance of every filter, ``(num_filters,)``."""
@@ -226,6 +215,19 @@ class ScoringWorker:
         networks = [self._network(basis, keep).eval() for keep in masks]
         return [measure_latency(network, image) for network in networks]
 
+    def _candidate(self, dense: nn.Module, keep: BoolArray, engine: Engine) -> Candidate:
+        problem = self._problem
+        return Candidate(
+            dense=dense,
+            tracing=problem.tracing,
+            keep=keep,
+            search_train=self._split("search_train"),
+            held_out=self._split("search_val"),
+            fidelity=problem.fidelity,
+            recipe=problem.recipe,
+            engine=engine,
+        )
+
     def _metrics(self, network: nn.Module, split: str) -> Metrics:
         return evaluate(network, self._split(split).batches(_EVALUATION_BATCH))
 
@@ -261,11 +263,6 @@ class ScoringWorker:
             load_arrays(network, basis.arrays)
             self._teacher = basis.round, network.eval()
         return self._teacher[1]
-
-    def _split(self, name: str) -> Images:
-        if name not in self._images:
-            self._images[name] = open_split(self._problem, name, self._device)
-        return self._images[name]
 
 
 def _file_bytes(network: nn.Module) -> int:

@@ -15,7 +15,7 @@ from fine_tuning import HELD_OUT, Tuner, TuningTask
 from torch import nn
 
 from fppmo_ray.distribution import BoolArray
-from fppmo_ray.pruning import score
+from fppmo_ray.pruning import Candidate, score
 from fppmo_ray.pruning.engine_trial import EngineTrial, try_engine
 from fppmo_ray.service.place import Place, here
 from fppmo_ray.service.problem import Problem, claim_device, open_split
@@ -78,33 +78,14 @@ class FidelityWorker:
     def try_engine(self, engine: Engine, keep: BoolArray) -> EngineTrial:
         """What a score of a mask costs with an engine."""
         torch.set_num_threads(engine.threads)
-        return try_engine(
-            self._dense["dense"],
-            self._problem.tracing,
-            keep,
-            search_train=self._split("search_train"),
-            held_out=self._split("search_val"),
-            fidelity=self._problem.fidelity,
-            recipe=self._problem.recipe,
-            engine=engine,
-        )
+        return try_engine(self._candidate("dense", keep, engine))
 
     def score(self, engine: Engine, keep: BoolArray, depth: Depth, seed: Sequence[int]) -> Measured:
         """Loss and accuracy on search-val, as a search would score the mask."""
         torch.set_num_threads(engine.threads)
-        scored = score(
-            self._dense[depth.weights],
-            self._problem.tracing,
-            keep,
-            search_train=self._split("search_train"),
-            held_out=self._split("search_val"),
-            fidelity=replace(
-                self._problem.fidelity, steps=depth.steps, compensate=depth.compensate
-            ),
-            recipe=self._problem.recipe,
-            seed=tuple(seed),
-            engine=engine,
-        )
+        candidate = self._candidate(depth.weights, keep, engine)
+        fidelity = replace(candidate.fidelity, steps=depth.steps, compensate=depth.compensate)
+        scored = score(replace(candidate, fidelity=fidelity, seed=tuple(seed)))
         figures = {"val_loss": scored.val_loss, "val_accuracy": scored.val_accuracy}
         return Measured(figures=figures, seconds=scored.seconds)
 
@@ -125,6 +106,19 @@ class FidelityWorker:
             "epoch_seconds": [round(epoch["seconds"], 3) for epoch in tuned.epochs],
         }
         return Measured(figures=figures, seconds=tuned.seconds + time.perf_counter() - begin)
+
+    def _candidate(self, weights: Weights, keep: BoolArray, engine: Engine) -> Candidate:
+        problem = self._problem
+        return Candidate(
+            dense=self._dense[weights],
+            tracing=problem.tracing,
+            keep=keep,
+            search_train=self._split("search_train"),
+            held_out=self._split("search_val"),
+            fidelity=problem.fidelity,
+            recipe=problem.recipe,
+            engine=engine,
+        )
 
     def _network_with(self, arrays: Arrays | None) -> nn.Module:
         network = copy.deepcopy(self._problem.network)

@@ -15,7 +15,7 @@ from fppmo_ray import Dataset, ImageArrays, Recipe
 from fppmo_ray.distribution import BoolArray, Budget
 from fppmo_ray.distribution.logits import uniform_priority
 from fppmo_ray.pruning import Fidelity, Tracing, extract, importance, trace
-from fppmo_ray.pruning.score import score
+from fppmo_ray.pruning.score import Candidate, score
 from fppmo_ray.training import (
     PLAIN,
     Augmentation,
@@ -80,10 +80,10 @@ class Subject:
 
     def score(self) -> None:
         """Do what is measured."""
-        score(
-            self.dense,
-            self.tracing,
-            self.keep,
+        candidate = Candidate(
+            dense=self.dense,
+            tracing=self.tracing,
+            keep=self.keep,
             search_train=self.images,
             held_out=self.images,
             fidelity=self.fidelity,
@@ -91,6 +91,7 @@ class Subject:
             seed=(0, 0),
             engine=self.engine,
         )
+        score(candidate)
 
     def extracted(self) -> nn.Module:
         """The network that the mask leaves over, laid out as in a score."""

@@ -28,7 +28,7 @@ from fppmo_ray.distribution import (
     pack_mask,
 )
 from fppmo_ray.distribution.logits import uniform_priority
-from fppmo_ray.pruning import score
+from fppmo_ray.pruning import Candidate, score
 from fppmo_ray.service.pretend import PRETEND_SPACE
 from fppmo_ray.service.problem import Problem, open_split, state_problem
 from fppmo_ray.service.record.facts import Asked, Chosen, Fact, Rescored, Scored, Started
@@ -300,10 +300,10 @@ def test_a_score_of_the_job_is_that_of_a_search(problem: Problem, mask: Mask) ->
     plain = worker.score(ENGINE, mask.keep, Depth(steps=1, compensate=True), (0, 1, 2))
     adapted = Depth(steps=1, compensate=True, weights="adapted")
     assert worker.score(ENGINE, mask.keep, adapted, (0, 1, 2)).figures == plain.figures
-    expected = score(
-        problem.network.eval(),
-        problem.tracing,
-        mask.keep,
+    candidate = Candidate(
+        dense=problem.network.eval(),
+        tracing=problem.tracing,
+        keep=mask.keep,
         search_train=open_split(problem, "search_train", torch.device("cpu")),
         held_out=open_split(problem, "search_val", torch.device("cpu")),
         fidelity=replace(problem.fidelity, steps=1, compensate=True),
@@ -311,6 +311,7 @@ def test_a_score_of_the_job_is_that_of_a_search(problem: Problem, mask: Mask) ->
         seed=(0, 1, 2),
         engine=ENGINE,
     )
+    expected = score(candidate)
     assert plain.figures["val_loss"] == expected.val_loss
     assert plain.figures["val_accuracy"] == expected.val_accuracy
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from fppmo_ray.pruning import Fidelity, score, trace
+from fppmo_ray.pruning import Candidate, Fidelity, score, trace
 from fppmo_ray.pruning.engine_trial import try_engine
 from fppmo_ray.training import (
     PLAIN,
@@ -42,31 +42,33 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def trained() -> dict[str, Any]:
-    """A trained network, a mask and images, as ``score`` takes them."""
+def trained() -> Candidate:
+    """A trained network, a mask and images."""
     digits = load_dataset("digits")
     dense = build_network("digits_cnn", 10)
     train = open_images(digits.train, np.arange(900), digits)
     train_steps(dense, train, RECIPE, steps=60, seed=0)
     tracing = trace(dense.eval(), example_batch(digits))
-    return {
-        "dense": dense,
-        "tracing": tracing,
-        "keep": np.arange(tracing.space.num_filters) % 2 == 0,
-        "search_train": train,
-        "held_out": open_images(digits.train, np.arange(900, 1400), digits),
-        "recipe": RECIPE,
-    }
+    return Candidate(
+        dense=dense,
+        tracing=tracing,
+        keep=np.arange(tracing.space.num_filters) % 2 == 0,
+        search_train=train,
+        held_out=open_images(digits.train, np.arange(900, 1400), digits),
+        fidelity=Fidelity(),
+        recipe=RECIPE,
+    )
 
 
 @pytest.mark.parametrize("steps", [0, 10])
 def test_all_engines_give_the_same_score_within_a_third_of_its_noise(
-    trained: dict[str, Any], steps: int
+    trained: Candidate, steps: int
 ) -> None:
     fidelity = Fidelity(steps=steps, recalibrate_images=500, score_images=400)
 
     def loss(engine: Engine, seed: int = 0) -> float:
-        return score(**trained, fidelity=fidelity, seed=(0, seed), engine=engine).val_loss
+        candidate = replace(trained, fidelity=fidelity, seed=(0, seed), engine=engine)
+        return score(candidate).val_loss
 
     plain = loss(PLAIN)
     noise = statistics.stdev(loss(PLAIN, seed) for seed in range(6))
@@ -76,9 +78,9 @@ def test_all_engines_give_the_same_score_within_a_third_of_its_noise(
         assert abs(loss(engine) - plain) < noise / 3, str(engine)
 
 
-def test_a_trial_counts_all_steps_of_a_score_but_trains_few(trained: dict[str, Any]) -> None:
+def test_a_trial_counts_all_steps_of_a_score_but_trains_few(trained: Candidate) -> None:
     few, many = (
-        try_engine(**trained, fidelity=Fidelity(steps=steps), engine=PLAIN) for steps in (4, 4000)
+        try_engine(replace(trained, fidelity=Fidelity(steps=steps))) for steps in (4, 4000)
     )
     assert few.val_loss == many.val_loss  # both after four steps
     assert few.seconds is not None
@@ -98,12 +100,17 @@ class Undecided(nn.Module):
         return logits if logits.sum() < 1e9 else -logits
 
 
-def test_an_engine_that_does_not_fit_the_network_says_why(trained: dict[str, Any]) -> None:
+def test_an_engine_that_does_not_fit_the_network_says_why(trained: Candidate) -> None:
     dense = Undecided().eval()
     tracing = trace(dense, torch.zeros(1, 1, 8, 8))
-    changed = {"dense": dense, "tracing": tracing, "keep": np.ones(tracing.space.num_filters) > 0}
-    trial = try_engine(
-        **{**trained, **changed}, fidelity=Fidelity(steps=0), engine=Engine(fold_batchnorm=True)
+    candidate = replace(
+        trained,
+        dense=dense,
+        tracing=tracing,
+        keep=np.ones(tracing.space.num_filters) > 0,
+        fidelity=Fidelity(steps=0),
+        engine=Engine(fold_batchnorm=True),
     )
+    trial = try_engine(candidate)
     assert trial.seconds is None
     assert "torch.fx cannot follow" in str(trial.error)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ import torch
 from torch import nn
 
 from fppmo_ray.distribution import BoolArray
-from fppmo_ray.pruning import Fidelity, ScoreInRungs, Tracing, score, trace
+from fppmo_ray.pruning import Candidate, Fidelity, ScoreInRungs, Tracing, score, trace
 from fppmo_ray.training import (
     Images,
     Recipe,
@@ -42,17 +41,17 @@ class Setting:
     train: Images
     held_out: Images
 
-    def arguments(self, fidelity: Fidelity, seed: tuple[int, ...] = (0, 3)) -> dict[str, Any]:
-        return {
-            "dense": self.dense,
-            "tracing": self.tracing,
-            "keep": self.keep,
-            "search_train": self.train,
-            "held_out": self.held_out,
-            "fidelity": fidelity,
-            "recipe": RECIPE,
-            "seed": seed,
-        }
+    def candidate(self, fidelity: Fidelity, seed: tuple[int, ...] = (0, 3)) -> Candidate:
+        return Candidate(
+            dense=self.dense,
+            tracing=self.tracing,
+            keep=self.keep,
+            search_train=self.train,
+            held_out=self.held_out,
+            fidelity=fidelity,
+            recipe=RECIPE,
+            seed=seed,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +70,11 @@ def setting() -> Setting:
 @pytest.mark.parametrize("compensate", [False, True])
 def test_the_last_rung_is_the_score_to_the_bit(setting: Setting, compensate: bool) -> None:
     fidelity = Fidelity(steps=12, compensate=compensate, recalibrate_images=200, score_images=250)
-    arguments = setting.arguments(fidelity)
-    at_once = score(**arguments)
-    first = ScoreInRungs(**arguments)
+    candidate = setting.candidate(fidelity)
+    at_once = score(candidate)
+    first = ScoreInRungs(candidate)
     losses = [first.measure_at(rung).loss for rung in (0, 5)]
-    moved = ScoreInRungs(**arguments)
+    moved = ScoreInRungs(candidate)
     moved.restore(first.state())
     last = moved.measure_at(12)
     assert (last.loss, last.accuracy) == (at_once.val_loss, at_once.val_accuracy)
@@ -85,19 +84,19 @@ def test_the_last_rung_is_the_score_to_the_bit(setting: Setting, compensate: boo
 
 def test_the_first_rung_is_the_score_without_steps(setting: Setting) -> None:
     few = {"recalibrate_images": 200, "score_images": 250}
-    rungs = ScoreInRungs(**setting.arguments(Fidelity(steps=12, **few)))
-    without = score(**setting.arguments(Fidelity(steps=0, **few)))
+    rungs = ScoreInRungs(setting.candidate(Fidelity(steps=12, **few)))
+    without = score(setting.candidate(Fidelity(steps=0, **few)))
     assert rungs.measure_at(0).loss == without.val_loss
 
 
 def test_another_seed_scores_on_other_images(setting: Setting) -> None:
     fidelity = Fidelity(steps=0, recalibrate_images=200, score_images=150)
-    losses = {score(**setting.arguments(fidelity, seed=(0, g))).val_loss for g in (0, 0, 1)}
+    losses = {score(setting.candidate(fidelity, seed=(0, g))).val_loss for g in (0, 0, 1)}
     assert len(losses) == 2
 
 
 def test_scoring_leaves_the_dense_network_alone(setting: Setting) -> None:
     before = {name: value.clone() for name, value in setting.dense.state_dict().items()}
-    score(**setting.arguments(Fidelity(steps=2, recalibrate_images=100, score_images=100)))
+    score(setting.candidate(Fidelity(steps=2, recalibrate_images=100, score_images=100)))
     after = setting.dense.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())

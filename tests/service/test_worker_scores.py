@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fppmo_ray import Placement, Recipe, SearchSettings, load_dataset
-from fppmo_ray.pruning import Fidelity, score
+from fppmo_ray.pruning import Candidate, Fidelity, score
 from fppmo_ray.service.problem import open_split, state_problem
 from fppmo_ray.service.weights import to_arrays
 from fppmo_ray.service.worker import Basis, ScoringWorker
@@ -29,10 +29,10 @@ def test_a_deep_score_begins_anew_with_its_own_schedule_whatever_was_scored_befo
     worker, device = ScoringWorker(problem, 0), torch.device("cpu")
 
     for steps in (2, 6):
-        expected = score(
-            network.eval(),
-            problem.tracing,
-            keep,
+        candidate = Candidate(
+            dense=network.eval(),
+            tracing=problem.tracing,
+            keep=keep,
             search_train=open_split(problem, "search_train", device),
             held_out=open_split(problem, "search_val", device),
             fidelity=Fidelity(steps=steps, **few),
@@ -40,5 +40,6 @@ def test_a_deep_score_begins_anew_with_its_own_schedule_whatever_was_scored_befo
             seed=(0, 3),
             engine=problem.engine,
         )
+        expected = score(candidate)
         scored = worker.score(basis, keep, (0, 3), "search_val", steps)
         assert (scored.val_loss, scored.val_accuracy) == (expected.val_loss, expected.val_accuracy)

@@ -112,6 +112,11 @@ class FPPMOSearch(Searcher):
                 f"baseline_epochs must be 0 under Tune, got {settings.baseline_epochs}; "
                 "train the network first, or use fppmo_ray.search"
             )
+        if settings.adapt_epochs or len(settings.stage_settings()) > 1:
+            raise ValueError(
+                "weights stay as they are under Tune: leave adapt_epochs and stages out, or use "
+                "fppmo_ray.search"
+            )
         if settings.importance == "taylor":
             raise ValueError(
                 "importance taylor is measured on images: measure it by "

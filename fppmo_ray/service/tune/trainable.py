@@ -10,7 +10,7 @@ import torch
 from ray import tune
 
 from fppmo_ray.distribution import unpack_mask
-from fppmo_ray.pruning import ScoreInRungs
+from fppmo_ray.pruning import Candidate, ScoreInRungs
 from fppmo_ray.service.problem import Problem, claim_device, open_split
 
 _CHECKPOINT = "score.pt"
@@ -102,10 +102,10 @@ class PruneTrainable(tune.Trainable):
         problem = self._problem
         self._rungs_done = 0
         self._keep = unpack_mask(config["mask"], problem.tracing.space.num_filters)
-        self._score: ScoreInRungs = ScoreInRungs(
-            self._dense,
-            problem.tracing,
-            self._keep,
+        candidate = Candidate(
+            dense=self._dense,
+            tracing=problem.tracing,
+            keep=self._keep,
             search_train=self._search_train,
             held_out=self._search_val,
             fidelity=problem.fidelity,
@@ -113,6 +113,7 @@ class PruneTrainable(tune.Trainable):
             seed=tuple(config["score_seed"]),
             engine=problem.engine,
         )
+        self._score: ScoreInRungs = ScoreInRungs(candidate)
 
 
 def read_score_state(folder: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import nn
 
 from fppmo_ray import Placement, Recipe, SearchSettings, extract, load_dataset, search
 from fppmo_ray.distribution import pack_mask, unpack_mask
-from fppmo_ray.pruning import score
+from fppmo_ray.pruning import Candidate, score
 from fppmo_ray.service.problem import open_split
 from fppmo_ray.service.record.facts import Asked, Scored
 from fppmo_ray.service.record.run_directory import read_journal
@@ -85,16 +85,17 @@ def test_every_rung_is_reported_and_the_last_one_is_the_services_score(
 ) -> None:
     found = reports(begun(problem, configs[0]))
     keep = unpack_mask(configs[0]["mask"], problem.tracing.space.num_filters)
-    at_once = score(
-        problem.network.eval(),
-        problem.tracing,
-        keep,
+    candidate = Candidate(
+        dense=problem.network.eval(),
+        tracing=problem.tracing,
+        keep=keep,
         search_train=open_split(problem, "search_train", CPU),
         held_out=open_split(problem, "search_val", CPU),
         fidelity=problem.fidelity,
         recipe=problem.recipe,
         seed=(0, 0),
     )
+    at_once = score(candidate)
     assert [report["rung"] for report in found] == [0, 2, 4]
     assert [report["done"] for report in found] == [False, False, True]
     assert {report["macs"] for report in found} == {configs[0]["macs"]}
