@@ -7,15 +7,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
-from fppmo_ray import Placement, Recipe, SearchResult, SearchSettings, load_dataset, search
+from fppmo_ray import (
+    Placement,
+    Recipe,
+    SearchResult,
+    SearchSettings,
+    load_dataset,
+    load_network,
+    search,
+)
 from fppmo_ray.job import present
 from fppmo_ray.report import print_status
 from fppmo_ray.service.delivery import deliver
 from fppmo_ray.service.record.facts import Asked, Chosen, EpochFinished, Fact, Scored
 from fppmo_ray.service.record.run_directory import JOURNAL, read_journal
-from fppmo_ray.training import build_network, evaluate, open_images
+from fppmo_ray.training import build_network, evaluate, open_images, source_of
 
 CUTS = 0.4, 0.65
 DENSE = build_network("digits_cnn", 10)
@@ -36,8 +45,15 @@ SETTINGS = SearchSettings(
 
 
 def run(run_dir: Path, *, resume: bool = False, workers: int = 1) -> SearchResult:
-    data, placement = load_dataset("digits"), Placement(workers=workers)
-    return search(DENSE, data, SETTINGS, run_dir=run_dir, placement=placement, resume=resume)
+    return search(
+        DENSE,
+        load_dataset("digits"),
+        SETTINGS,
+        run_dir=run_dir,
+        placement=Placement(workers=workers),
+        resume=resume,
+        source=source_of("digits_cnn", 10),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +122,7 @@ def test_without_a_budget_neither_mask_nor_network_is_the_best(
 
 @pytest.mark.slow
 def test_the_record_holds_a_network_for_each_budget_and_the_front(
-    finished: Path,
+    finished: Path, tmp_path: Path
 ) -> None:
     names = {path.name for path in finished.iterdir()}
     assert names >= {f"network-{cut}.{kind}" for cut in CUTS for kind in ("pt", "json")}
@@ -115,6 +131,11 @@ def test_the_record_holds_a_network_for_each_budget_and_the_front(
     print_status(finished, Console(file=text, width=200))
     for part in ("finished", "0.4, 0.65 of", "best on search-val, budget 0.65"):
         assert part in text.getvalue()
+    assert deliver(finished, tmp_path, 0.65) == [
+        tmp_path / "network-0.65.pt",
+        tmp_path / "network-0.65.json",
+    ]
+    assert load_network(tmp_path / "network-0.65.json")(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
 
 
 @pytest.mark.slow
