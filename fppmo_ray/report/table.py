@@ -119,7 +119,7 @@ def _status(facts: list[Fact]) -> list[tuple[str, str]]:
     num_scored = len({fact.id for fact in scored} - failed)
     lines = [
         ("search", started.search_id),
-        ("state", _state(facts)),
+        ("state", _state(facts, _num_stages(settings))),
         ("MACs cut", f"{_listed(settings['macs_cut'])} of {started.dense_macs:,}"),
         ("proposals", f"{num_scored} scored, {len(failed)} failed of {settings['proposals']}"),
         ("asked", str(_count(facts, Asked))),
@@ -151,20 +151,32 @@ def _best_scores(facts: list[Fact], scored: list[Scored]) -> list[tuple[str, str
         by_cut.setdefault(cuts.get(fact.id), []).append(fact)
     lines = []
     for macs_cut in sorted(by_cut, key=lambda cut: cut or 0.0):
-        best = max(by_cut[macs_cut], key=lambda fact: (fact.rung, fact.val_accuracy))
+        best = max(by_cut[macs_cut], key=lambda fact: (fact.round, fact.rung, fact.val_accuracy))
         name = "best on search-val" + ("" if macs_cut is None else f", budget {macs_cut}")
         lines.append((name, f"{best.val_accuracy:.4f} (proposal {best.id})"))
     return lines
 
 
-def _state(facts: list[Fact]) -> str:
+def _num_stages(settings: dict[str, Any]) -> int:
+    stages = settings.get("stages", ())
+    earlier = {*stages} if isinstance(stages, list | tuple) else {stages}
+    return len(earlier - {settings["macs_cut"]}) + 1 if earlier else 1
+
+
+def _state(facts: list[Fact], num_stages: int) -> str:
     if _count(facts, Finished):
         return "finished"
-    if _count(facts, Chosen):
+    chosen = [place for place, fact in enumerate(facts) if isinstance(fact, Chosen)]
+    stage = len({fact.stage for fact in facts if isinstance(fact, Chosen)})
+    if stage == num_stages:
         return "final fine-tuning"
-    if _count(facts, Rescored):
-        return "choosing among the finalists"
-    return "searching" if _count(facts, Asked) else "preparing"
+    of_stage = facts[chosen[-1] + 1 :] if chosen else facts
+    in_stage = f", stage {stage + 1} of {num_stages}" if num_stages > 1 else ""
+    if _count(of_stage, Rescored):
+        return f"choosing among the finalists{in_stage}"
+    if _count(of_stage, Asked):
+        return f"searching{in_stage}"
+    return f"fine-tuning between stages{in_stage}" if chosen else "preparing"
 
 
 def _count(facts: list[Fact], kind: type[Fact]) -> int:

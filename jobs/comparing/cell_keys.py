@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -40,8 +41,18 @@ def _key(case: Case, method: Method, network: str) -> dict[str, Any]:
     if method.is_search or method.needs_fppmo:
         searching = asdict(settings_of(method, settings))
         known = (*key, "dtype", "baseline_epochs", "baseline_learning_rate")
-        key["search"] = {name: searching[name] for name in searching if name not in known}
+        unused = _unused(searching)
+        key["search"] = {k: v for k, v in searching.items() if k not in known and k not in unused}
     return key
+
+
+def _unused(searching: Mapping[str, Any]) -> set[str]:
+    """Settings of rounds and stages that play no part, as before there were such."""
+    rounds = {"adapt_epochs", "adapt_rounds", "adapt_learning_rate", "tune_from"}
+    stages = {"stages", "stage_epochs"}
+    return (set() if searching["adapt_epochs"] else rounds) | (
+        set() if searching["stages"] else stages
+    )
 
 
 def figures_of(case: Case, choice: Choice) -> dict[str, Any]:

@@ -244,15 +244,16 @@ def foreign_choice(case: Case, memory: Path) -> Choice:
 def settings_of(method: Method, settings: SearchSettings) -> SearchSettings:
     """The search's settings of a method: all alike but for the rule and the scores asked for.
 
-    Rivals learn nothing by our rules, so cells of theirs do not depend on ``--rule``. Those with
-    a search of their own score every proposal at once, whatever ``--screen-steps`` says.
+    Rivals prune the weights as they are, in one shot, and learn nothing by our rules: cells of
+    theirs do not depend on ``--rule``, ``--adapt-epochs`` and ``--stages``. Those with a search of
+    their own score every proposal at once, whatever ``--screen-steps`` says.
     """
     is_rival = method.is_search and method.name != FPPMO
-    rule = "random" if is_rival else settings.rule
+    if is_rival:
+        settings = replace(settings, rule="random", adapt_epochs=0, tune_from="given", stages=())
     is_screened = not is_rival or SEARCHES[method.name] is _own_search
     return replace(
         settings,
-        rule=rule,
         proposals=method.scores or settings.proposals,
         screen_steps=settings.screen_steps if is_screened else None,
     )

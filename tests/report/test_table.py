@@ -8,7 +8,15 @@ import pytest
 from rich.console import Console
 
 from fppmo_ray.report import print_result, print_status
-from fppmo_ray.service.record.facts import Asked, EngineChosen, Failed, Scored, Started
+from fppmo_ray.service.record.facts import (
+    Asked,
+    Chosen,
+    EngineChosen,
+    Failed,
+    Rescored,
+    Scored,
+    Started,
+)
 from fppmo_ray.service.record.run_directory import open_run
 
 
@@ -98,6 +106,30 @@ def test_the_state_of_a_search_with_several_budgets_tells_the_best_of_each(tmp_p
     assert "MACs cut 0.4, 0.57 of 9" in shown
     assert "best on search-val, budget 0.4 0.9000 (proposal 0)" in shown
     assert "best on search-val, budget 0.57 0.7000 (proposal 2)" in shown
+
+
+def test_the_state_of_a_search_in_stages_tells_the_stage(tmp_path: Path) -> None:
+    identity = {"settings": {"macs_cut": 0.6, "proposals": 4, "stages": [0.3, 0.6]}}
+    started = Started(search_id="c0", identity=identity, versions={}, groups=[], dense_macs=9)
+    place = {"seconds": 1, "worker": "0@a:1", "at": 0, "rung": 0, "val_loss": 1}
+    score = {"split": "choose_val", "repeat": 0, "mask": "", "val_loss": 1, "val_accuracy": 0.5}
+    steps = [
+        (Asked(id=0, generation=0, macs=7, mask=""), "searching, stage 1 of 2"),
+        (Scored(id=0, round=0, val_accuracy=0.9, **place), "searching, stage 1 of 2"),
+        (Rescored(finalist="mode", **score), "choosing among the finalists, stage 1 of 2"),
+        (Chosen(finalist="mode", mask=""), "fine-tuning between stages, stage 2 of 2"),
+        (Asked(id=1, generation=1, macs=4, mask=""), "searching, stage 2 of 2"),
+        (Scored(id=1, round=1, val_accuracy=0.7, **place), "searching, stage 2 of 2"),
+        (Chosen(finalist="mode", mask="", stage=1), "final fine-tuning"),
+    ]
+    with open_run(tmp_path, resume=False, started=started) as run:
+        for fact, state in steps:
+            run.record([fact])
+            text = io.StringIO()
+            print_status(tmp_path, Console(file=text, width=200))
+            assert f"state {state} MACs" in " ".join(text.getvalue().replace("│", " ").split())
+    # The score of the second stage is of other weights, whatever the first one's was.
+    assert "0.7000 (proposal 1)" in text.getvalue()
 
 
 def test_an_unfinished_search_has_no_table(tmp_path: Path) -> None:
