@@ -44,6 +44,8 @@ class Generation:
     """Whether all that are wanted have."""
     feedback: tuple[Feedback, ...] = field(repr=False)
     """Of all its rungs."""
+    heats: tuple[range, ...] = field(repr=False)
+    """The ids of its proposals for each of the budgets."""
 
     @property
     def num_failed(self) -> int:
@@ -53,26 +55,37 @@ class Generation:
     @property
     def losses(self) -> list[float]:
         """``val_loss`` of those that were scored at the deepest rung so far."""
-        return [item.val_loss for item in self._deepest if item.val_loss is not None]
+        return [item.val_loss for item in _deepest(self.feedback) if item.val_loss is not None]
 
     @property
     def accuracies(self) -> list[float]:
         """``val_accuracy`` of those that were scored at the deepest rung so far."""
-        return [item.val_accuracy for item in self._deepest if item.val_accuracy is not None]
-
-    @property
-    def _deepest(self) -> list[Feedback]:
-        scored = [item for item in self.feedback if not item.failed]
-        rung = max((item.rung for item in scored), default=0)
-        return [item for item in scored if item.rung == rung]
+        return _accuracies(self.feedback)
 
     def __str__(self) -> str:
-        """As people read it in the log."""
+        """As people read it in the log; of several budgets, each has its own best and mean."""
         failed = f"failed {self.num_failed}/{len(self.feedback)}"
-        if not self.accuracies:
+        by_heat = [
+            _accuracies([item for item in self.feedback if item.proposal_id in heat])
+            for heat in self.heats
+        ]
+        scored = [accuracies for accuracies in by_heat if accuracies]
+        if not scored:
             return f"generation {self.index}  {failed}"
-        best, mean = max(self.accuracies), statistics.fmean(self.accuracies)
-        return f"generation {self.index}  best {best:.4f}  mean {mean:.4f}  {failed}"
+        best = " ".join(f"{max(accuracies):.4f}" for accuracies in scored)
+        mean = " ".join(f"{statistics.fmean(accuracies):.4f}" for accuracies in scored)
+        return f"generation {self.index}  best {best}  mean {mean}  {failed}"
+
+
+def _deepest(feedback: Sequence[Feedback]) -> list[Feedback]:
+    """Those that were scored at the deepest rung of any."""
+    scored = [item for item in feedback if not item.failed]
+    rung = max((item.rung for item in scored), default=0)
+    return [item for item in scored if item.rung == rung]
+
+
+def _accuracies(feedback: Sequence[Feedback]) -> list[float]:
+    return [item.val_accuracy for item in _deepest(feedback) if item.val_accuracy is not None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +168,7 @@ class Tally:
             index=index,
             is_complete=all(self._standings.is_over(heat) for heat in heats),
             feedback=tuple(self._standings.of(self._settings.ids(index))),
+            heats=heats,
         )
 
     def _observation(

@@ -46,6 +46,9 @@ def test_the_scores_to_come_are_those_of_every_budget() -> None:
     deep = [Ended(feedback=replace(scored(i, 0.1).feedback, rung=5)) for i in range(2)]
     seen = counting.count([*shallow, *deep], WORKFORCE)
     assert not seen.touched[0].is_complete  # the other budget's five are still out
+    tight = [Ended(feedback=replace(scored(5, 0.3, 0.25).feedback, rung=1))]
+    shown = str(counting.count(tight, WORKFORCE).touched[0])
+    assert shown == "generation 0  best 0.5000 0.2500  mean 0.5000 0.2500  failed 0/8"
 
 
 def test_a_generation_is_complete_when_its_last_proposal_has_ended_in_whatever_order() -> None:
