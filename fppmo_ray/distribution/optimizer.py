@@ -9,7 +9,8 @@ import numpy as np
 from fppmo_ray.distribution.budgets import Budgets
 from fppmo_ray.distribution.inheritance import Inheritance, among_all
 from fppmo_ray.distribution.logits import prune_prob, uniform_priority
-from fppmo_ray.distribution.proposal import Feedback, Finalist, Proposal, pack_mask, unpack_mask
+from fppmo_ray.distribution.proposal import Feedback, Finalist, Proposal, pack_mask
+from fppmo_ray.distribution.proposed import Proposed
 from fppmo_ray.distribution.rules import RULES, RankedGeneration, Ranking
 from fppmo_ray.distribution.settings import OptimizerSettings
 from fppmo_ray.distribution.space import BoolArray, FloatArray, PruningSpace
@@ -68,8 +69,7 @@ class MaskOptimizer:
         self._late_logits = np.zeros(space.num_filters)
         """Sum over the beliefs after each update of the last half of the search."""
         self._num_late = 0
-        self._masks: list[str] = []
-        self._layer_noise: list[FloatArray] = []
+        self._proposed = Proposed(space, settings)
         self._asked: set[Wanted] = set()
         self._standings = Standings(settings)
         self._updates = self._first
@@ -87,7 +87,7 @@ class MaskOptimizer:
     @property
     def num_asked(self) -> int:
         """The next generation to ask for: all before it have been."""
-        return self._first + len(self._layer_noise)
+        return self._proposed.next_generation
 
     @property
     def finished(self) -> bool:
@@ -111,8 +111,7 @@ class MaskOptimizer:
             return []
         sizes = [len(heat) for heat in self.settings.heats(generation)]
         layer_noise, masks = self._sample(generation, sizes)
-        self._layer_noise.append(layer_noise)
-        self._masks.extend(pack_mask(keep) for keep in masks)
+        self._proposed.add(layer_noise, masks)
         self._forget_beliefs()
         return self._newly_wanted(generation)
 
@@ -146,8 +145,8 @@ class MaskOptimizer:
         """
         if not self.expects(feedback):
             raise ValueError(
-                f"expected feedback of one of the {len(self._masks)} proposals asked for so far, "
-                f"got proposal {feedback.proposal_id} at rung {feedback.rung}; is this the journal "
+                f"expected feedback of one of the {len(self._proposed)} proposals asked for so "
+                f"far, got proposal {feedback.proposal_id} at rung {feedback.rung}; is this the journal "
                 "of another search?"
             )
         if not self._standings.add(feedback):
@@ -199,7 +198,9 @@ class MaskOptimizer:
         asked = range(self._first, self.num_asked)
         ids = [i for generation in asked for i in self.settings.heats(generation)[budget]]
         best = self._standings.ranked(ids)[:num_samples]
-        candidates |= {f"sample {proposal_id}": self._mask(proposal_id) for proposal_id in best}
+        candidates |= {
+            f"sample {proposal_id}": self._proposed.mask(proposal_id) for proposal_id in best
+        }
         distinct: dict[str, Finalist] = {}
         for name, keep in candidates.items():
             finalist = Finalist(name, among_all(keep, self._is_open, False), macs_cut)
@@ -218,7 +219,7 @@ class MaskOptimizer:
 
     def _proposal(self, generation: int, budget: int, wanted: Wanted) -> Proposal:
         proposal_id, rung = wanted
-        keep = self._mask(proposal_id)
+        keep = self._proposed.mask(proposal_id)
         return Proposal(
             proposal_id=proposal_id,
             generation=generation,
@@ -278,26 +279,12 @@ class MaskOptimizer:
         so_far = range(self._first, self._updates + 1)
         heats = zip(*(self.settings.heats(generation) for generation in so_far), strict=True)
         ranked = [self._standings.rankings(chain(*of_budget)) for of_budget in heats]
-        return tuple(
-            Ranking(
-                keep=np.stack([self._mask(proposal_id) for proposal_id in ids]),
-                age=self._updates - np.array(ids) // self.settings.population_size,
-            )
-            for ids in chain(*ranked)
-        )
+        return tuple(self._proposed.ranking(self._updates, ids) for ids in chain(*ranked))
 
     def _ranked(self, heat: range, rankings: tuple[Ranking, ...]) -> RankedGeneration | None:
         """Those of a heat that were scored, best first; None where that makes no ranks."""
         ids = self._standings.ranked(heat)
-        if len(ids) < 2:
-            return None
-        rows = np.array(ids) - self.settings.ids(self._updates).start
-        return RankedGeneration(
-            space=self._space,
-            keep=np.stack([self._mask(proposal_id) for proposal_id in ids]),
-            layer_noise=self._layer_noise[self._updates - self._first][rows],
-            rankings=rankings,
-        )
+        return self._proposed.ranked(self._updates, ids, rankings) if len(ids) > 1 else None
 
     def _forget_beliefs(self) -> None:
         """Drop what no generation from the latest one asked for on is sampled from."""
@@ -308,7 +295,3 @@ class MaskOptimizer:
         is_asked = generation < self.num_asked
         heats = self.settings.heats(generation)
         return is_asked and all(self._standings.is_over(heat) for heat in heats)
-
-    def _mask(self, proposal_id: int) -> BoolArray:
-        first_id = self.settings.ids(self._first).start
-        return unpack_mask(self._masks[proposal_id - first_id], self._space.num_filters)
