@@ -146,8 +146,8 @@ class MaskOptimizer:
         if not self.expects(feedback):
             raise ValueError(
                 f"expected feedback of one of the {len(self._proposed)} proposals asked for so "
-                f"far, got proposal {feedback.proposal_id} at rung {feedback.rung}; is this the journal "
-                "of another search?"
+                f"far, got proposal {feedback.proposal_id} at rung {feedback.rung}; is this the "
+                "journal of another search?"
             )
         if not self._standings.add(feedback):
             return False
