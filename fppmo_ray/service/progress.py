@@ -22,10 +22,13 @@ class Progress:
     def __init__(self, tally: Tally, listeners: Sequence[Listener]) -> None:
         self._tally = tally
         self._listeners = listeners
+        self._has_begun = False
 
     def begin(self, known: Iterable[Feedback], pool: WorkerPool) -> None:
-        """Tell of what the journal already holds."""
-        self._tell(self._tally.begin(known, Workforce.of(pool)))
+        """Tell of what the journal already holds; to a later stage that is no news."""
+        if not self._has_begun:
+            self._has_begun = True
+            self._tell(self._tally.begin(known, Workforce.of(pool)))
 
     def ended(self, ended: Iterable[tuple[Scored | Failed, Feedback]], pool: WorkerPool) -> None:
         """Tell of scores that have ended since, and of the workers as they are now."""

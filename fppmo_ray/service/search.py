@@ -21,7 +21,7 @@ from fppmo_ray.service.finalists import Choice, choose
 from fppmo_ray.service.model_handle import ModelHandle
 from fppmo_ray.service.pool import worker_pool
 from fppmo_ray.service.problem import Problem, identity_of, state_problem
-from fppmo_ray.service.progress import watch
+from fppmo_ray.service.progress import Progress, watch
 from fppmo_ray.service.record.facts import Finished, Started
 from fppmo_ray.service.record.run_directory import open_run
 from fppmo_ray.service.result import SearchResult
@@ -143,16 +143,17 @@ def find_mask(context: Context, *, score_timeout: float | None, console: Console
     importance = measure_importance(context, given)
     space, inherited = context.problem.tracing.space, None
     *earlier, last = context.settings.stage_settings()
-    for number, settings in enumerate(earlier):
-        stage = Stage(number=number, settings=settings, given=given, first=first)
-        with _model(space, importance, settings, inherited) as model:
-            found = _search_stage(model, context, stage, score_timeout, console)
-            keep = found.choices[0].chosen.keep
-            inherited = Inheritance(keep=keep, keep_logits=model.keep_logits())
-        first = tune_between(context, stage, keep, found.weights)
-    stage = Stage(number=len(earlier), settings=last, given=given, first=first)
-    with _model(space, importance, last, inherited) as model:
-        found = _search_stage(model, context, stage, score_timeout, console)
+    with watch(context.run, context.settings.optimizer_settings(), console) as progress:
+        for number, settings in enumerate(earlier):
+            stage = Stage(number=number, settings=settings, given=given, first=first)
+            with _model(space, importance, settings, inherited) as model:
+                found = _search_stage(model, context, stage, score_timeout, progress)
+                keep = found.choices[0].chosen.keep
+                inherited = Inheritance(keep=keep, keep_logits=model.keep_logits())
+            first = tune_between(context, stage, keep, found.weights)
+        stage = Stage(number=len(earlier), settings=last, given=given, first=first)
+        with _model(space, importance, last, inherited) as model:
+            found = _search_stage(model, context, stage, score_timeout, progress)
     if not earlier:
         return found
     # Gradual pruning is compared with what needs no search, and none of its training.
@@ -180,7 +181,8 @@ def find_mask_with(
     """Search in one stage with whatever proposes masks; see ``find_mask``."""
     settings = context.settings.optimizer_settings()
     stage = Stage(number=0, settings=settings, given=weights, first=weights)
-    return _search_stage(model, context, stage, score_timeout, console)
+    with watch(context.run, settings, console) as progress:
+        return _search_stage(model, context, stage, score_timeout, progress)
 
 
 def _search_stage(
@@ -188,7 +190,7 @@ def _search_stage(
     context: Context,
     stage: Stage,
     score_timeout: float | None,
-    console: Console,
+    progress: Progress,
 ) -> Found:
     settings, first = context.settings, stage.first
     scoring = Scoring(
@@ -200,8 +202,7 @@ def _search_stage(
         ids=stage.ids,
     )
     rounds = Adaptations(context, first, scoring, teacher=stage.given.reference)
-    with watch(context.run, settings.optimizer_settings(), console) as progress:
-        score_proposals(model, context.pool, context.run, scoring, progress, rounds)
+    score_proposals(model, context.pool, context.run, scoring, progress, rounds)
     latest = rounds.latest()
     scoring = replace(scoring, round=latest.round, weights=latest.reference)
     choices = choose(model.finalists(), context.pool, context.run, settings, scoring)

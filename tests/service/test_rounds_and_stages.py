@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -283,3 +284,15 @@ def test_stages_are_even_shares_of_the_generations() -> None:
     whole = BOTH.optimizer_settings()
     assert (whole.macs_cut, whole.num_proposals, whole.round_starts) == (0.6, 24, (0, 1, 3, 4))
     assert SETTINGS.stage_settings() == (SETTINGS.optimizer_settings(),)
+
+
+def test_a_later_stage_is_no_resumption_and_counts_on(
+    run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        run(tmp_path, STAGED)
+        generations = [line for line in caplog.messages if line.startswith("generation")]
+        assert sorted(line.split()[1] for line in generations) == ["0", "1", "2", "3", "4", "5"]
+        assert not any("resumed" in line for line in caplog.messages)
+        run(tmp_path, STAGED)
+    assert caplog.messages.count("resumed with 24 of 24 scores") == 1
