@@ -32,3 +32,10 @@ def test_what_makes_no_list_of_cuts_ends_with_a_sentence(
         parsed("--macs-cut", text)
     printed = capsys.readouterr().err.replace("│", " ")
     assert sentence in " ".join(printed.split())
+
+
+def test_stages_are_given_with_commas_too() -> None:
+    assert parsed("--macs-cut", "0.57").stages == ()
+    stages = parsed("--macs-cut", "0.57", "--stages", "0.25,0.45,0.57").stage_settings()
+    assert [stage.macs_cut for stage in stages] == [0.25, 0.45, 0.57]
+    assert len(parsed("--macs-cut", "0.57", "--stages", "0.25").stage_settings()) == 2
