@@ -341,13 +341,13 @@ def test_a_stopped_ray_job_of_a_comparison_keeps_its_epochs_and_goes_on(
             curves[path] = json.loads(path.read_text())
         return bool(curves)
 
-    command = command_of(few_images, weights, tmp_path, "uniform-l1", "random")
+    command = command_of(few_images, weights, tmp_path, "uniform-l1", "fpgm")
     log = stop_and_go_on(head, *command, begun=begun)
     results = tmp_path / "results"
     assert f"stopped on request: 0 cells in {results}; the same command goes on" in log
     assert "Traceback" not in log
     records = read_all(results)
-    assert sorted(records) == ["random-57-s0", "uniform-l1-57-s0"]
+    assert sorted(records) == ["fpgm-57-s0", "uniform-l1-57-s0"]
     for path, known in curves.items():
         assert json.loads(path.read_text())[: len(known)] == known  # seconds and all
 
