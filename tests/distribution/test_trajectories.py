@@ -23,13 +23,6 @@ GOLDEN = {
         "f2uN V2fl +4/D +8+D e2nl f2st "
         "yevV Y+tt tw9n b3+J"
     ),
-    "natural_gradient": (
-        "dq9l Vkb+ Smft UX+t L09t +2uN "
-        "X2zL f89J /W6j akz3 f8vh ilt9 "
-        "c19l f8tV e/tJ e+9F eW6t Z0/N "
-        "f2uN f2/E /79B /++B e/tF f/8o "
-        "3+uU ++tk /+8k 72+J"
-    ),
     "layer_es": (
         "/0np v21N T1+q e39M Pk/0 dytu "
         "c2/J f2ul uk/p M059 f84t R3Ht "

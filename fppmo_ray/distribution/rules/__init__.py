@@ -6,7 +6,6 @@ the beliefs. To add one, answer to ``UpdateRule`` and enter it in ``RULES``.
 
 from fppmo_ray.distribution.rules.elite import Elite
 from fppmo_ray.distribution.rules.layer_es import LayerES
-from fppmo_ray.distribution.rules.natural_gradient import NaturalGradient
 from fppmo_ray.distribution.rules.random_masks import RandomMasks
 from fppmo_ray.distribution.rules.ridge import Ridge
 from fppmo_ray.distribution.rules.rule import Beliefs, RankedGeneration, Ranking, UpdateRule
@@ -14,7 +13,6 @@ from fppmo_ray.distribution.rules.rule import Beliefs, RankedGeneration, Ranking
 RULES: dict[str, UpdateRule] = {
     "ridge": Ridge(),
     "elite": Elite(),
-    "natural_gradient": NaturalGradient(),
     "layer_es": LayerES(),
     "random": RandomMasks(),
 }
@@ -24,7 +22,6 @@ __all__ = [
     "Beliefs",
     "Elite",
     "LayerES",
-    "NaturalGradient",
     "RandomMasks",
     "RankedGeneration",
     "Ranking",

@@ -60,7 +60,8 @@ class Ridge:
         filters -= layer_mean(space, filters)[space.group_of]
         move = self.layer_step * _of_unit_size(layers)[space.group_of]
         move += self.filter_step * _of_unit_size(filters)
-        return Beliefs(keep_logits=beliefs.keep_logits + move)
+        # The last bits depend on how many threads multiply the matrices.
+        return Beliefs(keep_logits=beliefs.keep_logits + np.round(move, 9))
 
     def _slopes(self, space: PruningSpace, rankings: Sequence[Ranking]) -> FloatArray:
         """The regression's coefficients, ``(num_groups + num_filters,)``.
