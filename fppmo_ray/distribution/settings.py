@@ -28,7 +28,7 @@ class OptimizerSettings:
     num_proposals: int
     """Proposals over the whole search, at least ``population_size``. Noise cools down over
     them, so a finished search cannot be extended."""
-    rule: str = "ridge"
+    rule: str = "layer_es"
     """A name in ``RULES``."""
     population_size: int = 16
     """Proposals per generation, at least 2; the last generation takes what is left."""

@@ -35,8 +35,8 @@ class SearchSettings:
     """Proposals per generation. Four per worker or more keep the workers busy."""
     lag: int = 1
     """Generations in flight beside the current one: 1 hides the generations' tails."""
-    rule: str = "ridge"
-    """How feedback moves the distribution: ridge, elite, layer_es or random."""
+    rule: str = "layer_es"
+    """How feedback moves the distribution: layer_es, ridge, elite or random."""
     rank_by: RankBy = "val_loss"
     """The score that ranks the proposals of a generation."""
     importance: Criterion = "l1"

@@ -94,7 +94,7 @@ def test_the_dashboard_shows_the_job_and_its_progress(head: Head, search: str, p
     unfold(page.get_by_role("button", name="ScoringWorker(0, cpu)"))
     for name in ("score", "train epoch"):
         cell(page, name).wait_for()
-    unfold(page.get_by_role("button", name="ProbabilityModel(ridge, 1000 generations)"))
+    unfold(page.get_by_role("button", name="ProbabilityModel(layer_es, 1000 generations)"))
     cell(page, "advance").wait_for()
 
 
@@ -116,7 +116,7 @@ def test_the_dashboard_shows_the_actors_by_what_they_are(
     for name in (
         "ScoringWorker(0, cpu)",
         "ScoringWorker(1, cpu)",
-        "ProbabilityModel(ridge, 1000 generations)",
+        "ProbabilityModel(layer_es, 1000 generations)",
         f"_ray_internal_job_actor_fppmo-{search}",
     ):
         page.get_by_text(name).first.wait_for()

@@ -199,4 +199,4 @@ def test_a_model_that_no_process_survives_stops_the_search_with_a_sentence(
 
 
 def test_the_dashboard_shows_what_the_model_is() -> None:
-    assert repr(model()) == "ProbabilityModel(ridge, 4 generations)"
+    assert repr(model()) == "ProbabilityModel(layer_es, 4 generations)"
