@@ -101,13 +101,12 @@ def _rescore(
                 rescore = (*_key(finalist), split, repeat)
                 if rescore not in known:
                     known.add(rescore)
-                    pool.submit(_work(_Rescoring(finalist, split, repeat), settings.seed, scoring))
+                    pool.submit(_work(_Rescoring(finalist, split, repeat), settings, scoring))
     failed = set()
     while pool.num_unfinished:
         ended = pool.next_outcomes()
-        run.record(
-            _fact(outcome, scoring.stage) for outcome in ended if score_error(outcome) is None
-        )
+        scored = [outcome for outcome in ended if score_error(outcome) is None]
+        run.record(_fact(outcome, settings, scoring) for outcome in scored)
         for outcome in ended:
             if (error := score_error(outcome)) is not None:
                 logger.warning("%s failed: %s", outcome.work.name, error)
@@ -129,26 +128,34 @@ def _splits_of(finalist: Finalist) -> tuple[str, ...]:
     return ("choose_val", "search_val") if finalist.name == IMPORTANCE_ONLY else ("choose_val",)
 
 
-def _work(rescoring: _Rescoring, seed: int, scoring: Scoring) -> Work:
+def _work(rescoring: _Rescoring, settings: SearchSettings, scoring: Scoring) -> Work:
     finalist, split, repeat = rescoring.finalist, rescoring.split, rescoring.repeat
+    steps = _steps(rescoring, settings, scoring)
     return Work(
         name=f"finalist {_title(finalist)}",
         method="score",
         arguments=(
-            *(scoring.weights, finalist.keep, (seed, repeat, _RESCORE_STREAM)),
-            *(split, scoring.rung),
+            *(scoring.weights, finalist.keep, (settings.seed, repeat, _RESCORE_STREAM)),
+            *(split, steps),
         ),
         tag=rescoring,
         timeout=scoring.timeout,
-        size=scoring.rung,
+        size=steps,
     )
+
+
+def _steps(rescoring: _Rescoring, settings: SearchSettings, scoring: Scoring) -> int:
+    """On search-val a score is repeated as proposals are scored; the choice may look deeper."""
+    if rescoring.split == "choose_val" and settings.rescore_steps is not None:
+        return settings.rescore_steps
+    return scoring.rung
 
 
 def _rescored(run: RunDirectory, stage: int) -> list[Rescored]:
     return [fact for fact in run.all(Rescored) if fact.stage == stage]
 
 
-def _fact(outcome: Outcome, stage: int) -> Rescored:
+def _fact(outcome: Outcome, settings: SearchSettings, scoring: Scoring) -> Rescored:
     rescoring: _Rescoring = outcome.work.tag
     return Rescored(
         finalist=rescoring.finalist.name,
@@ -157,7 +164,9 @@ def _fact(outcome: Outcome, stage: int) -> Rescored:
         mask=pack_mask(rescoring.finalist.keep),
         val_loss=outcome.value.val_loss,
         val_accuracy=outcome.value.val_accuracy,
-        stage=stage,
+        rung=_steps(rescoring, settings, scoring),
+        seconds=outcome.value.seconds,
+        stage=scoring.stage,
     )
 
 

@@ -60,6 +60,9 @@ class SearchSettings:
     """Search-val images that a score is read on (all of them where there are fewer)."""
     rescore_seeds: int = 3
     """Fresh seeds with which every finalist is rescored on choose-val."""
+    rescore_steps: int | None = None
+    """Fine-tuning steps inside these scores; None: score_steps. Finalists are few, and the deeper a
+    score, the better it tells good masks apart."""
     baseline_epochs: int = 0
     """Epochs of training for the dense network before it is pruned; 0 takes it as it is."""
     baseline_learning_rate: float = 0.1
@@ -96,6 +99,8 @@ class SearchSettings:
         _require(0 < self.min_keep <= 1, "min_keep", "in (0, 1]", self.min_keep)
         for name in ("baseline_learning_rate", "adapt_learning_rate"):
             _require(getattr(self, name) > 0, name, "> 0", getattr(self, name))
+        if self.rescore_steps is not None:
+            _require(self.rescore_steps >= 0, "rescore_steps", ">= 0", self.rescore_steps)
         for name, known in _CHOICES.items():
             _require(getattr(self, name) in known, name, f"one of {known}", getattr(self, name))
         if self.screen_steps is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -122,7 +121,7 @@ class Choice:
     rescores: int = 0
     """Scores on choose-val that picked the finalist."""
     score_seconds: float = 0.0
-    """Of all scores, on the workers; rescores are counted at the mean of the others."""
+    """Of all scores and rescores, on the workers."""
 
 
 def one_shot(case: Case, name: str) -> Choice:
@@ -174,17 +173,15 @@ def search_choice(case: Case, name: str, pool: WorkerPool, run_dir: Path) -> Cho
 
 
 def _choice(found: Found, run: RunDirectory) -> Choice:
-    scored, rescored = run.all(Scored), len(run.all(Rescored))
-    deepest = max(fact.rung for fact in scored)  # that of the finalists' scores
-    mean_seconds = statistics.fmean(fact.seconds for fact in scored if fact.rung == deepest)
+    scored, rescored = run.all(Scored), run.all(Rescored)
     [choice] = found.choices
     return Choice(
         keep=choice.chosen.keep,
         weights=found.weights.arrays,
         finalist=choice.chosen.name,
         scores=len(scored),
-        rescores=rescored,
-        score_seconds=sum(fact.seconds for fact in scored) + rescored * mean_seconds,
+        rescores=len(rescored),
+        score_seconds=sum(fact.seconds or 0.0 for fact in (*scored, *rescored)),
     )
 
 

@@ -239,6 +239,20 @@ def test_a_finalist_whose_score_is_no_number_is_out(tmp_path: Path) -> None:
         ]
 
 
+def test_finalists_may_be_scored_deeper_than_proposals(tmp_path: Path) -> None:
+    settings = SearchSettings(macs_cut=0.5, score_steps=2, rescore_steps=7, rescore_seeds=1)
+    scoring = Scoring(round=0, weights=None, rung=2, timeout=None)
+    keep = np.arange(PRETEND_SPACE.num_filters) % 2 == 0
+    finalists = [Finalist("mode", keep), Finalist("importance-only", np.roll(keep, 1))]
+    with pretend_run(tmp_path, SETTINGS) as run:
+        choose(finalists, cast(WorkerPool, PoolAtOnce()), run, settings, scoring)
+        assert [(fact.finalist, fact.split, fact.rung) for fact in run.all(Rescored)] == [
+            ("mode", "choose_val", 7),
+            ("importance-only", "choose_val", 7),
+            ("importance-only", "search_val", 2),  # like a proposal, for the noise of a score
+        ]
+
+
 class CountingPool(PoolAtOnce):
     """Counts the scores."""
 

@@ -126,6 +126,10 @@ class Rescored:
     mask: str
     val_loss: float
     val_accuracy: float
+    rung: int | None = None
+    """Fine-tuning steps inside the score; None in journals of when it was that of proposals."""
+    seconds: float | None = None
+    """Spent on the score by the worker; None in journals of before it was kept."""
     stage: int = 0
 
 
