@@ -174,6 +174,7 @@ def search_choice(case: Case, name: str, pool: WorkerPool, run_dir: Path) -> Cho
 
 def _choice(found: Found, run: RunDirectory) -> Choice:
     scored, rescored = run.all(Scored), run.all(Rescored)
+    seconds = [*(fact.seconds for fact in scored), *(fact.seconds or 0.0 for fact in rescored)]
     [choice] = found.choices
     return Choice(
         keep=choice.chosen.keep,
@@ -181,7 +182,7 @@ def _choice(found: Found, run: RunDirectory) -> Choice:
         finalist=choice.chosen.name,
         scores=len(scored),
         rescores=len(rescored),
-        score_seconds=sum(fact.seconds or 0.0 for fact in (*scored, *rescored)),
+        score_seconds=sum(seconds),
     )
 
 
