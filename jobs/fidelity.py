@@ -22,18 +22,29 @@ from pathlib import Path
 
 from cells import (
     Cell,
+    Measured,
     Record,
+    find,
     folder_under_way,
+    keep,
     measure_missing,
     stopped_by_signal,
 )
-from judging.masks import CRITERIA, Mask, different_masks, masks_of_search, near_masks
+from judging.masks import (
+    CRITERIA,
+    Mask,
+    different_masks,
+    masks_from_json,
+    masks_of_search,
+    masks_to_json,
+    near_masks,
+)
 from judging.study import Plan, Study, Task, done, seconds_left, tasks
 from judging.table import Results, tables
 from judging.worker import FidelityWorker
 from rich.console import Console
 from torch import nn
-from trained import Trained, known_engine, settle_engine
+from trained import Trained, fixed_key, known_engine, settle_engine
 
 from fppmo_ray import Placement, SearchSettings
 from fppmo_ray.distribution import Budget
@@ -56,7 +67,7 @@ def main(
     placement: Placement,
     plan: Plan,
     *,
-    searches: tuple[str, ...],
+    searches: tuple[str, ...] = (),
     results: Path,
     work_dir: Path | None = None,
     only_tables: bool = False,
@@ -72,7 +83,7 @@ def main(
         placement: Where it runs.
         plan: How much is measured.
         searches: Run directories of finished searches for the same cut: half of the masks are
-            taken from there and from around.
+            taken from there and from around. The results keep them, and go on without searches.
         results: Folder that keeps every measurement in a file.
         work_dir: Folder for the checkpoints of fine-tunings; all workers must see it. By default
             under-way in the results.
@@ -89,7 +100,7 @@ def main(
         problem=problem,
         engine=known_engine(problem, settings, results),
         adapted_weights=None if adapted is None else digest(adapted),
-        masks=_masks(problem, settings, searches, plan.masks),
+        masks=_masks(problem, settings, searches, plan.masks, results),
         plan=plan,
         seed=settings.seed,
         score_timeout=placement.score_timeout,
@@ -101,11 +112,37 @@ def main(
 
 
 def _masks(
+    problem: Problem,
+    settings: SearchSettings,
+    searches: Sequence[str],
+    num_masks: int,
+    folder: Path,
+) -> list[Mask]:
+    """Those that the results were begun with, or, given searches, those of these."""
+    key = {"macs_cut": settings.only_macs_cut(), "seed": settings.seed, **fixed_key(problem)}
+    cell = Cell(name="masks", key=key)
+    record = find(folder, cell)
+    known = [] if record is None else record.figures["masks"]
+    if searches:
+        masks = _masks_of(problem, settings, searches, num_masks)
+        new = masks_to_json(masks)
+        if not all(item in new for item in known) and not all(item in known for item in new):
+            raise ValueError(
+                f"{folder} was begun with the masks of other searches; give it none to go on with "
+                "those, or choose another --results"
+            )
+        if len(new) > len(known):
+            keep(folder, cell, Measured(figures={"masks": new}, seconds=0.0))
+        return masks
+    if not known:
+        raise ValueError("--searches must name at least one run directory of a finished search")
+    return masks_from_json(known, num_masks, problem.tracing.space.num_filters)
+
+
+def _masks_of(
     problem: Problem, settings: SearchSettings, searches: Sequence[str], num_masks: int
 ) -> list[Mask]:
     """Half of the masks very different, half near the optimum of the searches."""
-    if not searches:
-        raise ValueError("--searches must name at least one run directory of a finished search")
     space = problem.tracing.space
     budget = Budget.from_cut(space, settings.only_macs_cut())
     importances = {name: importance(problem.network, problem.tracing, name) for name in CRITERIA}

@@ -163,6 +163,32 @@ def chosen_mask(run_dir: str | Path, number: int, space: PruningSpace, macs_cut:
     return Mask(f"chosen by search {number}", keep, is_near=True)
 
 
+def masks_to_json(masks: Iterable[Mask]) -> list[dict[str, Any]]:
+    """Masks as values that JSON holds."""
+    return [
+        {"name": mask.name, "keep": pack_mask(mask.keep), "is_near": mask.is_near} for mask in masks
+    ]
+
+
+def masks_from_json(
+    entries: Iterable[Mapping[str, Any]], num_masks: int, num_filters: int
+) -> list[Mask]:
+    """The first of those that ``masks_to_json`` described, half of them near.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    masks = [Mask(**{**item, "keep": unpack_mask(item["keep"], num_filters)}) for item in entries]
+    near = [mask for mask in masks if mask.is_near][: num_masks // 2]
+    different = [mask for mask in masks if not mask.is_near][: num_masks - num_masks // 2]
+    if len(near) + len(different) < num_masks:
+        raise ValueError(
+            f"expected {num_masks} masks, the results were begun with {len(masks)}; give the "
+            "--searches that those near the optimum came from, or ask for fewer --masks"
+        )
+    return different + near
+
+
 def _require_fit(
     run_dir: str | Path, facts: Sequence[Fact], space: PruningSpace, macs_cut: float
 ) -> None:

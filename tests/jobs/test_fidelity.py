@@ -47,7 +47,14 @@ from judging import agreement
 from judging import worker as fidelity_worker
 from judging.agreement import average_ranks, interval, noise, noise_beside_others, spearman
 from judging.agreement import top_quarter_recall as recall
-from judging.masks import Mask, different_masks, masks_of_search, near_masks
+from judging.masks import (
+    Mask,
+    different_masks,
+    masks_from_json,
+    masks_of_search,
+    masks_to_json,
+    near_masks,
+)
 from judging.study import Plan, Study, Task, seconds_left, tasks
 from judging.table import Results, tables
 from judging.worker import Depth, FidelityWorker
@@ -198,6 +205,16 @@ def test_more_masks_than_there_are_are_refused() -> None:
     ]
     with pytest.raises(ValueError, match=r"expected 3 different masks, found 2 that meet the"):
         near_masks(budget, [found], 3, seed=0)
+
+
+def test_masks_that_results_were_begun_with_need_no_search() -> None:
+    near, different = found_masks(1)[:4], [replace(m, is_near=False) for m in found_masks(2)[:4]]
+    kept = json.loads(json.dumps(masks_to_json([*different, *near])))
+    again = masks_from_json(kept, 5, PRETEND_SPACE.num_filters)
+    assert packed(again) == packed([*different[:3], *near[:2]])
+    assert [mask.name for mask in again] == [mask.name for mask in [*different[:3], *near[:2]]]
+    with pytest.raises(ValueError, match="expected 10 masks, the results were begun with 8; give"):
+        masks_from_json(kept, 10, PRETEND_SPACE.num_filters)
 
 
 def write_search(run_dir: Path, facts: list[Fact], space: str, cut: float) -> Path:
@@ -510,10 +527,10 @@ def test_a_stopped_ray_job_keeps_its_scores_and_epochs_and_goes_on(
         return bool(curves)
 
     log = stop_and_go_on(head, "jobs/fidelity.py", *parts, begun=begun)
-    assert f"stopped on request: 5 cells in {results}; the same command goes on" in log
+    assert f"stopped on request: 6 cells in {results}; the same command goes on" in log
     assert "Traceback" not in log
     records = cells.read_all(results)
-    assert len(records) == 1 + 2 * 2 + 2  # the engine, two scores and the truth of two masks
+    assert len(records) == 2 + 2 * 2 + 2  # the engine, the masks, two scores and the truth of two masks
     [(path, known)] = list(curves.items())[:1]
     truth = records[path.parent.name.rpartition("-")[0]].figures
     seconds = [round(epoch["seconds"], 3) for epoch in known]
