@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import chain
 
 import numpy as np
@@ -11,7 +12,7 @@ from fppmo_ray.distribution.inheritance import Inheritance, among_all
 from fppmo_ray.distribution.logits import prune_prob, uniform_priority
 from fppmo_ray.distribution.proposal import Feedback, Finalist, Proposal, pack_mask
 from fppmo_ray.distribution.proposed import Proposed
-from fppmo_ray.distribution.rules import RULES, RankedGeneration, Ranking
+from fppmo_ray.distribution.rules import RULES, LookBack, RankedGeneration, Ranking
 from fppmo_ray.distribution.settings import OptimizerSettings
 from fppmo_ray.distribution.space import BoolArray, FloatArray, PruningSpace
 from fppmo_ray.distribution.standings import Standings, Wanted
@@ -253,7 +254,7 @@ class MaskOptimizer:
     def _update(self) -> None:
         """Let the rule learn from the oldest generation that it has not seen."""
         self._require_a_score()
-        rankings = self._rankings()
+        rankings = cache(self._rankings)  # few rules look back that far
         heats = [self._ranked(heat, rankings) for heat in self.settings.heats(self._updates)]
         beliefs = self._budgets.learn(self._rule, self._beliefs[self._updates], heats)
         self._updates += 1
@@ -281,7 +282,7 @@ class MaskOptimizer:
         ranked = [self._standings.rankings(chain(*of_budget)) for of_budget in heats]
         return tuple(self._proposed.ranking(self._updates, ids) for ids in chain(*ranked))
 
-    def _ranked(self, heat: range, rankings: tuple[Ranking, ...]) -> RankedGeneration | None:
+    def _ranked(self, heat: range, rankings: LookBack) -> RankedGeneration | None:
         """Those of a heat that were scored, best first; None where that makes no ranks."""
         ids = self._standings.ranked(heat)
         return self._proposed.ranked(self._updates, ids, rankings) if len(ids) > 1 else None

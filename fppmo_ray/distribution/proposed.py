@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fppmo_ray.distribution.proposal import pack_mask, unpack_mask
-from fppmo_ray.distribution.rules import RankedGeneration, Ranking
+from fppmo_ray.distribution.rules import LookBack, RankedGeneration, Ranking
 from fppmo_ray.distribution.settings import OptimizerSettings
 from fppmo_ray.distribution.space import BoolArray, FloatArray, PruningSpace
 
@@ -46,9 +46,7 @@ class Proposed:
         first_id = self._settings.ids(self._first).start
         return unpack_mask(self._masks[proposal_id - first_id], self._space.num_filters)
 
-    def ranked(
-        self, generation: int, ids: Sequence[int], rankings: tuple[Ranking, ...]
-    ) -> RankedGeneration:
+    def ranked(self, generation: int, ids: Sequence[int], rankings: LookBack) -> RankedGeneration:
         """Proposals of one generation for a rule to learn from, the best first."""
         rows = np.array(ids) - self._settings.ids(generation).start
         return RankedGeneration(

@@ -153,7 +153,7 @@ def test_what_the_budgets_agree_on_moves_as_far_as_for_one():
         space=SPACE,
         keep=rng.random((8, 24)) < 0.5,
         layer_noise=rng.normal(size=(8, 3)),
-        rankings=(),
+        rankings=tuple,
     )
     alone = Budgets.from_cuts(SPACE, CUTS[:1]).learn(LayerES(), start, [heat])
     together = budgets.learn(LayerES(), start, [heat] * 3)
@@ -169,7 +169,7 @@ def test_a_budget_without_ranks_has_no_say_and_no_weight():
         space=SPACE,
         keep=rng.random((8, 24)) < 0.5,
         layer_noise=rng.normal(size=(8, 3)),
-        rankings=(),
+        rankings=tuple,
     )
     of_all = budgets.learn(LayerES(), start, [heat] * 3)
     of_one = budgets.learn(LayerES(), start, [None, heat, None])

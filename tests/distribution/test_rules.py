@@ -27,7 +27,9 @@ UNDECIDED = Beliefs(keep_logits=np.zeros(4))
 def generation(*masks, layer_noise=None):
     keep = np.array(masks, dtype=bool)
     noise = np.zeros((len(masks), 2)) if layer_noise is None else np.array(layer_noise)
-    return RankedGeneration(space=SPACE, keep=keep, layer_noise=noise, rankings=(ranking(*masks),))
+    return RankedGeneration(
+        space=SPACE, keep=keep, layer_noise=noise, rankings=lambda: [ranking(*masks)]
+    )
 
 
 def ranking(*masks, age=0):
@@ -75,7 +77,7 @@ def test_ridge_moves_by_the_slopes_of_layers_and_filters():
 
 
 def moved_by(*rankings):
-    told = replace(generation(WIDE_FIRST, WIDE_SECOND), rankings=rankings)
+    told = replace(generation(WIDE_FIRST, WIDE_SECOND), rankings=lambda: rankings)
     return Ridge().update(UNDECIDED, told).keep_logits
 
 

@@ -530,7 +530,7 @@ def test_a_stopped_ray_job_keeps_its_scores_and_epochs_and_goes_on(
     assert f"stopped on request: 6 cells in {results}; the same command goes on" in log
     assert "Traceback" not in log
     records = cells.read_all(results)
-    assert len(records) == 2 + 2 * 2 + 2  # the engine, the masks, two scores and the truth of two masks
+    assert len(records) == 2 + 2 * 2 + 2  # engine, masks; two scores and a truth of each
     [(path, known)] = list(curves.items())[:1]
     truth = records[path.parent.name.rpartition("-")[0]].figures
     seconds = [round(epoch["seconds"], 3) for epoch in known]

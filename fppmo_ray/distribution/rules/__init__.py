@@ -8,7 +8,13 @@ from fppmo_ray.distribution.rules.elite import Elite
 from fppmo_ray.distribution.rules.layer_es import LayerES
 from fppmo_ray.distribution.rules.random_masks import RandomMasks
 from fppmo_ray.distribution.rules.ridge import Ridge
-from fppmo_ray.distribution.rules.rule import Beliefs, RankedGeneration, Ranking, UpdateRule
+from fppmo_ray.distribution.rules.rule import (
+    Beliefs,
+    LookBack,
+    RankedGeneration,
+    Ranking,
+    UpdateRule,
+)
 
 RULES: dict[str, UpdateRule] = {
     "ridge": Ridge(),
@@ -22,6 +28,7 @@ __all__ = [
     "Beliefs",
     "Elite",
     "LayerES",
+    "LookBack",
     "RandomMasks",
     "RankedGeneration",
     "Ranking",

@@ -54,7 +54,7 @@ class Ridge:
     def update(self, beliefs: Beliefs, generation: RankedGeneration) -> Beliefs:
         """Move along the slopes of the layers' widths and of the filters."""
         space = generation.space
-        slopes = self._slopes(space, generation.rankings)
+        slopes = self._slopes(space, generation.rankings())
         layers, filters = np.split(slopes, [len(space.groups)])
         filters = filters / _root_width(space)
         filters -= layer_mean(space, filters)[space.group_of]

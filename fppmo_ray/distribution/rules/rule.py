@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,6 +29,10 @@ class Ranking:
     """``(num_masks,)``, generations since they were drawn: 0 for the one that ends now."""
 
 
+LookBack = Callable[[], Sequence[Ranking]]
+"""Gathers rankings when it is called, for the rules that want them."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RankedGeneration:
     """The proposals of a generation that were scored, best first.
@@ -40,7 +45,7 @@ class RankedGeneration:
     """``(num_scored, num_filters)``, num_scored >= 2."""
     layer_noise: FloatArray
     """``(num_scored, num_groups)``, the shifts of whole layers these were sampled with."""
-    rankings: tuple[Ranking, ...]
+    rankings: LookBack
     """All scores so far, those of this generation included, of all budgets."""
 
     @property
