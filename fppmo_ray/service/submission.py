@@ -103,11 +103,22 @@ def send(client: Any, submission: Submission) -> SearchJob:
             metadata=_metadata(submission, search),
             runtime_env={
                 "working_dir": str(archive.path),
-                "env_vars": {_SEARCH_ID: search, _STOP_WAIT: str(submission.stop_wait)},
+                "env_vars": _environment(submission, search),
             },
             entrypoint_num_cpus=0,  # a full cluster would never start a driver that asks for one
         )
     return SearchJob.of(client.get_job_info(name))
+
+
+def _environment(submission: Submission, search: str) -> dict[str, str]:
+    """Of the driver and its workers.
+
+    With an uploaded folder, Ray 2.60 puts that on the workers' path but not the job file's own, in
+    which the job's modules may lie. Processes start in the uploaded one.
+    """
+    own = Path(submission.job).parent
+    beside = {} if own == Path() else {"PYTHONPATH": str(own)}
+    return {_SEARCH_ID: search, _STOP_WAIT: str(submission.stop_wait), **beside}
 
 
 def _name(submission: Submission, jobs: Sequence[SearchJob]) -> tuple[str, str]:

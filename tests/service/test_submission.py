@@ -171,6 +171,7 @@ def test_a_job_is_sent_with_its_id_its_time_to_end_and_no_claim_on_cpus(project:
     assert sent.runtime_env["env_vars"] == {
         "FPPMO_SEARCH_ID": job.search_id,
         "RAY_JOB_STOP_WAIT_TIME_S": "90",
+        "PYTHONPATH": "jobs",  # where modules of the job may lie
     }
     assert sent.metadata == {
         "fppmo_search": job.search_id,
