@@ -6,7 +6,6 @@ import copy
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -64,9 +63,8 @@ class Tuned:
         """Of the training steps."""
         return sum(epoch["seconds"] for epoch in self.epochs)
 
-    @cached_property
     def unaveraged(self) -> nn.Module:
-        """The same network in its last weights, whether or not the recipe averages them."""
+        """A copy of the network in its last weights, whether or not the recipe averages them."""
         network = copy.deepcopy(self.network)
         network.load_state_dict(self.state.unaveraged or self.state.network)
         return network

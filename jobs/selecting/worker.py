@@ -41,7 +41,7 @@ class RecipeWorker:
         begin = time.perf_counter()
         figures = {
             "averaged": self._look(tuned.network),
-            "last": self._look(tuned.unaveraged),
+            "last": self._look(tuned.unaveraged()),
             "epochs": tuned.epochs,
         }
         return Measured(figures=figures, seconds=tuned.seconds + time.perf_counter() - begin)
