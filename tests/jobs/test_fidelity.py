@@ -465,14 +465,17 @@ def test_the_job_does_what_is_missing(
     )
 
     def run(
-        *steps: int, settings: SearchSettings = SETTINGS, only_tables: bool = False
+        *steps: int,
+        settings: SearchSettings = SETTINGS,
+        searches: tuple[str, ...] = (str(search),),
+        only_tables: bool = False,
     ) -> dict[str, str]:
         fidelity.main(
             trained,
             settings,
             Placement(workers=1),
             replace(plan, steps=steps),
-            searches=(str(search),),
+            searches=searches,
             results=tmp_path / "results",
             only_tables=only_tables,
         )
@@ -483,7 +486,7 @@ def test_the_job_does_what_is_missing(
         run(0, only_tables=True)
     first = run(0)
     assert not any((tmp_path / "results" / "under-way").iterdir())
-    assert len(first) == 1 + 4 * (3 + 1)  # the engine; three scores and the truth of four masks
+    assert len(first) == 2 + 4 * (3 + 1)  # engine, masks; three scores and the truth of four masks
     assert "fine-tuned again" not in capsys.readouterr().out
     second = run(0, 1)
     assert first.items() <= second.items()
@@ -496,7 +499,7 @@ def test_the_job_does_what_is_missing(
     with pytest.raises(ValueError, match=r"was measured with score_images = 32, this run has 31"):
         run(0, settings=replace(SETTINGS, score_images=31))
     capsys.readouterr()
-    assert run(0, 1, 2, only_tables=True) == second
+    assert run(0, 1, 2, searches=(), only_tables=True) == second  # the results keep the masks
     printed = capsys.readouterr().out
     assert "1 steps" in printed
     assert "2 steps" not in printed
