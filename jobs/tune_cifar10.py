@@ -1,7 +1,7 @@
 """Prune a CIFAR-10 network by feedback under Ray Tune, where ASHA stops the bad masks early.
 
 python jobs/tune_cifar10.py --data DIR --network resnet56 --weights FILE --macs-cut 0.57 \
-        --run-dir runs/resnet56-tune
+        --score-steps 50 --run-dir runs/resnet56-tune
 fppmo-ray submit jobs/tune_cifar10.py ... --run-dir /absolute/path --address http://HEAD:8265
 """
 

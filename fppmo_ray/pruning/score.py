@@ -36,7 +36,7 @@ _COMPENSATE_IMAGES = 512
 class Fidelity:
     """How much work a score is."""
 
-    steps: int = 50
+    steps: int = 0
     """Fine-tuning steps; 0 = recalibrate only."""
     compensate: bool = False
     """Re-fit the layers behind removed channels by least squares first."""

@@ -55,7 +55,7 @@ def trained() -> Candidate:
         keep=np.arange(tracing.space.num_filters) % 2 == 0,
         search_train=train,
         held_out=open_images(digits.train, np.arange(900, 1400), digits),
-        fidelity=Fidelity(),
+        fidelity=Fidelity(steps=50),
         recipe=RECIPE,
     )
 

@@ -353,7 +353,7 @@ def test_two_workers_search_on_one_gpu(local_ray: None, tmp_path: Path) -> None:
         ({"macs_cut": 0.5, "rule": "guess"}, "rule must be one of"),
         ({"macs_cut": 0.5, "score_steps": -1}, "score_steps must be >= 0, got -1"),
         ({"macs_cut": 0.5, "screen_steps": -1}, "screen_steps must be >= 0 and below .* got -1"),
-        ({"macs_cut": 0.5, "screen_steps": 50}, "below score_steps = 50, got 50"),
+        ({"macs_cut": 0.5, "score_steps": 9, "screen_steps": 9}, "below score_steps = 9, got 9"),
         ({"macs_cut": 0.5, "score_steps": 0, "screen_steps": 0}, "below score_steps = 0, got 0"),
         ({"macs_cut": 0.5, "min_keep": 0.0}, "min_keep must be in"),
         ({"macs_cut": 0.5, "population": 1}, "population_size must be at least 2"),

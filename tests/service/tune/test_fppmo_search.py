@@ -428,7 +428,8 @@ class TestSaveAndRestore:
 
 class TestForAProblem:
     def problem_and_settings(self, **changes: Any) -> tuple[Any, SearchSettings]:
-        asked = {"macs_cut": 0.5, "proposals": 4, "population": 2, "recipe": Recipe(epochs=0)}
+        asked = {"macs_cut": 0.5, "proposals": 4, "population": 2, "score_steps": 50}
+        asked["recipe"] = Recipe(epochs=0)
         search_settings = SearchSettings(**asked | changes)  # type: ignore[arg-type]
         network = build_network("digits_cnn", 10)
         return state_problem(network, load_dataset("digits"), search_settings), search_settings
