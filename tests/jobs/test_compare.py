@@ -146,7 +146,7 @@ def test_a_rival_told_a_whole_journal_proposes_the_same_masks(case: Case) -> Non
 
 
 def test_screening_is_for_the_searches_that_know_how_to_go_on() -> None:
-    screened = replace(SETTINGS, screen_steps=5)
+    screened = replace(SETTINGS, score_steps=50, screen_steps=5)
     steps = {
         name: settings_of(method_of(name), screened).screen_steps
         for name in ("fppmo", "random", "legr", "random-widths")
