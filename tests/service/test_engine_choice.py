@@ -91,12 +91,17 @@ def problem(settings: SearchSettings, placement: Placement) -> Problem:
             [[], [FOLDED], [{"threads": 2}, {"threads": 1}]],
         ),
         (
-            {},
+            {"score_steps": 4},
             {"gpus_per_worker": 1.0},
             [
                 *([BFLOAT16], [{"channels_last": False}], [{"scoring_batch": 2500}]),
                 *([FOLDED], [{"cuda_graphs": True}]),
             ],
+        ),
+        (  # no steps, no training passes to replay
+            {"score_steps": 0},
+            {"gpus_per_worker": 1.0},
+            [[BFLOAT16], [{"channels_last": False}], [{"scoring_batch": 2500}], [FOLDED], []],
         ),
     ],
 )
