@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -109,6 +110,21 @@ def run_to_end(
         proposals += asked
         for proposal in asked:
             optimizer.tell(score(proposal))
+    return proposals
+
+
+def run_shuffled(
+    optimizer: MaskOptimizer, score: Callable[[Proposal], Feedback] = small_score
+) -> list[Proposal]:
+    """Search, asking rarely or often and telling in any order; returns all proposals."""
+    shuffle = random.Random(0)
+    flying, proposals = [], []
+    while not optimizer.finished:
+        while shuffle.random() < 0.7 and (asked := optimizer.ask()):
+            flying += asked
+            proposals += asked
+        if flying:
+            optimizer.tell(score(flying.pop(shuffle.randrange(len(flying)))))
     return proposals
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import defaultdict
 
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 from planted_optimum import (
     chain_space,
     resnet20_landscape,
+    run_shuffled,
     run_to_end,
     small_importance,
     small_optimizer,
@@ -81,15 +81,7 @@ class TestEveryRule:
     def test_the_order_of_feedback_is_irrelevant(self, rule, lag, rungs):
         in_order, shuffled = (optimizer(rule, lag=lag, rungs=rungs) for _ in range(2))
         expected = trajectory(run_to_end(in_order))
-        shuffle = random.Random(0)
-        flying, proposals = [], []
-        while not shuffled.finished:
-            while shuffle.random() < 0.7 and (asked := shuffled.ask()):
-                flying += asked
-                proposals += asked
-            if flying:
-                shuffled.tell(small_score(flying.pop(shuffle.randrange(len(flying)))))
-        assert trajectory(proposals) == expected
+        assert trajectory(run_shuffled(shuffled)) == expected
         assert np.array_equal(shuffled.prune_prob(), in_order.prune_prob())
 
     def test_a_replay_equals_the_live_search(self, rule):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 
 import numpy as np
 import pytest
-from planted_optimum import chain_space, run_to_end, small_optimizer, small_score
+from planted_optimum import chain_space, run_shuffled, run_to_end, small_optimizer, small_score
 
 from fppmo_ray.distribution import RULES, Feedback, OptimizerSettings, pack_mask
 
@@ -48,15 +47,7 @@ class TestEveryRule:
     def test_the_order_of_feedback_is_irrelevant(self, rule, lag):
         in_order, shuffled = (small_optimizer(rule, lag=lag, rungs=RUNGS) for _ in range(2))
         expected = trajectory(run_to_end(in_order, noisy))
-        shuffle = random.Random(0)
-        flying, proposals = [], []
-        while not shuffled.finished:
-            while shuffle.random() < 0.7 and (asked := shuffled.ask()):
-                flying += asked
-                proposals += asked
-            if flying:
-                shuffled.tell(noisy(flying.pop(shuffle.randrange(len(flying)))))
-        assert trajectory(proposals) == expected
+        assert trajectory(run_shuffled(shuffled, noisy)) == expected
         assert np.array_equal(shuffled.prune_prob(), in_order.prune_prob())
         assert [f.name for f in shuffled.finalists()] == [f.name for f in in_order.finalists()]
 

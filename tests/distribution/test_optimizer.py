@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import random
-
 import numpy as np
 import pytest
 from planted_optimum import (
     chain_space,
     resnet20_landscape,
+    run_shuffled,
     run_to_end,
     small_importance,
     small_optimizer,
@@ -65,16 +64,7 @@ class TestEveryRule:
     def test_the_order_of_feedback_is_irrelevant(self, rule, lag):
         in_order, shuffled = (small_optimizer(rule, lag=lag) for _ in range(2))
         expected = trajectory(run_to_end(in_order))
-        shuffle = random.Random(0)
-        flying, proposals = [], []
-        while not shuffled.finished:
-            # Ask rarely or often: neither may matter.
-            while shuffle.random() < 0.7 and (asked := shuffled.ask()):
-                flying += asked
-                proposals += asked
-            if flying:
-                shuffled.tell(small_score(flying.pop(shuffle.randrange(len(flying)))))
-        assert trajectory(proposals) == expected
+        assert trajectory(run_shuffled(shuffled)) == expected
         assert np.array_equal(shuffled.prune_prob(), in_order.prune_prob())
         assert [f.name for f in shuffled.finalists()] == [f.name for f in in_order.finalists()]
 

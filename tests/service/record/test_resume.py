@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pretend_training import PoolHere
 
 from fppmo_ray.distribution import OptimizerSettings
 from fppmo_ray.service.pretend import PRETEND_SPACE, Pace, PretendWorker
@@ -18,37 +18,8 @@ from fppmo_ray.service.record.facts import Asked, Fact, Scored
 from fppmo_ray.service.record.run_directory import open_run, read_journal
 from fppmo_ray.service.record.storage import open_storage
 from fppmo_ray.service.scoring import Scoring, score_proposals
-from fppmo_ray.service.work import Outcome, Work
 
 SETTINGS = OptimizerSettings(macs_cut=0.5, num_proposals=32, population_size=8, seed=3)
-
-
-class PoolHere:
-    """A worker pool's part in the loop, without Ray: work ends in a random order."""
-
-    def __init__(self, seed: int) -> None:
-        self._worker = PretendWorker(Pace(mean_seconds=0), 0)
-        self._order = random.Random(seed)
-        self._queue: list[Work] = []
-
-    @property
-    def num_unfinished(self) -> int:
-        return len(self._queue)
-
-    def holds(self, tag: Any) -> bool:
-        return any(work.tag == tag for work in self._queue)
-
-    def submit(self, work: Work) -> None:
-        self._queue.append(work)
-
-    def next_outcomes(self) -> list[Outcome]:
-        self._order.shuffle(self._queue)
-        count = self._order.randint(1, min(3, len(self._queue)))
-        ended, self._queue = self._queue[:count], self._queue[count:]
-        return [
-            Outcome(work=work, value=self._worker.score(*work.arguments), worker="here")
-            for work in ended
-        ]
 
 
 class Unseen:
@@ -65,7 +36,7 @@ def score(
     """The loop of a search, to its end."""
     importance = np.linspace(1.0, 2.0, PRETEND_SPACE.num_filters)
     model: Any = ProbabilityModel(PRETEND_SPACE, importance, settings)
-    pool: Any = PoolHere(seed)
+    pool: Any = PoolHere(PretendWorker(Pace(mean_seconds=0), 0), seed, num_workers=3)
     unseen: Any = Unseen()
     scoring = Scoring(round=0, weights=None, rung=0, timeout=None)
     with open_run(run_dir, resume=resume) as run:
