@@ -40,7 +40,7 @@ def demo(
         proposals=proposals,
         seed=seed,
         score_steps=10,
-        recalibrate_images=500,
+        score_recalibrate_images=500,
         score_images=500,
         baseline_epochs=12,
         dtype="float32",  # so that all see the same figures

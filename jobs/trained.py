@@ -58,7 +58,7 @@ def fixed_key(problem: Problem) -> dict[str, Any]:
         "space": problem.tracing.space.fingerprint(),
         "data": digest_data(problem.dataset, problem.splits),
         "device_type": problem.device_type,
-        "recalibrate_images": problem.fidelity.recalibrate_images,
+        "recalibrate_images": problem.rescore_fidelity.recalibrate_images,
     }
 
 

@@ -41,6 +41,9 @@ class Problem:
     dataset: Dataset
     splits: Splits
     fidelity: Fidelity
+    """Of proposals' scores."""
+    rescore_fidelity: Fidelity
+    """Of finalists'; its images also recalibrate what is fine-tuned or handed out."""
     recipe: Recipe
     device_type: str
     threads: int
@@ -85,6 +88,7 @@ def state_problem(
         dataset=dataset,
         splits=splits,
         fidelity=settings.fidelity(),
+        rescore_fidelity=settings.rescore_fidelity(),
         recipe=settings.recipe,
         device_type=placement.device_type,
         threads=placement.cpus_per_worker,
@@ -146,7 +150,7 @@ def pruned_network(
         search_train: Of the problem.
     """
     network = extract(dense, problem.tracing, keep)
-    count = min(problem.fidelity.recalibrate_images, len(search_train))
+    count = min(problem.rescore_fidelity.recalibrate_images, len(search_train))
     recalibrate_batchnorm(network, search_train.batches(_RECALIBRATION_BATCH, np.arange(count)))
     return network
 

@@ -12,7 +12,10 @@ from fppmo_ray.service.resources import Demand
 from fppmo_ray.service.schedule import as_one, in_stages
 from fppmo_ray.training import DType, Engine, Recipe
 
-_AT_LEAST_1 = "recalibrate_images score_images rescore_seeds width_multiple adapt_rounds".split()
+_AT_LEAST_1 = (
+    *("score_images", "score_recalibrate_images", "rescore_images", "recalibrate_images"),
+    *("rescore_seeds", "width_multiple", "adapt_rounds"),
+)
 _CHOICES = {
     "importance": get_args(Criterion),
     "dtype": ("auto", *get_args(DType)),
@@ -29,7 +32,7 @@ class SearchSettings:
     """Share of the dense network's multiply-accumulates to remove, in (0, 1). Several, ascending,
     are as many budgets in one search (0.4,0.57,0.7): each gets an even share of the proposals, a
     network of its own in the end, and all of the feedback."""
-    proposals: int = 320
+    proposals: int = 640
     """Masks to score in all."""
     population: int = 16
     """Proposals per generation. Four per worker or more keep the workers busy."""
@@ -53,12 +56,18 @@ class SearchSettings:
     screen_steps: int | None = None
     """Fine-tuning steps of a first, cheap score of every proposal: only the best third of a
     generation is then scored with score_steps, which must be more. None scores all at once."""
+    recalibrate_images: int = 1000
+    """Search-train images that re-estimate the batch-norm statistics of finalists, and of networks
+    before they are fine-tuned or handed out."""
     compensate: bool = False
     """Re-fit the layers behind removed channels by least squares before a score's first step."""
-    recalibrate_images: int = 1000
-    """Search-train images that re-estimate a pruned network's batch-norm statistics."""
-    score_images: int = 2000
-    """Search-val images that a score is read on (all of them where there are fewer)."""
+    score_images: int = 500
+    """Search-val images that a score is read on (all of them where there are fewer). Proposals are
+    many, so few images serve each: see "How many images" in the README."""
+    score_recalibrate_images: int = 250
+    """Search-train images that re-estimate the batch-norm statistics for these."""
+    rescore_images: int = 2000
+    """Choose-val images that a finalist's scores are read on."""
     rescore_seeds: int = 3
     """Fresh seeds with which every finalist is rescored on choose-val."""
     rescore_steps: int | None = None
@@ -153,12 +162,21 @@ class SearchSettings:
         return Engine(dtype=dtype, threads=threads)
 
     def fidelity(self) -> Fidelity:
-        """How much work a score is."""
+        """How much work a proposal's score is."""
         return Fidelity(
             steps=self.score_steps,
             compensate=self.compensate,
-            recalibrate_images=self.recalibrate_images,
+            recalibrate_images=self.score_recalibrate_images,
             score_images=self.score_images,
+        )
+
+    def rescore_fidelity(self) -> Fidelity:
+        """How much work each score of a finalist is: they are few, and one of them is chosen."""
+        return Fidelity(
+            steps=self.score_steps if self.rescore_steps is None else self.rescore_steps,
+            compensate=self.compensate,
+            recalibrate_images=self.recalibrate_images,
+            score_images=self.rescore_images,
         )
 
 

@@ -111,14 +111,17 @@ class ScoringWorker:
     ) -> Score:
         """Score one mask on ``search_val`` or ``choose_val``, with so many steps of fine-tuning.
 
-        The learning rate's schedule is laid over these steps; a deeper score begins anew.
+        On choose-val it is a finalist's, on more images. The learning rate's schedule is laid over
+        these steps; a deeper score begins anew.
         """
+        problem = self._problem
+        fidelity = problem.rescore_fidelity if held_out == "choose_val" else problem.fidelity
         candidate = self._candidate(self._dense_on(basis), keep, basis.engine)
         return score(
             replace(
                 candidate,
                 held_out=self._split(held_out),
-                fidelity=replace(candidate.fidelity, steps=steps),
+                fidelity=replace(fidelity, steps=steps),
                 seed=tuple(seed),
             )
         )

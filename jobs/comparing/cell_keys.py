@@ -37,7 +37,7 @@ def _key(case: Case, method: Method, network: str) -> dict[str, Any]:
     names = ("macs_cut", "min_keep", "width_multiple", "recalibrate_images")
     key |= {name: getattr(settings, name) for name in names}
     if method.name == FASTNAS:
-        key["search"] = {"score_images": settings.score_images}
+        key["search"] = {"score_images": settings.rescore_images}
     if method.is_search or method.needs_fppmo:
         searching = asdict(settings_of(method, settings))
         known = (*key, "dtype", "baseline_epochs", "baseline_learning_rate")

@@ -56,7 +56,7 @@ def fastnas_choice(
     """Let FastNAS prune to the budget, scoring by the loss on search-val images.
 
     Its search is serial, so it runs in this process. The networks' statistics are re-estimated by
-    itself, on as many images as in all other scores.
+    itself, on as many images as those of finalists.
 
     Raises:
         RuntimeError: what it pruned is no mask of the space, or is over the budget.
@@ -67,7 +67,7 @@ def fastnas_choice(
     images = open_split(problem, "search_train", device)
     rng = np.random.default_rng(seed)
     drawn = np.sort(rng.permutation(len(held_out))[:score_images])
-    count = min(problem.fidelity.recalibrate_images, len(images))
+    count = min(problem.rescore_fidelity.recalibrate_images, len(images))
     size = max(1, count // _BATCHES)
     calibration = [batch for batch, _ in images.batches(size, np.arange(size * _BATCHES))]
     num_scores = 0

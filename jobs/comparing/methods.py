@@ -223,7 +223,7 @@ def foreign_choice(case: Case, memory: Path) -> Choice:
         found = fastnas_choice(
             case.problem,
             case.budget,
-            score_images=case.settings.score_images,
+            score_images=case.settings.rescore_images,
             engine=case.engine,
             seed=case.settings.seed,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,7 +18,7 @@ from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.work import Work
 from fppmo_ray.training import Engine
 from judging.masks import Mask
-from judging.worker import Depth
+from judging.worker import Depth, fidelity_of
 
 TRUTH = "truth"
 _SCORE_STREAM = 2  # seeds [seed, repeat, 2]: never those of proposals or of rescored finalists
@@ -35,6 +35,8 @@ class Plan:
     """Fine-tuning steps of scores; 0 recalibrates only."""
     compensated_steps: tuple[int, ...] = (0, 50, 150)
     """The same for scores with compensation."""
+    few_images_steps: tuple[int, ...] = (0,)
+    """The same for scores on as few images as a search's proposals have."""
     adapted_weights: Path | None = None
     """The network's weights fine-tuned under random masks. Scores that begin from them are measured
     too; the truth always begins from --weights."""
@@ -50,9 +52,13 @@ class Plan:
         for name, least in (("masks", 2), ("score_seeds", 1), ("truth_seeds", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        for count in (*self.steps, *self.compensated_steps, *self.adapted_steps):
+        for count in self._all_steps():
             if count < 0:
                 raise ValueError(f"fine-tuning steps of scores must be at least 0, got {count}")
+
+    def _all_steps(self) -> tuple[int, ...]:
+        given = (self.steps, self.compensated_steps, self.few_images_steps, self.adapted_steps)
+        return tuple(chain.from_iterable(given))
 
     def depths(self, *, with_adapted: bool) -> list[Depth]:
         """The depths of the scores, the shallowest first."""
@@ -60,11 +66,14 @@ class Plan:
         depths = {
             *(Depth(steps=count) for count in self.steps),
             *(Depth(steps=count, compensate=True) for count in self.compensated_steps),
+            *(Depth(steps=count, images="few") for count in self.few_images_steps),
             *(Depth(steps=count, weights="adapted") for count in adapted),
         }
-        return sorted(
-            depths, key=lambda depth: (depth.steps, depth.weights != "dense", depth.compensate)
-        )
+
+        def place(depth: Depth) -> tuple[int, bool, bool, bool]:
+            return depth.steps, depth.weights != "dense", depth.compensate, depth.images != "few"
+
+        return sorted(depths, key=place)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,9 +167,10 @@ def seconds_left(study: Study, todo: Sequence[Task], records: Mapping[str, Recor
 
 def _passes(study: Study, task: Task) -> int:
     """Images passed forward; one that is trained on counts thrice."""
-    problem, fidelity = study.problem, study.problem.fidelity
+    problem = study.problem
     if task.depth is None:
         return 3 * problem.recipe.epochs * len(problem.splits.search_train)
+    fidelity = fidelity_of(problem, task.depth)
     trained = task.depth.steps * problem.recipe.batch_size
     return 3 * trained + fidelity.recalibrate_images + fidelity.score_images
 
@@ -183,14 +193,19 @@ def _score_task(
     recipe = recipe_key(replace(study.problem.recipe, ema_decay=0))
     del recipe["epochs"]
     seed = (study.seed, repeat, _SCORE_STREAM)
+    fidelity = fidelity_of(study.problem, depth)
     key = {
         **fixed,
         **_mask_key(mask),
         **asdict(depth),
-        "score_images": study.problem.fidelity.score_images,
+        "score_images": fidelity.score_images,
         "recipe": recipe,
         "seed": seed,
     }
+    if depth.images == "few":
+        key["score_recalibrate_images"] = fidelity.recalibrate_images
+    else:
+        del key["images"]  # as before there was a choice
     if depth.weights == "adapted":
         key["adapted_weights"] = study.adapted_weights
     name = _cell_name(file, depth, repeat)
@@ -229,5 +244,9 @@ def _mask_key(mask: Mask) -> dict[str, Any]:
 
 
 def _cell_name(file: str, depth: Depth, repeat: int) -> str:
-    ways = ["compensated"] * depth.compensate + ["adapted"] * (depth.weights == "adapted")
+    ways = [
+        *(["compensated"] * depth.compensate),
+        *(["adapted"] * (depth.weights == "adapted")),
+        *(["few"] * (depth.images == "few")),
+    ]
     return "-".join([file, f"{depth.steps}steps", *ways, str(repeat)])

@@ -15,7 +15,7 @@ from fine_tuning import HELD_OUT, Tuner, TuningTask
 from torch import nn
 
 from fppmo_ray.distribution import BoolArray
-from fppmo_ray.pruning import Candidate, score
+from fppmo_ray.pruning import Candidate, Fidelity, score
 from fppmo_ray.pruning.engine_trial import EngineTrial, try_engine
 from fppmo_ray.service.place import Place, here
 from fppmo_ray.service.problem import Problem, claim_device, open_split
@@ -24,17 +24,20 @@ from fppmo_ray.training import Engine
 
 Weights = Literal["dense", "adapted"]
 """Those that masks are cut from."""
+NumImages = Literal["many", "few"]
+"""Of a score: as for a search's finalists, or as for its proposals."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Depth:
-    """What sets the fidelities apart; of images, all scores take equally many."""
+    """What sets the fidelities apart."""
 
     steps: int
     """Fine-tuning steps; 0 = recalibrate only."""
     compensate: bool = False
     """Whether the layers behind removed channels are re-fitted first."""
     weights: Weights = "dense"
+    images: NumImages = "many"
 
     def __str__(self) -> str:
         ways = {
@@ -42,15 +45,22 @@ class Depth:
             "compensated": self.compensate,
             f"{self.steps} steps": self.steps > 0,
             "recalibrated": not self.steps and not self.compensate,
+            "few images": self.images == "few",
         }
         return ", ".join(way for way, is_used in ways.items() if is_used)
+
+
+def fidelity_of(problem: Problem, depth: Depth) -> Fidelity:
+    """How much work a score of a depth is."""
+    images = problem.fidelity if depth.images == "few" else problem.rescore_fidelity
+    return replace(images, steps=depth.steps, compensate=depth.compensate)
 
 
 class FidelityWorker:
     """Runs as a Ray actor on the CPUs or the GPU it was given.
 
     Args:
-        problem: Its fidelity is all but the depth of the scores.
+        problem: Its fidelities are all but the depth of the scores.
         adapted: The adapted dense weights, None where there are none.
         slot: Its number in the pool.
     """
@@ -84,7 +94,7 @@ class FidelityWorker:
         """Loss and accuracy on search-val, as a search would score the mask."""
         torch.set_num_threads(engine.threads)
         candidate = self._candidate(depth.weights, keep, engine)
-        fidelity = replace(candidate.fidelity, steps=depth.steps, compensate=depth.compensate)
+        fidelity = fidelity_of(self._problem, depth)
         scored = score(replace(candidate, fidelity=fidelity, seed=tuple(seed)))
         figures = {"val_loss": scored.val_loss, "val_accuracy": scored.val_accuracy}
         return Measured(figures=figures, seconds=scored.seconds)

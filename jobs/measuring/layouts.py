@@ -57,7 +57,7 @@ def random_search(name: str, proposals: int, plan: Plan, placement: Placement) -
         macs_cut=MACS_CUT,
         proposals=proposals,
         score_steps=plan.steps[0],
-        recalibrate_images=plan.recalibrate_images,
+        score_recalibrate_images=plan.recalibrate_images,
         score_images=plan.score_images,
         rescore_seeds=1,
         recipe=Recipe(epochs=0, batch_size=plan.batch_size),

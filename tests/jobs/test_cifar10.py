@@ -25,6 +25,7 @@ SETTINGS = SearchSettings(
     population=4,
     score_steps=1,
     recalibrate_images=64,
+    score_recalibrate_images=64,
     score_images=32,
     rescore_seeds=1,
     recipe=Recipe(epochs=1, batch_size=64),

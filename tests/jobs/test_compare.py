@@ -52,6 +52,7 @@ SETTINGS = SearchSettings(
     macs_cut=0.57,
     proposals=320,
     recalibrate_images=64,
+    score_recalibrate_images=64,
     recipe=Recipe(epochs=2, batch_size=64),
 )
 

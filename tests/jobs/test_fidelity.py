@@ -73,7 +73,9 @@ SETTINGS = SearchSettings(
     dtype="float32",
     engine="plain",
     recalibrate_images=64,
-    score_images=32,
+    score_recalibrate_images=64,
+    score_images=16,
+    rescore_images=32,
     recipe=Recipe(epochs=1, batch_size=64),
 )
 
@@ -317,13 +319,14 @@ def test_a_score_of_the_job_is_that_of_a_search(problem: Problem, mask: Mask) ->
     plain = worker.score(ENGINE, mask.keep, Depth(steps=1, compensate=True), (0, 1, 2))
     adapted = Depth(steps=1, compensate=True, weights="adapted")
     assert worker.score(ENGINE, mask.keep, adapted, (0, 1, 2)).figures == plain.figures
+    few = worker.score(ENGINE, mask.keep, Depth(steps=1, images="few"), (0, 1, 2))
     candidate = Candidate(
         dense=problem.network.eval(),
         tracing=problem.tracing,
         keep=mask.keep,
         search_train=open_split(problem, "search_train", torch.device("cpu")),
         held_out=open_split(problem, "search_val", torch.device("cpu")),
-        fidelity=replace(problem.fidelity, steps=1, compensate=True),
+        fidelity=replace(problem.rescore_fidelity, steps=1, compensate=True),
         recipe=problem.recipe,
         seed=(0, 1, 2),
         engine=ENGINE,
@@ -331,6 +334,8 @@ def test_a_score_of_the_job_is_that_of_a_search(problem: Problem, mask: Mask) ->
     expected = score(candidate)
     assert plain.figures["val_loss"] == expected.val_loss
     assert plain.figures["val_accuracy"] == expected.val_accuracy
+    as_proposed = score(replace(candidate, fidelity=replace(problem.fidelity, steps=1)))
+    assert few.figures["val_loss"] == as_proposed.val_loss
 
 
 def test_the_truth_is_the_fine_tuning_of_a_search(
@@ -367,7 +372,9 @@ def study_of(problem: Problem, masks: list[Mask], plan: Plan) -> Study:
     )
 
 
-TWICE = Plan(steps=(50, 0), compensated_steps=(), score_seeds=2, truth_seeds=2)
+TWICE = Plan(
+    steps=(50, 0), compensated_steps=(), few_images_steps=(), score_seeds=2, truth_seeds=2
+)
 
 
 def record_of(task: Task, cost: float) -> cells.Record:
@@ -486,7 +493,7 @@ def test_the_job_does_what_is_missing(
         run(0, only_tables=True)
     first = run(0)
     assert not any((tmp_path / "results" / "under-way").iterdir())
-    assert len(first) == 2 + 4 * (3 + 1)  # engine, masks; three scores and the truth of four masks
+    assert len(first) == 2 + 4 * (4 + 1)  # engine, masks; four scores and the truth of four masks
     assert "fine-tuned again" not in capsys.readouterr().out
     second = run(0, 1)
     assert first.items() <= second.items()
@@ -497,7 +504,9 @@ def test_the_job_does_what_is_missing(
     assert figures["near00-0steps-0"] == figures["near00-0steps-adapted-0"]
     assert figures["near00-0steps-0"] != figures["near00-0steps-compensated-0"]
     with pytest.raises(ValueError, match=r"was measured with score_images = 32, this run has 31"):
-        run(0, settings=replace(SETTINGS, score_images=31))
+        run(0, settings=replace(SETTINGS, rescore_images=31))
+    with pytest.raises(ValueError, match=r"was measured with score_images = 16, this run has 15"):
+        run(0, settings=replace(SETTINGS, score_images=15))
     capsys.readouterr()
     assert run(0, 1, 2, searches=(), only_tables=True) == second  # the results keep the masks
     printed = capsys.readouterr().out

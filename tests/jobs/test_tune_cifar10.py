@@ -24,6 +24,7 @@ SETTINGS = SearchSettings(
     population=2,
     score_steps=2,
     recalibrate_images=64,
+    score_recalibrate_images=64,
     score_images=32,
     recipe=Recipe(epochs=0, batch_size=32),
 )

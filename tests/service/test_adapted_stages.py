@@ -31,6 +31,7 @@ SETTINGS = SearchSettings(
     population=4,
     score_steps=1,
     recalibrate_images=128,
+    score_recalibrate_images=128,
     score_images=100,
     rescore_seeds=1,
     baseline_epochs=1,

@@ -36,6 +36,7 @@ SETTINGS = SearchSettings(
     screen_steps=1,
     rescore_seeds=2,
     recalibrate_images=64,
+    score_recalibrate_images=64,
     score_images=64,
     baseline_epochs=1,
     dtype="float32",

@@ -14,13 +14,19 @@ from fppmo_ray.service.worker import Basis, ScoringWorker
 from fppmo_ray.training import build_network
 
 
-def test_a_deep_score_begins_anew_with_its_own_schedule_whatever_was_scored_before(
+def test_a_score_of_any_depth_begins_anew_and_that_of_a_finalist_has_images_of_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-    few = {"recalibrate_images": 200, "score_images": 100}
     settings = SearchSettings(
-        macs_cut=0.5, score_steps=6, screen_steps=2, recipe=Recipe(epochs=0), **few
+        macs_cut=0.5,
+        score_steps=6,
+        screen_steps=2,
+        score_recalibrate_images=200,
+        score_images=100,
+        recalibrate_images=300,
+        rescore_images=130,
+        recipe=Recipe(epochs=0),
     )
     network, dataset = build_network("digits_cnn", 10, seed=0), load_dataset("digits")
     problem = state_problem(network, dataset, settings, placement=Placement())
@@ -28,18 +34,23 @@ def test_a_deep_score_begins_anew_with_its_own_schedule_whatever_was_scored_befo
     basis = Basis(round=0, arrays=to_arrays(network), engine=problem.engine)
     worker, device = ScoringWorker(problem, 0), torch.device("cpu")
 
-    for steps in (2, 6):
+    for split, steps, recalibrated, scored_on in (
+        ("search_val", 2, 200, 100),
+        ("search_val", 6, 200, 100),
+        ("choose_val", 6, 300, 130),
+    ):
+        fidelity = Fidelity(steps=steps, recalibrate_images=recalibrated, score_images=scored_on)
         candidate = Candidate(
             dense=network.eval(),
             tracing=problem.tracing,
             keep=keep,
             search_train=open_split(problem, "search_train", device),
-            held_out=open_split(problem, "search_val", device),
-            fidelity=Fidelity(steps=steps, **few),
+            held_out=open_split(problem, split, device),
+            fidelity=fidelity,
             recipe=settings.recipe,
             seed=(0, 3),
             engine=problem.engine,
         )
         expected = score(candidate)
-        scored = worker.score(basis, keep, (0, 3), "search_val", steps)
+        scored = worker.score(basis, keep, (0, 3), split, steps)
         assert (scored.val_loss, scored.val_accuracy) == (expected.val_loss, expected.val_accuracy)

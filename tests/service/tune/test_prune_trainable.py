@@ -40,6 +40,7 @@ SETTINGS = SearchSettings(
     population=2,
     score_steps=4,
     recalibrate_images=200,
+    score_recalibrate_images=200,
     score_images=200,
     rescore_seeds=1,
     dtype="float32",
