@@ -63,7 +63,8 @@ class MaskOptimizer:
         else:
             start = self._budgets.start(importance)
         self._space = space = self._budgets.each[0].space
-        self._rule = RULES[settings.rule]
+        rule = settings.rule
+        self._rule = RULES[rule] if isinstance(rule, str) else rule
         self._beliefs = {self._first: start}
         """By the number of updates made: the latest, and those still to be sampled from."""
         self._uniform_priority = uniform_priority(space, importance)

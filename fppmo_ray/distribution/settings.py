@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Literal, get_args
 
 from fppmo_ray.distribution.budget import check_macs_cuts
-from fppmo_ray.distribution.rules import RULES
+from fppmo_ray.distribution.rules import RULES, UpdateRule
 
 RankBy = Literal["val_loss", "val_accuracy"]
 """The score by which proposals are ranked: the lower loss or the higher accuracy is better."""
@@ -28,8 +28,8 @@ class OptimizerSettings:
     num_proposals: int
     """Proposals over the whole search, at least ``population_size``. Noise cools down over
     them, so a finished search cannot be extended."""
-    rule: str = "layer_es"
-    """A name in ``RULES``."""
+    rule: str | UpdateRule = "layer_es"
+    """A name in ``RULES``, or a rule with steps of its own."""
     population_size: int = 16
     """Proposals per generation, at least 2; the last generation takes what is left."""
     lag: int = 1
@@ -62,7 +62,7 @@ class OptimizerSettings:
                 f"got {self.num_proposals}; raise it or lower population_size"
             )
         self._check_heats()
-        if self.rule not in RULES:
+        if isinstance(self.rule, str) and self.rule not in RULES:
             raise ValueError(f"rule must be one of {', '.join(RULES)}, got {self.rule!r}")
         for name in ("lag", "seed"):
             if getattr(self, name) < 0:

@@ -9,7 +9,6 @@ from functools import cache
 import numpy as np
 
 from fppmo_ray.distribution import (
-    RULES,
     BoolArray,
     Feedback,
     FloatArray,
@@ -106,12 +105,11 @@ def _finalists(
     rng: np.random.Generator,
 ) -> dict[str, BoolArray]:
     """The finalists' masks by name, after a search with noisy scores."""
-    RULES[candidate.name] = candidate.rule
     settings = {"macs_cut": 0.57, "num_proposals": num_proposals, "seed": seed}
     optimizer = MaskOptimizer(
         problem.space,
         problem.importance,
-        OptimizerSettings(rule=candidate.name, **settings | dict(candidate.settings)),
+        OptimizerSettings(rule=candidate.rule, **settings | dict(candidate.settings)),
     )
     while not optimizer.finished:
         proposals = optimizer.ask()

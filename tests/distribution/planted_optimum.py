@@ -18,6 +18,7 @@ from fppmo_ray.distribution import (
     OptimizerSettings,
     Proposal,
     PruningSpace,
+    UpdateRule,
     Width,
 )
 
@@ -128,7 +129,9 @@ def run_shuffled(
     return proposals
 
 
-def small_optimizer(rule: str, space: PruningSpace | None = None, **changes) -> MaskOptimizer:
+def small_optimizer(
+    rule: str | UpdateRule, space: PruningSpace | None = None, **changes
+) -> MaskOptimizer:
     """A search over two dozen filters, five generations of at most six proposals."""
     space = space or chain_space([8, 8, 8])
     settings = {"macs_cut": 0.5, "num_proposals": 28, "population_size": 6, "seed": 3}

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from planted_optimum import chain_space
+from planted_optimum import chain_space, run_to_end, small_optimizer
 
-from fppmo_ray.distribution import RULES
+from fppmo_ray.distribution import RULES, UpdateRule, pack_mask
 from fppmo_ray.distribution.logits import sigmoid
 from fppmo_ray.distribution.rules import (
     Beliefs,
@@ -114,6 +114,13 @@ def test_layer_noise_is_antithetic_and_cools_down():
     assert np.array_equal(early[3:], -early[:2])
     assert late == pytest.approx(early / 4)
     assert [rule.temperature(progress) for progress in (0.0, 1.0)] == pytest.approx([1, 0.3])
+
+
+def test_a_rule_with_steps_of_its_own_may_take_the_place_of_a_name() -> None:
+    def masks(rule: str | UpdateRule) -> list[str]:
+        return [pack_mask(item.keep) for item in run_to_end(small_optimizer(rule))]
+
+    assert masks("layer_es") == masks(LayerES()) != masks(LayerES(filter_step=2.0))
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)

@@ -372,9 +372,7 @@ def study_of(problem: Problem, masks: list[Mask], plan: Plan) -> Study:
     )
 
 
-TWICE = Plan(
-    steps=(50, 0), compensated_steps=(), few_images_steps=(), score_seeds=2, truth_seeds=2
-)
+TWICE = Plan(steps=(50, 0), compensated_steps=(), few_images_steps=(), score_seeds=2, truth_seeds=2)
 
 
 def record_of(task: Task, cost: float) -> cells.Record:

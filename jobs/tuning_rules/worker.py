@@ -1,0 +1,180 @@
+"""The worker of the searches job: a whole search in one process, some scores a call."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from cells import Measured
+
+from fppmo_ray.distribution import (
+    BoolArray,
+    Feedback,
+    MaskOptimizer,
+    Proposal,
+    UpdateRule,
+)
+from fppmo_ray.durable_files import write_whole
+from fppmo_ray.pruning import Candidate, Fidelity, Score, importance, score
+from fppmo_ray.pruning.engine_trial import EngineTrial, try_engine
+from fppmo_ray.service.place import Place, here
+from fppmo_ray.service.problem import Problem, claim_device, open_split
+from fppmo_ray.service.settings import SearchSettings
+from fppmo_ray.training import Engine
+
+_SCORES_A_CALL = 80  # what ends a job costs it so many at most
+_LOOK_STREAM = 3  # seeds [seed, repeat, 3]: never those of proposals or of rescored finalists
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SearchTask:
+    """A search to run."""
+
+    settings: SearchSettings
+    rule: UpdateRule
+    engine: Engine
+    folder: Path
+    """Of its scores, which all workers must see."""
+
+
+class SearchWorker:
+    """Runs as a Ray actor on the CPUs or the GPU it was given."""
+
+    def __init__(self, problem: Problem, slot: int) -> None:
+        self._slot = slot
+        self._problem = problem
+        self._device = claim_device(problem)
+        self._dense = copy.deepcopy(problem.network).to(self._device).eval()
+        self._split = cache(partial(open_split, problem, device=self._device))
+
+    def ready(self) -> Place:
+        """Put the images on the device, then tell where the worker runs."""
+        for split in ("search_train", "search_val", "choose_val"):
+            self._split(split)
+        return here(self._slot)
+
+    def try_engine(self, engine: Engine, keep: BoolArray) -> EngineTrial:
+        """What a score of a mask costs with an engine."""
+        torch.set_num_threads(engine.threads)
+        return try_engine(self._candidate(engine, keep, "search_val", self._problem.fidelity))
+
+    def measure(self, task: SearchTask) -> Measured | None:
+        """Score some more proposals; after the last, look at what the search found.
+
+        Returns:
+            None while there are more proposals to come.
+        """
+        torch.set_num_threads(task.engine.threads)
+        task.folder.mkdir(parents=True, exist_ok=True)
+        file = task.folder / "scores.json"
+        scores: list[list[float]] = json.loads(file.read_bytes()) if file.is_file() else []
+        optimizer = self._optimizer(task)
+        known = {int(proposal_id): values for proposal_id, *values in scores}
+        waiting = _replayed(optimizer, known)
+        left = _SCORES_A_CALL
+        while waiting and left:
+            now = waiting[:left]
+            scored = [self._score(task, proposal) for proposal in now]
+            ids = [proposal.proposal_id for proposal in now]
+            new = {
+                i: [item.val_loss, item.val_accuracy, item.seconds]
+                for i, item in zip(ids, scored, strict=True)
+            }
+            scores += [[i, *values] for i, values in new.items()]
+            _tell(optimizer, new)
+            left -= len(now)
+            waiting = waiting[len(now) :] or optimizer.ask()
+        write_whole(file, json.dumps(scores).encode())
+        if not optimizer.finished:
+            return None
+        figures = {
+            "found": self._found(task, optimizer),
+            "generations": _generation_means(scores, task.settings.population),
+            "scores": len(scores),
+        }
+        return Measured(figures=figures, seconds=sum(seconds for *_, seconds in scores))
+
+    def _optimizer(self, task: SearchTask) -> MaskOptimizer:
+        settings = replace(task.settings.optimizer_settings(), rule=task.rule)
+        tracing = self._problem.tracing
+        return MaskOptimizer(
+            tracing.space, importance(self._dense, tracing, task.settings.importance), settings
+        )
+
+    def _score(self, task: SearchTask, proposal: Proposal) -> Score:
+        fidelity, seed = task.settings.fidelity(), proposal.score_seed
+        return score(self._candidate(task.engine, proposal.keep, "search_val", fidelity, seed))
+
+    def _found(self, task: SearchTask, optimizer: MaskOptimizer) -> dict[str, dict[str, Any]]:
+        """Each finalist on choose-val: which one is best is not what is asked."""
+        return {item.name: self._look(task, item.keep) for item in optimizer.finalists(0)}
+
+    def _look(self, task: SearchTask, keep: BoolArray) -> dict[str, Any]:
+        settings = task.settings
+        looks = [
+            score(
+                self._candidate(
+                    *(task.engine, keep, "choose_val", settings.rescore_fidelity()),
+                    (settings.seed, repeat, _LOOK_STREAM),
+                )
+            )
+            for repeat in range(settings.rescore_seeds)
+        ]
+        widths = self._problem.tracing.space.widths(keep).tolist()
+        return {
+            "loss": fmean(look.val_loss for look in looks),
+            "accuracy": fmean(look.val_accuracy for look in looks),
+            "widths": widths,
+        }
+
+    def _candidate(
+        self,
+        engine: Engine,
+        keep: BoolArray,
+        split: str,
+        fidelity: Fidelity,
+        seed: tuple[int, ...] = (0,),
+    ) -> Candidate:
+        problem = self._problem
+        return Candidate(
+            dense=self._dense,
+            tracing=problem.tracing,
+            keep=keep,
+            search_train=self._split("search_train"),
+            held_out=self._split(split),
+            fidelity=fidelity,
+            recipe=problem.recipe,
+            seed=seed,
+            engine=engine,
+        )
+
+
+def _replayed(optimizer: MaskOptimizer, known: dict[int, list[float]]) -> list[Proposal]:
+    """Tell what is known; what is asked for and not known yet."""
+    waiting: list[Proposal] = []
+    while asked := optimizer.ask():
+        ids = {proposal.proposal_id for proposal in asked}
+        _tell(optimizer, {i: known[i] for i in ids & known.keys()})
+        waiting += [proposal for proposal in asked if proposal.proposal_id not in known]
+    return waiting
+
+
+def _tell(optimizer: MaskOptimizer, scores: dict[int, list[float]]) -> None:
+    for proposal_id, (loss, accuracy, _) in sorted(scores.items()):
+        optimizer.tell(Feedback(proposal_id=proposal_id, val_loss=loss, val_accuracy=accuracy))
+
+
+def _generation_means(scores: Sequence[Sequence[float]], population: int) -> list[float]:
+    """Mean loss of every generation's proposals."""
+    losses = defaultdict(list)
+    for proposal_id, loss, *_ in scores:
+        losses[int(proposal_id) // population].append(loss)
+    return [round(fmean(losses[generation]), 4) for generation in sorted(losses)]
