@@ -56,6 +56,10 @@ def print_result(run_dir: str | Path, console: Console) -> None:
         title = _title(row)
         table.add_row(title, _accuracy(row, "before"), _accuracy(row, "after"), *_size(row))
     console.print(table)
+    if epochs := figures.get("epochs_between_stages", 0):  # older results do not tell
+        console.print(
+            f"FPPMO's network has had {epochs} epochs more than the others, between stages"
+        )
     console.print(_cost_line(figures))
 
 

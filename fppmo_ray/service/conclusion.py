@@ -19,6 +19,7 @@ from fppmo_ray.service.finalists import IMPORTANCE_ONLY, Choice
 from fppmo_ray.service.latency import Latency
 from fppmo_ray.service.record.facts import Failed, Finished, Rescored, Scored, ends_of_scores
 from fppmo_ray.service.rounds import Context, RoundWeights
+from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.training_tasks import Training, train
 from fppmo_ray.service.work import Work
 from fppmo_ray.service.worker import Evaluation, TrainingTask
@@ -83,6 +84,7 @@ def conclude(
         "engine": asdict(context.engine),
         "chosen": ", ".join(choice.chosen.name for choice in choices),
         "num_filters": context.problem.tracing.space.num_filters,
+        "epochs_between_stages": _epochs_between_stages(context.settings),
         "variants": _figures(context, variants, states),
         "score_noise": _score_noise(context),
         "scores": _score_costs(context),
@@ -93,6 +95,11 @@ def conclude(
     content = json.dumps(result, indent=2).encode()
     sha256 = context.run.write_artifact(RESULT, content)
     context.run.record([Finished(artifact=RESULT, sha256=sha256)])
+
+
+def _epochs_between_stages(settings: SearchSettings) -> int:
+    """Epochs that the chosen network has had in advance of those that it is compared with."""
+    return settings.stage_epochs * (len(settings.stage_settings()) - 1)
 
 
 def _variants(

@@ -65,6 +65,21 @@ def test_the_closing_table_sets_the_four_networks_side_by_side(tmp_path: Path) -
     ) in lines
 
 
+def test_epochs_that_only_the_chosen_network_has_had_are_told(tmp_path: Path) -> None:
+    result = {
+        "chosen": "mode",
+        "epochs_between_stages": 10,
+        "variants": [row("dense", 0.88, 0.87, 40_000_000), row("fppmo", 0.70, 0.84, 17_200_000)],
+        "score_noise": None,
+        "scores": {"scored": 320, "failed": 0, "mean_seconds": 2.96},
+    }
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    told = "FPPMO's network has had 10 epochs more than the others, between stages"
+    assert told in printed(tmp_path)
+    (tmp_path / "result.json").write_text(json.dumps(result | {"epochs_between_stages": 0}))
+    assert "epochs more" not in printed(tmp_path)
+
+
 def test_the_table_of_several_budgets_shows_their_front(tmp_path: Path) -> None:
     result = {
         "chosen": "mode, sample 3",

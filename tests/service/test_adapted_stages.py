@@ -104,5 +104,6 @@ def test_one_worker_two_workers_and_a_resumed_search_end_alike(tmp_path: Path) -
     images = open_images(dataset.test, None, dataset, "cpu").batches(250)
     accuracy = evaluate(result.network(), images).accuracy
     assert accuracy == pytest.approx(result.best.test_accuracy, abs=1e-9)
+    assert result.figures["epochs_between_stages"] == 2  # of one change of stages
     rows = {row["name"]: row for row in result.figures["variants"]}
     assert abs(rows["importance-only"]["macs_cut"] - result.best.macs_cut) < 0.02
