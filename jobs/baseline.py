@@ -1,0 +1,162 @@
+"""Train the dense network that is pruned later, on search-train alone.
+
+    python jobs/baseline.py --data DIR --network resnet56 --fine-tune-epochs 200 \
+        --learning-rate 0.1 --gpus-per-worker 1 --output baselines/resnet56
+    fppmo-ray submit jobs/baseline.py ... --output /absolute/path --address http://HEAD:8265
+
+Public weights have seen all training images, so scores and choices on some of them flatter these.
+The output holds ``weights.pt``, ``search_val_rows.npy`` (the rows that were held out: give them to
+the other jobs) and ``baseline.json`` (accuracies, curve, recipe). The same command goes on where it
+was stopped (after the epoch that was running).
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import asdict
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from cells import Cell, Measured, measure_missing, read_all, recipe_key, stopped_by_signal
+from fine_tuning import HELD_OUT, Tuner, TuningTask
+from trained import fixed_key
+
+from fppmo_ray import Placement, Recipe, SearchSettings, Splits, load_dataset
+from fppmo_ray.durable_files import write_whole
+from fppmo_ray.job import require_lasting, run_job
+from fppmo_ray.service.connection import connection
+from fppmo_ray.service.place import Place, here
+from fppmo_ray.service.pool import worker_pool
+from fppmo_ray.service.problem import Problem, claim_device, open_split, state_problem
+from fppmo_ray.service.work import Work
+from fppmo_ray.training import (
+    DType,
+    build_network,
+    load_weights,
+    splits_from_files,
+    stratified_splits,
+)
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS, ROWS, CELL = "weights.pt", "search_val_rows.npy", "baseline"
+_ANY_CUT = 0.5  # a problem names one; nothing is pruned here
+_HELD_OUT_SHARE = 0.1
+
+
+class BaselineWorker:
+    """Runs as a Ray actor on the CPUs or the GPU it was given."""
+
+    def __init__(self, problem: Problem, slot: int) -> None:
+        self._slot = slot
+        device = claim_device(problem)
+        self._split = cache(partial(open_split, problem, device=device))
+        self._tuner = Tuner(problem, device, self._split)
+
+    def ready(self) -> Place:
+        """Put the images on the device, then tell where the worker runs."""
+        for split in ("search_train", *HELD_OUT):
+            self._split(split)
+        return here(self._slot)
+
+    def measure(self, task: TuningTask) -> Measured | None:
+        """Train for one more epoch; after the last, leave the weights in the task's folder.
+
+        Returns:
+            None while there are more epochs to come.
+        """
+        tuned = self._tuner.train(task)
+        if tuned is None:
+            return None
+        torch.save(tuned.network.state_dict(), task.folder / WEIGHTS)
+        figures = {
+            **self._tuner.look_at_held_out(tuned.network),
+            "test": self._tuner.look(tuned.network, "test"),
+            "epochs": tuned.epochs,
+        }
+        return Measured(figures=figures, seconds=tuned.seconds)
+
+
+def main(
+    data: Path,
+    output: Path,
+    recipe: Recipe,
+    placement: Placement,
+    *,
+    network: str = "resnet56",
+    weights: Path | None = None,
+    search_val_rows: Path | None = None,
+    dtype: DType = "float32",
+    seed: int = 0,
+) -> None:
+    """Train, and keep the weights and the rows they have never seen.
+
+    Args:
+        data: Folder with CIFAR-10 as parquet files or in torchvision's layout.
+        output: Folder for weights, rows and figures; all workers must see it.
+        recipe: How it is trained.
+        placement: Where it is trained; there is work for one worker.
+        network: Which network: resnet20, 32, 44, 56 or 110 (``_b``: projection shortcuts), or
+            vgg16_bn.
+        weights: Where training begins; by default with random weights.
+        search_val_rows: .npy file of the rows to hold out; by default 10 % of every class.
+        dtype: Of the passes.
+        seed: Of the weights, the order of the images, and the rows.
+    """
+    require_lasting(output)
+    if recipe.epochs < 1:
+        raise ValueError("--fine-tune-epochs must be at least 1: a baseline is trained")
+    dataset = load_dataset("cifar10", data)
+    dense = build_network(network, dataset.num_classes, seed=seed)
+    if weights is not None:
+        load_weights(dense, weights)
+    settings = SearchSettings(
+        macs_cut=_ANY_CUT, dtype=dtype, engine="plain", seed=seed, recipe=recipe
+    )
+    splits = _splits(dataset.train.labels, search_val_rows, seed)
+    problem = state_problem(dense, dataset, settings, splits=splits, placement=placement)
+    cell = Cell(name=CELL, key=_key(problem, seed))
+    under_way = output.resolve() / "under-way"
+
+    task = TuningTask(keep=None, recipe=recipe, seed=seed, engine=problem.engine, folder=under_way)
+    work = Work(name=f"training of {network}", method="measure", arguments=(task,))
+    with (
+        connection(placement),
+        stopped_by_signal(output) as stop,
+        worker_pool(
+            BaselineWorker, problem, num_workers=1, demand=placement.demand, stop=stop
+        ) as pool,
+    ):
+        measure_missing(output, [(cell, work)], pool)
+    if under_way.is_dir():
+        np.save(under_way / ROWS, np.union1d(splits.search_val, splits.choose_val))
+        for name in (WEIGHTS, ROWS):
+            write_whole(output / name, (under_way / name).read_bytes())
+        shutil.rmtree(under_way)
+    figures = read_all(output)[CELL].figures
+    for split in ("held_out", "test"):
+        print(f"{split}: {100 * figures[split]['accuracy']:.2f} %")
+
+
+def _splits(labels: np.ndarray, rows: Path | None, seed: int) -> Splits:
+    """Which part of the rows held out is search-val does not matter: neither is trained on."""
+    if rows is not None:
+        return splits_from_files(labels, search_val=rows, seed=seed)
+    search_val, choose_val = 0.6 * _HELD_OUT_SHARE, 0.4 * _HELD_OUT_SHARE
+    return stratified_splits(labels, search_val=search_val, choose_val=choose_val, seed=seed)
+
+
+def _key(problem: Problem, seed: int) -> dict[str, object]:
+    return {
+        **fixed_key(problem),
+        "engine": asdict(problem.engine),
+        "recipe": recipe_key(problem.recipe),
+        "seed": seed,
+    }
+
+
+if __name__ == "__main__":
+    run_job(main)
