@@ -14,23 +14,23 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
-from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from cells import Cell, Measured, measure_missing, read_all, recipe_key, stopped_by_signal
-from fine_tuning import HELD_OUT, Tuner, TuningTask
+from cells import Cell, measure_missing, read_all, recipe_key, stopped_by_signal
+from fine_tuning import Tuned, Tuner, TuningTask, TuningWorker
 from trained import fixed_key
 
 from fppmo_ray import Placement, Recipe, SearchSettings, Splits, load_dataset
 from fppmo_ray.durable_files import write_whole
 from fppmo_ray.job import require_lasting, run_job
 from fppmo_ray.service.connection import connection
-from fppmo_ray.service.place import Place, here
 from fppmo_ray.service.pool import worker_pool
-from fppmo_ray.service.problem import Problem, claim_device, open_split, state_problem
+from fppmo_ray.service.problem import Problem, state_problem
 from fppmo_ray.service.work import Work
 from fppmo_ray.training import (
     DType,
@@ -47,37 +47,14 @@ _ANY_CUT = 0.5  # a problem names one; nothing is pruned here
 _HELD_OUT_SHARE = 0.1
 
 
-class BaselineWorker:
-    """Runs as a Ray actor on the CPUs or the GPU it was given."""
-
-    def __init__(self, problem: Problem, slot: int) -> None:
-        self._slot = slot
-        device = claim_device(problem)
-        self._split = cache(partial(open_split, problem, device=device))
-        self._tuner = Tuner(problem, device, self._split)
-
-    def ready(self) -> Place:
-        """Put the images on the device, then tell where the worker runs."""
-        for split in ("search_train", *HELD_OUT):
-            self._split(split)
-        return here(self._slot)
-
-    def measure(self, task: TuningTask) -> Measured | None:
-        """Train for one more epoch; after the last, leave the weights in the task's folder.
-
-        Returns:
-            None while there are more epochs to come.
-        """
-        tuned = self._tuner.train(task)
-        if tuned is None:
-            return None
-        torch.save(tuned.network.state_dict(), task.folder / WEIGHTS)
-        figures = {
-            **self._tuner.look_at_held_out(tuned.network),
-            "test": self._tuner.look(tuned.network, "test"),
-            "epochs": tuned.epochs,
-        }
-        return Measured(figures=figures, seconds=tuned.seconds)
+def leave_weights(tuner: Tuner, tuned: Tuned) -> Mapping[str, Any]:
+    """Leave the weights in the task's folder; accuracies on what was held out and on the test."""
+    torch.save(tuned.network.state_dict(), tuned.task.folder / WEIGHTS)
+    return {
+        **tuner.look_at_held_out(tuned.network),
+        "test": tuner.look(tuned.network, "test"),
+        "epochs": tuned.epochs,
+    }
 
 
 def main(
@@ -122,12 +99,12 @@ def main(
     under_way = output.resolve() / "under-way"
 
     task = TuningTask(keep=None, recipe=recipe, seed=seed, engine=problem.engine, folder=under_way)
-    work = Work(name=f"training of {network}", method="measure", arguments=(task,))
+    work = Work(name=f"training of {network}", method="measure", arguments=(task, leave_weights))
     with (
         connection(placement),
         stopped_by_signal(output) as stop,
         worker_pool(
-            BaselineWorker, problem, num_workers=1, demand=placement.demand, stop=stop
+            TuningWorker, problem, num_workers=1, demand=placement.demand, stop=stop
         ) as pool,
     ):
         measure_missing(output, [(cell, work)], pool)

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import ray
@@ -30,7 +31,7 @@ from cells import (
     stopped_by_signal,
 )
 from comparing.cell_keys import cell_of, figures_of
-from comparing.equal_tuning import TuningWorker
+from comparing.equal_tuning import look_before_and_after
 from comparing.fastnas import require_fastnas
 from comparing.figure import draw_comparison
 from comparing.methods import (
@@ -49,7 +50,7 @@ from comparing.methods import (
     settings_of,
 )
 from comparing.table import comparison_tables
-from fine_tuning import TuningTask
+from fine_tuning import TuningTask, TuningWorker
 from rich.console import Console
 
 from fppmo_ray import Dataset, Placement, SearchSettings, Splits, load_dataset
@@ -279,10 +280,11 @@ class Comparison:
             engine=case.engine,
             folder=self._folder(cell) / "tuning",
         )
+        look = partial(look_before_and_after, known=figures_of(case, choice))
         return Work(
             name=f"fine-tuning of {cell.name}",
             method="measure",
-            arguments=(ray.put(choice.weights), task, figures_of(case, choice)),
+            arguments=(task, look, ray.put(choice.weights)),
         )
 
     def _folder(self, cell: Cell) -> Path:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from cells import Measured
 from torch import nn
 
 from fppmo_ray.distribution import BoolArray
 from fppmo_ray.durable_files import write_whole
-from fppmo_ray.service.problem import Problem, pruned_network
+from fppmo_ray.service.place import Place, here
+from fppmo_ray.service.problem import Problem, claim_device, open_split, pruned_network
 from fppmo_ray.service.weights import Arrays, load_arrays
 from fppmo_ray.training import (
     Engine,
-    Images,
     Recipe,
     TrainingState,
     capture,
@@ -53,6 +57,9 @@ class TuningTask:
 class Tuned:
     """Where all epochs of a task have led."""
 
+    task: TuningTask
+    weights: Arrays | None
+    """Dense ones that it began from; None: the problem's."""
     network: nn.Module
     """As the user gets it: in averaged weights, if the recipe averages them."""
     state: TrainingState
@@ -71,18 +78,23 @@ class Tuned:
 
 
 class Tuner:
-    """Fine-tunes networks of a problem, and looks at them.
+    """Fine-tunes networks of a problem, and looks at them, on the device of this process.
+
+    ``split`` gives the images of a split there, put there when they are first asked for.
 
     Args:
         problem: Whose dense network is pruned, or teaches.
-        device: Where it is done.
-        split: Gives the images of a split, there.
     """
 
-    def __init__(
-        self, problem: Problem, device: torch.device, split: Callable[[str], Images]
-    ) -> None:
-        self._problem, self._device, self._split = problem, device, split
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self.device = claim_device(problem)
+        self.split = cache(partial(open_split, problem, device=self.device))
+
+    def open(self) -> None:
+        """Put the images of all splits but the test on the device."""
+        for split in ("search_train", *HELD_OUT):
+            self.split(split)
 
     def train(self, task: TuningTask, weights: Arrays | None = None) -> Tuned | None:
         """Train for one more epoch, on from the checkpoint; None while there are more to come.
@@ -110,7 +122,13 @@ class Tuner:
             write_checkpoint(checkpoint, state, run)
         if len(epochs) < task.recipe.epochs:
             return None
-        return Tuned(network=network, state=state or capture(network, None, 0), epochs=epochs)
+        return Tuned(
+            task=task,
+            weights=weights,
+            network=network,
+            state=state or capture(network, None, 0),
+            epochs=epochs,
+        )
 
     def untrained(self, task: TuningTask, weights: Arrays | None = None) -> nn.Module:
         """The network before its first epoch: dense as it is, or pruned and recalibrated."""
@@ -118,7 +136,7 @@ class Tuner:
         if weights is not None:
             load_arrays(network, weights)
         if task.keep is not None:
-            images = self._split("search_train")
+            images = self.split("search_train")
             network = pruned_network(self._problem, network, task.keep, images)
         lay_out(network, task.engine)
         return network
@@ -130,12 +148,12 @@ class Tuner:
             network: Of the problem.
             split: Of its images.
         """
-        return asdict(evaluate(network, self._split(split).batches(_BATCH)))
+        return asdict(evaluate(network, self.split(split).batches(_BATCH)))
 
     def look_at_held_out(self, network: nn.Module) -> dict[str, Figures]:
         """Of search-val, of choose-val, and of both as one set under ``held_out``."""
         parts = {split: self.look(network, split) for split in HELD_OUT}
-        sizes = [len(self._split(split)) for split in HELD_OUT]
+        sizes = [len(self.split(split)) for split in HELD_OUT]
         return {"held_out": _pooled(list(parts.values()), sizes), **parts}
 
     def _train_epoch(
@@ -143,7 +161,7 @@ class Tuner:
     ) -> tuple[TrainingState, dict[str, float]]:
         state, report = train_epoch(
             network,
-            self._split("search_train"),
+            self.split("search_train"),
             task.recipe,
             epoch=epoch,
             seed=task.seed,
@@ -156,7 +174,47 @@ class Tuner:
         return state, seen | {"val_loss": val["loss"], "val_accuracy": val["accuracy"]}
 
     def _dense(self) -> nn.Module:
-        return copy.deepcopy(self._problem.network).to(self._device).eval()
+        return copy.deepcopy(self._problem.network).to(self.device).eval()
+
+
+Look = Callable[[Tuner, Tuned], Mapping[str, Any]]
+"""What a job wants to know of a network at the end: figures that JSON holds."""
+
+
+class TuningWorker:
+    """Runs as a Ray actor on the CPUs or the GPU it was given."""
+
+    def __init__(self, problem: Problem, slot: int) -> None:
+        self._slot = slot
+        self._tuner = Tuner(problem)
+
+    def ready(self) -> Place:
+        """Put the images on the device, then tell where the worker runs."""
+        self._tuner.open()
+        return here(self._slot)
+
+    def measure(
+        self, task: TuningTask, look: Look, weights: Arrays | None = None
+    ) -> Measured | None:
+        """Fine-tune for one more epoch; after the last one, look.
+
+        Args:
+            task: What to fine-tune.
+            look: A function of a module.
+            weights: Dense ones to begin from; by default the problem's.
+
+        Returns:
+            None while there are more epochs to come.
+        """
+        tuned = self._tuner.train(task, weights)
+        return None if tuned is None else seen(self._tuner, tuned, look)
+
+
+def seen(tuner: Tuner, tuned: Tuned, look: Look) -> Measured:
+    """The figures of a fine-tuned network, and the time that training and looking took."""
+    begin = time.perf_counter()
+    figures = look(tuner, tuned)
+    return Measured(figures=figures, seconds=tuned.seconds + time.perf_counter() - begin)
 
 
 def _pooled(parts: Sequence[Figures], sizes: Sequence[int]) -> Figures:

@@ -26,12 +26,12 @@ from cells import (
     measure_missing,
     stopped_by_signal,
 )
-from fine_tuning import TuningTask
+from fine_tuning import TuningTask, TuningWorker
 from judging.masks import Mask, chosen_mask, different_masks
 from rich.console import Console
+from selecting.both_weights import look_at_both_weights
 from selecting.table import recipe_tables
 from selecting.variants import VARIANTS, recipe_of
-from selecting.worker import RecipeWorker
 from trained import Trained, fixed_key, known_engine, settle_engine
 
 from fppmo_ray import Placement, SearchSettings
@@ -136,7 +136,7 @@ def _measure_missing(selection: Selection, placement: Placement, stop: StopReque
         shutil.rmtree(folder_under_way(selection.work_dir, cell), ignore_errors=True)
 
     with worker_pool(
-        RecipeWorker,
+        TuningWorker,
         selection.problem,
         num_workers=placement.workers,
         demand=placement.demand,
@@ -181,7 +181,10 @@ def _works(selection: Selection, engine: Engine) -> Iterator[tuple[Cell, Work]]:
                     engine=engine,
                     folder=folder_under_way(selection.work_dir, cell),
                 )
-                yield cell, Work(name=cell.name, method="measure", arguments=(task,))
+                yield (
+                    cell,
+                    Work(name=cell.name, method="measure", arguments=(task, look_at_both_weights)),
+                )
 
 
 def _print_tables(selection: Selection) -> None:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from cells import Measured
-from fine_tuning import HELD_OUT, Tuner, TuningTask
+from fine_tuning import Tuned, Tuner, TuningTask, seen
 from torch import nn
 
 from fppmo_ray.distribution import BoolArray
 from fppmo_ray.pruning import Candidate, Fidelity, score
 from fppmo_ray.pruning.engine_trial import EngineTrial, try_engine
 from fppmo_ray.service.place import Place, here
-from fppmo_ray.service.problem import Problem, claim_device, open_split
+from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.weights import Arrays, load_arrays
 from fppmo_ray.training import Engine
 
@@ -68,21 +66,18 @@ class FidelityWorker:
     def __init__(self, problem: Problem, adapted: Arrays | None, slot: int) -> None:
         self._slot = slot
         self._problem = problem
-        self._device = claim_device(problem)
+        self._tuner = Tuner(problem)
         self._dense: dict[Weights, nn.Module] = {"dense": self._network_with(None)}
         if adapted is not None:
             self._dense["adapted"] = self._network_with(adapted)
-        self._split = cache(partial(open_split, problem, device=self._device))
-        self._tuner = Tuner(problem, self._device, self._split)
 
     def __repr__(self) -> str:
         """What the Ray dashboard shows."""
-        return f"FidelityWorker({self._slot}, {self._device.type})"
+        return f"FidelityWorker({self._slot}, {self._tuner.device.type})"
 
     def ready(self) -> Place:
         """Put the images on the device, then tell where the worker runs."""
-        for split in ("search_train", *HELD_OUT):
-            self._split(split)
+        self._tuner.open()
         return here(self._slot)
 
     def try_engine(self, engine: Engine, keep: BoolArray) -> EngineTrial:
@@ -106,16 +101,7 @@ class FidelityWorker:
             None while there are more epochs to come.
         """
         tuned = self._tuner.train(task)
-        if tuned is None:
-            return None
-        begin = time.perf_counter()
-        figures = {
-            **self._tuner.look_at_held_out(tuned.network),
-            "test": self._tuner.look(tuned.network, "test"),
-            "train_loss": [epoch["train_loss"] for epoch in tuned.epochs],
-            "epoch_seconds": [round(epoch["seconds"], 3) for epoch in tuned.epochs],
-        }
-        return Measured(figures=figures, seconds=tuned.seconds + time.perf_counter() - begin)
+        return None if tuned is None else seen(self._tuner, tuned, _look)
 
     def _candidate(self, weights: Weights, keep: BoolArray, engine: Engine) -> Candidate:
         problem = self._problem
@@ -123,8 +109,8 @@ class FidelityWorker:
             dense=self._dense[weights],
             tracing=problem.tracing,
             keep=keep,
-            search_train=self._split("search_train"),
-            held_out=self._split("search_val"),
+            search_train=self._tuner.split("search_train"),
+            held_out=self._tuner.split("search_val"),
             fidelity=problem.fidelity,
             recipe=problem.recipe,
             engine=engine,
@@ -134,4 +120,13 @@ class FidelityWorker:
         network = copy.deepcopy(self._problem.network)
         if arrays is not None:
             load_arrays(network, arrays)
-        return network.to(self._device).eval()
+        return network.to(self._tuner.device).eval()
+
+
+def _look(tuner: Tuner, tuned: Tuned) -> Mapping[str, Any]:
+    return {
+        **tuner.look_at_held_out(tuned.network),
+        "test": tuner.look(tuned.network, "test"),
+        "train_loss": [epoch["train_loss"] for epoch in tuned.epochs],
+        "epoch_seconds": [round(epoch["seconds"], 3) for epoch in tuned.epochs],
+    }

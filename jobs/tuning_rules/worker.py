@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from cells import Measured
+from fine_tuning import HELD_OUT
 
 from fppmo_ray.distribution import (
     BoolArray,
@@ -57,7 +58,7 @@ class SearchWorker:
 
     def ready(self) -> Place:
         """Put the images on the device, then tell where the worker runs."""
-        for split in ("search_train", "search_val", "choose_val"):
+        for split in ("search_train", *HELD_OUT):
             self._split(split)
         return here(self._slot)
 

@@ -26,7 +26,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "jobs"))
 import baseline
 import cells
 import fine_tuning
-from fine_tuning import TuningTask
+from fine_tuning import TuningTask, TuningWorker
 
 for module in (baseline, cells, fine_tuning):  # Ray's workers do not find them
     ray.cloudpickle.register_pickle_by_value(module)
@@ -46,9 +46,9 @@ def test_the_weights_left_behind_are_those_whose_accuracy_is_told(
     problem = state_problem(build_network("resnet20", 10), dataset, settings, splits=splits)
     task = TuningTask(keep=None, recipe=RECIPE, seed=0, engine=PLAIN, folder=tmp_path)
     try:
-        worker = baseline.BaselineWorker(problem, 0)
-        assert worker.measure(task) is None  # one epoch a call
-        measured = worker.measure(task)
+        worker = TuningWorker(problem, 0)
+        assert worker.measure(task, baseline.leave_weights) is None  # one epoch a call
+        measured = worker.measure(task, baseline.leave_weights)
     finally:
         torch.set_num_threads(threads)
     assert measured is not None

@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -38,14 +39,14 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "jobs"))
 
 import fine_tuning
 from cells import Measured, Record, read_all
-from comparing.equal_tuning import TuningWorker
+from comparing.equal_tuning import look_before_and_after
 from comparing.fastnas import mask_of, require_fastnas
 from comparing.intervals import paired_difference, t_95
 from comparing.methods import ONE_SHOT, Case, control, method_of, one_shot, settings_of
 from comparing.rankings import ranked_globally
 from comparing.rival_searches import AffineRanking, LeGR, RivalSearch, random_widths
 from comparing.table import comparison_tables
-from fine_tuning import TuningTask
+from fine_tuning import TuningTask, TuningWorker
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SETTINGS = SearchSettings(
@@ -229,7 +230,8 @@ def without_times(figures: Any) -> dict[str, Any]:
 
 def measured(worker: TuningWorker, case: Case, tuning: TuningTask) -> Measured:
     """What a worker gives that is called until it gives something."""
-    return next(filter(None, (worker.measure(case.trained, tuning, {}) for _ in count())))
+    look = partial(look_before_and_after, known={})
+    return next(filter(None, (worker.measure(tuning, look, case.trained) for _ in count())))
 
 
 def test_fine_tuning_is_that_of_the_library_and_survives_a_kill_between_epochs(
@@ -255,10 +257,10 @@ def test_fine_tuning_is_that_of_the_library_and_survives_a_kill_between_epochs(
 
     assert killed.keep is not None
     network = extract(case.problem.network, case.problem.tracing, killed.keep)
-    images = worker._split("search_train")
+    images = worker._tuner.split("search_train")
     recalibrate_batchnorm(network, images.batches(250, np.arange(64)))
     fine_tune(network, images, SETTINGS.recipe, seed=5)
-    test = asdict(evaluate(network, worker._split("test").batches(250)))
+    test = asdict(evaluate(network, worker._tuner.split("test").batches(250)))
     assert whole.figures["after"]["test"] == pytest.approx(test)
 
 

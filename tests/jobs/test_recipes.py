@@ -26,17 +26,17 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "jobs"))
 import cells
 import fine_tuning
 import recipes
-from fine_tuning import Tuner, TuningTask
+from fine_tuning import Tuner, TuningTask, TuningWorker
 from judging.masks import different_masks
-from selecting import worker as recipe_worker
+from selecting import both_weights
+from selecting.both_weights import look_at_both_weights
 from selecting.table import recipe_tables
 from selecting.variants import VARIANTS, recipe_of
-from selecting.worker import RecipeWorker
 from trained import Trained
 
 from fppmo_ray.distribution import Budget
 
-for module in (cells, recipe_worker, fine_tuning):  # Ray's workers do not find them
+for module in (cells, both_weights, fine_tuning):  # Ray's workers do not find them
     ray.cloudpickle.register_pickle_by_value(module)
 
 DEFAULT = Recipe(epochs=2, batch_size=64)
@@ -139,14 +139,13 @@ def test_the_last_weights_of_a_cell_are_those_of_training_without_an_average(
     plain = TuningTask(
         keep=mask.keep, recipe=DEFAULT, seed=0, engine=PLAIN, folder=tmp_path / "plain"
     )
-    worker = RecipeWorker(problem, 0)
-    tuner = Tuner(problem, torch.device("cpu"), worker._split)
+    worker, tuner = TuningWorker(problem, 0), Tuner(problem)
     assert tuner.train(plain) is None
     tuned = tuner.train(plain)
     assert tuned is not None
     averaging = replace(plain, recipe=recipe_of("default", DEFAULT), folder=tmp_path / "averaged")
-    assert worker.measure(averaging) is None
-    measured = worker.measure(averaging)
+    assert worker.measure(averaging, look_at_both_weights) is None
+    measured = worker.measure(averaging, look_at_both_weights)
     assert measured is not None
     figures = measured.figures
     assert figures["last"]["held_out"] == tuner.look_at_held_out(tuned.network)["held_out"]
