@@ -69,7 +69,7 @@ class MaskOptimizer:
         """By the number of updates made: the latest, and those still to be sampled from."""
         self._uniform_priority = uniform_priority(space, importance)
         self._late_logits = np.zeros(space.num_filters)
-        """Sum over the beliefs after each update of the last half of the search."""
+        """Sum over the beliefs after each of the last updates of the search."""
         self._num_late = 0
         self._proposed = Proposed(space, settings)
         self._asked: set[Wanted] = set()
@@ -182,8 +182,8 @@ class MaskOptimizer:
 
         Returns:
             For each budget the mode of the latest beliefs, the mode of the logits averaged over
-            the last half of the search (before that: of the latest), the best samples by rung and
-            score, and the importance-only mask; each mask once, the importance-only one always.
+            the last eighth of the search (before that: of the latest), the best samples by rung
+            and score, and the importance-only mask; each mask once, the importance-only one always.
         """
         budgets = range(len(self._budgets.each))
         return [item for budget in budgets for item in self._finalists_of(budget, num_samples)]
@@ -260,10 +260,19 @@ class MaskOptimizer:
         beliefs = self._budgets.learn(self._rule, self._beliefs[self._updates], heats)
         self._updates += 1
         self._beliefs[self._updates] = beliefs
-        if self._updates - self._first > (self.num_generations - self._first) // 2:
+        if self._updates > self.num_generations - self._num_averaged:
             self._late_logits += beliefs.keep_logits
             self._num_late += 1
         self._forget_beliefs()
+
+    @property
+    def _num_averaged(self) -> int:
+        """Updates that count in the averaged mode: an eighth, and at least two.
+
+        Beliefs drift to the end: on ResNet-20 the mode of the last 5 of 40 loses 0.01 to 0.02 less
+        than the last mode, that of the last 20 loses 0.03 to 0.06 more (3 searches).
+        """
+        return max(2, -(-(self.num_generations - self._first) // 8))
 
     def _require_a_score(self) -> None:
         heats = self.settings.heats(self._updates)

@@ -16,6 +16,7 @@ from planted_optimum import (
 
 from fppmo_ray.distribution import (
     RULES,
+    Budget,
     Feedback,
     MaskOptimizer,
     OptimizerSettings,
@@ -241,6 +242,25 @@ def test_equal_scores_are_ranked_by_id():
     run_to_end(optimizer, equal)
     names = [finalist.name for finalist in optimizer.finalists(num_samples=2)]
     assert names == ["mode", "averaged mode", "sample 0", "sample 1", "importance-only"]
+
+
+@pytest.mark.parametrize(("num_proposals", "num_averaged"), [(28, 2), (6 * 24, 3), (6 * 25, 4)])
+def test_the_averaged_mode_is_that_of_the_last_eighth(num_proposals, num_averaged):
+    optimizer = small_optimizer("layer_es", chain_space([40] * 4), num_proposals=num_proposals)
+    logits = [optimizer.keep_logits()]
+    for proposal in iter_asked(optimizer):
+        optimizer.tell(small_score(proposal))
+        if optimizer.generation == len(logits):
+            logits.append(optimizer.keep_logits())
+    budget = Budget.from_cut(chain_space([40] * 4), 0.5)
+    found = {finalist.name: finalist.keep for finalist in optimizer.finalists()}
+    expected = budget.fill(np.mean(logits[-num_averaged:], axis=0))
+    assert found.get("averaged mode", found["mode"]).tolist() == expected.tolist()
+
+
+def iter_asked(optimizer):
+    while proposals := optimizer.ask():
+        yield from proposals
 
 
 @pytest.mark.parametrize(("rank_by", "best"), [("val_loss", 3), ("val_accuracy", 7)])
