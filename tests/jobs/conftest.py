@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from ray_head import Head, ray_head
+
+
+@pytest.fixture(autouse=True)
+def _threads_are_left_alone() -> Iterator[None]:
+    """Workers that run in the test's own process set them."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -8,13 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-import torch
+from small_problem import small_problem
 
 from fppmo_ray import Placement, Recipe, SearchSettings, load_dataset
-from fppmo_ray.service.problem import state_problem
 from fppmo_ray.training import (
     PLAIN,
-    Splits,
     build_network,
     evaluate,
     load_weights,
@@ -34,26 +32,19 @@ for module in (baseline, cells, fine_tuning):  # Ray's workers do not find them
 RECIPE = Recipe(epochs=2, batch_size=64)
 
 
-@pytest.mark.filterwarnings("ignore:channel groups left whole")
 def test_the_weights_left_behind_are_those_whose_accuracy_is_told(
-    few_images: Path, tmp_path: Path
+    few_images: Path, weights: Path, tmp_path: Path
 ) -> None:
-    dataset = load_dataset("cifar10", few_images)
     settings = SearchSettings(macs_cut=0.5, dtype="float32", engine="plain", recipe=RECIPE)
-    train, val, choose = np.split(np.arange(228), [128, 188])
-    splits = Splits(search_train=train, search_val=val, choose_val=choose)
-    threads = torch.get_num_threads()
-    problem = state_problem(build_network("resnet20", 10), dataset, settings, splits=splits)
+    problem = small_problem(few_images, weights, settings)
     task = TuningTask(keep=None, recipe=RECIPE, seed=0, engine=PLAIN, folder=tmp_path)
-    try:
-        worker = TuningWorker(problem, 0)
-        assert worker.measure(task, baseline.leave_weights) is None  # one epoch a call
-        measured = worker.measure(task, baseline.leave_weights)
-    finally:
-        torch.set_num_threads(threads)
+    worker = TuningWorker(problem, 0)
+    assert worker.measure(task, baseline.leave_weights) is None  # one epoch a call
+    measured = worker.measure(task, baseline.leave_weights)
     assert measured is not None
     trained = build_network("resnet20", 10, seed=1)
     load_weights(trained, tmp_path / "weights.pt")
+    dataset = problem.dataset
     images = open_images(dataset.test, None, dataset, "cpu")
     told = measured.figures["test"]["accuracy"]
     assert evaluate(trained.eval(), images.batches(250)).accuracy == told

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import count
@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from ray_head import Head, stop_and_go_on
 
 from fppmo_ray import Recipe, SearchSettings, load_dataset
@@ -217,10 +216,8 @@ def task(case: Case, folder: Path) -> TuningTask:
 
 
 @pytest.fixture
-def worker(case: Case) -> Iterator[TuningWorker]:
-    threads = torch.get_num_threads()
-    yield TuningWorker(case.problem, 0)
-    torch.set_num_threads(threads)
+def worker(case: Case) -> TuningWorker:
+    return TuningWorker(case.problem, 0)
 
 
 def without_times(figures: Any) -> dict[str, Any]:

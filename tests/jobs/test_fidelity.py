@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import sys
-import warnings
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,9 @@ import ray
 import torch
 from ray_head import Head, stop_and_go_on
 from rich.console import Console
+from small_problem import small_problem
 
-from fppmo_ray import Placement, Recipe, SearchSettings, load_dataset
+from fppmo_ray import Placement, Recipe, SearchSettings
 from fppmo_ray.distribution import (
     Budget,
     ChannelGroup,
@@ -30,12 +29,12 @@ from fppmo_ray.distribution import (
 from fppmo_ray.distribution.logits import uniform_priority
 from fppmo_ray.pruning import Candidate, score
 from fppmo_ray.service.pretend import PRETEND_SPACE
-from fppmo_ray.service.problem import Problem, open_split, state_problem
+from fppmo_ray.service.problem import Problem, open_split
 from fppmo_ray.service.record.facts import Asked, Chosen, Fact, Rescored, Scored, Started
 from fppmo_ray.service.record.journal import to_lines
 from fppmo_ray.service.weights import to_arrays
 from fppmo_ray.service.worker import Basis, ScoringWorker, TrainingTask
-from fppmo_ray.training import Engine, Splits, build_network, load_weights
+from fppmo_ray.training import Engine
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "jobs"))
 
@@ -290,21 +289,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def problem(few_images: Path, weights: Path) -> Problem:
-    dataset = load_dataset("cifar10", few_images)
-    dense = build_network("resnet20", 10)
-    load_weights(dense, weights)
-    train, val, choose = np.split(np.arange(228), [128, 188])
-    splits = Splits(search_train=train, search_val=val, choose_val=choose)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # option-A shortcuts are left whole
-        return state_problem(dense, dataset, SETTINGS, splits=splits)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+    return small_problem(few_images, weights, SETTINGS)
 
 
 @pytest.fixture(scope="module")

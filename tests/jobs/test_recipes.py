@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-import torch
 from rich.console import Console
+from small_problem import small_problem
 
-from fppmo_ray import Placement, Recipe, SearchSettings, load_dataset
+from fppmo_ray import Placement, Recipe, SearchSettings
 from fppmo_ray.pruning import importance
-from fppmo_ray.service.problem import Problem, state_problem
-from fppmo_ray.training import PLAIN, Splits, build_network, load_weights
+from fppmo_ray.service.problem import Problem
+from fppmo_ray.training import PLAIN
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "jobs"))
 
@@ -43,13 +42,6 @@ DEFAULT = Recipe(epochs=2, batch_size=64)
 SETTINGS = SearchSettings(
     macs_cut=0.57, dtype="float32", engine="plain", recalibrate_images=64, recipe=DEFAULT
 )
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def test_a_variant_is_the_default_but_for_what_it_names() -> None:
@@ -122,12 +114,7 @@ def test_recipes_are_paired_over_masks_and_seeds_and_last_weights_are_shared() -
 
 @pytest.fixture(scope="module")
 def problem(few_images: Path, weights: Path) -> Problem:
-    dense = build_network("resnet20", 10)
-    load_weights(dense, weights)
-    train, val, choose = np.split(np.arange(228), [128, 188])
-    splits = Splits(search_train=train, search_val=val, choose_val=choose)
-    with pytest.warns(UserWarning, match="left whole"):  # option-A shortcuts
-        return state_problem(dense, load_dataset("cifar10", few_images), SETTINGS, splits=splits)
+    return small_problem(few_images, weights, SETTINGS)
 
 
 def test_the_last_weights_of_a_cell_are_those_of_training_without_an_average(

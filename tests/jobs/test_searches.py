@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-import torch
 from rich.console import Console
+from small_problem import small_problem
 
-from fppmo_ray import Placement, SearchSettings, load_dataset
+from fppmo_ray import Placement, SearchSettings
 from fppmo_ray.distribution import Feedback, MaskOptimizer
 from fppmo_ray.distribution.rules import LayerES, Ridge
 from fppmo_ray.pruning import importance
-from fppmo_ray.service.problem import Problem, state_problem
+from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.weights import to_arrays
 from fppmo_ray.service.worker import Basis, ScoringWorker
-from fppmo_ray.training import PLAIN, Splits, build_network, load_weights
+from fppmo_ray.training import PLAIN
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "jobs"))
 
@@ -49,13 +48,6 @@ SETTINGS = SearchSettings(
     recalibrate_images=32,
     rescore_seeds=1,
 )
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def test_a_variant_is_the_default_but_for_what_it_names() -> None:
@@ -85,12 +77,7 @@ def test_a_variant_that_is_none_is_refused(variant: str, complaint: str) -> None
 
 @pytest.fixture(scope="module")
 def problem(few_images: Path, weights: Path) -> Problem:
-    dense = build_network("resnet20", 10)
-    load_weights(dense, weights)
-    train, val, choose = np.split(np.arange(228), [128, 188])
-    splits = Splits(search_train=train, search_val=val, choose_val=choose)
-    with pytest.warns(UserWarning, match="left whole"):  # option-A shortcuts
-        return state_problem(dense, load_dataset("cifar10", few_images), SETTINGS, splits=splits)
+    return small_problem(few_images, weights, SETTINGS)
 
 
 def test_a_search_in_parts_is_that_of_the_service(
@@ -105,8 +92,10 @@ def test_a_search_in_parts_is_that_of_the_service(
     assert measured is not None
 
     tracing = problem.tracing
-    l1 = importance(problem.network, tracing, "l1")
-    optimizer = MaskOptimizer(tracing.space, l1, replace(settings.optimizer_settings(), rule=rule))
+    start = importance(problem.network, tracing, settings.importance)
+    optimizer = MaskOptimizer(
+        tracing.space, start, replace(settings.optimizer_settings(), rule=rule)
+    )
     service = ScoringWorker(problem, 0)
     basis = Basis(round=0, arrays=to_arrays(problem.network), engine=PLAIN)
     losses = []
