@@ -64,7 +64,7 @@ class SearchSettings:
     """Re-fit the layers behind removed channels by least squares before a score's first step."""
     score_images: int = 500
     """Search-val images that a score is read on (all of them where there are fewer). Proposals are
-    many, so few images serve each: see "How many images" in the README."""
+    many, so few images serve each: see "Which score is right" in the README."""
     score_recalibrate_images: int = 250
     """Search-train images that re-estimate the batch-norm statistics for these."""
     rescore_images: int = 2000
