@@ -12,7 +12,6 @@ was stopped (after the epoch that was running).
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -39,8 +38,6 @@ from fppmo_ray.training import (
     splits_from_files,
     stratified_splits,
 )
-
-logger = logging.getLogger(__name__)
 
 WEIGHTS, ROWS, CELL = "weights.pt", "search_val_rows.npy", "baseline"
 _ANY_CUT = 0.5  # a problem names one; nothing is pruned here

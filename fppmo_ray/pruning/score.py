@@ -106,12 +106,13 @@ class ScoreInRungs:
         search_train, fidelity = candidate.search_train, candidate.fidelity
         rng = np.random.default_rng(candidate.seed)
         self._candidate = candidate
-        self._recalibration = _draw(rng, len(search_train), fidelity.recalibrate_images)
-        self._scoring = _draw(rng, len(candidate.held_out), fidelity.score_images)
+        train_order = rng.permutation(len(search_train))
+        self._recalibration = _first(train_order, fidelity.recalibrate_images)
+        self._scoring = _first(rng.permutation(len(candidate.held_out)), fidelity.score_images)
         self.network = extract(dense, tracing, keep)
         lay_out(self.network, candidate.engine)
         if fidelity.compensate:
-            few = self._recalibration[:_COMPENSATE_IMAGES]
+            few = _first(train_order, _COMPENSATE_IMAGES)
             compensate(self.network, dense, tracing, keep, search_train.batches(_BATCH, few))
         self._training = StepTraining(
             self.network,
@@ -160,6 +161,6 @@ class ScoreInRungs:
         self._training.restore(state)
 
 
-def _draw(rng: np.random.Generator, available: int, wanted: int) -> IntArray:
-    """Sorted indices without repetition; all of them where fewer are available."""
-    return np.sort(rng.permutation(available)[:wanted])
+def _first(order: IntArray, wanted: int) -> IntArray:
+    """The first of a permutation, sorted; all of them where there are fewer."""
+    return np.sort(order[:wanted])

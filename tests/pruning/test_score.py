@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,3 +102,19 @@ def test_scoring_leaves_the_dense_network_alone(setting: Setting) -> None:
     score(setting.candidate(Fidelity(steps=2, recalibrate_images=100, score_images=100)))
     after = setting.dense.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+@pytest.mark.parametrize("recalibrate_images", [50, 600])
+def test_compensation_has_512_images_however_many_recalibrate(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch, recalibrate_images: int
+) -> None:
+    counts = []
+
+    def count(*arguments: Any) -> None:
+        batches = arguments[-1]
+        counts.append(sum(len(images) for images, _ in batches))
+
+    monkeypatch.setattr(importlib.import_module("fppmo_ray.pruning.score"), "compensate", count)
+    fidelity = Fidelity(compensate=True, recalibrate_images=recalibrate_images, score_images=50)
+    score(setting.candidate(fidelity))
+    assert counts == [512]
