@@ -365,7 +365,7 @@ def test_a_killed_comparison_does_no_cell_and_no_epoch_twice(
         return list(work.glob("*/tuning/epochs.json"))
 
     process = subprocess.Popen(command, cwd=REPOSITORY, env=os.environ)
-    while len(curves()) < 2:  # the second cell has begun
+    while not any(results.glob("*.json")) or len(curves()) < 2:  # one is done, one has begun
         assert process.poll() is None
         time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
@@ -374,7 +374,7 @@ def test_a_killed_comparison_does_no_cell_and_no_epoch_twice(
     journals = {path: path.read_bytes() for path in work.glob("*/search/journal.jsonl")}
     curve = max(curves(), key=lambda path: path.stat().st_mtime)
     known = curve.read_text()
-    assert len(before) == 1
+    assert len(before) in (1, 2)  # cells take turns, epoch by epoch
     assert len(journals) == 2
 
     subprocess.run(command, cwd=REPOSITORY, env=os.environ, check=True)

@@ -522,10 +522,10 @@ def test_a_stopped_ray_job_keeps_its_scores_and_epochs_and_goes_on(
         return bool(curves)
 
     log = stop_and_go_on(head, "jobs/fidelity.py", *parts, begun=begun)
-    assert f"stopped on request: 6 cells in {results}; the same command goes on" in log
+    assert f"stopped on request: 8 cells in {results}; the same command goes on" in log
     assert "Traceback" not in log
     records = cells.read_all(results)
-    assert len(records) == 2 + 2 * 2 + 2  # engine, masks; two scores and a truth of each
+    assert len(records) == 2 + 2 * 3 + 2  # engine, masks; three scores and a truth of each
     [(path, known)] = list(curves.items())[:1]
     truth = records[path.parent.name.rpartition("-")[0]].figures
     seconds = [round(epoch["seconds"], 3) for epoch in known]
