@@ -53,7 +53,7 @@ class SearchSettings:
     """Of the masks, the scores and the training."""
     score_steps: int = 0
     """Fine-tuning steps inside a score. 0 only recalibrates: ``jobs/fidelity.py`` found no deeper
-    score that agreed better with long fine-tuning, and 50 steps cost nine times as much."""
+    score that agreed better with long fine-tuning, and 50 steps cost 36 times as much."""
     screen_steps: int | None = None
     """Fine-tuning steps of a first, cheap score of every proposal: only the best third of a
     generation is then scored with score_steps, which must be more. None scores all at once."""

@@ -7,14 +7,13 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
 from cells import Measured
-from fine_tuning import HELD_OUT
+from fine_tuning import Tuner
 
 from fppmo_ray.distribution import (
     BoolArray,
@@ -27,7 +26,7 @@ from fppmo_ray.durable_files import write_whole
 from fppmo_ray.pruning import Candidate, Fidelity, Score, importance, score
 from fppmo_ray.pruning.engine_trial import EngineTrial, try_engine
 from fppmo_ray.service.place import Place, here
-from fppmo_ray.service.problem import Problem, claim_device, open_split
+from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.training import Engine
 
@@ -52,14 +51,12 @@ class SearchWorker:
     def __init__(self, problem: Problem, slot: int) -> None:
         self._slot = slot
         self._problem = problem
-        self._device = claim_device(problem)
-        self._dense = copy.deepcopy(problem.network).to(self._device).eval()
-        self._split = cache(partial(open_split, problem, device=self._device))
+        self._tuner = Tuner(problem)
+        self._dense = copy.deepcopy(problem.network).to(self._tuner.device).eval()
 
     def ready(self) -> Place:
         """Put the images on the device, then tell where the worker runs."""
-        for split in ("search_train", *HELD_OUT):
-            self._split(split)
+        self._tuner.open()
         return here(self._slot)
 
     def try_engine(self, engine: Engine, keep: BoolArray) -> EngineTrial:
@@ -149,8 +146,8 @@ class SearchWorker:
             dense=self._dense,
             tracing=problem.tracing,
             keep=keep,
-            search_train=self._split("search_train"),
-            held_out=self._split(split),
+            search_train=self._tuner.split("search_train"),
+            held_out=self._tuner.split(split),
             fidelity=fidelity,
             recipe=problem.recipe,
             seed=seed,
