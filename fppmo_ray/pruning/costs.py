@@ -2,86 +2,69 @@
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fppmo_ray.distribution.space import ChannelGroup, IntArray, LayerCost, Width
-from fppmo_ray.pruning.slices import AxisUnits
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CoupledCost:
+    """Multiply-accumulates for one image: a constant times two widths."""
+
+    layer: str
+    macs: int
+    """Of the dense network."""
+    out_units: IntArray
+    """One unit per channel that it makes, -1 where it always stays."""
+    in_units: IntArray
 
 
 @torch.no_grad()
-def layer_macs(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[dict[str, int], int]:
-    """Multiply-accumulates per image of every convolution and linear layer, and of the network.
+def run_and_count(model: Callable[..., Any], inputs: tuple[Tensor, ...]) -> tuple[Any, int]:
+    """What a network, or a function that runs it, returns, and its multiply-accumulates per image.
 
-    Args:
-        model: The network in eval mode.
-        inputs: A batch; the first axis counts images.
-
-    Returns:
-        MACs per layer, those of a shared layer over all its uses, and the network's total.
+    These are by torch's own count. Fused attention, which torch does not count on CPUs, is
+    computed as matrix products.
     """
-    macs: defaultdict[str, int] = defaultdict(int)
-
-    def hook(name: str) -> Any:
-        def count(layer: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
-            macs[name] += _num_positions(layer, args[0], output) * layer.weight.numel()
-
-        return count
-
-    layers = [(name, layer) for name, layer in model.named_modules() if _is_weighted(layer)]
-    handles = [layer.register_forward_hook(hook(name)) for name, layer in layers]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        total = network_macs(model, inputs)
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            output = model(*inputs)
     finally:
-        for handle in handles:
-            handle.remove()
-    return {name: count // len(inputs[0]) for name, count in macs.items()}, total
-
-
-@torch.no_grad()
-def network_macs(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
-    """Multiply-accumulates per image, by torch's own count."""
-    with FlopCounterMode(display=False) as counter:
-        model(*inputs)
-    return int(counter.get_total_flops()) // (2 * len(inputs[0]))
+        torch.backends.mha.set_fastpath_enabled(fast)
+    return output, int(counter.get_total_flops()) // (2 * len(inputs[0]))
 
 
 def layer_costs(
-    model: nn.Module,
-    macs: Mapping[str, int],
-    slices: tuple[AxisUnits, ...],
-    groups: tuple[ChannelGroup, ...],
+    costs: Sequence[CoupledCost], filter_of_unit: IntArray, groups: tuple[ChannelGroup, ...]
 ) -> tuple[LayerCost, ...]:
-    """The cost of every layer that ``layer_macs`` counted, with the groups its widths follow."""
-    units = {(part.tensor, part.axis): part.units for part in slices}
+    """The cost of every layer, with the groups that its widths follow.
+
+    Args:
+        costs: Of the dense network.
+        filter_of_unit: A mask's index per unit, -1 for those that always stay; the last entry is
+            that of unit -1.
+        groups: Of the mask, in order.
+    """
     group_of = np.repeat(np.arange(len(groups)), [group.num_filters for group in groups])
-
-    def width(layer: str, axis: int) -> Width:
-        length = model.get_parameter(f"{layer}.weight").shape[axis]
-        along = units.get((f"{layer}.weight", axis), np.full(length, -1))
-        return _width(along, group_of, groups)
-
-    costs = []
-    for layer, count in macs.items():
-        module: Any = model.get_submodule(layer)
-        out_axis, in_axis = (1, 0) if getattr(module, "transposed", False) else (0, 1)
-        costs.append(
-            LayerCost(
-                layer=layer,
-                macs_per_pair=count // math.prod(module.weight.shape[:2]),
-                out_width=width(layer, out_axis),
-                in_width=width(layer, in_axis),
-            )
+    return tuple(
+        LayerCost(
+            layer=cost.layer,
+            macs_per_pair=cost.macs // (len(cost.out_units) * len(cost.in_units)),
+            out_width=_width(filter_of_unit[cost.out_units], group_of, groups),
+            in_width=_width(filter_of_unit[cost.in_units], group_of, groups),
         )
-    return tuple(costs)
+        for cost in costs
+    )
 
 
 def _width(units: IntArray, group_of: IntArray, groups: tuple[ChannelGroup, ...]) -> Width:
@@ -93,17 +76,3 @@ def _width(units: IntArray, group_of: IntArray, groups: tuple[ChannelGroup, ...]
         if count
     ]
     return Width(constant=int(np.count_nonzero(units < 0)), terms=tuple(terms))
-
-
-def _is_weighted(layer: nn.Module) -> bool:
-    return isinstance(layer, _ConvNd | nn.Linear)
-
-
-def _num_positions(layer: Any, read: Tensor, made: Tensor) -> int:
-    """How often the layer's weights are applied: output positions over all images."""
-    if isinstance(layer, nn.Linear):
-        return made.numel() // layer.out_features
-    assert isinstance(layer, _ConvNd)
-    if layer.transposed:
-        return read.numel() // layer.in_channels
-    return made.numel() // layer.out_channels

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from fppmo_ray.distribution.space import BoolArray, IntArray
-from fppmo_ray.pruning.layer_sides import is_depthwise
 from fppmo_ray.pruning.slices import Axis, Tracing
 
 
@@ -129,8 +128,9 @@ def _read_widths(layer: nn.Module) -> None:
     """Set, in place, the widths a layer states to those its tensors have."""
     if isinstance(layer, _ConvNd):
         first, second = layer.weight.shape[:2]
-        if is_depthwise(layer):
-            layer.groups = first // (layer.out_channels // layer.in_channels)
+        if 1 < layer.groups == layer.in_channels:  # depthwise: as many groups as channels
+            per_channel = 1 if layer.transposed else layer.out_channels // layer.in_channels
+            layer.groups = first // per_channel
         if layer.transposed:
             first, second = second * layer.groups, first
         else:

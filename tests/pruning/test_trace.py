@@ -125,17 +125,6 @@ class Scaled(Net):
         return self.prelu(features * self.scale)
 
 
-class Attending(Net):
-    """A product of activations, whose cost no layer has."""
-
-    def between(self, features: Tensor) -> Tensor:
-        return F.relu(features)
-
-    def forward(self, images: Tensor) -> Tensor:
-        features = self.second(self.between(self.bn(self.first(images)))).flatten(2)
-        return self.head((features.detach() * 0 + features).mean(2)) @ torch.eye(4).to(images)
-
-
 class Normalised(Net):
     """Mixes channels without a module, so only the comparison of outputs can tell."""
 
@@ -153,13 +142,139 @@ class GroupNormed(Net):
 
 
 class Padded(Net):
-    """Channels move by two, which the dependency graph does not see."""
+    """Channels move by two, and beside them are some that always stay."""
 
     def __init__(self) -> None:
         super().__init__(read=12)
 
     def between(self, features: Tensor) -> Tensor:
         return F.pad(F.relu(features), (0, 0, 0, 0, 2, 2))
+
+
+class Shuffled(Net):
+    """ShuffleNet's: half of the channels go through a layer, then all change places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = nn.Conv2d(4, 4, 3, padding=1)
+
+    def between(self, features: Tensor) -> Tensor:
+        left, right = F.relu(features).chunk(2, dim=1)
+        joined = torch.cat([left, self.branch(right)], dim=1)
+        images, channels, height, width = joined.shape
+        pairs = joined.view(images, 2, channels // 2, height, width).transpose(1, 2)
+        return pairs.reshape(images, channels, height, width)
+
+
+class ShuffledPixels(Net):
+    def __init__(self) -> None:
+        super().__init__(read=2)
+
+    def between(self, features: Tensor) -> Tensor:
+        return F.pixel_shuffle(features, 2)
+
+
+class Gated(Net):
+    def __init__(self) -> None:
+        super().__init__(read=4)
+
+    def between(self, features: Tensor) -> Tensor:
+        return F.glu(features, dim=1)
+
+
+class Excited(Net):
+    """Squeeze and excitation: channels are weighted by what a small network says of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.squeeze, self.excite = nn.Linear(8, 4), nn.Linear(4, 8)
+
+    def between(self, features: Tensor) -> Tensor:
+        weights = torch.sigmoid(self.excite(F.relu(self.squeeze(features.mean((2, 3))))))
+        return features * weights[:, :, None, None]
+
+
+class StandardisedConv(nn.Conv2d):
+    def forward(self, images: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(images, weight, self.bias, padding=1)
+
+
+class Standardised(Net):
+    """The second layer's weights are standardised over what it reads, so that must stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.second = StandardisedConv(8, 6, 3)
+
+
+class DepthwiseTransposed(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(8, 8, 2, stride=2, groups=8)
+
+    def between(self, features: Tensor) -> Tensor:
+        return self.up(features)
+
+
+class GroupedTransposed(Net):
+    def __init__(self) -> None:
+        super().__init__(read=12)
+        self.up = nn.ConvTranspose2d(8, 12, 2, stride=2, groups=2)
+
+    def between(self, features: Tensor) -> Tensor:
+        return self.up(features)
+
+
+class Attentive(Net):
+    """Two convolutions make what is multiplied over their channels, without a scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key = nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 1)
+
+    def between(self, features: Tensor) -> Tensor:
+        alike = self.query(features).flatten(2).mT @ self.key(features).flatten(2)
+        return (features.flatten(2) @ alike).unflatten(2, features.shape[2:])
+
+
+class Heads(Net):
+    """The number of channels of a head stands in the code."""
+
+    def between(self, features: Tensor) -> Tensor:
+        return features.reshape(len(features), 2, 4, 8, 8).flip(1).flatten(1, 2)
+
+
+class Reshaped(Net):
+    """A reshape whose lengths stand in the code."""
+
+    def between(self, features: Tensor) -> Tensor:
+        return features.reshape(-1, 8, 64).reshape(-1, 8, 8, 8)
+
+
+class Returned(Net):
+    """The first layer's channels are an output too."""
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features = self.bn(self.first(images))
+        logits = self.head(F.relu(self.second(features)).mean((2, 3)))
+        return {"logits": logits, "features": features}
+
+
+class Sorted(Net):
+    """An operation that has no rule."""
+
+    def between(self, features: Tensor) -> Tensor:
+        return features.cummax(2).values
+
+
+class LayerNormed(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+
+    def between(self, features: Tensor) -> Tensor:
+        return self.norm(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class TrainedHead(Net):
@@ -186,8 +301,14 @@ EXACT = {
     "shared layer": (Shared, {"first": 8, "second": 6}),
     "transposed": (Transposed, {"first": 8, "second": 6, "up": 10}),
     "scale and PReLU": (Scaled, {"first": 8, "second": 6}),
-    "matrix product": (Attending, {"first": 8, "second": 6}),
     "training head": (TrainedHead, {"first": 8, "second": 6}),
+    "padding": (Padded, {"first": 8, "second": 6}),
+    "shuffle": (Shuffled, {"first": 4, "second": 6}),
+    "pixel shuffle": (ShuffledPixels, {"first": 2, "second": 6}),
+    "gate": (Gated, {"first": 4, "second": 6}),
+    "excitation": (Excited, {"first": 8, "second": 6, "squeeze": 4}),
+    "depthwise transposed": (DepthwiseTransposed, {"first": 8, "second": 6}),
+    "grouped transposed": (GroupedTransposed, {"first": 4, "second": 6, "up": 6}),
 }
 
 
@@ -226,12 +347,36 @@ def test_the_units_of_a_flattened_layer_are_written_out() -> None:
     }
 
 
-@pytest.mark.parametrize("make", [Normalised, GroupNormed, Padded])
-def test_a_group_that_is_not_exact_is_left_whole_and_named(make: type[Net]) -> None:
-    with pytest.warns(UserWarning, match=r"left whole.*first \("):
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (Normalised, "mixed with one another"),
+        (GroupNormed, "normalised together"),
+        (LayerNormed, "normalised together"),
+        (Standardised, "mixed with one another"),
+        (Heads, "the smaller network raises RuntimeError"),
+        (Reshaped, "the smaller network raises RuntimeError"),
+        (Returned, "the network returns it"),
+        (Sorted, "an operation that is not followed: cummax"),
+    ],
+)
+def test_a_group_that_is_not_exact_is_left_whole_and_named(make: type[Net], reason: str) -> None:
+    with pytest.warns(UserWarning, match=rf"left whole.*first \(.*{reason}"):
         tracing = trace(make(), IMAGE)
     assert tracing.left_whole == ("first",)
     assert [group.name for group in tracing.space.groups] == ["second"]
+
+
+def test_a_product_of_activations_costs_what_it_is_wide() -> None:
+    tracing = trace(Attentive(), IMAGE)
+    assert {group.name: group.num_filters for group in tracing.space.groups} == {
+        "first": 8,
+        "second": 6,
+    }
+    products = [cost for cost in tracing.space.layer_costs if cost.layer == "Attentive"]
+    widths = [(cost.out_width.terms, cost.in_width.terms) for cost in products]
+    assert widths == [((), ()), (((0, 1),), ())]
+    assert products[1].macs_per_pair * products[1].in_width.constant == 64 * 64
 
 
 def test_the_check_finds_one_wrong_index() -> None:
@@ -245,15 +390,21 @@ def test_the_check_finds_one_wrong_index() -> None:
 
 
 @pytest.mark.parametrize(("make", "blocks"), [(resnet20, 3), (resnet56, 9)])
-def test_option_a_keeps_the_stream_whole_and_every_block_prunable(make, blocks: int) -> None:
-    with pytest.warns(UserWarning, match="left whole"):
-        tracing = trace(make(shortcut="A"), torch.zeros(1, 3, 32, 32))
+@pytest.mark.parametrize("ignore", [(), ("conv1",)])
+def test_option_a_pads_the_stream_so_that_16_channels_run_through_it(
+    make, blocks: int, ignore: tuple[str, ...]
+) -> None:
+    with pytest.warns(UserWarning, match=r"left whole.*layer2.0.conv2 \(padding"):
+        tracing = trace(make(shortcut="A"), torch.zeros(1, 3, 32, 32), ignore=ignore)
     assert [(group.name, group.num_filters) for group in tracing.space.groups] == [
-        (f"layer{stage}.{block}.conv1", 8 * 2**stage)
-        for stage in (1, 2, 3)
-        for block in range(blocks)
+        *([] if ignore else [("conv1", 16)]),
+        *(
+            (f"layer{stage}.{block}.conv1", 8 * 2**stage)
+            for stage in (1, 2, 3)
+            for block in range(blocks)
+        ),
     ]
-    assert "conv1" in tracing.left_whole
+    assert tracing.left_whole == ("layer2.0.conv2", "layer3.0.conv2")
 
 
 @pytest.mark.parametrize(("make", "blocks"), [(resnet20, 3), (resnet56, 9)])
@@ -330,6 +481,14 @@ def test_ignored_layers_keep_all_filters_without_a_warning() -> None:
         trace(Net(), IMAGE, ignore=["fist"])
 
 
+def test_patterns_ignore_several_layers_and_all_within_a_module() -> None:
+    def groups(*ignore: str) -> list[str]:
+        tracing = trace(resnet20(shortcut="B"), torch.zeros(1, 3, 32, 32), ignore=ignore)
+        return [group.name for group in tracing.space.groups]
+
+    assert groups("layer?.*.conv1", "conv1", "layer2") == ["layer3.0.conv2"]
+
+
 class Reading(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -344,7 +503,7 @@ class Reading(nn.Module):
     [
         (lambda: nn.Sequential(nn.Linear(3, 3)), torch.zeros(1, 3), "network with convolutions"),
         (Reading, IMAGE, "no channel group that can be pruned"),
-        (Net, torch.zeros(1, 4, 8, 8), "must run in eval mode on inputs"),
+        (Net, torch.zeros(1, 4, 8, 8), "must run in training mode on inputs"),
         (Net, torch.zeros(8), "batch axis"),
         (Net, (3, 8, 8), "batch axis"),
     ],

@@ -1,0 +1,161 @@
+"""A forward pass in which every operation tells what it does with channels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.nn.modules import module as module_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from fppmo_ray.distribution.space import IntArray
+from fppmo_ray.pruning.following.call import Call, Followed, Product
+from fppmo_ray.pruning.following.rules import apply_rule, operation_name
+from fppmo_ray.pruning.following.units import Units
+from fppmo_ray.pruning.slices import Axis
+
+
+@dataclass(frozen=True, eq=False)
+class Following:
+    """What forward passes told of a network."""
+
+    positions: dict[Axis, IntArray]
+    """Of every axis longer than one of every parameter and buffer, ``(length,)``."""
+    units: Units
+    products: list[Product]
+    """All that the last pass spent multiply-accumulates on, as far as it is followed."""
+
+
+def start(model: nn.Module) -> Following:
+    """Nothing is known yet: every position is a unit of its own."""
+    units = Units()
+    positions = {
+        (name, axis): units.new(length)
+        for name, tensor in chain(model.named_parameters(), model.named_buffers())
+        for axis, length in enumerate(tensor.shape)
+        if length > 1
+    }
+    return Following(positions, units, [])
+
+
+@torch.no_grad()
+def follow(following: Following, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Run a network in the mode it is in, and add what it tells.
+
+    Args:
+        following: Of this network; changes in place.
+        model: On the CPU. Its batch-norm statistics change if it is in training mode.
+        inputs: What its forward takes, with a batch of two or more.
+    """
+    following.products.clear()
+    follower = _Follower(following)
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        channels = {
+            axis: following.positions[name, axis]
+            for axis in range(tensor.dim())
+            if (name, axis) in following.positions
+        }
+        follower.known[tensor] = Followed(tuple(tensor.shape), channels, is_weight=True)
+    with _noting_modules(follower.modules), follower:
+        output = model(*inputs)
+    for tensor in flat_tensors(output):
+        for along in follower.known.get(tensor, Followed(())).channels.values():
+            following.units.keep(along, "the network returns it")
+
+
+def flat_tensors(output: Any) -> list[Tensor]:
+    """All tensors of a network's output, however nested."""
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, dict):
+        output = output.values()
+    if hasattr(output, "__iter__") and not isinstance(output, str):
+        return [tensor for part in output for tensor in flat_tensors(part)]
+    return []
+
+
+class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees every operation below autograd, where there are few kinds of them."""
+
+    def __init__(self, following: Following) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.following = following
+        self.known: Any = WeakTensorKeyDictionary()
+        self.modules: list[str] = [""]
+
+    def __torch_dispatch__(
+        self,
+        func: OpOverload,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        arguments = self._arguments(func, args, kwargs)  # before it runs: it may change shapes
+        result = func(*args, **kwargs)
+        tensors = [tensor for tensor in _results(result) if isinstance(tensor, Tensor)]
+        shapes = tuple(tuple(tensor.shape) for tensor in tensors)
+        call = Call(
+            name=operation_name(func),
+            arguments=arguments,
+            outputs=shapes,
+            units=self.following.units,
+            module=self.modules[-1],
+            products=self.following.products,
+        )
+        read = call.tensors
+        if any(tensor.channels for tensor in read):
+            is_weight = all(tensor.is_weight for tensor in read)
+            for tensor, channels in zip(tensors, apply_rule(func, call), strict=True):
+                self.known[tensor] = Followed(tuple(tensor.shape), channels, is_weight)
+        return result
+
+    def _arguments(
+        self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
+        declared = func._schema.arguments
+        given = dict(zip((argument.name for argument in declared), args, strict=False)) | kwargs
+        return {
+            argument.name: self._followed(given[argument.name])
+            if argument.name in given
+            else argument.default_value
+            for argument in declared
+            if argument.name in given or argument.has_default_value()
+        }
+
+    def _followed(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self.known.get(value) or Followed(tuple(value.shape))
+        if isinstance(value, list | tuple):
+            return [self._followed(part) for part in value]
+        return value
+
+
+def _results(result: Any) -> Iterator[Any]:
+    return iter(result) if isinstance(result, list | tuple) else iter([result])
+
+
+@contextmanager
+def _noting_modules(stack: list[str]) -> Iterator[None]:
+    """Keep the class of the innermost module that runs at the end of the stack."""
+
+    def enter(module: nn.Module, _: Any) -> None:
+        stack.append(type(module).__name__)
+
+    def leave(*_: Any) -> None:
+        stack.pop()
+
+    entering = module_hooks.register_module_forward_pre_hook(enter)
+    leaving = module_hooks.register_module_forward_hook(leave)
+    try:
+        yield
+    finally:
+        entering.remove()
+        leaving.remove()

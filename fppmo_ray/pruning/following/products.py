@@ -1,0 +1,167 @@
+"""Rules of what sums over channels: convolutions and matrix products."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from fppmo_ray.distribution.space import IntArray
+from fppmo_ray.pruning.following.call import Call, Channels, Followed, Product
+from fppmo_ray.pruning.following.elementwise import elementwise
+from fppmo_ray.pruning.following.units import FIXED
+
+_READ = "it is read by, or made of, something of a fixed width"
+
+_THIRD = "what it costs depends on two other widths"
+
+
+def convolution(call: Call) -> list[Channels]:
+    """Images (N, I, ...), weights (O, I / groups, ...) or, transposed, (I, O / groups, ...)."""
+    images, weight = call.tensor("input"), call.tensor("weight")
+    assert images is not None
+    assert weight is not None
+    for axis, along in images.channels.items():
+        if axis > 1:
+            call.units.keep(along, "a convolution runs over it")
+    transposed = call.arguments["transposed"]
+    _count_convolution(call, images, weight, transposed=transposed)
+    follow = _transposed if transposed else _direct
+    made = follow(call, images.channels.get(1), weight, call.arguments["groups"])
+    _add_bias(call, call.tensor("bias"), made)
+    result = {0: images.channels[0]} if 0 in images.channels else {}
+    return [result if made is None else {**result, 1: made}]
+
+
+def _count_convolution(call: Call, images: Followed, weight: Followed, *, transposed: bool) -> None:
+    """Every weight is used once per position of the images, or of the result."""
+    places = images.shape if transposed else call.outputs[0]
+    macs = places[0] * math.prod(places[2:]) * math.prod(weight.shape)
+    made, read = (1, 0) if transposed else (0, 1)
+    _count(call, macs, _positions(weight, made), _positions(weight, read), weight.is_weight)
+
+
+def _direct(call: Call, read: IntArray | None, weight: Followed, groups: int) -> IntArray | None:
+    made, along = weight.channels.get(0), weight.channels.get(1)
+    _mark(call, weight, made, along)
+    if groups == 1:
+        call.units.join([read, along], _READ)
+    elif weight.shape[1] == 1:  # depthwise: a channel goes together with its filters
+        copies = weight.shape[0] // groups
+        call.units.join([None if read is None else np.repeat(read, copies), made], _READ)
+    else:
+        call.units.join([read, None if along is None else np.tile(along, groups)], _READ)
+        if made is not None:  # each group must lose as many filters as the others
+            call.units.fold(made, groups)
+    return made
+
+
+def _transposed(
+    call: Call, read: IntArray | None, weight: Followed, groups: int
+) -> IntArray | None:
+    along, made = weight.channels.get(0), weight.channels.get(1)
+    call.units.join([read, along], _READ)
+    if 1 < groups == weight.shape[0]:  # depthwise
+        call.units.keep(made, "every channel makes it")
+        _mark(call, weight, along, None)
+        return None if along is None else np.repeat(along, weight.shape[1])
+    _mark(call, weight, made, along)
+    if along is not None and groups > 1:
+        call.units.fold(along, groups)
+    return None if made is None else np.tile(made, groups)
+
+
+def matrix_product(call: Call) -> list[Channels]:
+    """(..., n, k) times (..., k, m), with or without something added."""
+    tensors = [value for value in call.arguments.values() if isinstance(value, Followed)]
+    added = tensors.pop(0) if len(tensors) > 2 else None
+    left, right = tensors
+    summed = [left.along(-1), right.along(-2)]
+    call.units.join(summed, _READ)
+    if summed[0] is not None and not (left.is_weight or right.is_weight):
+        call.units.keep(summed[0], "a product of activations sums over it")
+    if left.is_weight and not right.is_weight:
+        _mark(call, left, left.along(-2), left.along(-1))
+    elif right.is_weight and not left.is_weight:
+        _mark(call, right, right.along(-1), right.along(-2))
+    result = _batch_axes(call, left, right)
+    rank = len(call.outputs[0])
+    for axis, made in ((rank - 2, left.along(-2)), (rank - 1, right.along(-1))):
+        if made is not None:
+            result[axis] = made
+    _count_matrix_product(call, left, right, result)
+    if added is not None:
+        _add_bias(call, added, result.get(rank - 1))
+        terms = {"added": added, "product": Followed(call.outputs[0], result)}
+        return elementwise(Call("add", terms, call.outputs, call.units, call.module))
+    return [result]
+
+
+def _count_matrix_product(call: Call, left: Followed, right: Followed, result: Channels) -> None:
+    """Costs are products of two widths, so that further ones which are followed are kept."""
+    shape = call.outputs[0]
+    for axis in range(len(shape) - 2):
+        call.units.keep(result.get(axis), _THIRD)
+    rows, columns, summed = left.along(-2), right.along(-1), left.along(-1)
+    made, read = _positions(right, -1), _positions(left, -1)
+    if rows is not None and summed is None and columns is not None:
+        read = rows
+    elif rows is not None:
+        made = rows
+        call.units.keep(columns, _THIRD)
+    macs = math.prod(shape) * left.shape[-1]
+    _count(call, macs, made, read, left.is_weight != right.is_weight)
+
+
+def linear(call: Call) -> list[Channels]:
+    """``input`` (..., I) times ``weight`` (O, I) transposed, plus ``bias`` (O,)."""
+    features, weight, bias = (call.tensor(name) for name in ("input", "weight", "bias"))
+    assert features is not None
+    assert weight is not None
+    call.units.join([features.along(-1), weight.channels.get(1)], _READ)
+    made = weight.channels.get(0)
+    _mark(call, weight, made, weight.channels.get(1))
+    _add_bias(call, bias, made)
+    macs = math.prod(features.shape) * weight.shape[0]
+    _count(call, macs, _positions(weight, 0), _positions(weight, 1), weight.is_weight)
+    last = len(features.shape) - 1
+    result = {axis: along for axis, along in features.channels.items() if axis != last}
+    return [result if made is None else {**result, last: made}]
+
+
+def _batch_axes(call: Call, left: Followed, right: Followed) -> Channels:
+    """The axes before the last two, which the factors share."""
+    factors = [
+        Followed(shape[:-2], {a: c for a, c in channels.items() if a < len(shape) - 2})
+        for shape, channels in ((left.shape, left.channels), (right.shape, right.channels))
+    ]
+    shape = call.outputs[0][:-2]
+    terms = dict(zip(("left", "right"), factors, strict=True))
+    return elementwise(Call("mul", terms, (shape,), call.units, call.module))[0]
+
+
+def _count(call: Call, macs: int, made: IntArray, read: IntArray, by_weight: bool) -> None:
+    call.products.append(
+        Product(macs=macs, out=made, read=read, by_weight=by_weight, module=call.module)
+    )
+
+
+def _positions(tensor: Followed, axis: int) -> IntArray:
+    """Positions along an axis, FIXED where it is not followed."""
+    along = tensor.along(axis)
+    return np.full(tensor.shape[axis], FIXED) if along is None else along
+
+
+def _mark(call: Call, weight: Followed, made: IntArray | None, read: IntArray | None) -> None:
+    if weight.is_weight:
+        call.units.mark_made(made)
+        call.units.mark_read(read)
+
+
+def _add_bias(call: Call, bias: Followed | None, made: IntArray | None) -> None:
+    if bias is not None and made is not None:
+        along = bias.along(-1)
+        if len(made) == bias.shape[-1]:
+            call.units.join([made, along], _READ)
+        if bias.is_weight:
+            call.units.mark_made(along)

@@ -1,0 +1,100 @@
+"""Which rule follows which of torch's operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch._ops import OpOverload
+
+from fppmo_ray.pruning.following import elementwise, movement, products
+from fppmo_ray.pruning.following.call import Call, Channels
+
+Rule = Callable[[Call], list[Channels]]
+"""From an operation to what the axes of each of its results are."""
+
+_RULES: Mapping[Rule, str] = {
+    elementwise.elementwise: "copy hardswish hardsigmoid hardtanh mish _prelu_kernel prelu lerp",
+    elementwise.like_first: (
+        "_to_copy native_dropout empty_like zeros_like ones_like full_like rand_like randn_like "
+        "new_empty new_zeros new_ones new_full bernoulli fill zero normal uniform dropout "
+        "alpha_dropout lift_fresh detach alias rrelu_with_noise"
+    ),
+    elementwise.mixed: "_softmax _log_softmax cumsum cumprod logcumsumexp sort",
+    elementwise.reduced: (
+        "mean sum amax amin max min var std var_mean std_mean prod logsumexp linalg_vector_norm "
+        "norm argmax argmin any all median mode"
+    ),
+    elementwise.pooled: (
+        "max_pool2d_with_indices max_pool3d_with_indices max_pool2d max_pool3d avg_pool1d "
+        "avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d _adaptive_avg_pool2d "
+        "adaptive_avg_pool3d _adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d "
+        "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d "
+        "_upsample_nearest_exact2d _upsample_nearest_exact3d upsample_linear1d "
+        "upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d _upsample_bilinear2d_aa "
+        "_upsample_bicubic2d_aa reflection_pad1d reflection_pad2d reflection_pad3d "
+        "replication_pad1d replication_pad2d replication_pad3d"
+    ),
+    elementwise.batch_norm: (
+        "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training "
+        "_batch_norm_with_update cudnn_batch_norm"
+    ),
+    elementwise.group_norm: "native_group_norm",
+    elementwise.layer_norm: "native_layer_norm _fused_rms_norm",
+    products.convolution: "convolution",
+    products.matrix_product: "mm bmm addmm baddbmm",
+    products.linear: "linear",
+    movement.reshaped: (
+        "view _unsafe_view reshape _reshape_alias squeeze unsqueeze flatten unflatten"
+    ),
+    movement.restrided: "as_strided",
+    movement.permuted: "permute transpose t",
+    movement.expanded: "expand",
+    movement.repeated: "repeat",
+    movement.concatenated: "cat",
+    movement.stacked: "stack",
+    movement.split: "split split_with_sizes",
+    movement.sliced: "slice",
+    movement.selected: "select unbind",
+    movement.rearranged: "roll flip index_select",
+    movement.indexed: "index",
+    movement.embedded: "embedding",
+    movement.padded: "constant_pad_nd",
+    movement.pixel_shuffled: "pixel_shuffle",
+    movement.pixel_unshuffled: "pixel_unshuffle",
+    movement.channel_shuffled: "channel_shuffle native_channel_shuffle",
+    movement.columns: "im2col",
+    movement.windows: "unfold",
+    movement.gated: "glu",
+}
+_UNEXPECTED_FORM = (AssertionError, LookupError, TypeError, ValueError)
+_BY_NAME = {name: rule for rule, names in _RULES.items() for name in names.split()}
+
+
+def operation_name(operation: OpOverload) -> str:
+    """``add`` for ``aten::add_.Tensor``."""
+    return str(operation.overloadpacket.__name__).removesuffix("_")
+
+
+def apply_rule(operation: OpOverload, call: Call) -> list[Channels]:
+    """What the axes of the results are; an operation in a form that its rule does not know is none.
+
+    Such an operation keeps all that it reads, which says so when the groups are chosen.
+    """
+    try:
+        results = _rule_of(operation)(call)
+    except _UNEXPECTED_FORM:
+        return elementwise.not_followed(call)
+    if not results or len(results) != len(call.outputs):
+        return elementwise.not_followed(call)
+    return results
+
+
+def _rule_of(operation: OpOverload) -> Rule:
+    """The rule by name, or by torch's own tag for what works element by element."""
+    rule = _BY_NAME.get(operation_name(operation))
+    if rule is not None:
+        return rule
+    if torch.Tag.pointwise in operation.tags:
+        return elementwise.elementwise
+    return elementwise.not_followed
