@@ -59,7 +59,10 @@ def save_network(
     stem = Path(path)
     stem.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
-    torch.save({name: tensor.cpu() for name, tensor in network.state_dict().items()}, buffer)
+    state = network.state_dict()
+    for name, tensor in state.items():
+        state[name] = tensor.cpu()  # in place: the state carries its modules' versions
+    torch.save(state, buffer)
     weights = buffer.getvalue()
     recipe = {
         "format": _FORMAT,
