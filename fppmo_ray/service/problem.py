@@ -77,7 +77,7 @@ def state_problem(
     splits = splits or _default_splits(dataset, settings.seed)
     network = copy.deepcopy(network).cpu()  # workers unpickle it on devices of their own
     _check_rows(splits, len(dataset.train))
-    tracing = trace(network, example_batch(dataset))
+    tracing = trace(network, example_batch(dataset), ignore=settings.ignore)
     _check_outputs(network, dataset)
     space = tracing.space.with_limits(min_keep=settings.min_keep, multiple=settings.width_multiple)
     for macs_cut in settings.macs_cuts:

@@ -49,6 +49,9 @@ class SearchSettings:
     """Smallest share of a group's filters that a mask may keep, in (0, 1]."""
     width_multiple: int = 1
     """Legal widths are multiples of this; 8 suits GPUs."""
+    ignore: tuple[str, ...] = ()
+    """Layers, or modules that hold them, whose filters must all stay; patterns such as
+    ``layer1.*`` stand for several."""
     seed: int = 0
     """Of the masks, the scores and the training."""
     score_steps: int = 0

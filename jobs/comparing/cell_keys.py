@@ -34,7 +34,7 @@ def _key(case: Case, method: Method, network: str) -> dict[str, Any]:
     }
     if method.name == DENSE:
         return key
-    names = ("macs_cut", "min_keep", "width_multiple", "recalibrate_images")
+    names = ("macs_cut", "min_keep", "width_multiple", "ignore", "recalibrate_images")
     key |= {name: getattr(settings, name) for name in names}
     if method.name == FASTNAS:
         key["search"] = {"score_images": settings.rescore_images}

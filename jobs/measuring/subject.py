@@ -144,9 +144,11 @@ def make_subject(name: str, plan: Plan) -> Subject:
     )
     recipe = Recipe(batch_size=plan.batch_size // fewer)
     dense = _network(name)
+    padded = name.startswith("resnet") and name != "resnet50" and not name.endswith("_b")
+    ignore = ("conv1",) if padded else ()  # Torch-Pruning cannot cut a padded residual stream
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what is left whole, is left whole
-        tracing = trace(dense, torch.zeros(1, 3, size, size))
+        tracing = trace(dense, torch.zeros(1, 3, size, size), ignore=ignore)
     space = tracing.space.with_limits(min_keep=0.1)
     priority = uniform_priority(space, importance(dense, tracing, "l1"))
     num_images = max(fidelity.recalibrate_images, fidelity.score_images, 8 * recipe.batch_size)

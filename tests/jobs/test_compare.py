@@ -51,6 +51,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 SETTINGS = SearchSettings(
     macs_cut=0.57,
     proposals=320,
+    ignore=("conv1",),
     recalibrate_images=64,
     score_recalibrate_images=64,
     recipe=Recipe(epochs=2, batch_size=64),
