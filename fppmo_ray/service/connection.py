@@ -61,5 +61,5 @@ def _check_resources(placement: Placement) -> None:
 
 def package_versions() -> dict[str, str]:
     """Versions that a run's numbers depend on."""
-    packages = ("fppmo-ray", "ray", "torch", "numpy", "torch-pruning")
+    packages = ("fppmo-ray", "ray", "torch", "numpy")
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
