@@ -1,0 +1,1 @@
+"""What the survey of torchvision's networks is made of."""
