@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from fppmo_ray.pruning.coupling import Coupling
-from fppmo_ray.pruning.following import NOT_FOLLOWED
+from fppmo_ray.pruning.following import RETURNED
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,10 +52,11 @@ def candidate_groups(
         parts = [coupling.axes[index] for index, _ in signature]
         makers = [part.layer for part in parts if part.side == "output"]
         is_read = any(part.side == "input" for part in parts)
+        of_filters = any(part.side == "output" and part.is_convolution for part in parts)
         if len(members) < 2 or any(_is_within(maker, ignored) for maker in makers):
             continue
         for kept, alike in _by_fate(members, coupling.kept).items():
-            if kept is not None and (is_read or kept.startswith(NOT_FOLLOWED)):
+            if kept is not None and (is_read or (of_filters and kept != RETURNED)):
                 unsound[makers[0]] = kept
             elif kept is None and is_read and len(alike) > 1:
                 namesakes = sum(makers[0] == candidate.layer for candidate in candidates)

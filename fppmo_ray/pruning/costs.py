@@ -29,10 +29,10 @@ class CoupledCost:
 
 @torch.no_grad()
 def run_and_count(model: Callable[..., Any], inputs: tuple[Tensor, ...]) -> tuple[Any, int]:
-    """What a network, or a function that runs it, returns, and its multiply-accumulates per image.
+    """What a network, or a function that runs it, returns, and its multiply-accumulates.
 
-    These are by torch's own count. Fused attention, which torch does not count on CPUs, is
-    computed as matrix products.
+    These are by torch's own count, for all that is put in. Fused attention, which torch does not
+    count on CPUs, is computed as matrix products.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -41,7 +41,12 @@ def run_and_count(model: Callable[..., Any], inputs: tuple[Tensor, ...]) -> tupl
             output = model(*inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-    return output, int(counter.get_total_flops()) // (2 * len(inputs[0]))
+    return output, int(counter.get_total_flops()) // 2
+
+
+def first_of(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """One image of a batch: what MACs are counted for, since not all of them grow with batches."""
+    return tuple(tensor[:1] for tensor in inputs)
 
 
 def layer_costs(

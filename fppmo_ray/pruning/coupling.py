@@ -9,7 +9,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from fppmo_ray.distribution.space import IntArray
-from fppmo_ray.pruning.costs import CoupledCost, run_and_count
+from fppmo_ray.pruning.costs import CoupledCost, first_of, run_and_count
+from fppmo_ray.pruning.extract import named_tensors
 from fppmo_ray.pruning.following import FIXED, Following, Product, Units, follow, start
 from fppmo_ray.pruning.slices import Axis, Side
 
@@ -22,6 +23,8 @@ class CoupledAxis:
     side: Side
     units: IntArray
     """``(length of the axis,)``: an arbitrary number per unit."""
+    is_convolution: bool
+    """Whether the tensor has pixels too."""
 
     @property
     def layer(self) -> str:
@@ -57,12 +60,16 @@ def couple(model: nn.Module, inputs: tuple[Tensor, ...]) -> Coupling:
     following = start(model)
     follow(following, model.train(), inputs)  # heads that only train are cut too
     model.eval()
-    _, macs = run_and_count(lambda *images: follow(following, model, images), inputs)
-    costs = _costs(following, len(inputs[0]))
+    _, macs = run_and_count(lambda *image: follow(following, model, image), first_of(inputs))
+    costs = _costs(following)
+    tensors = named_tensors(model)
     return Coupling(
         axes=[
             CoupledAxis(
-                axis=axis, side=_side(following.units, along), units=following.units.roots(along)
+                axis=axis,
+                side=_side(following.units, along),
+                units=following.units.roots(along),
+                is_convolution=tensors[axis[0]].dim() > 2,
             )
             for axis, along in following.positions.items()
         ],
@@ -79,7 +86,7 @@ def _side(units: Units, along: IntArray) -> Side:
     return "input" if units.is_read(along) else "along"
 
 
-def _costs(following: Following, batch: int) -> list[CoupledCost]:
+def _costs(following: Following) -> list[CoupledCost]:
     """What every layer costs; a layer that is used twice has the cost of both uses."""
     layer_of = {
         position: tensor.rpartition(".")[0]
@@ -93,7 +100,7 @@ def _costs(following: Following, batch: int) -> list[CoupledCost]:
         before = found[key].macs if key in found else 0
         found[key] = CoupledCost(
             layer=layer,
-            macs=before + product.macs // batch,
+            macs=before + product.macs,
             out_units=following.units.roots(product.out),
             in_units=following.units.roots(product.read),
         )

@@ -15,7 +15,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 
 from fppmo_ray.distribution.space import BoolArray, PruningSpace
-from fppmo_ray.pruning.costs import run_and_count
+from fppmo_ray.pruning.costs import first_of, run_and_count
 from fppmo_ray.pruning.extract import extract
 from fppmo_ray.pruning.following.follower import flat_tensors
 from fppmo_ray.pruning.slices import Tracing
@@ -76,8 +76,7 @@ def _compare(
     twin: nn.Module, tracing: Tracing, keep: BoolArray, inputs: tuple[Tensor, ...]
 ) -> str | None:
     smaller = extract(twin, tracing, keep)
-    output, counted = run_and_count(smaller, inputs)
-    outputs, expected = flat_tensors(output), _reference(twin, tracing, keep, inputs)
+    outputs, expected = flat_tensors(smaller(*inputs)), _reference(twin, tracing, keep, inputs)
     shapes = [tuple(output.shape) for output in outputs]
     if shapes != [tuple(output.shape) for output in expected]:
         return f"its outputs have other shapes: {shapes}"
@@ -89,6 +88,7 @@ def _compare(
         if not error <= TOLERANCE:  # NaN fails
             return f"its output is off by {error:.1e} of the largest value"
     macs = tracing.space.macs(keep)
+    _, counted = run_and_count(smaller, first_of(inputs))
     if macs != counted:
         return f"it has {counted} MACs instead of {macs}"
     smaller.train()(*inputs)  # heads that only train must fit too

@@ -61,15 +61,15 @@ def trace(
         survey = _Survey(twin, inputs, coupling)
         candidates, unsound = candidate_groups(coupling, ignored)
         sound = survey.sound(candidates, unsound)
-    if unsound:
-        reasons = "; ".join(f"{name} ({reason})" for name, reason in unsound.items())
-        message = f"channel groups left whole, since they cannot be pruned exactly: {reasons}"
-        warnings.warn(message, stacklevel=2)
+    reasons = "; ".join(f"{name} ({reason})" for name, reason in unsound.items())
     if not sound:
         raise ValueError(
-            "the network has no channel group that can be pruned: no layer reads the filters of "
-            "another, or extraction is not exact for any"
+            "the network has no channel group that can be pruned: "
+            + (reasons or "no layer reads the filters of another")
         )
+    if unsound:
+        message = f"channel groups left whole, since they cannot be pruned exactly: {reasons}"
+        warnings.warn(message, stacklevel=2)
     return survey.tracing(sound, tuple(unsound))
 
 

@@ -8,7 +8,7 @@ rule keeps all that it reads, so that what is not understood is never cut.
 """
 
 from fppmo_ray.pruning.following.call import Product
-from fppmo_ray.pruning.following.follower import Following, follow, start
-from fppmo_ray.pruning.following.units import FIXED, NOT_FOLLOWED, Units
+from fppmo_ray.pruning.following.follower import RETURNED, Following, follow, start
+from fppmo_ray.pruning.following.units import FIXED, Units
 
-__all__ = ["FIXED", "NOT_FOLLOWED", "Following", "Product", "Units", "follow", "start"]
+__all__ = ["FIXED", "RETURNED", "Following", "Product", "Units", "follow", "start"]

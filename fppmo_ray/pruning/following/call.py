@@ -36,7 +36,7 @@ class Product:
     """What an operation that sums over channels costs: a constant times two widths."""
 
     macs: int
-    """Multiply-accumulates of the whole batch."""
+    """Multiply-accumulates, of the whole batch if there is one."""
     out: IntArray
     """Positions of the channels it makes, FIXED where they are not followed."""
     read: IntArray

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from fppmo_ray.pruning.following.call import Call, Channels
-from fppmo_ray.pruning.following.units import NOT_FOLLOWED
 
 _JOINED = "it is combined with something of a fixed width"
 _MIXED = "its channels are mixed with one another"
+_NORMALISED = "its channels are normalised together"
 
 
 def elementwise(call: Call) -> list[Channels]:
@@ -42,8 +43,8 @@ def like_first(call: Call) -> list[Channels]:
 
 def mixed(call: Call) -> list[Channels]:
     """Softmax and the like: what runs along ``dim`` is kept."""
-    call.units.keep(call.first.along(call.arguments["dim"]), _MIXED)
-    return like_first(call)
+    dim = call.first.axis(call.arguments["dim"])
+    return _keeping(call, [dim], _MIXED)
 
 
 def reduced(call: Call) -> list[Channels]:
@@ -72,10 +73,7 @@ def pooled(call: Call) -> list[Channels]:
     digit = re.search(r"(\d)d", call.name)
     assert digit is not None
     start = len(first.shape) - int(digit[1])
-    for axis, along in first.channels.items():
-        if axis >= start:
-            call.units.keep(along, _MIXED)
-    return [{axis: a for axis, a in first.channels.items() if axis < start} for _ in call.outputs]
+    return _keeping(call, range(start, len(first.shape)), _MIXED)
 
 
 def batch_norm(call: Call) -> list[Channels]:
@@ -90,26 +88,26 @@ def batch_norm(call: Call) -> list[Channels]:
 
 def group_norm(call: Call) -> list[Channels]:
     """The channels of a group are normalised together."""
-    first = call.first
-    for axis, along in first.channels.items():
-        if axis > 0:
-            call.units.keep(along, "its channels are normalised together")
-    return [dict(first.channels), *({} for _ in call.outputs[1:])]
+    return _keeping(call, range(1, len(call.first.shape)), _NORMALISED)
 
 
 def layer_norm(call: Call) -> list[Channels]:
     """The last axes are normalised together."""
-    first = call.first
-    start = len(first.shape) - len(call.arguments["normalized_shape"])
-    for axis, along in first.channels.items():
-        if axis >= start:
-            call.units.keep(along, "its channels are normalised together")
-    return [dict(first.channels), *({} for _ in call.outputs[1:])]
+    rank = len(call.first.shape)
+    start = rank - len(call.arguments["normalized_shape"])
+    return _keeping(call, range(start, rank), _NORMALISED)
+
+
+def _keeping(call: Call, axes: Iterable[int], reason: str) -> list[Channels]:
+    """The first tensor's axes, some of which must stay."""
+    for axis in axes:
+        call.units.keep(call.first.channels.get(axis), reason)
+    return like_first(call)
 
 
 def not_followed(call: Call) -> list[Channels]:
     """Keep all that an operation without a rule reads."""
     for tensor in call.tensors:
         for along in tensor.channels.values():
-            call.units.keep(along, f"{NOT_FOLLOWED}{call.name}")
+            call.units.keep(along, f"it goes through {call.name}, which is not followed")
     return [{} for _ in call.outputs]

@@ -21,6 +21,9 @@ from fppmo_ray.pruning.following.rules import apply_rule, operation_name
 from fppmo_ray.pruning.following.units import Units
 from fppmo_ray.pruning.slices import Axis
 
+RETURNED = "the network returns it"
+"""Why the channels of a network's outputs stay."""
+
 
 @dataclass(frozen=True, eq=False)
 class Following:
@@ -67,7 +70,7 @@ def follow(following: Following, model: nn.Module, inputs: tuple[Tensor, ...]) -
         output = model(*inputs)
     for tensor in flat_tensors(output):
         for along in follower.known.get(tensor, Followed(())).channels.values():
-            following.units.keep(along, "the network returns it")
+            following.units.keep(along, RETURNED)
 
 
 def flat_tensors(output: Any) -> list[Tensor]:

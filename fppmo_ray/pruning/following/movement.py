@@ -180,7 +180,7 @@ def sliced(call: Call) -> list[Channels]:
         return [result]
     start, step, length = call.arguments["start"] or 0, call.arguments["step"], shape[dim]
     start = max(start + len(along) if start < 0 else start, 0)
-    if step == 1 and 0 < length and len(along) % length == 0 and start % length == 0:
+    if step == 1 and length > 1 and len(along) % length == 0 and start % length == 0:
         call.doubt(call.units.fold(along, len(along) // length), "it is split into parts")
     else:
         call.units.keep(along, _CHOSEN)

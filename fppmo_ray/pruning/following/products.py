@@ -13,6 +13,7 @@ from fppmo_ray.pruning.following.units import FIXED
 
 _READ = "it is read by, or made of, something of a fixed width"
 
+_SUMMED = "a product of activations sums over it"
 _THIRD = "what it costs depends on two other widths"
 
 
@@ -79,7 +80,7 @@ def matrix_product(call: Call) -> list[Channels]:
     summed = [left.along(-1), right.along(-2)]
     call.units.join(summed, _READ)
     if summed[0] is not None and not (left.is_weight or right.is_weight):
-        call.units.keep(summed[0], "a product of activations sums over it")
+        call.units.keep(summed[0], _SUMMED)
     if left.is_weight and not right.is_weight:
         _mark(call, left, left.along(-2), left.along(-1))
     elif right.is_weight and not left.is_weight:
@@ -97,18 +98,27 @@ def matrix_product(call: Call) -> list[Channels]:
     return [result]
 
 
+def attention(call: Call) -> list[Channels]:
+    """Fused attention: queries, keys and values (..., tokens, channels)."""
+    for tensor in call.tensors:
+        for along in tensor.channels.values():
+            call.units.keep(along, _SUMMED)
+    return [{} for _ in call.outputs]
+
+
 def _count_matrix_product(call: Call, left: Followed, right: Followed, result: Channels) -> None:
     """Costs are products of two widths, so that further ones which are followed are kept."""
     shape = call.outputs[0]
     for axis in range(len(shape) - 2):
         call.units.keep(result.get(axis), _THIRD)
-    rows, columns, summed = left.along(-2), right.along(-1), left.along(-1)
     made, read = _positions(right, -1), _positions(left, -1)
-    if rows is not None and summed is None and columns is not None:
+    rows, can_go = _positions(left, -2), call.units.can_go
+    if can_go(rows) and can_go(made) and can_go(read):
+        call.units.keep(made, _THIRD)
+    if can_go(rows) and can_go(made):
         read = rows
-    elif rows is not None:
+    elif can_go(rows):
         made = rows
-        call.units.keep(columns, _THIRD)
     macs = math.prod(shape) * left.shape[-1]
     _count(call, macs, made, read, left.is_weight != right.is_weight)
 

@@ -44,6 +44,11 @@ _RULES: Mapping[Rule, str] = {
     products.convolution: "convolution",
     products.matrix_product: "mm bmm addmm baddbmm",
     products.linear: "linear",
+    products.attention: (
+        "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
+        "_scaled_dot_product_efficient_attention scaled_dot_product_attention "
+        "_scaled_dot_product_attention_math"
+    ),
     movement.reshaped: (
         "view _unsafe_view reshape _reshape_alias squeeze unsqueeze flatten unflatten"
     ),

@@ -11,8 +11,6 @@ from fppmo_ray.distribution.space import IntArray
 FIXED = -1
 """A position that no mask removes: padding, say."""
 
-NOT_FOLLOWED = "goes through an operation that is not followed: "
-"""How reasons begin that are our want of a rule, not the network's doing."""
 _PADDED = "padding, which always stays, is added to it"
 
 
@@ -21,6 +19,7 @@ class Units:
 
     def __init__(self) -> None:
         self._parents = np.zeros(0, dtype=np.int64)
+        self._stays = np.zeros(0, dtype=np.bool_)  # of roots
         self._kept: dict[int, str] = {}
         self._doubted: dict[int, str] = {}
         self._read: set[int] = set()
@@ -31,6 +30,7 @@ class Units:
         first = len(self._parents)
         fresh = np.arange(first, first + count, dtype=np.int64)
         self._parents = np.concatenate([self._parents, fresh])
+        self._stays = np.concatenate([self._stays, np.zeros(count, dtype=np.bool_)])
         return fresh
 
     def roots(self, positions: IntArray) -> IntArray:
@@ -54,6 +54,7 @@ class Units:
             else:
                 one, other = sorted((self._root(one), self._root(other)))
                 self._parents[other] = one
+                self._stays[one] |= self._stays[other]
 
     def join(self, arrays: Sequence[IntArray | None], reason: str) -> IntArray | None:
         """Unite arrays that run along the same axis; None where nothing runs along it.
@@ -82,6 +83,12 @@ class Units:
         for root in [] if positions is None else np.unique(self.roots(positions)).tolist():
             if root != FIXED:
                 self._kept.setdefault(root, reason)
+                self._stays[root] = True
+
+    def can_go(self, positions: IntArray) -> bool:
+        """Whether any of these is not known to stay."""
+        roots = self.roots(positions)
+        return not self._stays[roots[roots != FIXED]].all()
 
     def doubt(self, positions: IntArray, reason: str) -> None:
         """Say that these can be removed only if the network's own code follows widths."""
