@@ -21,5 +21,5 @@ slow: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,rivals,test]'
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,export,rivals,test]'
 	touch $@

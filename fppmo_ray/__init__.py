@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fppmo_ray.pruning import extract, load_network, save_network, trace
+    from fppmo_ray.pruning.export import export_network
     from fppmo_ray.service.result import SearchResult
     from fppmo_ray.service.search import search
     from fppmo_ray.service.settings import Placement, SearchSettings
@@ -24,6 +25,7 @@ _HOMES = {
     "SearchResult": "fppmo_ray.service.result",
     "SearchSettings": "fppmo_ray.service.settings",
     "Splits": "fppmo_ray.training",
+    "export_network": "fppmo_ray.pruning.export",
     "extract": "fppmo_ray.pruning",
     "load_dataset": "fppmo_ray.training",
     "load_network": "fppmo_ray.pruning",
@@ -40,6 +42,7 @@ __all__ = [
     "SearchResult",
     "SearchSettings",
     "Splits",
+    "export_network",
     "extract",
     "load_dataset",
     "load_network",

@@ -1,4 +1,4 @@
-"""The command line: ``fppmo-ray demo | status | extract``, ``submit | list | logs | stop``."""
+"""The command line: ``fppmo-ray demo | status | export``, ``submit | list | logs | stop``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from rich.console import Console
@@ -30,22 +31,28 @@ def status(target: tyro.conf.Positional[str], /, *, address: str | None = None) 
     cluster_commands.status(target, address)
 
 
-def extract(
+def export(
     run_dir: tyro.conf.Positional[str],
     /,
-    output: Path = Path("extracted"),
+    format: Literal["torch", "torchscript", "torch.export", "onnx"] = "torch",
+    output: Path = Path("exported"),
     macs_cut: float | None = None,
+    image_shape: tuple[int, ...] | None = None,
 ) -> None:
-    """Check a finished search's network against its recipe, and copy both to a folder.
+    """Check a finished search's network, and write it to a folder.
 
     Args:
         run_dir: The search's run directory, a folder or a URI.
+        format: ``torch`` is the state dict with the recipe that rebuilds the network; the others
+            run without its class, and are checked to compute the same.
         output: The folder; made if absent.
         macs_cut: Which network, where the search had several budgets.
+        image_shape: Channels, height and width of an image, where the run does not tell.
     """
     from fppmo_ray.service.delivery import deliver
 
-    for path in deliver(run_dir, output, macs_cut):
+    paths = deliver(run_dir, output, format=format, macs_cut=macs_cut, image_shape=image_shape)
+    for path in paths:
         print(path)
 
 
@@ -58,7 +65,7 @@ def main() -> None:
     commands: dict[str, Callable[..., None]] = {
         "demo": demo,
         "status": status,
-        "extract": extract,
+        "export": export,
         "submit": partial(cluster_commands.submit, flags),
         "list": cluster_commands.list_searches,
         "logs": cluster_commands.logs,

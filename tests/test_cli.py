@@ -72,8 +72,8 @@ def test_status_says_how_far_a_search_is(unfinished: Path) -> None:
         assert part in done.stdout
 
 
-def test_extracting_from_an_unfinished_search_is_refused_in_a_sentence(unfinished: Path) -> None:
-    done = fppmo_ray("extract", str(unfinished), "--output", str(unfinished / "out"))
+def test_exporting_from_an_unfinished_search_is_refused_in_a_sentence(unfinished: Path) -> None:
+    done = fppmo_ray("export", str(unfinished), "--output", str(unfinished / "out"))
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert "has not finished" in done.stderr

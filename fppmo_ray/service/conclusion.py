@@ -23,7 +23,7 @@ from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.training_tasks import Training, train
 from fppmo_ray.service.work import Work
 from fppmo_ray.service.worker import Evaluation, TrainingTask
-from fppmo_ray.training import state_from_bytes
+from fppmo_ray.training import example_batch, state_from_bytes
 
 RESULT = "result.json"
 DENSE, FPPMO = "dense", "fppmo"
@@ -84,6 +84,7 @@ def conclude(
         "engine": asdict(context.engine),
         "chosen": ", ".join(choice.chosen.name for choice in choices),
         "num_filters": context.problem.tracing.space.num_filters,
+        "image_shape": list(example_batch(context.problem.dataset).shape[1:]),
         "epochs_between_stages": _epochs_between_stages(context.settings),
         "variants": _figures(context, variants, states),
         "score_noise": _score_noise(context),

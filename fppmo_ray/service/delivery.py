@@ -4,31 +4,58 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Literal
 
 from fppmo_ray.pruning import load_network
+from fppmo_ray.pruning.export import ExchangeFormat, export_network
 from fppmo_ray.service.record.storage import local_folder
-from fppmo_ray.service.result import network_files
+from fppmo_ray.service.result import network_files, read_figures
+
+Format = Literal["torch"] | ExchangeFormat
+"""``torch``: the state dict and the recipe that rebuilds the network."""
 
 
-def deliver(run_dir: str | Path, output: Path, macs_cut: float | None = None) -> list[Path]:
-    """Rebuild a search's network from its recipe, which checks it, and copy its files.
+def deliver(
+    run_dir: str | Path,
+    output: Path,
+    *,
+    format: Format = "torch",
+    macs_cut: float | None = None,
+    image_shape: tuple[int, ...] | None = None,
+) -> list[Path]:
+    """Rebuild a search's network from its recipe, which checks it, and write its files.
 
     Args:
         run_dir: The search's folder, or the URI of where it is.
         output: A folder of this machine; made if absent.
+        format: Of the files.
         macs_cut: Which budget's, of several.
+        image_shape: Of one image, such as ``(3, 32, 32)``, where the run does not tell; for all
+            formats but ``torch``.
 
     Returns:
-        The weights and the recipe in the folder ``output``.
+        The files in the folder ``output``.
 
     Raises:
         ValueError: the search has not finished, had no such budget, or its network cannot be
-            rebuilt.
+            rebuilt or exported.
     """
     folder = local_folder(run_dir)
     if folder is not None and output.resolve() == folder.resolve():
         raise ValueError(f"the network lies in {run_dir} already; give another folder")
     with network_files(run_dir, macs_cut) as (weights, recipe):
-        load_network(recipe)
-        output.mkdir(parents=True, exist_ok=True)
-        return [Path(shutil.copy(path, output)) for path in (weights, recipe)]
+        network = load_network(recipe)
+        if format == "torch":
+            output.mkdir(parents=True, exist_ok=True)
+            return [Path(shutil.copy(path, output)) for path in (weights, recipe)]
+        shape = image_shape or _image_shape(run_dir)
+        return [export_network(network, output / recipe.stem, format=format, image_shape=shape)]
+
+
+def _image_shape(run_dir: str | Path) -> tuple[int, ...]:
+    shape = read_figures(run_dir).get("image_shape")
+    if shape is None:
+        raise ValueError(
+            f"{run_dir} is of a version that did not keep the images' shape; give --image-shape"
+        )
+    return tuple(shape)

@@ -118,7 +118,7 @@ def test_without_a_budget_neither_mask_nor_network_is_the_best(
     with pytest.raises(ValueError, match=f"{sentence} none"):
         result.network()
     with pytest.raises(ValueError, match=f"{sentence} 0.57"):
-        deliver(finished, tmp_path, 0.57)
+        deliver(finished, tmp_path, macs_cut=0.57)
 
 
 @pytest.mark.slow
@@ -132,11 +132,15 @@ def test_the_record_holds_a_network_for_each_budget_and_the_front(
     print_status(finished, Console(file=text, width=200))
     for part in ("finished", "0.4, 0.65 of", "best on search-val, budget 0.65"):
         assert part in text.getvalue()
-    assert deliver(finished, tmp_path, 0.65) == [
+    assert deliver(finished, tmp_path, macs_cut=0.65) == [
         tmp_path / "network-0.65.pt",
         tmp_path / "network-0.65.json",
     ]
-    assert load_network(tmp_path / "network-0.65.json")(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+    network = load_network(tmp_path / "network-0.65.json")
+    images = torch.rand(2, 1, 8, 8)
+    [path] = deliver(finished, tmp_path, macs_cut=0.65, format="torch.export")
+    assert path == tmp_path / "network-0.65.pt2"
+    torch.testing.assert_close(torch.export.load(path).module()(images), network(images))
 
 
 @pytest.mark.slow

@@ -152,5 +152,5 @@ def test_the_command_line_takes_uris(
     printed = capsys.readouterr().out
     assert "finished" in printed
     assert "4 scored, 0 failed of 4" in printed
-    cli.extract(str(remote.run_dir), output=tmp_path / "out")
+    cli.export(str(remote.run_dir), output=tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"network.pt", "network.json"}
