@@ -1,4 +1,4 @@
-"""The command line: ``fppmo-ray demo | status | export``, ``submit | list | logs | stop``."""
+"""The command line: ``fppmo-ray demo | status | export | report | compare``, and clusters."""
 
 from __future__ import annotations
 
@@ -56,6 +56,39 @@ def export(
         print(path)
 
 
+def report(
+    run_dir: tyro.conf.Positional[str], /, *, output: Path = Path("report/report.html")
+) -> None:
+    """Write a page about a search, finished or under way, and its figures as SVG files.
+
+    Args:
+        run_dir: Its run directory, a folder or a URI.
+        output: The page; the figures lie beside it.
+    """
+    from fppmo_ray.report import write_report
+
+    for path in write_report(run_dir, output):
+        print(path)
+
+
+def compare(
+    run_dirs: tyro.conf.Positional[tuple[str, ...]],
+    /,
+    *,
+    output: Path = Path("report/comparison.html"),
+) -> None:
+    """Write a page that sets several searches side by side.
+
+    Args:
+        run_dirs: Their run directories, folders or URIs.
+        output: The page; the figures lie beside it.
+    """
+    from fppmo_ray.report import write_comparison
+
+    for path in write_comparison(run_dirs, output):
+        print(path)
+
+
 def main() -> None:
     """The entry point of ``fppmo-ray``."""
     arguments, flags = sys.argv[1:], list[str]()
@@ -66,6 +99,8 @@ def main() -> None:
         "demo": demo,
         "status": status,
         "export": export,
+        "report": report,
+        "compare": compare,
         "submit": partial(cluster_commands.submit, flags),
         "list": cluster_commands.list_searches,
         "logs": cluster_commands.logs,

@@ -107,12 +107,13 @@ def print_status(run_dir: str | Path, console: Console) -> None:
     table = Table(title=location_of(run_dir), show_header=False)
     table.add_column()
     table.add_column()
-    for name, value in _status(facts):
+    for name, value in status_lines(facts):
         table.add_row(name, value)
     console.print(table)
 
 
-def _status(facts: list[Fact]) -> list[tuple[str, str]]:
+def status_lines(facts: list[Fact]) -> list[tuple[str, str]]:
+    """What a search has come to, as pairs of a name and what there is to say."""
     started = next((fact for fact in facts if isinstance(fact, Started)), None)
     if started is None:
         return [("state", "not started")]

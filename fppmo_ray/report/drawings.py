@@ -1,0 +1,166 @@
+"""What is drawn of a search: each function fills one figure."""
+
+from __future__ import annotations
+
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fppmo_ray.report.run import Run, finalists, scores_by_worker
+from fppmo_ray.service.conclusion import DENSE, FPPMO
+from fppmo_ray.service.finalists import IMPORTANCE_ONLY
+from fppmo_ray.service.record.facts import Asked, Failed, Scored, Updated
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_MAX_GROUP_LABELS = 40
+
+
+def draw_scores(figure: Figure, run: Run) -> None:
+    """Every score's accuracy on search-val, and each generation's mean and best.
+
+    Of scores in several rungs, mean and best are those of the deepest; of several budgets, each
+    has its own.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    history = run.history.dropna(subset=["val_accuracy"])
+    accuracy = 100 * history["val_accuracy"].astype(float)
+    rungs = sorted({*history["rung"]})
+    axes: Axes = figure.subplots()
+    for rung in rungs:
+        at_rung = history["rung"] == rung
+        label = "proposal" if len(rungs) == 1 else f"proposal, {rung} steps"
+        color = "0.7" if rung == rungs[-1] else "0.88"
+        axes.plot(history["generation"][at_rung], accuracy[at_rung], ".", color=color, label=label)
+    deepest = history["rung"] == rungs[-1]
+    budgets = sorted({*history["budget"].dropna()})
+    _draw_generations(axes, history[deepest], budgets)
+    axes.set(xlabel="generation", ylabel="accuracy on search-val, %", title="Scores")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend()
+
+
+def _draw_generations(axes: Axes, history: pd.DataFrame, budgets: list[float]) -> None:
+    """Mean and best of every generation, for each of the budgets."""
+    for number, budget in enumerate(budgets or [None]):
+        own = history if budget is None else history[history["budget"] == budget]
+        accuracy = 100 * own["val_accuracy"].astype(float)
+        by_generation = accuracy.groupby(own["generation"])
+        behind = "" if budget is None else f", budget {budget}"
+        mean, best = ("tab:blue", "tab:orange") if budget is None else 2 * (f"C{number}",)
+        axes.plot(by_generation.mean(), color=mean, label=f"generation's mean{behind}")
+        style = "-" if budget is None else ":"
+        axes.plot(by_generation.max(), style, color=best, label=f"generation's best{behind}")
+
+
+def draw_front(figure: Figure, run: Run) -> None:
+    """Test accuracy after fine-tuning over the share of MACs that is cut."""
+    axes: Axes = figure.subplots()
+    for name, label in ((FPPMO, "FPPMO"), (IMPORTANCE_ONLY, IMPORTANCE_ONLY), (DENSE, "dense")):
+        rows = run.named(name)
+        accuracies = [100 * row["after"]["test"]["accuracy"] for row in rows]
+        axes.plot([100 * row["macs_cut"] for row in rows], accuracies, "o-", label=label)
+    axes.set(
+        xlabel="MACs cut, %", ylabel="test accuracy, %", title="Networks after equal fine-tuning"
+    )
+    axes.legend()
+
+
+def draw_probabilities(figure: Figure, run: Run) -> None:
+    """Mean pruning probability of every channel group after every update."""
+    from matplotlib.ticker import MaxNLocator
+
+    groups = run.started.groups
+    updates = [fact for fact in run.facts if isinstance(fact, Updated)]
+    axes: Axes = figure.subplots()
+    axes.set(xlabel="updates", title="Mean pruning probability per channel group")
+    if not updates:
+        return
+    prune_prob = 1 - np.array([update.keep_share for update in updates]).T
+    num_groups, num_updates = prune_prob.shape
+    extent = (0.5, num_updates + 0.5, num_groups - 0.5, -0.5)
+    image = axes.imshow(prune_prob, aspect="auto", vmin=0, vmax=1, cmap="viridis", extent=extent)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(groups) <= _MAX_GROUP_LABELS:
+        axes.set_yticks(range(len(groups)), groups, fontsize=6)
+    figure.colorbar(image, ax=axes, label="P(filter is removed)")
+
+
+def draw_widths(figure: Figure, run: Run) -> None:
+    """Filters of every channel group: of the dense network, and of the smallest chosen one."""
+    dense, chosen = run.named(DENSE)[0]["widths"], run.named(FPPMO)[-1]["widths"]
+    plain = run.named(IMPORTANCE_ONLY)[-1]["widths"]
+    places = np.arange(len(dense))
+    axes: Axes = figure.subplots()
+    axes.bar(places, list(dense.values()), color="0.6", alpha=0.35, label="dense")
+    axes.bar(places, list(chosen.values()), width=0.6, color="tab:blue", label="FPPMO")
+    axes.plot(places, list(plain.values()), "_", color="tab:orange", label=IMPORTANCE_ONLY, mew=2)
+    if len(dense) <= _MAX_GROUP_LABELS:
+        axes.set_xticks(places, list(dense), rotation=90, fontsize=7)
+    axes.set(ylabel="filters", title="Widths before and after")
+    axes.legend()
+
+
+def draw_timeline(figure: Figure, run: Run) -> None:
+    """When each worker computed scores; what is blank is idle."""
+    workers = scores_by_worker(run)
+    begin = min(fact.at - fact.seconds for facts in workers.values() for fact in facts)
+    end = max(fact.at for facts in workers.values() for fact in facts)
+    axes: Axes = figure.subplots()
+    for row, facts in enumerate(workers.values()):
+        spans = [(fact.at - fact.seconds - begin, fact.seconds) for fact in facts]
+        axes.broken_barh(spans, (row - 0.4, 0.8), color=["tab:blue", "tab:cyan"])
+    busy = sum(fact.seconds for facts in workers.values() for fact in facts)
+    idle = max(0.0, 1 - busy / ((end - begin) * len(workers))) if end > begin else 0.0
+    failed = sum(isinstance(fact, Failed) for fact in run.facts)
+    axes.set_yticks(range(len(workers)), [name.partition("@")[0] for name in workers], fontsize=7)
+    axes.set(xlabel="seconds", ylabel="worker")
+    axes.set_title(f"Scores by worker: {100 * idle:.1f} % idle, {failed} failed")
+
+
+def draw_agreement(figure: Figure, run: Run) -> None:
+    """How finalists that were proposals did in their score and on choose-val, with fresh seeds."""
+    masks = {fact.id: fact.mask for fact in run.facts if isinstance(fact, Asked)}
+    scored = {masks[fact.id]: fact.val_loss for fact in run.facts if isinstance(fact, Scored)}
+    pairs = [(scored[one.mask], fmean(one.losses)) for one in finalists(run) if one.mask in scored]
+    axes: Axes = figure.subplots()
+    axes.plot([score for score, _ in pairs], [again for _, again in pairs], "o")
+    axes.set(xlabel="loss of the proposal's score", ylabel="mean loss on choose-val")
+    title = "Finalists that were proposals, scored again"
+    if len(pairs) > 2:
+        ranks = np.argsort(np.argsort(np.array(pairs), axis=0), axis=0)
+        title += f": Spearman {np.asarray(np.corrcoef(ranks.T))[0, 1]:.2f}"
+    axes.set_title(title)
+
+
+def draw_runs(figure: Figure, runs: list[Run]) -> None:
+    """The mean accuracy of every generation, for each of several runs."""
+    axes: Axes = figure.subplots()
+    for run in runs:
+        history = run.history.dropna(subset=["val_accuracy"])
+        deepest = history[history["rung"] == history["rung"].max()]
+        accuracy = 100 * deepest["val_accuracy"].astype(float)
+        axes.plot(accuracy.groupby(deepest["generation"]).mean(), label=run.name)
+    axes.set(xlabel="generation", ylabel="accuracy on search-val, %", title="Generations' means")
+    axes.legend()
+
+
+def draw_results(figure: Figure, runs: list[Run]) -> None:
+    """Test accuracy over the MACs that are left: of dense, chosen and importance-only networks."""
+    axes: Axes = figure.subplots()
+    for number, run in enumerate(runs):
+        color, behind = f"C{number}", f", {run.name}" if len(runs) > 1 else ""
+        for name, marker in ((FPPMO, "o-"), (IMPORTANCE_ONLY, "x--")):
+            rows = [*run.named(DENSE), *run.named(name)]
+            macs = [row["macs"] / 1e6 for row in rows]
+            accuracies = [100 * row["after"]["test"]["accuracy"] for row in rows]
+            label = f"{'FPPMO' if name == FPPMO else name}{behind}"
+            axes.plot(macs, accuracies, marker, color=color, label=label, markersize=7)
+    axes.set(xlabel="MACs, M", ylabel="test accuracy, %", title="Networks after fine-tuning")
+    axes.set_xlim(left=0)
+    axes.legend()

@@ -1,0 +1,116 @@
+"""What reports read of a run directory, once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fppmo_ray.service.conclusion import RESULT
+from fppmo_ray.service.record.facts import Chosen, Fact, Rescored, Scored, Started
+from fppmo_ray.service.record.run_directory import read_journal
+from fppmo_ray.service.record.storage import open_storage
+from fppmo_ray.service.result import read_figures, read_history
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """A search, finished or under way."""
+
+    location: str
+    name: str
+    """The last part of where it lies, or as many as tell it from others."""
+    facts: list[Fact]
+    history: pd.DataFrame
+    """See ``read_history``."""
+    figures: dict[str, Any] | None
+    """The content of result.json; None before the search has finished."""
+
+    @property
+    def started(self) -> Started:
+        """How it began."""
+        return next(fact for fact in self.facts if isinstance(fact, Started))
+
+    def named(self, variant: str) -> list[dict[str, Any]]:
+        """The rows of result.json of that name; none before the search has finished."""
+        rows: list[dict[str, Any]] = (self.figures or {}).get("variants", [])
+        return [row for row in rows if row["name"] == variant]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RescoredFinalist:
+    """A finalist's scores with fresh seeds on choose-val."""
+
+    name: str
+    stage: int
+    mask: str
+    losses: tuple[float, ...]
+    accuracies: tuple[float, ...]
+    is_chosen: bool
+
+
+def read_run(run_dir: str | Path) -> Run:
+    """Everything that a run directory tells.
+
+    Raises:
+        ValueError: it holds no journal, or the search has not begun.
+    """
+    storage = open_storage(run_dir)
+    facts = read_journal(run_dir)
+    if not any(isinstance(fact, Started) for fact in facts):
+        raise ValueError(
+            f"the search in {storage.location} has not begun: there is nothing to tell"
+        )
+    return Run(
+        location=storage.location.rstrip("/"),
+        name=storage.location.rstrip("/").rpartition("/")[2],
+        facts=facts,
+        history=read_history(run_dir),
+        figures=read_figures(run_dir) if storage.exists(RESULT) else None,
+    )
+
+
+def with_distinct_names(runs: Sequence[Run]) -> list[Run]:
+    """The runs, named by as many last parts of their locations as tell them apart."""
+    parts = [run.location.split("/") for run in runs]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-count:]) for part in parts]
+        if len(set(names)) == len(names):
+            break
+    return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
+
+
+def finalists(run: Run) -> list[RescoredFinalist]:
+    """Those that were rescored on choose-val, in the order in which they were."""
+    chosen = {(fact.stage, fact.mask) for fact in run.facts if isinstance(fact, Chosen)}
+    scores: dict[tuple[int, str, str], list[Rescored]] = {}
+    for fact in run.facts:
+        if isinstance(fact, Rescored) and fact.split == "choose_val":
+            scores.setdefault((fact.stage, fact.finalist, fact.mask), []).append(fact)
+    return [
+        RescoredFinalist(
+            name=name,
+            stage=stage,
+            mask=mask,
+            losses=tuple(fact.val_loss for fact in repeats),
+            accuracies=tuple(fact.val_accuracy for fact in repeats),
+            is_chosen=(stage, mask) in chosen,
+        )
+        for (stage, name, mask), repeats in scores.items()
+    ]
+
+
+def scores_by_worker(run: Run) -> dict[str, list[Scored]]:
+    """Every worker's scores in the order of their ends; workers in the order of their first."""
+    by_worker: dict[str, list[Scored]] = {}
+    for fact in sorted(_scored(run), key=lambda fact: fact.at):
+        by_worker.setdefault(fact.worker, []).append(fact)
+    return by_worker
+
+
+def _scored(run: Run) -> Iterator[Scored]:
+    return (fact for fact in run.facts if isinstance(fact, Scored))

@@ -1,0 +1,167 @@
+"""The page about a search, and the one about several."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from fppmo_ray.report import write_comparison, write_report
+from fppmo_ray.service.record.facts import Asked, Chosen, Fact, Rescored, Scored, Started, Updated
+from fppmo_ray.service.record.run_directory import open_run
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
+
+
+def row(name: str, macs: int, after: float, widths: dict[str, int]) -> dict[str, Any]:
+    accuracy = {"test": {"accuracy": after}}
+    return {
+        "name": name,
+        "macs": macs,
+        "macs_cut": 1 - macs / 2_000_000,
+        "widths": widths,
+        "parameters": 12_345,
+        "file_bytes": 54_321,
+        "latency_ms": {"1": 0.5, "64": 12.25},
+        "before": accuracy,
+        "after": accuracy,
+    }
+
+
+RESULT = {
+    "chosen": "mode",
+    "variants": [
+        row("dense", 2_000_000, 0.95, {"first": 8, "second": 4}),
+        row("importance-only", 1_000_000, 0.9, {"first": 4, "second": 2}),
+        row("fppmo", 990_000, 0.925, {"first": 2, "second": 4}),
+    ],
+}
+
+
+def a_run(folder: Path, *, finished: bool = True, scored: bool = True) -> Path:
+    """Four proposals of two workers, one of them named by what HTML must not take for its own."""
+    started = Started(
+        search_id="c0ffee",
+        identity={"settings": {"macs_cut": 0.5, "proposals": 4, "note": "<script>"}},
+        versions={"torch": "2.13.0"},
+        groups=["first", "second"],
+        dense_macs=2_000_000,
+    )
+    facts: list[Fact] = [Asked(id=i, generation=i // 2, macs=9, mask=f"m{i}") for i in range(4)]
+    scores = [
+        Scored(
+            id=i,
+            round=0,
+            rung=0,
+            val_loss=1.0 - 0.1 * i,
+            val_accuracy=0.5 + 0.1 * i,
+            seconds=2.0,
+            worker=f"{i % 2}@<host>:1",
+            at=10.0 + 2 * (i // 2),
+        )
+        for i in range(4)
+    ]
+    rescored = [
+        Rescored(
+            finalist=f"sample {i}",
+            split="choose_val",
+            repeat=repeat,
+            mask=f"m{i}",
+            val_loss=1.1 - 0.1 * i + 0.02 * repeat,
+            val_accuracy=0.5 + 0.1 * i,
+        )
+        for i in range(4)
+        for repeat in range(2)
+    ]
+    facts += scores if scored else []
+    if finished:
+        facts += [Updated(generation=0, keep_share=[0.5, 0.75]), *rescored]
+        facts.append(Chosen(finalist="sample 3", mask="m3"))
+        (folder).mkdir(parents=True, exist_ok=True)
+        (folder / "result.json").write_text(json.dumps(RESULT))
+    with open_run(folder, resume=False, started=started) as run:
+        run.record(facts)
+    return folder
+
+
+def test_a_page_is_whole_in_itself_and_its_figures_lie_beside_it(tmp_path: Path) -> None:
+    page, *figures = write_report(a_run(tmp_path / "mine"), tmp_path / "out" / "r.html")
+    text = page.read_text()
+    names = ("results", "widths", "scores", "probabilities", "timeline", "agreement")
+    assert [path.name for path in figures] == [f"r-{name}.svg" for name in names]
+    for path in figures:
+        ElementTree.parse(path)
+        assert "currentColor" in path.read_text()
+        assert path.read_text() in text
+    addresses = {match for match in re.findall(r'(?:src|href)="([^"]*)"', text) if match[0] != "#"}
+    assert addresses <= {a for a in addresses if a.startswith("data:image/png;base64,")}
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+
+
+def test_a_page_tells_what_pruning_cost_who_was_chosen_and_how_idle_workers_were(
+    tmp_path: Path,
+) -> None:
+    text = write_report(a_run(tmp_path / "mine"), tmp_path / "r.html")[0].read_text()
+    cells = [re.findall(r"<td>(.*?)</td>", line) for line in re.findall(r"<tr>(.*?)</tr>", text)]
+    fppmo = ["FPPMO", "92.50", "92.50", "0.99", "50.5 %", "12,345", "54", "0.50", "12.25"]
+    assert fppmo in cells
+    assert ["sample 3 (chosen)", "0", "80.00 ± 0.00", "0.8100 ± 0.0141"] in cells
+    assert "Scores by worker: 0.0 % idle, 0 failed" in text
+    assert "scored again: Spearman 1.00" in text
+
+
+def test_a_search_under_way_has_a_page_of_what_there_is(tmp_path: Path) -> None:
+    run_dir = a_run(tmp_path / "mine", finished=False)
+    page, *figures = write_report(run_dir, tmp_path / "r.html")
+    names = {path.stem.removeprefix("r-") for path in figures}
+    assert names == {"scores", "probabilities", "timeline"}
+    assert "The search has not finished." in page.read_text()
+    only_asked = a_run(tmp_path / "yours", finished=False, scored=False)
+    assert len(write_report(only_asked, tmp_path / "s.html")) == 1
+
+
+def test_several_searches_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    runs = [a_run(tmp_path / "a" / "s"), a_run(tmp_path / "b" / "s")]
+    unfinished = a_run(tmp_path / "c" / "s", finished=False)
+    page = write_comparison([*runs, unfinished], tmp_path / "r.html")[0].read_text()
+    assert "<td>a/s</td><td>FPPMO</td>" in page
+    assert "<td>b/s</td><td>dense</td>" in page
+    assert "Not finished: c/s" in page
+
+
+def test_what_has_no_page_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no journal"):
+        write_report(tmp_path, tmp_path / "r.html")
+    run_dir = a_run(tmp_path / "mine")
+    with pytest.raises(ValueError, match=r"must end in \.html, got .*r\.pdf"):
+        write_report(run_dir, tmp_path / "r.pdf")
+    with pytest.raises(ValueError, match="at least two run directories, got 1"):
+        write_comparison([run_dir], tmp_path / "r.html")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to look at pages with")
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_fit_phones_and_screens_and_can_be_read_in_the_dark(
+    tmp_path: Path, width: int, scheme: str
+) -> None:
+    from playwright.sync_api import sync_playwright
+
+    page = write_report(a_run(tmp_path / "mine"), tmp_path / "r.html")[0]
+    alone = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=alone)
+        look = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        look.goto(page.as_uri())
+        fits = look.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        ink = look.evaluate("getComputedStyle(document.querySelector('figure text')).fill")
+        browser.close()
+    assert fits
+    assert ink == {"light": "rgb(28, 31, 35)", "dark": "rgb(228, 231, 235)"}[scheme]
