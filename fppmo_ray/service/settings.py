@@ -75,8 +75,8 @@ class SearchSettings:
     rescore_seeds: int = 3
     """Fresh seeds with which every finalist is rescored on choose-val."""
     rescore_steps: int | None = None
-    """Fine-tuning steps inside these scores; None: score_steps. Finalists are few, and the deeper a
-    score, the better it tells good masks apart."""
+    """Fine-tuning steps inside these scores; None: score_steps. Finalists are few, so deeper scores
+    would cost little; ``jobs/fidelity.py`` found none that told good masks better apart."""
     baseline_epochs: int = 0
     """Epochs of training for the dense network before it is pruned; 0 takes it as it is."""
     baseline_learning_rate: float = 0.1

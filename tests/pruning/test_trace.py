@@ -474,6 +474,27 @@ def test_an_extracted_network_can_be_traced_again() -> None:
     assert again.space.dense_macs == tracing.space.macs(random_mask(tracing.space, 0))
 
 
+class Meeting(nn.Module):
+    """Two inputs of different shapes meet in the channels of their convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 6, 3), nn.Conv1d(2, 6, 3)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, images: Tensor, sounds: Tensor) -> tuple[list[Tensor], Tensor]:
+        features = self.left(images).mean((2, 3)) * self.right(sounds).amax(2)
+        logits = self.head(features)
+        return [logits], logits.softmax(1)
+
+
+def test_several_inputs_and_nested_outputs() -> None:
+    network, inputs = Meeting(), (IMAGE, torch.zeros(1, 2, 9))
+    tracing = trace(network, inputs)
+    assert [(group.name, group.num_filters) for group in tracing.space.groups] == [("left", 6)]
+    check_equivalence(network, tracing, inputs)
+
+
 def test_ignored_layers_keep_all_filters_without_a_warning() -> None:
     tracing = trace(Net(), IMAGE, ignore=["first"])
     assert [group.name for group in tracing.space.groups] == ["second"]

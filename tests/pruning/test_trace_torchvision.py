@@ -65,3 +65,32 @@ def test_a_torchvision_network_is_rebuilt_by_name(name: str, tmp_path) -> None:
     path = save_network(smaller, tmp_path / "n", tracing=tracing, keep=keep, source=source)
     with torch.no_grad():
         assert torch.equal(load_network(path)(images), smaller(images))
+
+
+def test_a_segmentation_network_with_outputs_by_name_is_pruned_throughout() -> None:
+    models = importlib.import_module("torchvision.models.segmentation")
+    torch.manual_seed(0)
+    network = models.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=5)
+    images = torch.randn(2, 3, 64, 64)
+    tracing = trace(network, images[:1])
+    assert tracing.left_whole == ()
+    assert len(tracing.space.groups) == 30
+    smaller = extract(network, tracing, np.arange(tracing.space.num_filters) % 2 == 0)
+    assert smaller.eval()(images)["out"].shape == (2, 5, 64, 64)
+
+
+@SLOW
+def test_a_detection_network_is_pruned_through_its_backbone() -> None:
+    models = importlib.import_module("torchvision.models.detection")
+    torch.manual_seed(0)
+    network = models.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=3)
+    image = torch.rand(1, 3, 64, 64)
+    with pytest.raises(ValueError, match="targets should not be none when in training mode"):
+        trace(network, image)
+    tracing = trace(network.backbone, image)
+    assert tracing.left_whole == ()  # what the pyramid hands out has no reader in the backbone
+    smaller = extract(network.backbone, tracing, np.arange(tracing.space.num_filters) % 2 == 0)
+    levels = network.backbone.eval()(image)
+    assert {name: part.shape for name, part in smaller.eval()(image).items()} == {
+        name: part.shape for name, part in levels.items()
+    }
