@@ -67,7 +67,7 @@ class Budget:
         widths = self._widths(blocks)
         queue = queue[taken:]
         while len(queue):
-            steps = np.minimum(self._multiples, self.space.dense_widths - widths)
+            steps = np.minimum(self._multiples, self.space.max_widths - widths)
             slack = self.max_macs - self.space.macs_of_widths(widths)
             fits = self.space.macs_increase(widths, steps) <= slack
             # A group that does not fit now never will: adding only makes the rest dearer.
@@ -91,7 +91,7 @@ class Budget:
         return blocks, shortest
 
     def _widths(self, blocks: IntArray) -> IntArray:
-        widths: IntArray = np.minimum(blocks * self._multiples, self.space.dense_widths)
+        widths: IntArray = np.minimum(blocks * self._multiples, self.space.max_widths)
         return widths
 
     @cached_property
@@ -116,9 +116,10 @@ class Budget:
         space, rank = self.space, self._rank_in_group
         multiples = self._multiples[space.group_of]
         block_starts = rank - rank % multiples
-        block_sizes = np.minimum(multiples, space.dense_widths[space.group_of] - block_starts)
+        block_sizes = np.minimum(multiples, space.max_widths[space.group_of] - block_starts)
         is_median = rank == block_starts + (block_sizes - 1) // 2
         is_optional = rank >= space.min_widths[space.group_of]
+        is_optional &= rank < space.max_widths[space.group_of]
         return np.flatnonzero(is_median & is_optional)
 
 

@@ -127,7 +127,7 @@ def _uniform_share(budget: Budget) -> FloatArray:
     space = budget.space
 
     def within_budget(share: FloatArray) -> BoolArray:
-        widths = np.maximum(share * space.dense_widths, space.min_widths)
+        widths = np.clip(share * space.dense_widths, space.min_widths, space.max_widths)
         return np.asarray(space.expected_macs(widths) <= budget.max_macs)
 
     return _bisect(within_budget, np.asarray(0.0), np.asarray(1.0))

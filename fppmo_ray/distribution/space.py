@@ -8,9 +8,11 @@ the numbers of kept filters per group.
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -35,12 +37,19 @@ class ChannelGroup:
     """Fewest filters a mask may keep, in [1, num_filters]."""
     multiple: int = 1
     """Legal widths are multiples of this (rounded into [min_keep, num_filters]) and num_filters."""
+    max_keep: int | None = None
+    """Most filters a mask may keep, in [min_keep, num_filters]; None: all."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_keep <= self.num_filters:
             raise ValueError(
                 f"min_keep of group {self.name} must be in [1, {self.num_filters}], "
                 f"got {self.min_keep}"
+            )
+        if self.max_keep is not None and not self.min_keep <= self.max_keep <= self.num_filters:
+            raise ValueError(
+                f"max_keep of group {self.name} must be in [{self.min_keep}, {self.num_filters}], "
+                f"got {self.max_keep}"
             )
         if self.multiple < 1:
             raise ValueError(f"multiple of group {self.name} must be >= 1, got {self.multiple}")
@@ -114,6 +123,11 @@ class PruningSpace:
         return np.array([legal_min_width(group) for group in self.groups], dtype=np.int64)
 
     @cached_property
+    def max_widths(self) -> IntArray:
+        """Largest legal number of kept filters per group, ``(num_groups,)``."""
+        return np.array([legal_max_width(group) for group in self.groups], dtype=np.int64)
+
+    @cached_property
     def min_macs(self) -> int:
         """Multiply-accumulates with every group at its smallest legal width."""
         return self.macs_of_widths(self.min_widths)
@@ -177,30 +191,65 @@ class PruningSpace:
         curvature: IntArray = per_pair @ (out_terms * in_terms)
         return curvature
 
-    def with_limits(self, *, min_keep: float = 0.1, multiple: int = 1) -> PruningSpace:
+    def with_limits(
+        self,
+        *,
+        min_keep: float = 0.1,
+        multiple: int = 1,
+        layers: Mapping[str, tuple[float, float]] | None = None,
+    ) -> PruningSpace:
         """The same space in which every group keeps at least a share of its filters.
 
         Args:
             min_keep: Smallest share of a group's filters that may be kept, in (0, 1]; at least
                 one filter always stays.
             multiple: Legal widths are multiples of this, at least 1 (8 suits GPUs).
+            layers: Smallest and largest share, in (0, 1], of the groups that hold filters of these
+                layers; ``*`` and ``?`` in names are as in file names, and later entries count more.
 
         Raises:
-            ValueError: a limit is out of its range.
+            ValueError: a limit is out of its range, or no group holds filters of such a layer.
         """
         if not 0 < min_keep <= 1:
             raise ValueError(f"min_keep must be in (0, 1], got {min_keep}")
+        shares = self._shares(min_keep, layers or {})
         return replace(
             self,
             groups=tuple(
                 replace(
                     group,
-                    min_keep=max(1, math.ceil(min_keep * group.num_filters)),
+                    min_keep=(least := max(1, math.ceil(low * group.num_filters))),
                     multiple=multiple,
+                    max_keep=None if high == 1 else max(least, int(high * group.num_filters)),
                 )
-                for group in self.groups
+                for group, (low, high) in zip(self.groups, shares, strict=True)
             ),
         )
+
+    def _shares(
+        self, min_keep: float, layers: Mapping[str, tuple[float, float]]
+    ) -> list[tuple[float, float]]:
+        """Smallest and largest share of every group."""
+        makers = [{group.name} for group in self.groups]
+        for cost in self.layer_costs:
+            for index, _ in cost.out_width.terms:
+                makers[index].add(cost.layer)
+        shares = [(min_keep, 1.0)] * len(makers)
+        for pattern, (low, high) in layers.items():
+            if not 0 < low <= high <= 1:
+                raise ValueError(
+                    f"limits of {pattern} must be shares 0 < smallest <= largest <= 1, got "
+                    f"{low} and {high}"
+                )
+            found = [i for i, names in enumerate(makers) if fnmatch.filter(names, pattern)]
+            if not found:
+                raise ValueError(
+                    f"no channel group holds filters of {pattern!r}; the groups are "
+                    f"{', '.join(group.name for group in self.groups)}"
+                )
+            for index in found:
+                shares[index] = (low, high)
+        return shares
 
     def within(self, keep: BoolArray) -> PruningSpace:
         """The space of what a mask leaves: its filters are those that the mask keeps, in order.
@@ -213,14 +262,23 @@ class PruningSpace:
         return replace(
             self,
             groups=tuple(
-                replace(group, num_filters=width, min_keep=min(legal_min_width(group), width))
+                replace(
+                    group,
+                    num_filters=width,
+                    min_keep=min(legal_min_width(group), width),
+                    max_keep=None,
+                )
                 for group, width in zip(self.groups, self.widths(keep).tolist(), strict=True)
             ),
         )
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers; ``from_json`` gives the space back."""
-        return asdict(self)
+        data = asdict(self)
+        for group in data["groups"]:
+            if group["max_keep"] is None:
+                del group["max_keep"]  # as before there were such limits
+        return data
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> PruningSpace:
@@ -254,3 +312,11 @@ def legal_min_width(group: ChannelGroup) -> int:
     """The smallest legal width: ``min_keep`` rounded up to the multiple, or the whole group."""
     rounded = math.ceil(group.min_keep / group.multiple) * group.multiple
     return min(rounded, group.num_filters)
+
+
+def legal_max_width(group: ChannelGroup) -> int:
+    """The largest legal width: ``max_keep`` rounded down to the multiple, or the whole group."""
+    if group.max_keep is None or group.max_keep == group.num_filters:
+        return group.num_filters
+    rounded = group.max_keep // group.multiple * group.multiple
+    return max(rounded, legal_min_width(group))

@@ -79,7 +79,11 @@ def state_problem(
     _check_rows(splits, len(dataset.train))
     tracing = trace(network, example_batch(dataset), ignore=settings.ignore)
     _check_outputs(network, dataset)
-    space = tracing.space.with_limits(min_keep=settings.min_keep, multiple=settings.width_multiple)
+    space = tracing.space.with_limits(
+        min_keep=settings.min_keep,
+        multiple=settings.width_multiple,
+        layers=settings.layer_limits,
+    )
     for macs_cut in settings.macs_cuts:
         Budget.from_cut(space, macs_cut)  # refuses what these limits cannot reach
     return Problem(

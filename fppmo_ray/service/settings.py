@@ -49,6 +49,9 @@ class SearchSettings:
     """Smallest share of a group's filters that a mask may keep, in (0, 1]."""
     width_multiple: int = 1
     """Legal widths are multiples of this; 8 suits GPUs."""
+    layer_limits: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Smallest and largest share of filters that these layers, or patterns such as ``layer1.*``,
+    may keep, instead of min_keep and 1."""
     ignore: tuple[str, ...] = ()
     """Layers, or modules that hold them, whose filters must all stay; patterns such as
     ``layer1.*`` stand for several."""

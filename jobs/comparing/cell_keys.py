@@ -36,11 +36,13 @@ def _key(case: Case, method: Method, network: str) -> dict[str, Any]:
         return key
     names = ("macs_cut", "min_keep", "width_multiple", "ignore", "recalibrate_images")
     key |= {name: getattr(settings, name) for name in names}
+    if settings.layer_limits:  # else as before there were any
+        key["layer_limits"] = settings.layer_limits
     if method.name == FASTNAS:
         key["search"] = {"score_images": settings.rescore_images}
     if method.is_search or method.needs_fppmo:
         searching = asdict(settings_of(method, settings))
-        known = (*key, "dtype", "baseline_epochs", "baseline_learning_rate")
+        known = (*key, "layer_limits", "dtype", "baseline_epochs", "baseline_learning_rate")
         unused = _unused(searching)
         key["search"] = {k: v for k, v in searching.items() if k not in known and k not in unused}
     return key

@@ -87,6 +87,20 @@ def test_random_masks_meet_the_budget_and_no_legal_step_fits_any_more(macs_cut, 
             assert space.macs_of_widths(wider) > budget.max_macs
 
 
+@pytest.mark.parametrize(("multiple", "widest"), [(1, 45), (8, 40)])
+def test_no_mask_is_wider_than_its_layers_may_be(multiple: int, widest: int):
+    space = resnet20_space().with_limits(multiple=multiple, layers={"layer3.*": (0.2, 0.71)})
+    budget = Budget.from_cut(space, 0.5)
+    rng = np.random.default_rng(0)
+    third = [group.name.startswith("layer3.") for group in space.groups]
+    for _ in range(20):
+        wishes = 3 * rng.standard_normal(space.num_filters)
+        wishes[space.offsets[third][0] :] += 100
+        widths = space.widths(budget.fill(wishes))
+        assert widths[third].tolist() == [widest] * 3
+        assert space.macs_of_widths(widths) <= budget.max_macs
+
+
 def test_a_fine_space_is_filled_to_half_a_percent():
     space = resnet20_space()
     budget = Budget.from_cut(space, 0.57)

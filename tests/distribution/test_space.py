@@ -93,7 +93,50 @@ def test_a_min_keep_out_of_range_is_refused(min_keep):
         resnet20_space().with_limits(min_keep=min_keep)
 
 
-@pytest.mark.parametrize("changes", [{"min_keep": 0}, {"min_keep": 9}, {"multiple": 0}])
+def test_layers_have_limits_of_their_own_and_the_last_that_fits_counts():
+    space = resnet20_space().with_limits(
+        min_keep=0.1, layers={"layer?.0": (0.5, 0.75), "layer3.*": (1.0, 1.0)}
+    )
+    limits = {group.name: (group.min_keep, group.max_keep) for group in space.groups}
+    assert limits["layer1.0"] == (8, 12)
+    assert limits["layer2.0"] == (16, 24)
+    assert limits["layer3.0"] == limits["layer3.1"] == (64, None)
+    assert limits["layer1.1"] == (2, None)
+    again = PruningSpace.from_json(json.loads(json.dumps(space.to_json())))
+    assert again == space
+
+
+def test_a_layer_is_found_by_any_name_that_its_group_goes_by():
+    groups = (ChannelGroup(name="stem", num_filters=8),)
+    width = Width(terms=((0, 1),))
+    costs = tuple(
+        LayerCost(layer=layer, macs_per_pair=9, out_width=width, in_width=Width(constant=3))
+        for layer in ("stem", "block.conv2")
+    )
+    space = PruningSpace(groups, costs).with_limits(layers={"block.conv2": (0.5, 1.0)})
+    assert space.groups[0].min_keep == 4
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ({"layer9": (0.5, 1.0)}, r"no channel group holds filters of 'layer9'; the groups are"),
+        (
+            {"layer1.0.conv1": (0.9, 0.5)},
+            r"limits of layer1\.0\.conv1 must be shares .* 0\.9 and 0\.5",
+        ),
+        ({"layer1.0": (0.0, 0.5)}, "must be shares 0 < smallest"),
+        ({"layer1.0": (0.5, 1.5)}, "must be shares 0 < smallest"),
+    ],
+)
+def test_limits_of_layers_that_make_no_sense_are_refused(layers, message):
+    with pytest.raises(ValueError, match=message):
+        resnet20_space().with_limits(layers=layers)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"min_keep": 0}, {"min_keep": 9}, {"multiple": 0}, {"min_keep": 4, "max_keep": 3}]
+)
 def test_a_group_with_impossible_limits_is_refused(changes):
     with pytest.raises(ValueError, match="of group a must be"):
         ChannelGroup(name="a", num_filters=8, **changes)
