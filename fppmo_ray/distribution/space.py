@@ -12,7 +12,7 @@ import fnmatch
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -74,6 +74,16 @@ class LayerCost:
     in_width: Width
 
 
+@dataclass(frozen=True, kw_only=True)
+class TensorSize:
+    """Elements of one parameter: ``per_pair * out_width * in_width``, whichever axes these are."""
+
+    tensor: str
+    per_pair: int
+    out_width: Width
+    in_width: Width
+
+
 @dataclass(frozen=True)
 class PruningSpace:
     """All channel groups of a network, in order, and the cost of every width.
@@ -85,6 +95,9 @@ class PruningSpace:
     groups: tuple[ChannelGroup, ...]
     layer_costs: tuple[LayerCost, ...]
     constant_macs: int = 0
+    tensor_sizes: tuple[TensorSize, ...] = ()
+    """Of the parameters that lose elements; none where nobody asks for parameters."""
+    constant_parameters: int = 0
 
     def __post_init__(self) -> None:
         if not self.groups:
@@ -134,10 +147,20 @@ class PruningSpace:
 
     @cached_property
     def _cost_matrices(self) -> tuple[IntArray, IntArray, IntArray, IntArray, IntArray]:
-        out_terms, out_constant = self._width_matrix([cost.out_width for cost in self.layer_costs])
-        in_terms, in_constant = self._width_matrix([cost.in_width for cost in self.layer_costs])
         per_pair = np.array([cost.macs_per_pair for cost in self.layer_costs], dtype=np.int64)
-        return per_pair, out_terms, out_constant, in_terms, in_constant
+        return per_pair, *self._width_matrices(self.layer_costs)
+
+    @cached_property
+    def _size_matrices(self) -> tuple[IntArray, IntArray, IntArray, IntArray, IntArray]:
+        per_pair = np.array([size.per_pair for size in self.tensor_sizes], dtype=np.int64)
+        return per_pair, *self._width_matrices(self.tensor_sizes)
+
+    def _width_matrices(
+        self, products: Sequence[LayerCost | TensorSize]
+    ) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+        out_terms, out_constant = self._width_matrix([item.out_width for item in products])
+        in_terms, in_constant = self._width_matrix([item.in_width for item in products])
+        return out_terms, out_constant, in_terms, in_constant
 
     def _width_matrix(self, widths: list[Width]) -> tuple[IntArray, IntArray]:
         terms = np.zeros((len(widths), len(self.groups)), dtype=np.int64)
@@ -160,6 +183,13 @@ class PruningSpace:
         out_widths = out_terms @ widths + out_constant
         in_widths = in_terms @ widths + in_constant
         return int(per_pair @ (out_widths * in_widths)) + self.constant_macs
+
+    def parameters(self, keep: BoolArray) -> int:
+        """Exact number of parameters of the pruned network."""
+        per_pair, out_terms, out_constant, in_terms, in_constant = self._size_matrices
+        widths = self.widths(keep)
+        out_widths, in_widths = out_terms @ widths + out_constant, in_terms @ widths + in_constant
+        return int(per_pair @ (out_widths * in_widths)) + self.constant_parameters
 
     def expected_macs(self, widths: FloatArray) -> float:
         """Multiply-accumulates at expected (fractional) kept filters per group, ``(num_groups,)``.
@@ -300,11 +330,26 @@ class PruningSpace:
                 for cost in data["layer_costs"]
             ),
             constant_macs=data["constant_macs"],
+            tensor_sizes=tuple(
+                TensorSize(
+                    tensor=size["tensor"],
+                    per_pair=size["per_pair"],
+                    out_width=width(size["out_width"]),
+                    in_width=width(size["in_width"]),
+                )
+                for size in data["tensor_sizes"]
+            ),
+            constant_parameters=data["constant_parameters"],
         )
 
     def fingerprint(self) -> str:
-        """SHA-256 of the space: two searches can share a journal only if theirs are equal."""
-        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        """SHA-256 of the space: two searches can share a journal only if theirs are equal.
+
+        Sizes of tensors do not count: they follow from the network.
+        """
+        data = self.to_json()
+        del data["tensor_sizes"], data["constant_parameters"]
+        text = json.dumps(data, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from fppmo_ray.distribution.space import ChannelGroup, IntArray, LayerCost, Width
+from fppmo_ray.distribution.space import ChannelGroup, IntArray, LayerCost, TensorSize, Width
+from fppmo_ray.pruning.slices import AxisUnits
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,6 +72,37 @@ def layer_costs(
         )
         for cost in costs
     )
+
+
+def tensor_sizes(
+    shapes: Mapping[str, tuple[int, ...]],
+    slices: Sequence[AxisUnits],
+    groups: tuple[ChannelGroup, ...],
+) -> tuple[tuple[TensorSize, ...], int]:
+    """The sizes of the parameters that lose elements, and the number of all other elements.
+
+    Args:
+        shapes: Of all parameters, by name.
+        slices: Every (tensor, axis) that holds a filter of the space.
+        groups: Of the space.
+    """
+    group_of = np.repeat(np.arange(len(groups)), [group.num_filters for group in groups])
+    widths: dict[str, list[tuple[int, Width]]] = {}
+    for part in slices:
+        if part.tensor in shapes:
+            width = _width(part.units, group_of, groups)
+            widths.setdefault(part.tensor, []).append((part.axis, width))
+    one, sizes = Width(constant=1), []
+    for tensor, along in widths.items():
+        assert len(along) <= 2, f"{tensor} has filters along more than two axes"
+        sliced = {axis for axis, _ in along}
+        rest = [n for axis, n in enumerate(shapes[tensor]) if axis not in sliced]
+        out, read = [*(width for _, width in along), one][:2]
+        sizes.append(
+            TensorSize(tensor=tensor, per_pair=math.prod(rest), out_width=out, in_width=read)
+        )
+    constant = sum(math.prod(shape) for name, shape in shapes.items() if name not in widths)
+    return tuple(sizes), constant
 
 
 def _width(units: IntArray, group_of: IntArray, groups: tuple[ChannelGroup, ...]) -> Width:

@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from fppmo_ray.distribution.space import ChannelGroup, PruningSpace
 from fppmo_ray.pruning.candidates import Candidate, candidate_groups, ignored_modules
-from fppmo_ray.pruning.costs import layer_costs
+from fppmo_ray.pruning.costs import layer_costs, tensor_sizes
 from fppmo_ray.pruning.coupling import Coupling, couple
 from fppmo_ray.pruning.equivalence import (
     FORWARD_ERRORS,
@@ -136,7 +136,9 @@ class _Survey:
             if ((units := filter_of_unit[part.units]) >= 0).any()
         )
         costs = layer_costs(self.coupling.costs, filter_of_unit, groups)
-        space = PruningSpace(groups, costs, self.coupling.constant_macs)
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.twin.named_parameters()}
+        sizes = tensor_sizes(shapes, slices, groups)
+        space = PruningSpace(groups, costs, self.coupling.constant_macs, *sizes)
         return Tracing(space=space, slices=slices, left_whole=left_whole)
 
 

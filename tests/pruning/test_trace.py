@@ -325,6 +325,8 @@ def test_groups_and_macs_of_small_networks(name: str) -> None:
         keep = random_mask(tracing.space, seed)
         smaller = extract(network, tracing, keep)
         assert tracing.space.macs(keep) == counted_macs(smaller, IMAGE)
+        parameters = sum(parameter.numel() for parameter in smaller.parameters())
+        assert tracing.space.parameters(keep) == parameters
         smaller.train()(IMAGE.expand(2, -1, -1, -1))
     check_equivalence(network, tracing, IMAGE)
 
