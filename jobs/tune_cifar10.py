@@ -89,7 +89,7 @@ def main(
         else:
             scheduler = _asha(searcher, len(rungs))
             tuner = _tuner(trainable, searcher, scheduler, placement.workers, run_dir)
-        best = ranked_trials(problem, tuner.fit(), settings.rank_by)
+        best = ranked_trials(problem, tuner.fit(), settings)
     _require_end(searcher, run_dir, settings.proposals)
     _show(best[:_NUM_SHOWN], problem)
     path = save_network(

@@ -8,6 +8,7 @@ from itertools import chain
 import numpy as np
 
 from fppmo_ray.distribution.budgets import Budgets
+from fppmo_ray.distribution.capacity import capacity_factor, check_capacity_weight
 from fppmo_ray.distribution.inheritance import Inheritance, among_all
 from fppmo_ray.distribution.logits import prune_prob, uniform_priority
 from fppmo_ray.distribution.proposal import Feedback, Finalist, Proposal, pack_mask
@@ -73,7 +74,8 @@ class MaskOptimizer:
         self._num_late = 0
         self._proposed = Proposed(space, settings)
         self._asked: set[Wanted] = set()
-        self._standings = Standings(settings)
+        check_capacity_weight(space, settings.capacity_weight)
+        self._standings = Standings(settings, self._capacity_factor)
         self._updates = self._first
 
     @property
@@ -209,6 +211,10 @@ class MaskOptimizer:
             distinct.setdefault(pack_mask(keep), finalist)
         importance_only, *found = distinct.values()
         return [*found, importance_only]
+
+    def _capacity_factor(self, proposal_id: int) -> float:
+        keep = self._proposed.mask(proposal_id)
+        return capacity_factor(self._space, keep, self.settings.capacity_weight)
 
     def _newly_wanted(self, generation: int) -> list[Proposal]:
         """What the feedback of a generation sends to a rung, and was not asked for before."""

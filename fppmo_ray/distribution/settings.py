@@ -39,6 +39,9 @@ class OptimizerSettings:
     """Of all randomness, >= 0."""
     rank_by: RankBy = "val_loss"
     """Loss tells more than accuracy on few images."""
+    capacity_weight: float = 0.0
+    """How much the parameters that a mask leaves count when losses are ranked, >= 0; see
+    ``capacity_factor``."""
     rungs: tuple[int, ...] = ()
     """Depths of scores (fine-tuning steps, say), ascending, >= 0: all proposals are scored at the
     first, the best third of a generation at the second, and so on. Empty: whoever scores decides
@@ -69,6 +72,11 @@ class OptimizerSettings:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if self.rank_by not in get_args(RankBy):
             raise ValueError(f"rank_by must be val_loss or val_accuracy, got {self.rank_by!r}")
+        if self.capacity_weight < 0 or (self.capacity_weight and self.rank_by != "val_loss"):
+            raise ValueError(
+                "capacity_weight must be at least 0, and 0 where rank_by is not val_loss, got "
+                f"{self.capacity_weight} with rank_by {self.rank_by}"
+            )
         if list(self.rungs) != sorted({*self.rungs}) or min(self.rungs, default=0) < 0:
             raise ValueError(f"rungs must ascend from at least 0, got {self.rungs}")
         self._check_generations("first_generation", (self.first_generation,))

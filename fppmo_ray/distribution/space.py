@@ -191,6 +191,11 @@ class PruningSpace:
         out_widths, in_widths = out_terms @ widths + out_constant, in_terms @ widths + in_constant
         return int(per_pair @ (out_widths * in_widths)) + self.constant_parameters
 
+    @cached_property
+    def dense_parameters(self) -> int:
+        """Number of parameters of the dense network."""
+        return self.parameters(np.ones(self.num_filters, dtype=np.bool_))
+
     def expected_macs(self, widths: FloatArray) -> float:
         """Multiply-accumulates at expected (fractional) kept filters per group, ``(num_groups,)``.
 

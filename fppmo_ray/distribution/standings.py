@@ -6,7 +6,7 @@ third. All of it is a function of the feedback, in whatever order that arrives.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import cast
 
@@ -24,9 +24,13 @@ class Standings:
 
     Args:
         settings: Whose ``rungs`` proposals climb, ranked by ``rank_by``, in its rounds.
+        factor_of: What a proposal's loss is multiplied by before it is compared, by its id.
     """
 
-    def __init__(self, settings: OptimizerSettings) -> None:
+    def __init__(
+        self, settings: OptimizerSettings, factor_of: Callable[[int], float] = lambda _: 1.0
+    ) -> None:
+        self._factor_of = factor_of
         self._rungs: Sequence[int | None] = settings.rungs or (None,)
         self._round_of = settings.round_of
         self._by_loss = settings.rank_by == "val_loss"
@@ -108,8 +112,9 @@ class Standings:
 
     def order(self, feedback: Feedback) -> tuple[int, int, float, int]:
         """The order of scores, best first: later rounds, deeper rungs, better scores, lower ids."""
-        cost = cast(float, feedback.val_loss if self._by_loss else feedback.val_accuracy)
         proposal_id = feedback.proposal_id
+        cost = cast(float, feedback.val_loss if self._by_loss else feedback.val_accuracy)
+        cost *= self._factor_of(proposal_id)
         round_ = self._round_of(proposal_id)
         return -round_, -feedback.rung, cost if self._by_loss else -cost, proposal_id
 

@@ -7,7 +7,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fppmo_ray.distribution import Finalist, pack_mask
+from fppmo_ray.distribution import Finalist, PruningSpace, pack_mask
+from fppmo_ray.distribution.capacity import capacity_factor
 from fppmo_ray.service.pool import WorkerPool
 from fppmo_ray.service.record.facts import Chosen, Rescored
 from fppmo_ray.service.record.run_directory import RunDirectory
@@ -49,6 +50,7 @@ def choose(
     run: RunDirectory,
     settings: SearchSettings,
     scoring: Scoring,
+    space: PruningSpace,
 ) -> list[Choice]:
     """Rescore all finalists on choose-val and keep the one with the best mean score.
 
@@ -72,7 +74,8 @@ def choose(
             chosen = _as_journaled(journaled[macs_cut], own)
         else:
             rescored = _rescored(run, scoring.stage)
-            chosen = _best([item for item in own if _key(item) not in failed], rescored, settings)
+            there = [item for item in own if _key(item) not in failed]
+            chosen = _best(there, rescored, settings, space)
             name, mask = _key(chosen)
             run.record([Chosen(finalist=name, mask=mask, macs_cut=macs_cut, stage=scoring.stage)])
         importance_only = next(item for item in own if item.name == IMPORTANCE_ONLY)
@@ -177,7 +180,10 @@ def _title(finalist: Finalist) -> str:
 
 
 def _best(
-    finalists: Sequence[Finalist], rescored: Sequence[Rescored], settings: SearchSettings
+    finalists: Sequence[Finalist],
+    rescored: Sequence[Rescored],
+    settings: SearchSettings,
+    space: PruningSpace,
 ) -> Finalist:
     if not finalists:
         raise RuntimeError("every finalist failed when it was rescored; see the warnings above")
@@ -188,6 +194,8 @@ def _best(
         loss = statistics.fmean(fact.val_loss for fact in facts)
         accuracy = statistics.fmean(fact.val_accuracy for fact in facts)
         logger.info("finalist %s  loss %.4f  accuracy %.4f", _title(finalist), loss, accuracy)
-        return loss if settings.rank_by == "val_loss" else -accuracy
+        if settings.rank_by == "val_accuracy":
+            return -accuracy
+        return loss * capacity_factor(space, finalist.keep, settings.capacity_weight)
 
     return min(finalists, key=mean_cost)  # the first of equals: the order is the model's

@@ -205,7 +205,14 @@ def _search_stage(
     score_proposals(model, context.pool, context.run, scoring, progress, rounds)
     latest = rounds.latest()
     scoring = replace(scoring, round=latest.round, weights=latest.reference)
-    choices = choose(model.finalists(), context.pool, context.run, settings, scoring)
+    choices = choose(
+        model.finalists(),
+        context.pool,
+        context.run,
+        settings,
+        scoring,
+        context.problem.tracing.space,
+    )
     weights = latest if settings.tune_from == "adapted" else first
     return Found(weights=weights, others=weights, given=stage.given, choices=choices)
 

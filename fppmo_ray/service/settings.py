@@ -42,6 +42,9 @@ class SearchSettings:
     """How feedback moves the distribution: layer_es, ridge, elite or random."""
     rank_by: RankBy = "val_loss"
     """The score that ranks the proposals of a generation."""
+    capacity_weight: float = 0.0
+    """How much the parameters that a mask leaves count when losses are compared: they are
+    multiplied by (share of parameters left) ** -capacity_weight."""
     importance: Criterion = "fpgm"
     """The criterion that starts the probabilities. FPGM's filters are worth more than L1's after
     fine-tuning, although not before: see the README's first table."""
@@ -158,6 +161,7 @@ class SearchSettings:
             lag=self.lag,
             seed=self.seed,
             rank_by=self.rank_by,
+            capacity_weight=self.capacity_weight,
             rungs=() if self.screen_steps is None else (self.screen_steps, self.score_steps),
         )
         cuts = self.stages if isinstance(self.stages, tuple) else (self.stages,)

@@ -49,11 +49,13 @@ def _key(case: Case, method: Method, network: str) -> dict[str, Any]:
 
 
 def _unused(searching: Mapping[str, Any]) -> set[str]:
-    """Settings of rounds and stages that play no part, as before there were such."""
+    """Settings that play no part, as before there were such."""
     rounds = {"adapt_epochs", "adapt_rounds", "adapt_learning_rate", "tune_from"}
     stages = {"stages", "stage_epochs"}
-    return (set() if searching["adapt_epochs"] else rounds) | (
-        set() if searching["stages"] else stages
+    return (
+        (set() if searching["adapt_epochs"] else rounds)
+        | (set() if searching["stages"] else stages)
+        | (set() if searching["capacity_weight"] else {"capacity_weight"})
     )
 
 

@@ -242,13 +242,21 @@ def foreign_choice(case: Case, memory: Path) -> Choice:
 def settings_of(method: Method, settings: SearchSettings) -> SearchSettings:
     """The search's settings of a method: all alike but for the rule and the scores asked for.
 
-    Rivals prune the weights as they are, in one shot, and learn nothing by our rules: cells of
-    theirs do not depend on ``--rule``, ``--adapt-epochs`` and ``--stages``. Those with a search of
-    their own score every proposal at once, whatever ``--screen-steps`` says.
+    Rivals prune the weights as they are, in one shot, learn nothing by our rules and judge by loss
+    or accuracy alone: cells of theirs do not depend on ``--rule``, ``--capacity-weight``,
+    ``--adapt-epochs`` and ``--stages``. Those with a search of their own score every proposal at
+    once, whatever ``--screen-steps`` says.
     """
     is_rival = method.is_search and method.name != FPPMO
     if is_rival:
-        settings = replace(settings, rule="random", adapt_epochs=0, tune_from="given", stages=())
+        settings = replace(
+            settings,
+            rule="random",
+            capacity_weight=0.0,
+            adapt_epochs=0,
+            tune_from="given",
+            stages=(),
+        )
     is_screened = not is_rival or SEARCHES[method.name] is _own_search
     return replace(
         settings,

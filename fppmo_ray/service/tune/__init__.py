@@ -22,7 +22,7 @@ Example:
     ...         checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=True),
     ...     ),
     ... )
-    >>> best, *others = ranked_trials(problem, tuner.fit(), "val_loss")  # doctest: +SKIP
+    >>> best, *others = ranked_trials(problem, tuner.fit(), settings)  # doctest: +SKIP
     >>> smaller = trained_network(problem, best)  # doctest: +SKIP
 
 Lost is not bad: ``max_failures`` says how often Tune runs a trial again whose worker or node was

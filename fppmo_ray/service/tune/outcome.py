@@ -8,9 +8,11 @@ from pathlib import Path
 from ray import tune
 from torch import nn
 
-from fppmo_ray.distribution import BoolArray, RankBy, unpack_mask
+from fppmo_ray.distribution import BoolArray, unpack_mask
+from fppmo_ray.distribution.capacity import capacity_factor
 from fppmo_ray.pruning import extract
 from fppmo_ray.service.problem import Problem
+from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.tune.reports import feedback_from
 from fppmo_ray.service.tune.trainable import read_score_state
 
@@ -32,17 +34,25 @@ class ScoredTrial:
     """The last one, where Tune was told to keep any."""
 
 
-def ranked_trials(problem: Problem, results: tune.ResultGrid, rank_by: RankBy) -> list[ScoredTrial]:
+def ranked_trials(
+    problem: Problem, results: tune.ResultGrid, settings: SearchSettings
+) -> list[ScoredTrial]:
     """The trials that were scored, best first: those that got furthest, then by their score.
 
     The first of many owes something to luck: its score is better than it would be on new images.
     """
-    num_filters = problem.tracing.space.num_filters
+    space = problem.tracing.space
+    num_filters = space.num_filters
     trials = (_scored(results[index], num_filters) for index in range(len(results)))
-    sign = 1 if rank_by == "val_loss" else -1
+
+    def cost(trial: ScoredTrial) -> float:
+        if settings.rank_by == "val_accuracy":
+            return -trial.val_accuracy
+        return trial.val_loss * capacity_factor(space, trial.keep, settings.capacity_weight)
+
     return sorted(
         (trial for trial in trials if trial is not None),
-        key=lambda trial: (-trial.rung, sign * getattr(trial, rank_by), trial.id),
+        key=lambda trial: (-trial.rung, cost(trial), trial.id),
     )
 
 

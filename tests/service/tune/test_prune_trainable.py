@@ -186,7 +186,7 @@ def test_without_early_stopping_the_trajectory_is_the_services_to_the_bit(
         ),
         run_config=tune.RunConfig(name="tune", storage_path=str(tmp_path), verbose=0),
     )
-    ranked = ranked_trials(problem, tuner.fit(), SETTINGS.rank_by)
+    ranked = ranked_trials(problem, tuner.fit(), SETTINGS)
     tunes = {
         trial.id: (pack_mask(trial.keep), trial.macs, trial.val_loss, trial.val_accuracy)
         for trial in ranked
