@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from fppmo_ray.distribution import Finalist, OptimizerSettings
+from fppmo_ray.distribution.space import TensorSize, Width
 from fppmo_ray.service.finalists import choose
 from fppmo_ray.service.pool import WorkerPool
 from fppmo_ray.service.pretend import (
@@ -229,7 +230,7 @@ def test_a_finalist_whose_score_is_no_number_is_out(tmp_path: Path) -> None:
     ]
     with pretend_run(tmp_path, SETTINGS) as run:
         pool = cast(WorkerPool, PoolOfLostFinalist())
-        [choice] = choose(finalists, pool, run, settings, scoring)
+        [choice] = choose(finalists, pool, run, settings, scoring, PRETEND_SPACE)
         assert (choice.chosen.name, choice.importance_only.name) == ("mode", "importance-only")
         rescored = [(fact.finalist, fact.split) for fact in run.all(Rescored)]
         assert rescored == [
@@ -245,7 +246,7 @@ def test_finalists_may_be_scored_deeper_than_proposals(tmp_path: Path) -> None:
     keep = np.arange(PRETEND_SPACE.num_filters) % 2 == 0
     finalists = [Finalist("mode", keep), Finalist("importance-only", np.roll(keep, 1))]
     with pretend_run(tmp_path, SETTINGS) as run:
-        choose(finalists, cast(WorkerPool, PoolAtOnce()), run, settings, scoring)
+        choose(finalists, cast(WorkerPool, PoolAtOnce()), run, settings, scoring, PRETEND_SPACE)
         assert [(fact.finalist, fact.split, fact.rung) for fact in run.all(Rescored)] == [
             ("mode", "choose_val", 7),
             ("importance-only", "choose_val", 7),
@@ -282,7 +283,9 @@ def test_every_budget_has_its_own_choice_and_a_cut_journal_leads_to_the_same(
     def chosen(resume: bool) -> tuple[list[tuple[float | None, str]], int]:
         pool = CountingPool()
         with pretend_run(tmp_path, SETTINGS, resume=resume) as run:
-            choices = choose(finalists, cast(WorkerPool, pool), run, settings, scoring)
+            choices = choose(
+                finalists, cast(WorkerPool, pool), run, settings, scoring, PRETEND_SPACE
+            )
         return [(choice.macs_cut, choice.chosen.name) for choice in choices], pool.scores
 
     # Two of everything, and the importance-only mask, which both have, on search-val as well.
@@ -317,3 +320,27 @@ def test_all_that_has_ended_is_written_at_once_and_told_at_once(
     scored_by(PoolAtOnce(), tmp_path / "run")
     assert written == [16, 8]  # two generations are in flight, then comes the third
     assert told == [0, 16, 8]
+
+
+def test_among_finalists_of_like_loss_the_one_that_leaves_more_parameters_is_chosen(
+    tmp_path: Path,
+) -> None:
+    group = Width(terms=((0, 1),))
+    size = TensorSize(tensor="w", per_pair=9, out_width=group, in_width=Width(constant=1))
+    space = replace(PRETEND_SPACE, tensor_sizes=(size,))
+    few, many = np.zeros((2, space.num_filters), dtype=bool)
+    few[:2], many[:4] = True, True
+    finalists = [Finalist("mode", few), Finalist("importance-only", many)]
+    scoring = Scoring(round=0, weights=None, rung=0, timeout=None)
+    for weight, name in ((0.0, "mode"), (2.0, "importance-only")):
+        settings = SearchSettings(macs_cut=0.5, rescore_seeds=1, capacity_weight=weight)
+        with pretend_run(tmp_path / name, SETTINGS) as run:
+            pool = cast(WorkerPool, PoolOfEqualScores())
+            [choice] = choose(finalists, pool, run, settings, scoring, space)
+        assert choice.chosen.name == name
+
+
+class PoolOfEqualScores(PoolAtOnce):
+    def next_outcomes(self) -> list[Outcome]:
+        same = PretendScore(val_loss=1.0, val_accuracy=0.5, seconds=0.0)
+        return [replace(outcome, value=same) for outcome in super().next_outcomes()]
