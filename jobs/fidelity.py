@@ -206,8 +206,13 @@ def _print_tables(study: Study, settings: SearchSettings, folder: Path) -> None:
     if study.engine is None:
         raise ValueError(f"{folder} holds no results yet; measure some without --only-tables")
     todo = tasks(study)
-    found = Results(tasks=todo, records=done(folder, todo))
-    shown = tables(found, rank_by=settings.rank_by, proposals=settings.proposals)
+    found = Results(tasks=todo, records=done(folder, todo), space=study.problem.tracing.space)
+    shown = tables(
+        found,
+        rank_by=settings.rank_by,
+        proposals=settings.proposals,
+        capacity_weight=settings.capacity_weight,
+    )
     Console(width=140).print(*shown, sep="\n")
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from cells import Record
 from rich.table import Table
 
-from fppmo_ray.distribution import FloatArray, RankBy
+from fppmo_ray.distribution import FloatArray, PruningSpace, RankBy
+from fppmo_ray.distribution.capacity import capacity_factor
 from judging.agreement import (
     Statistic,
     agreement,
@@ -35,6 +36,13 @@ class Results:
     tasks: Sequence[Task]
     records: Mapping[str, Record]
     """By the name of the cell."""
+    space: PruningSpace
+    """Of the masks."""
+
+    def capacities(self, names: Sequence[str], weight: float) -> FloatArray:
+        """What the losses of these masks' scores are multiplied by, ``(masks,)``."""
+        keep = {mask.name: mask.keep for mask in self.masks}
+        return np.array([capacity_factor(self.space, keep[name], weight) for name in names])
 
     @cached_property
     def masks(self) -> list[Mask]:
@@ -63,24 +71,32 @@ class Results:
         return [records for records in found if records and set(masks) <= records.keys()]
 
 
-def tables(results: Results, *, rank_by: RankBy, proposals: int) -> list[Table]:
+def tables(
+    results: Results, *, rank_by: RankBy, proposals: int, capacity_weight: float = 0.0
+) -> list[Table]:
     """How scores agree with the truth, what they cost, and the masks that they were judged on.
 
     Args:
         results: What is measured so far.
         rank_by: The figure of a score that is taken.
         proposals: Of the search whose cost is told.
+        capacity_weight: Of the parameters that masks leave, beside the loss; see
+            ``capacity_factor``.
     """
     return [
-        _agreement_table(results, rank_by, near_only=False),
-        _agreement_table(results, rank_by, near_only=True),
+        _agreement_table(results, rank_by, capacity_weight, near_only=False),
+        _agreement_table(results, rank_by, capacity_weight, near_only=True),
         _cost_table(results, rank_by, proposals),
         _mask_table(results),
     ]
 
 
-def _agreement_table(results: Results, rank_by: RankBy, *, near_only: bool) -> Table:
+def _agreement_table(
+    results: Results, rank_by: RankBy, capacity_weight: float, *, near_only: bool
+) -> Table:
     title = "masks near the optimum" if near_only else "all masks"
+    if capacity_weight:
+        title += f", losses by (share of parameters left) ** -{capacity_weight:g}"
     table = Table(
         *(f"{rank_by} of a score", "masks", "seeds"),
         *(f"Spearman, true {measure}" for measure in _MEASURES),
@@ -94,13 +110,24 @@ def _agreement_table(results: Results, rank_by: RankBy, *, near_only: bool) -> T
         if len(judged) < _FEWEST:
             continue
         costs = _score_costs(results, kind, judged, rank_by)
-        truths = [_true_costs(results, judged, measure) for measure in _MEASURES]
-        table.add_row(
-            *(kind, str(len(judged)), str(len(costs))),
-            *(_with_interval(spearman, costs, truth) for truth in truths),
-            *(_with_interval(top_quarter_recall, costs, truth) for truth in truths),
-        )
-    return _with_ceiling(table, results, [name for name in names if name in true])
+        costs = costs * results.capacities(judged, capacity_weight)
+        table.add_row(kind, str(len(judged)), str(len(costs)), *_agreements(results, judged, costs))
+    judged = [name for name in names if name in true]
+    if len(judged) >= _FEWEST:
+        alone = results.capacities(judged, 1.0)[None]
+        row = _agreements(results, judged, alone)
+        table.add_row("parameters left, alone", str(len(judged)), "", *row)
+    return _with_ceiling(table, results, judged)
+
+
+def _agreements(results: Results, judged: Sequence[str], costs: FloatArray) -> list[str]:
+    """Of the costs ``(seeds, masks)`` of some masks with the truth, as cells of a table."""
+    truths = [_true_costs(results, judged, measure) for measure in _MEASURES]
+    return [
+        _with_interval(statistic, costs, truth)
+        for statistic in (spearman, top_quarter_recall)
+        for truth in truths
+    ]
 
 
 def _with_ceiling(table: Table, results: Results, judged: Sequence[str]) -> Table:

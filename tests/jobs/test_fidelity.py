@@ -413,17 +413,19 @@ def test_tables_hold_what_is_there(problem: Problem, mask: Mask) -> None:
         )
         for task in todo
     }
-    lines = printed(Results(tasks=todo, records=records)).splitlines()
+    space = problem.tracing.space
+    lines = printed(Results(tasks=todo, records=records, space=space)).splitlines()
     [everywhere, near] = [line for line in lines if "│ recalibrated" in line and "[" in line]
     assert "│ 8     │ 2     │ 0.98 [" in everywhere  # 1 - 6 (1 + 1) / (8 * 63)
     assert "│ 4     │ 2     │ 0.80 [" in near  # 1 - 6 (1 + 1) / (4 * 15)
+    assert sum("│ parameters left, alone" in line for line in lines) == 2
     assert sum("│ fine-tuned again" in line and "1.00 [1.00, 1.00]" in line for line in lines) == 2
     [cost] = [line for line in lines if "│ 50 steps" in line and "[" not in line]
     assert "│ 16     │ 51.00     │ 408.0 " in cost  # 320 * 51 / 40
     assert sum("│ mask 7" in line and "│ 30.00 " in line for line in lines) == 1
 
     begun = {name: record for name, record in records.items() if name.endswith("0steps-0")}
-    few = printed(Results(tasks=todo, records=begun))
+    few = printed(Results(tasks=todo, records=begun, space=space))
     assert "[" not in few  # no truth, no agreement
     assert "│ 8      │ 1.00" in few
 
