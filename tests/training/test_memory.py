@@ -34,5 +34,5 @@ def page_faults(how: str) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc gives memory back so eagerly")
 def test_the_kernel_clears_no_page_twice() -> None:
-    assert page_faults("keep") < 1_000
-    assert page_faults("give back") > 10_000
+    assert page_faults("keep") < 20_000  # a small block in the way may cost one tensor's pages
+    assert page_faults("give back") > 100_000  # of ten tensors
