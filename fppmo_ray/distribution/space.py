@@ -84,6 +84,10 @@ class TensorSize:
     in_width: Width
 
 
+_Matrices = tuple[IntArray, IntArray, IntArray, IntArray, IntArray]
+"""Per product a constant, and two widths as terms ``(products, groups)`` and constants."""
+
+
 @dataclass(frozen=True)
 class PruningSpace:
     """All channel groups of a network, in order, and the cost of every width.
@@ -146,12 +150,12 @@ class PruningSpace:
         return self.macs_of_widths(self.min_widths)
 
     @cached_property
-    def _cost_matrices(self) -> tuple[IntArray, IntArray, IntArray, IntArray, IntArray]:
+    def _cost_matrices(self) -> _Matrices:
         per_pair = np.array([cost.macs_per_pair for cost in self.layer_costs], dtype=np.int64)
         return per_pair, *self._width_matrices(self.layer_costs)
 
     @cached_property
-    def _size_matrices(self) -> tuple[IntArray, IntArray, IntArray, IntArray, IntArray]:
+    def _size_matrices(self) -> _Matrices:
         per_pair = np.array([size.per_pair for size in self.tensor_sizes], dtype=np.int64)
         return per_pair, *self._width_matrices(self.tensor_sizes)
 
@@ -179,17 +183,11 @@ class PruningSpace:
 
     def macs_of_widths(self, widths: IntArray) -> int:
         """Exact multiply-accumulates of a network with these kept filters per group."""
-        per_pair, out_terms, out_constant, in_terms, in_constant = self._cost_matrices
-        out_widths = out_terms @ widths + out_constant
-        in_widths = in_terms @ widths + in_constant
-        return int(per_pair @ (out_widths * in_widths)) + self.constant_macs
+        return int(_products(self._cost_matrices, widths)) + self.constant_macs
 
     def parameters(self, keep: BoolArray) -> int:
         """Exact number of parameters of the pruned network."""
-        per_pair, out_terms, out_constant, in_terms, in_constant = self._size_matrices
-        widths = self.widths(keep)
-        out_widths, in_widths = out_terms @ widths + out_constant, in_terms @ widths + in_constant
-        return int(per_pair @ (out_widths * in_widths)) + self.constant_parameters
+        return int(_products(self._size_matrices, self.widths(keep))) + self.constant_parameters
 
     @cached_property
     def dense_parameters(self) -> int:
@@ -202,10 +200,7 @@ class PruningSpace:
         The covariance of a layer's own input and output widths is left out: it is small, and
         the exact budget is met by ``fill_budget``, not by this.
         """
-        per_pair, out_terms, out_constant, in_terms, in_constant = self._cost_matrices
-        out_widths = out_terms @ widths + out_constant
-        in_widths = in_terms @ widths + in_constant
-        return float(per_pair @ (out_widths * in_widths)) + self.constant_macs
+        return float(_products(self._cost_matrices, widths)) + self.constant_macs
 
     def macs_increase(self, widths: IntArray, steps: IntArray) -> IntArray:
         """What widening each group alone by its step would cost, ``(num_groups,)``.
@@ -356,6 +351,12 @@ class PruningSpace:
         del data["tensor_sizes"], data["constant_parameters"]
         text = json.dumps(data, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _products(matrices: _Matrices, widths: IntArray | FloatArray) -> Any:
+    """The sum of all products at these kept filters per group."""
+    per_pair, out_terms, out_constant, in_terms, in_constant = matrices
+    return per_pair @ ((out_terms @ widths + out_constant) * (in_terms @ widths + in_constant))
 
 
 def legal_min_width(group: ChannelGroup) -> int:

@@ -15,8 +15,8 @@ from fppmo_ray.durable_files import write_whole
 from fppmo_ray.report import drawings
 from fppmo_ray.report.run import Run, finalists, read_run, with_distinct_names
 from fppmo_ray.report.style import STYLE
-from fppmo_ray.report.table import status_lines
-from fppmo_ray.service.conclusion import DENSE, FPPMO
+from fppmo_ray.report.table import status_lines, title_of
+from fppmo_ray.service.conclusion import DENSE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,7 +80,7 @@ def write_comparison(run_dirs: Sequence[str | Path], output: Path) -> list[Path]
     draws = {"generations": drawings.draw_runs, "results": drawings.draw_results}
     figures = {name: _svg(name, draw, runs) for name, draw in draws.items()}
     rows = [
-        [run.name, *_result_row(_title(row), row)]
+        [run.name, *_result_row(title_of(row), row)]
         for run in runs
         for row in (run.figures or {}).get("variants", [])
     ]
@@ -126,18 +126,13 @@ def _result(run: Run) -> list[str]:
         return ["<p>The search has not finished.</p>"]
     dense, *others = run.figures["variants"]
     rows = [_result_row("dense", dense)]
-    rows += [_result_row(_title(row), row) for row in others]
+    rows += [_result_row(title_of(row), row) for row in others]
     chosen = escape(str(run.figures["chosen"]))
     note = (
         "<p>Test accuracy before and after equal fine-tuning (dense: of as much extra training); "
         f"chosen: {chosen}.</p>"
     )
     return ["<h2>Result</h2>", _table(_RESULT_COLUMNS, rows), note]
-
-
-def _title(row: dict[str, Any]) -> str:
-    name = "FPPMO" if row["name"] == FPPMO else str(row["name"])
-    return f"{name}, budget {row['budget']}" if "budget" in row else name
 
 
 def _result_row(title: str, row: dict[str, Any]) -> list[str]:

@@ -53,7 +53,7 @@ def print_result(run_dir: str | Path, console: Console) -> None:
     table.add_row("dense", _accuracy(dense, "before"), "", *_size(dense))
     table.add_row("dense, same extra training", "", _accuracy(dense, "after"), *_size(dense))
     for row in others:
-        title = _title(row)
+        title = title_of(row)
         table.add_row(title, _accuracy(row, "before"), _accuracy(row, "after"), *_size(row))
     console.print(table)
     if epochs := figures.get("epochs_between_stages", 0):  # older results do not tell
@@ -63,7 +63,8 @@ def print_result(run_dir: str | Path, console: Console) -> None:
     console.print(_cost_line(figures))
 
 
-def _title(row: dict[str, Any]) -> str:
+def title_of(row: dict[str, Any]) -> str:
+    """What a row of result.json is called, with its budget where there are several."""
     name = "FPPMO" if row["name"] == FPPMO else row["name"]
     return f"{name}, budget {row['budget']}" if "budget" in row else name
 
