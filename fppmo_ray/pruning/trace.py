@@ -87,7 +87,9 @@ class _Survey:
         All are tried together first, then those without doubt, and then each doubt by its first
         group, since what one class of modules does in one place it does in all.
         """
-        if candidates and self._reason(candidates) is None:
+        if not any(candidate.doubt for candidate in candidates):
+            return self._bisect(candidates, [], unsound)
+        if self._reason(candidates) is None:
             return candidates
         doubts: dict[str | None, list[Candidate]] = {None: []}
         for candidate in candidates:
