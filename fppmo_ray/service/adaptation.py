@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from fppmo_ray.service.assignments import AdaptationTask
 from fppmo_ray.service.probability_model import Rehearsal
 from fppmo_ray.service.rounds import Context, RoundWeights, freeze, put_weights, trained_arrays
 from fppmo_ray.service.scoring import Scoring
@@ -24,7 +25,6 @@ from fppmo_ray.service.training_tasks import (
     is_of_training,
 )
 from fppmo_ray.service.work import Outcome
-from fppmo_ray.service.worker import AdaptationTask
 
 logger = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from fppmo_ray.distribution import BoolArray
 from fppmo_ray.pruning import extract, save_network
+from fppmo_ray.service.assignments import Evaluation, TrainingTask
 from fppmo_ray.service.finalists import IMPORTANCE_ONLY, Choice
 from fppmo_ray.service.latency import Latency
 from fppmo_ray.service.record.facts import Failed, Finished, Rescored, Scored, ends_of_scores
@@ -22,7 +23,6 @@ from fppmo_ray.service.rounds import Context, RoundWeights
 from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.training_tasks import Training, train
 from fppmo_ray.service.work import Work
-from fppmo_ray.service.worker import Evaluation, TrainingTask
 from fppmo_ray.training import example_batch, state_from_bytes
 
 RESULT = "result.json"

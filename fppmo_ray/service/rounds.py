@@ -10,6 +10,7 @@ import numpy as np
 import ray
 
 from fppmo_ray.distribution import FloatArray
+from fppmo_ray.service.assignments import Basis, TrainingTask
 from fppmo_ray.service.pool import WorkerPool
 from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.record.facts import ImportanceMeasured, RoundStarted
@@ -18,7 +19,6 @@ from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.training_tasks import Training, train
 from fppmo_ray.service.weights import Arrays, digest, to_arrays
 from fppmo_ray.service.work import Work
-from fppmo_ray.service.worker import Basis, TrainingTask
 from fppmo_ray.training import Engine, state_from_bytes
 
 

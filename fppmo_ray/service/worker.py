@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, partial
 
 import numpy as np
@@ -19,10 +18,12 @@ from fppmo_ray.pruning.adapt import adapt_epoch
 from fppmo_ray.pruning.engine_trial import EngineTrial, try_engine
 from fppmo_ray.pruning.importance import Criterion
 from fppmo_ray.pruning.score import Candidate, Score, score
+from fppmo_ray.service.assignments import AdaptationTask, Basis, Evaluation, TrainingTask
+from fppmo_ray.service.dense import DenseNetwork, saved_bytes
 from fppmo_ray.service.latency import Latency, measure_latency
 from fppmo_ray.service.place import Place, here
 from fppmo_ray.service.problem import Problem, claim_device, open_split, pruned_network
-from fppmo_ray.service.weights import Arrays, load_arrays
+from fppmo_ray.service.weights import load_arrays
 from fppmo_ray.training import (
     Engine,
     EpochReport,
@@ -40,49 +41,6 @@ _EVALUATION_BATCH = 250
 _TAYLOR_BATCHES = 8  # 1,000 images: the order of the filters hardly moves with more
 
 
-@dataclass(frozen=True, kw_only=True)
-class Basis:
-    """What all work of a round starts from; workers keep the weights they were given last."""
-
-    round: int
-    arrays: Arrays
-    """The dense weights."""
-    engine: Engine
-    """How all passes are computed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingTask:
-    """A network to train: the dense one (``keep`` None) or an extracted one."""
-
-    name: str
-    keep: BoolArray | None
-    recipe: Recipe
-    seed: int
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class AdaptationTask:
-    """Dense weights to adapt to masks."""
-
-    name: str
-    masks: BoolArray
-    """``(num_masks, num_filters)``; they take turns, a step each."""
-    recipe: Recipe
-    seed: tuple[int, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """What a network gets right, and how large it is."""
-
-    choose_val: Metrics
-    test: Metrics
-    parameters: int
-    file_bytes: int
-    """Of its state dict, saved."""
-
-
 class ScoringWorker:
     """Runs as a Ray actor on the CPUs or the GPU it was given."""
 
@@ -90,8 +48,7 @@ class ScoringWorker:
         self._slot = slot
         self._problem = problem
         self._device = claim_device(problem)
-        self._dense = copy.deepcopy(problem.network).to(self._device).eval()
-        self._round: int | None = None
+        self._dense = DenseNetwork(problem.network, self._device)
         self._teacher: tuple[int, nn.Module] | None = None
         self._split = cache(partial(open_split, problem, device=self._device))
 
@@ -116,7 +73,7 @@ class ScoringWorker:
         """
         problem = self._problem
         fidelity = problem.rescore_fidelity if held_out == "choose_val" else problem.fidelity
-        candidate = self._candidate(self._dense_on(basis), keep, basis.engine)
+        candidate = self._candidate(self._dense.on(basis), keep, basis.engine)
         return score(
             replace(
                 candidate,
@@ -129,7 +86,7 @@ class ScoringWorker:
     def try_engine(self, engine: Engine, keep: BoolArray) -> EngineTrial:
         """What a score of a mask costs with an engine."""
         torch.set_num_threads(engine.threads)
-        return try_engine(self._candidate(self._dense, keep, engine))
+        return try_engine(self._candidate(self._dense.network, keep, engine))
 
     def importance(self, basis: Basis, criterion: Criterion, seed: int) -> FloatArray:
         """Importance of every filter, ``(num_filters,)``."""
@@ -140,7 +97,7 @@ class ScoringWorker:
             rng = np.random.default_rng(seed)
             chosen = np.sort(rng.permutation(len(images))[: batch * _TAYLOR_BATCHES])
             batches = images.batches(batch, chosen)
-        return importance(self._dense_on(basis), self._problem.tracing, criterion, batches)
+        return importance(self._dense.on(basis), self._problem.tracing, criterion, batches)
 
     def untrained(self, basis: Basis, task: TrainingTask) -> tuple[bytes, None]:
         """The state of a task's network before its first epoch, and no report."""
@@ -204,7 +161,7 @@ class ScoringWorker:
             choose_val=self._metrics(network, "choose_val"),
             test=self._metrics(network, "test"),
             parameters=sum(parameter.numel() for parameter in network.parameters()),
-            file_bytes=_file_bytes(network),
+            file_bytes=saved_bytes(network),
         )
 
     def latencies(
@@ -241,7 +198,7 @@ class ScoringWorker:
 
         That is, dense as it is, or pruned and recalibrated.
         """
-        dense, problem = self._dense_on(basis), self._problem
+        dense, problem = self._dense.on(basis), self._problem
         if keep is not None and state is None:
             return pruned_network(problem, dense, keep, self._split("search_train"))
         network = copy.deepcopy(dense) if keep is None else extract(dense, problem.tracing, keep)
@@ -249,26 +206,12 @@ class ScoringWorker:
             network.load_state_dict(state.network)
         return network
 
-    def _dense_on(self, basis: Basis) -> nn.Module:
-        torch.set_num_threads(basis.engine.threads)
-        if self._round != basis.round:
-            load_arrays(self._dense, basis.arrays)
-            self._dense.eval()
-            self._round = basis.round
-        return self._dense
-
     def _teacher_on(self, basis: Basis, recipe: Recipe) -> nn.Module | None:
         """The dense network of a round, kept beside that of the round in work."""
         if recipe.distillation_weight == 0:
             return None
         if self._teacher is None or self._teacher[0] != basis.round:
-            network = copy.deepcopy(self._dense)
+            network = copy.deepcopy(self._dense.network)
             load_arrays(network, basis.arrays)
             self._teacher = basis.round, network.eval()
         return self._teacher[1]
-
-
-def _file_bytes(network: nn.Module) -> int:
-    buffer = io.BytesIO()
-    torch.save(network.state_dict(), buffer)
-    return buffer.tell()

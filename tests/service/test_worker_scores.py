@@ -8,9 +8,10 @@ import torch
 
 from fppmo_ray import Placement, Recipe, SearchSettings, load_dataset
 from fppmo_ray.pruning import Candidate, Fidelity, score
+from fppmo_ray.service.assignments import Basis
 from fppmo_ray.service.problem import open_split, state_problem
 from fppmo_ray.service.weights import to_arrays
-from fppmo_ray.service.worker import Basis, ScoringWorker
+from fppmo_ray.service.worker import ScoringWorker
 from fppmo_ray.training import build_network
 
 

@@ -1,0 +1,52 @@
+"""What workers are given to do, and what they give back beside scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fppmo_ray.distribution import BoolArray
+from fppmo_ray.service.weights import Arrays
+from fppmo_ray.training import Engine, Metrics, Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Basis:
+    """What all work of a round starts from; workers keep the weights they were given last."""
+
+    round: int
+    arrays: Arrays
+    """The dense weights."""
+    engine: Engine
+    """How all passes are computed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingTask:
+    """A network to train: the dense one (``keep`` None) or an extracted one."""
+
+    name: str
+    keep: BoolArray | None
+    recipe: Recipe
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AdaptationTask:
+    """Dense weights to adapt to masks."""
+
+    name: str
+    masks: BoolArray
+    """``(num_masks, num_filters)``; they take turns, a step each."""
+    recipe: Recipe
+    seed: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What a network gets right, and how large it is."""
+
+    choose_val: Metrics
+    test: Metrics
+    parameters: int
+    file_bytes: int
+    """Of its state dict, saved."""
