@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from fppmo_ray.service.result import SearchResult
     from fppmo_ray.service.search import search
     from fppmo_ray.service.settings import Placement, SearchSettings
-    from fppmo_ray.training import Dataset, ImageArrays, Recipe, Splits, load_dataset
+    from fppmo_ray.service.task import Task
+    from fppmo_ray.training import (
+        Dataset,
+        ImageArrays,
+        Recipe,
+        Splits,
+        load_dataset,
+        recalibrate_batchnorm,
+    )
 
 _HOMES = {
     "Dataset": "fppmo_ray.training",
@@ -25,10 +33,12 @@ _HOMES = {
     "SearchResult": "fppmo_ray.service.result",
     "SearchSettings": "fppmo_ray.service.settings",
     "Splits": "fppmo_ray.training",
+    "Task": "fppmo_ray.service.task",
     "export_network": "fppmo_ray.pruning.export",
     "extract": "fppmo_ray.pruning",
     "load_dataset": "fppmo_ray.training",
     "load_network": "fppmo_ray.pruning",
+    "recalibrate_batchnorm": "fppmo_ray.training",
     "save_network": "fppmo_ray.pruning",
     "search": "fppmo_ray.service.search",
     "trace": "fppmo_ray.pruning",
@@ -42,10 +52,12 @@ __all__ = [
     "SearchResult",
     "SearchSettings",
     "Splits",
+    "Task",
     "export_network",
     "extract",
     "load_dataset",
     "load_network",
+    "recalibrate_batchnorm",
     "save_network",
     "search",
     "trace",

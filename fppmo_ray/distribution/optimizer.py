@@ -143,7 +143,8 @@ class MaskOptimizer:
             False for a duplicate, which changes nothing.
 
         Raises:
-            ValueError: the proposal was never asked for, or not at this rung.
+            ValueError: the proposal was never asked for, or not at this rung; its score lacks the
+                accuracy that ranks.
             RuntimeError: every proposal of a generation failed, or all that went on to one of its
                 rungs; the search cannot go on.
         """
@@ -153,6 +154,7 @@ class MaskOptimizer:
                 f"far, got proposal {feedback.proposal_id} at rung {feedback.rung}; is this the "
                 "journal of another search?"
             )
+        self._standings.require_ranked(feedback)
         if not self._standings.add(feedback):
             return False
         while self._is_complete(self._updates):

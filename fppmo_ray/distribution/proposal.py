@@ -51,9 +51,10 @@ class Feedback:
 
     proposal_id: int
     val_loss: float | None = None
-    """Mean cross-entropy on search-val, finite."""
+    """What is to become small, finite: mean cross-entropy on search-val, or minus a score."""
     val_accuracy: float | None = None
-    """Share of search-val images classified rightly, in [0, 1]."""
+    """Share of search-val images classified rightly, in [0, 1]; None where nothing is classified.
+    """
     error: str | None = None
     rung: int = 0
     """How deep the score is, >= 0: fine-tuning steps, say. Of two rungs the deeper ranks first,
@@ -73,6 +74,8 @@ class Feedback:
             return
         for name in ("val_loss", "val_accuracy"):
             value = getattr(self, name)
+            if value is None and name == "val_accuracy":
+                continue
             if value is None or not math.isfinite(value):
                 raise ValueError(
                     f"{name} of proposal {self.proposal_id} must be finite, got {value}; "

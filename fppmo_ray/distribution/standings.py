@@ -44,6 +44,18 @@ class Standings:
         """What was wanted where this feedback came from."""
         return feedback.proposal_id, None if self._rungs == (None,) else feedback.rung
 
+    def require_ranked(self, feedback: Feedback) -> None:
+        """Refuse a score without what scores are ranked by.
+
+        Raises:
+            ValueError: it has no accuracy, and ``rank_by`` wants one.
+        """
+        if not self._by_loss and not feedback.failed and feedback.val_accuracy is None:
+            raise ValueError(
+                f"rank_by=val_accuracy needs the accuracy of proposal {feedback.proposal_id}; "
+                "tell it, or rank by val_loss"
+            )
+
     def add(self, feedback: Feedback) -> bool:
         """Take feedback in; False for a duplicate, which changes nothing."""
         key = self.key(feedback)

@@ -21,36 +21,40 @@ _MAX_GROUP_LABELS = 40
 
 
 def draw_scores(figure: Figure, run: Run) -> None:
-    """Every score's accuracy on search-val, and each generation's mean and best.
+    """Every score on search-val, and each generation's mean and best.
 
     Of scores in several rungs, mean and best are those of the deepest; of several budgets, each
     has its own.
     """
     from matplotlib.ticker import MaxNLocator
 
-    history = run.history.dropna(subset=["val_accuracy"])
-    accuracy = 100 * history["val_accuracy"].astype(float)
+    history = _figures(run)
     rungs = sorted({*history["rung"]})
     axes: Axes = figure.subplots()
     for rung in rungs:
-        at_rung = history["rung"] == rung
         label = "proposal" if len(rungs) == 1 else f"proposal, {rung} steps"
         color = "0.7" if rung == rungs[-1] else "0.88"
-        axes.plot(history["generation"][at_rung], accuracy[at_rung], ".", color=color, label=label)
+        own = history[history["rung"] == rung]
+        axes.plot(own["generation"], own["figure"], ".", color=color, label=label)
     deepest = history["rung"] == rungs[-1]
     budgets = sorted({*history["budget"].dropna()})
     _draw_generations(axes, history[deepest], budgets)
-    axes.set(xlabel="generation", ylabel="accuracy on search-val, %", title="Scores")
+    axes.set(xlabel="generation", ylabel=run.measure.at("on search-val"), title="Scores")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
+
+
+def _figures(run: Run) -> pd.DataFrame:
+    """The scores that have ended well, with a column ``figure``: as people read them."""
+    history = run.history.dropna(subset=["score"])
+    return history.assign(figure=run.measure.scale * history["score"].astype(float))
 
 
 def _draw_generations(axes: Axes, history: pd.DataFrame, budgets: list[float]) -> None:
     """Mean and best of every generation, for each of the budgets."""
     for number, budget in enumerate(budgets or [None]):
         own = history if budget is None else history[history["budget"] == budget]
-        accuracy = 100 * own["val_accuracy"].astype(float)
-        by_generation = accuracy.groupby(own["generation"])
+        by_generation = own.groupby("generation")["figure"]
         behind = "" if budget is None else f", budget {budget}"
         mean, best = ("tab:blue", "tab:orange") if budget is None else 2 * (f"C{number}",)
         axes.plot(by_generation.mean(), color=mean, label=f"generation's mean{behind}")
@@ -59,15 +63,14 @@ def _draw_generations(axes: Axes, history: pd.DataFrame, budgets: list[float]) -
 
 
 def draw_front(figure: Figure, run: Run) -> None:
-    """Test accuracy after fine-tuning over the share of MACs that is cut."""
+    """Test figures after fine-tuning over the share of MACs that is cut."""
     axes: Axes = figure.subplots()
     for name, label in ((FPPMO, "FPPMO"), (IMPORTANCE_ONLY, IMPORTANCE_ONLY), (DENSE, "dense")):
         rows = run.named(name)
-        accuracies = [100 * row["after"]["test"]["accuracy"] for row in rows]
-        axes.plot([100 * row["macs_cut"] for row in rows], accuracies, "o-", label=label)
-    axes.set(
-        xlabel="MACs cut, %", ylabel="test accuracy, %", title="Networks after equal fine-tuning"
-    )
+        figures = [run.measure.of(row, "after") for row in rows]
+        axes.plot([100 * row["macs_cut"] for row in rows], figures, "o-", label=label)
+    ylabel = run.measure.at("on test")
+    axes.set(xlabel="MACs cut, %", ylabel=ylabel, title="Networks after equal fine-tuning")
     axes.legend()
 
 
@@ -139,28 +142,29 @@ def draw_agreement(figure: Figure, run: Run) -> None:
 
 
 def draw_runs(figure: Figure, runs: list[Run]) -> None:
-    """The mean accuracy of every generation, for each of several runs."""
+    """The mean score of every generation, for each of several runs."""
     axes: Axes = figure.subplots()
     for run in runs:
-        history = run.history.dropna(subset=["val_accuracy"])
+        history = _figures(run)
         deepest = history[history["rung"] == history["rung"].max()]
-        accuracy = 100 * deepest["val_accuracy"].astype(float)
-        axes.plot(accuracy.groupby(deepest["generation"]).mean(), label=run.name)
-    axes.set(xlabel="generation", ylabel="accuracy on search-val, %", title="Generations' means")
+        axes.plot(deepest.groupby("generation")["figure"].mean(), label=run.name)
+    ylabel = runs[0].measure.at("on search-val")
+    axes.set(xlabel="generation", ylabel=ylabel, title="Generations' means")
     axes.legend()
 
 
 def draw_results(figure: Figure, runs: list[Run]) -> None:
-    """Test accuracy over the MACs that are left: of dense, chosen and importance-only networks."""
+    """Test figures over the MACs that are left: of dense, chosen and importance-only networks."""
     axes: Axes = figure.subplots()
     for number, run in enumerate(runs):
         color, behind = f"C{number}", f", {run.name}" if len(runs) > 1 else ""
         for name, marker in ((FPPMO, "o-"), (IMPORTANCE_ONLY, "x--")):
             rows = [*run.named(DENSE), *run.named(name)]
             macs = [row["macs"] / 1e6 for row in rows]
-            accuracies = [100 * row["after"]["test"]["accuracy"] for row in rows]
+            figures = [run.measure.of(row, "after") for row in rows]
             label = f"{'FPPMO' if name == FPPMO else name}{behind}"
-            axes.plot(macs, accuracies, marker, color=color, label=label, markersize=7)
-    axes.set(xlabel="MACs, M", ylabel="test accuracy, %", title="Networks after fine-tuning")
+            axes.plot(macs, figures, marker, color=color, label=label, markersize=7)
+    ylabel = runs[0].measure.at("on test")
+    axes.set(xlabel="MACs, M", ylabel=ylabel, title="Networks after fine-tuning")
     axes.set_xlim(left=0)
     axes.legend()

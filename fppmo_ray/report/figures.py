@@ -22,7 +22,7 @@ def draw_figures(run_dir: str | Path) -> None:
     from matplotlib.figure import Figure
 
     run = read_run(run_dir)
-    if run.history["val_accuracy"].isna().all():
+    if run.history["score"].isna().all():
         raise ValueError(
             f"nothing has been scored yet in {location_of(run_dir)}: there is nothing to draw"
         )

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from fppmo_ray.durable_files import write_whole
 from fppmo_ray.report import drawings
-from fppmo_ray.report.run import Run, finalists, read_run, with_distinct_names
+from fppmo_ray.report.measure import ACCURACY
+from fppmo_ray.report.run import RescoredFinalist, Run, finalists, read_run, with_distinct_names
 from fppmo_ray.report.style import STYLE
-from fppmo_ray.report.table import status_lines, title_of
+from fppmo_ray.report.table import sizes, status_lines, title_of
 from fppmo_ray.service.conclusion import DENSE
 
 if TYPE_CHECKING:
@@ -32,10 +33,6 @@ _RC: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
-_RESULT_COLUMNS = (
-    *("network", "before, %", "after, %", "MACs, M", "cut", "parameters", "file, kB"),
-    *("ms, batch 1", "ms, batch 64"),
-)
 
 
 def write_report(run_dir: str | Path, output: Path) -> list[Path]:
@@ -77,16 +74,17 @@ def write_comparison(run_dirs: Sequence[str | Path], output: Path) -> list[Path]
     if len(run_dirs) < 2:
         raise ValueError(f"a comparison takes at least two run directories, got {len(run_dirs)}")
     runs = with_distinct_names([read_run(run_dir) for run_dir in run_dirs])
+    if len({run.measure for run in runs}) > 1:
+        named = ", ".join(f"{run.name} by {run.measure.name}" for run in runs)
+        raise ValueError(f"only searches judged by the same can be compared, got {named}")
     draws = {"generations": drawings.draw_runs, "results": drawings.draw_results}
     figures = {name: _svg(name, draw, runs) for name, draw in draws.items()}
-    rows = [
-        [run.name, *_result_row(title_of(row), row)]
-        for run in runs
-        for row in (run.figures or {}).get("variants", [])
-    ]
+    finished = [run for run in runs if run.figures is not None]
+    rows = [[run.name, *row] for run in finished for row in _result_rows(run)]
+    columns = ("run", *_result_columns(finished[0])) if finished else ()
     unfinished = [run.name for run in runs if run.figures is None]
     note = f"<p>Not finished: {escape(', '.join(unfinished))}</p>" if unfinished else ""
-    parts = [_table(("run", *_RESULT_COLUMNS), rows), note, _figures(figures.values())]
+    parts = [_table(columns, rows), note, _figures(figures.values())]
     return _write(output, f"{len(runs)} searches", parts, figures)
 
 
@@ -96,7 +94,7 @@ def _drawings(run: Run) -> dict[str, Callable[[Figure, Run], None]]:
     if run.figures is not None:
         found |= {"results": lambda figure, run: drawings.draw_results(figure, [run])}
         found |= {"widths": drawings.draw_widths}
-    if not run.history["val_accuracy"].isna().all():
+    if not run.history["score"].isna().all():
         found |= {"scores": drawings.draw_scores, "probabilities": drawings.draw_probabilities}
         found |= {"timeline": drawings.draw_timeline}
     if finalists(run):
@@ -124,28 +122,26 @@ def _svg(name: str, draw: Callable[[Figure, Any], None], drawn: Any) -> str:
 def _result(run: Run) -> list[str]:
     if run.figures is None:
         return ["<p>The search has not finished.</p>"]
-    dense, *others = run.figures["variants"]
-    rows = [_result_row("dense", dense)]
-    rows += [_result_row(title_of(row), row) for row in others]
     chosen = escape(str(run.figures["chosen"]))
     note = (
-        "<p>Test accuracy before and after equal fine-tuning (dense: of as much extra training); "
-        f"chosen: {chosen}.</p>"
+        f"<p>Before and after equal fine-tuning (dense: of as much extra training): "
+        f"{escape(run.measure.at('on test'))}; chosen: {chosen}.</p>"
     )
-    return ["<h2>Result</h2>", _table(_RESULT_COLUMNS, rows), note]
+    return ["<h2>Result</h2>", _table(_result_columns(run), _result_rows(run)), note]
 
 
-def _result_row(title: str, row: dict[str, Any]) -> list[str]:
-    cut = "" if row["name"] == DENSE else f"{100 * row['macs_cut']:.1f} %"
+def _result_columns(run: Run) -> list[str]:
+    [dense] = run.named(DENSE)
+    unit = f", {run.measure.unit}" if run.measure.unit else ""
+    named = ["network", f"before{unit}", f"after{unit}", "MACs, M", "cut", "parameters", "file, kB"]
+    return [*named, *(f"ms, batch {batch}" for batch in dense["latency_ms"])]
+
+
+def _result_rows(run: Run) -> list[list[str]]:
+    variants = (run.figures or {}).get("variants", [])
     return [
-        title,
-        f"{100 * row['before']['test']['accuracy']:.2f}",
-        f"{100 * row['after']['test']['accuracy']:.2f}",
-        f"{row['macs'] / 1e6:.2f}",
-        cut,
-        f"{row['parameters']:,}",
-        f"{row['file_bytes'] / 1000:.0f}",
-        *(f"{row['latency_ms'][batch]:.2f}" for batch in ("1", "64")),
+        [title_of(row), *(run.measure.text(row, at) for at in ("before", "after")), *sizes(row)]
+        for row in variants
     ]
 
 
@@ -154,13 +150,20 @@ def _choice(run: Run) -> list[str]:
         [
             f"{one.name}{' (chosen)' if one.is_chosen else ''}",
             str(one.stage),
-            _spread([100 * accuracy for accuracy in one.accuracies], 2),
-            _spread(one.losses, 4),
+            *_scores(one),
         ]
         for one in finalists(run)
     ]
-    columns = ("finalist", "stage", "accuracy on choose-val, %", "loss")
+    named = [run.measure.at("on choose-val"), *(["loss"] if run.measure == ACCURACY else [])]
+    columns = ("finalist", "stage", *named)
     return ["<h2>Finalists</h2>", _table(columns, rows)] if rows else []
+
+
+def _scores(one: RescoredFinalist) -> list[str]:
+    """Accuracy and loss; of the user's own task, the score."""
+    if not one.accuracies:
+        return [_spread([-loss for loss in one.losses], 4)]
+    return [_spread([100 * accuracy for accuracy in one.accuracies], 2), _spread(one.losses, 4)]
 
 
 def _spread(values: Sequence[float], digits: int) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fppmo_ray.report.measure import Measure, measure_of
 from fppmo_ray.service.conclusion import RESULT
 from fppmo_ray.service.record.facts import Chosen, Fact, Rescored, Scored, Started
 from fppmo_ray.service.record.run_directory import read_journal
@@ -35,6 +36,11 @@ class Run:
         """How it began."""
         return next(fact for fact in self.facts if isinstance(fact, Started))
 
+    @property
+    def measure(self) -> Measure:
+        """What its networks are judged by."""
+        return measure_of(self.started.identity)
+
     def named(self, variant: str) -> list[dict[str, Any]]:
         """The rows of result.json of that name; none before the search has finished."""
         rows: list[dict[str, Any]] = (self.figures or {}).get("variants", [])
@@ -50,6 +56,7 @@ class RescoredFinalist:
     mask: str
     losses: tuple[float, ...]
     accuracies: tuple[float, ...]
+    """None where the task is the user's own: its losses tell its scores."""
     is_chosen: bool
 
 
@@ -97,7 +104,9 @@ def finalists(run: Run) -> list[RescoredFinalist]:
             stage=stage,
             mask=mask,
             losses=tuple(fact.val_loss for fact in repeats),
-            accuracies=tuple(fact.val_accuracy for fact in repeats),
+            accuracies=tuple(
+                fact.val_accuracy for fact in repeats if fact.val_accuracy is not None
+            ),
             is_chosen=(stage, mask) in chosen,
         )
         for (stage, name, mask), repeats in scores.items()

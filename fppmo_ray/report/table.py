@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from fppmo_ray.report.measure import measure_of
 from fppmo_ray.service.conclusion import FPPMO
 from fppmo_ray.service.record.facts import (
     Asked,
@@ -37,24 +38,18 @@ def print_result(run_dir: str | Path, console: Console) -> None:
     figures = read_figures(run_dir)
     name = location_of(run_dir).rpartition("/")[2]
     dense, *others = figures["variants"]
-    table = Table(title=f"{name}: test accuracy, %; chosen: {figures['chosen']}")
+    measure = measure_of(figures)
+    table = Table(title=f"{name}: {measure.at('on test')}; chosen: {figures['chosen']}")
     for column in (
-        "network",
-        "before fine-tuning",
-        "after",
-        "MACs, M",
-        "MACs cut",
-        "parameters",
-        "file, kB",
-        "ms at batch 1",
-        "ms at batch 64",
+        *("network", "before fine-tuning", "after", "MACs, M", "MACs cut", "parameters"),
+        *("file, kB", *(f"ms at batch {batch}" for batch in dense["latency_ms"])),
     ):
         table.add_column(column, justify="left" if column == "network" else "right")
-    table.add_row("dense", _accuracy(dense, "before"), "", *_size(dense))
-    table.add_row("dense, same extra training", "", _accuracy(dense, "after"), *_size(dense))
+    table.add_row("dense", measure.text(dense, "before"), "", *sizes(dense))
+    table.add_row("dense, same extra training", "", measure.text(dense, "after"), *sizes(dense))
     for row in others:
         title = title_of(row)
-        table.add_row(title, _accuracy(row, "before"), _accuracy(row, "after"), *_size(row))
+        table.add_row(title, *(measure.text(row, at) for at in ("before", "after")), *sizes(row))
     console.print(table)
     if epochs := figures.get("epochs_between_stages", 0):  # older results do not tell
         console.print(
@@ -69,18 +64,14 @@ def title_of(row: dict[str, Any]) -> str:
     return f"{name}, budget {row['budget']}" if "budget" in row else name
 
 
-def _accuracy(row: dict[str, Any], moment: str) -> str:
-    return f"{100 * row[moment]['test']['accuracy']:.2f}"
-
-
-def _size(row: dict[str, Any]) -> list[str]:
+def sizes(row: dict[str, Any]) -> list[str]:
+    """MACs, the share cut, parameters, kB and latencies of a row of result.json, as written."""
     return [
         f"{row['macs'] / 1e6:.2f}",
         f"{100 * row['macs_cut']:.1f} %",
         f"{row['parameters']:,}",
         f"{row['file_bytes'] / 1000:.0f}",
-        f"{row['latency_ms']['1']:.2f}",
-        f"{row['latency_ms']['64']:.2f}",
+        *(f"{milliseconds:.2f}" for milliseconds in row["latency_ms"].values()),
     ]
 
 
@@ -92,10 +83,10 @@ def _cost_line(figures: dict[str, Any]) -> str:
     )
     if noise is None:
         return line
-    return (
-        f"{line}; noise of a score (standard deviation, {noise['repeats']} seeds): "
-        f"accuracy {100 * noise['val_accuracy']:.2f} points, loss {noise['val_loss']:.4f}"
-    )
+    line += f"; noise of a score (standard deviation, {noise['repeats']} seeds): "
+    if "val_accuracy" not in noise:
+        return f"{line}{noise['val_loss']:.4g}"
+    return f"{line}accuracy {100 * noise['val_accuracy']:.2f} points, loss {noise['val_loss']:.4f}"
 
 
 def print_status(run_dir: str | Path, console: Console) -> None:
@@ -138,11 +129,12 @@ def status_lines(facts: list[Fact]) -> list[tuple[str, str]]:
     lines += _best_scores(facts, scored)
     epochs = [fact for fact in facts if isinstance(fact, EpochFinished)]
     last = {fact.task: fact for fact in epochs}
-    lines += [
-        (task, f"epoch {fact.epoch} done, loss {fact.train_loss:.4f}")
-        for task, fact in last.items()
-    ]
+    lines += [(task, f"epoch {fact.epoch} done{_loss(fact)}") for task, fact in last.items()]
     return lines
+
+
+def _loss(fact: EpochFinished) -> str:
+    return "" if fact.train_loss is None else f", loss {fact.train_loss:.4f}"
 
 
 def _listed(macs_cut: float | list[float]) -> str:
@@ -157,10 +149,14 @@ def _best_scores(facts: list[Fact], scored: list[Scored]) -> list[tuple[str, str
         by_cut.setdefault(cuts.get(fact.id), []).append(fact)
     lines = []
     for macs_cut in sorted(by_cut, key=lambda cut: cut or 0.0):
-        best = max(by_cut[macs_cut], key=lambda fact: (fact.round, fact.rung, fact.val_accuracy))
+        best = max(by_cut[macs_cut], key=lambda fact: (fact.round, fact.rung, _merit(fact)))
         name = "best on search-val" + ("" if macs_cut is None else f", budget {macs_cut}")
-        lines.append((name, f"{best.val_accuracy:.4f} (proposal {best.id})"))
+        lines.append((name, f"{_merit(best):.4f} (proposal {best.id})"))
     return lines
+
+
+def _merit(fact: Scored) -> float:
+    return -fact.val_loss if fact.val_accuracy is None else fact.val_accuracy
 
 
 def _num_stages(settings: dict[str, Any]) -> int:

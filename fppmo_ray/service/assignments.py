@@ -42,11 +42,36 @@ class AdaptationTask:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TaskScore:
+    """How a network does by a task of the user's own."""
+
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskMaskScore:
+    """That of a mask, in the shape of ``fppmo_ray.pruning.score.Score``."""
+
+    val_loss: float
+    """Minus the task's score."""
+    seconds: float
+    val_accuracy: None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskTuned:
+    """How a task's own fine-tuning went: its loss, if it has one, is not known here."""
+
+    seconds: float
+    loss: None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """What a network gets right, and how large it is."""
 
-    choose_val: Metrics
-    test: Metrics
+    choose_val: Metrics | TaskScore
+    test: Metrics | TaskScore
     parameters: int
     file_bytes: int
     """Of its state dict, saved."""

@@ -18,12 +18,19 @@ from fppmo_ray.pruning import extract, save_network
 from fppmo_ray.service.assignments import Evaluation, TrainingTask
 from fppmo_ray.service.finalists import IMPORTANCE_ONLY, Choice
 from fppmo_ray.service.latency import Latency
-from fppmo_ray.service.record.facts import Failed, Finished, Rescored, Scored, ends_of_scores
+from fppmo_ray.service.record.facts import (
+    Failed,
+    Finished,
+    Rescored,
+    Scored,
+    Started,
+    ends_of_scores,
+)
 from fppmo_ray.service.rounds import Context, RoundWeights
 from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.training_tasks import Training, train
 from fppmo_ray.service.work import Work
-from fppmo_ray.training import example_batch, state_from_bytes
+from fppmo_ray.training import state_from_bytes
 
 RESULT = "result.json"
 DENSE, FPPMO = "dense", "fppmo"
@@ -79,12 +86,14 @@ def conclude(
     """
     variants = _variants(choices, weights, others)
     states = _fine_tune(context, teacher, variants)
+    [started] = context.run.all(Started)
     result = {
         "settings": asdict(context.settings),
         "engine": asdict(context.engine),
         "chosen": ", ".join(choice.chosen.name for choice in choices),
         "num_filters": context.problem.tracing.space.num_filters,
-        "image_shape": list(example_batch(context.problem.dataset).shape[1:]),
+        "image_shape": context.problem.image_shape,
+        **({"task": started.identity["task"]} if "task" in started.identity else {}),
         "epochs_between_stages": _epochs_between_stages(context.settings),
         "variants": _figures(context, variants, states),
         "score_noise": _score_noise(context),
@@ -217,6 +226,7 @@ def _score_noise(context: Context) -> dict[str, float] | None:
                 statistics.stdev(getattr(fact, name) for fact in facts) for facts in repeated
             )
             for name in ("val_loss", "val_accuracy")
+            if getattr(repeated[0][0], name) is not None
         },
     }
 

@@ -13,7 +13,7 @@ from fppmo_ray.distribution import BoolArray, Budget
 from fppmo_ray.distribution.logits import uniform_priority
 from fppmo_ray.pruning.engine_trial import EngineTrial
 from fppmo_ray.service.pool import WorkerPool
-from fppmo_ray.service.problem import Problem
+from fppmo_ray.service.problem import Problem, Prunable
 from fppmo_ray.service.record.facts import EngineChosen
 from fppmo_ray.service.record.run_directory import RunDirectory
 from fppmo_ray.service.settings import SearchSettings
@@ -28,23 +28,30 @@ _LARGE_BATCH = 2500  # images per pass that keep a GPU busy
 
 
 def settle_engine(
-    problem: Problem, settings: SearchSettings, run: RunDirectory, pool: WorkerPool
+    problem: Prunable, settings: SearchSettings, run: RunDirectory, pool: WorkerPool
 ) -> Engine:
     """The journal's engine; else the fastest one, measured on a worker, or the one asked for.
 
     Args:
         problem: Its engine is where the measurements begin.
-        settings: What is asked for.
+        settings: What is asked for. A task of the user's own computes its passes by itself.
         run: Where the choice is recorded.
         pool: With nothing unfinished, so that nothing else slows the worker down.
 
     Raises:
-        RuntimeError: the network cannot be scored at all.
+        RuntimeError: the network cannot be scored at all, or the user's own task fails at it.
     """
     if known := run.all(EngineChosen):
         return Engine(**known[0].engine)
-    measure = trials_on(pool, _some_mask(problem, settings.macs_cuts[0]))
-    chosen = choose_engine(problem.engine, ways_to_try(problem, settings), measure)
+    keep = _some_mask(problem, settings.macs_cuts[0])
+    if isinstance(problem, Problem):
+        measure = trials_on(pool, keep)
+        chosen = choose_engine(problem.engine, ways_to_try(problem, settings), measure)
+    else:
+        # What is wrong with a task is known after one score, not after all of a generation.
+        pool.run([Work(name="first score of the task", method="try_score", arguments=(keep,))])
+        why = "all passes are computed by the task's own functions"
+        chosen = EngineChosen(engine=asdict(problem.engine), trials=[], why=why)
     run.record([chosen])
     logger.info("engine  %s", chosen.why)
     return Engine(**chosen.engine)
@@ -144,7 +151,7 @@ def _seconds(trial: EngineTrial) -> float:
     return trial.seconds
 
 
-def _some_mask(problem: Problem, macs_cut: float) -> BoolArray:
+def _some_mask(problem: Prunable, macs_cut: float) -> BoolArray:
     """A mask that meets the budget with equal rates: its widths are what costs time."""
     space = problem.tracing.space
     order = uniform_priority(space, np.arange(1.0, space.num_filters + 1))

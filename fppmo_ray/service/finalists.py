@@ -192,7 +192,11 @@ def _best(
         key = (*_key(finalist), "choose_val")
         facts = [fact for fact in rescored if (fact.finalist, fact.mask, fact.split) == key]
         loss = statistics.fmean(fact.val_loss for fact in facts)
-        accuracy = statistics.fmean(fact.val_accuracy for fact in facts)
+        accuracies = [fact.val_accuracy for fact in facts if fact.val_accuracy is not None]
+        if not accuracies:
+            logger.info("finalist %s  score %.4f", _title(finalist), -loss)
+            return loss
+        accuracy = statistics.fmean(accuracies)
         logger.info("finalist %s  loss %.4f  accuracy %.4f", _title(finalist), loss, accuracy)
         if settings.rank_by == "val_accuracy":
             return -accuracy

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-_BATCHES = (1, 64)
+_BATCHES = 1, 64
 _WARM_UP = 3
 _REPEATS = 10
 
@@ -23,26 +24,36 @@ class Latency:
 
 
 @torch.no_grad()
-def measure_latency(network: nn.Module, image: torch.Tensor) -> tuple[Latency, ...]:
-    """Median of ten forward passes, after three to warm up, at batch 1 and 64.
+def measure_latency(
+    network: nn.Module, *inputs: torch.Tensor, batches: Sequence[int] = _BATCHES
+) -> tuple[Latency, ...]:
+    """Median of ten forward passes, after three to warm up, for every size of a batch.
 
     Args:
         network: In eval mode, on the device to measure.
-        image: One normalised image (1, C, H, W) on the same device.
+        inputs: What its forward takes, for one image (1, ...), on the same device.
+        batches: Of how many such images.
     """
     return tuple(
-        Latency(batch=batch, milliseconds=_median_ms(network, image.repeat(batch, 1, 1, 1)))
-        for batch in _BATCHES
+        Latency(
+            batch=batch,
+            milliseconds=_median_ms(network, [_repeated(tensor, batch) for tensor in inputs]),
+        )
+        for batch in batches
     )
 
 
-def _median_ms(network: nn.Module, images: torch.Tensor) -> float:
+def _repeated(tensor: torch.Tensor, batch: int) -> torch.Tensor:
+    return tensor.repeat(batch, *(1 for _ in tensor.shape[1:]))
+
+
+def _median_ms(network: nn.Module, inputs: Sequence[torch.Tensor]) -> float:
     seconds = []
     for _ in range(_WARM_UP + _REPEATS):
-        _synchronize(images.device)
+        _synchronize(inputs[0].device)
         begin = time.perf_counter()
-        network(images)
-        _synchronize(images.device)
+        network(*inputs)
+        _synchronize(inputs[0].device)
         seconds.append(time.perf_counter() - begin)
     return 1000 * statistics.median(seconds[_WARM_UP:])
 

@@ -141,8 +141,17 @@ def _generation(generation: Generation) -> dict[str, float]:
     if not generation.is_complete or not generation.losses:
         return {}
     return {
-        "generation_best_accuracy": max(generation.accuracies),
-        "generation_mean_accuracy": statistics.fmean(generation.accuracies),
         "generation_best_loss": min(generation.losses),
         "generation_mean_loss": statistics.fmean(generation.losses),
+        **_accuracies(generation),
+    }
+
+
+def _accuracies(generation: Generation) -> dict[str, float]:
+    """None where the task is the user's own: its losses tell its scores."""
+    if not generation.accuracies:
+        return {}
+    return {
+        "generation_best_accuracy": max(generation.accuracies),
+        "generation_mean_accuracy": statistics.fmean(generation.accuracies),
     }

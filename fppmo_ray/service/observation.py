@@ -59,21 +59,22 @@ class Generation:
 
     @property
     def accuracies(self) -> list[float]:
-        """``val_accuracy`` of those that were scored at the deepest rung so far."""
-        return _accuracies(self.feedback)
+        """``val_accuracy`` of those that were scored at the deepest rung so far and have one."""
+        deepest = _deepest(self.feedback)
+        return [item.val_accuracy for item in deepest if item.val_accuracy is not None]
 
     def __str__(self) -> str:
         """As people read it in the log; of several budgets, each has its own best and mean."""
         failed = f"failed {self.num_failed}/{len(self.feedback)}"
         by_heat = [
-            _accuracies([item for item in self.feedback if item.proposal_id in heat])
+            _merits([item for item in self.feedback if item.proposal_id in heat])
             for heat in self.heats
         ]
-        scored = [accuracies for accuracies in by_heat if accuracies]
+        scored = [merits for merits in by_heat if merits]
         if not scored:
             return f"generation {self.index}  {failed}"
-        best = " ".join(f"{max(accuracies):.4f}" for accuracies in scored)
-        mean = " ".join(f"{statistics.fmean(accuracies):.4f}" for accuracies in scored)
+        best = " ".join(f"{max(merits):.4f}" for merits in scored)
+        mean = " ".join(f"{statistics.fmean(merits):.4f}" for merits in scored)
         return f"generation {self.index}  best {best}  mean {mean}  {failed}"
 
 
@@ -84,8 +85,13 @@ def _deepest(feedback: Sequence[Feedback]) -> list[Feedback]:
     return [item for item in scored if item.rung == rung]
 
 
-def _accuracies(feedback: Sequence[Feedback]) -> list[float]:
-    return [item.val_accuracy for item in _deepest(feedback) if item.val_accuracy is not None]
+def _merits(feedback: Sequence[Feedback]) -> list[float]:
+    """What people read of a score: the accuracy; where there is none, the task's own score."""
+    return [
+        -item.val_loss if item.val_accuracy is None else item.val_accuracy
+        for item in _deepest(feedback)
+        if item.val_loss is not None
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)

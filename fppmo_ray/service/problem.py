@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -52,6 +52,15 @@ class Problem:
     engine: Engine
     """How passes are computed as far as it was asked for; where a measured choice begins."""
 
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Channels, height and width."""
+        return tuple(example_batch(self.dataset).shape[1:])
+
+    def subject(self) -> dict[str, Any]:
+        """A digest of the data; see ``identity_of``."""
+        return {"data": digest_data(self.dataset, self.splits)}
+
 
 def state_problem(
     network: nn.Module,
@@ -77,18 +86,11 @@ def state_problem(
     splits = splits or _default_splits(dataset, settings.seed)
     network = copy.deepcopy(network).cpu()  # workers unpickle it on devices of their own
     _check_rows(splits, len(dataset.train))
-    tracing = trace(network, example_batch(dataset), ignore=settings.ignore)
+    tracing = prunable_tracing(network, (example_batch(dataset),), settings)
     _check_outputs(network, dataset)
-    space = tracing.space.with_limits(
-        min_keep=settings.min_keep,
-        multiple=settings.width_multiple,
-        layers=settings.layer_limits,
-    )
-    for macs_cut in settings.macs_cuts:
-        Budget.from_cut(space, macs_cut)  # refuses what these limits cannot reach
     return Problem(
         network=network,
-        tracing=replace(tracing, space=space),
+        tracing=tracing,
         dataset=dataset,
         splits=splits,
         fidelity=settings.fidelity(),
@@ -101,7 +103,61 @@ def state_problem(
     )
 
 
-def identity_of(problem: Problem, settings: SearchSettings) -> dict[str, Any]:
+def prunable_tracing(
+    network: nn.Module, example_inputs: tuple[Tensor, ...], settings: SearchSettings
+) -> Tracing:
+    """Trace a network, with the limits of the settings on the widths.
+
+    Raises:
+        ValueError: the network cannot be pruned, or the budget is out of the space's reach.
+    """
+    tracing = trace(network, example_inputs, ignore=settings.ignore)
+    space = tracing.space.with_limits(
+        min_keep=settings.min_keep,
+        multiple=settings.width_multiple,
+        layers=settings.layer_limits,
+    )
+    for macs_cut in settings.macs_cuts:
+        Budget.from_cut(space, macs_cut)  # refuses what these limits cannot reach
+    return replace(tracing, space=space)
+
+
+class Prunable(Protocol):
+    """What problems have in common, whatever their networks are for."""
+
+    @property
+    def network(self) -> nn.Module:
+        """The dense network, on the CPU."""
+
+    @property
+    def tracing(self) -> Tracing:
+        """Of the network."""
+
+    @property
+    def device_type(self) -> str:
+        """Of workers: ``cpu`` or ``cuda``."""
+
+    @property
+    def threads(self) -> int:
+        """CPUs that a worker holds."""
+
+    @property
+    def gpu_share(self) -> float:
+        """GPUs that a worker holds."""
+
+    @property
+    def engine(self) -> Engine:
+        """How passes are computed as far as it was asked for."""
+
+    @property
+    def image_shape(self) -> tuple[int, ...] | None:
+        """Of one input; None where there are several."""
+
+    def subject(self) -> dict[str, Any]:
+        """What tells it from another with the same network, for ``identity_of``."""
+
+
+def identity_of(problem: Prunable, settings: SearchSettings) -> dict[str, Any]:
     """All that a search's numbers depend on: one that goes on must have the same."""
     return {
         "settings": asdict(settings),
@@ -110,11 +166,11 @@ def identity_of(problem: Problem, settings: SearchSettings) -> dict[str, Any]:
         "versions": {name: version(name) for name in ("torch", "numpy")},
         "network": digest(to_arrays(problem.network)),
         "space": problem.tracing.space.fingerprint(),
-        "data": digest_data(problem.dataset, problem.splits),
+        **problem.subject(),
     }
 
 
-def claim_device(problem: Problem) -> torch.device:
+def claim_device(problem: Prunable) -> torch.device:
     """Fix this process's threads and memory share, before anything is computed.
 
     Raises:

@@ -17,7 +17,7 @@ from torch import nn
 from fppmo_ray.distribution import BoolArray, unpack_mask
 from fppmo_ray.pruning import load_network
 from fppmo_ray.service.conclusion import FPPMO, RESULT, network_names
-from fppmo_ray.service.record.facts import Asked, Chosen, ends_of_scores
+from fppmo_ray.service.record.facts import Asked, Chosen, Failed, Scored, ends_of_scores
 from fppmo_ray.service.record.run_directory import read_journal
 from fppmo_ray.service.record.storage import open_storage
 
@@ -37,10 +37,20 @@ class Best:
     """The share that is removed: at least the budget."""
     widths: dict[str, int]
     """Kept filters of each channel group."""
-    test_accuracy_before: float
-    """Before fine-tuning, in [0, 1]."""
-    test_accuracy: float
-    """After fine-tuning, in [0, 1]."""
+    test_score_before: float
+    """Before fine-tuning: accuracy in [0, 1], or what the user's own task says."""
+    test_score: float
+    """After fine-tuning."""
+
+    @property
+    def test_accuracy_before(self) -> float:
+        """``test_score_before``, by the name that it has where images are classified."""
+        return self.test_score_before
+
+    @property
+    def test_accuracy(self) -> float:
+        """``test_score``, by the name that it has where images are classified."""
+        return self.test_score
 
 
 @dataclass(frozen=True)
@@ -110,9 +120,14 @@ def _best(row: dict[str, Any], chosen: Chosen, figures: dict[str, Any]) -> Best:
         macs=row["macs"],
         macs_cut=row["macs_cut"],
         widths=row["widths"],
-        test_accuracy_before=row["before"]["test"]["accuracy"],
-        test_accuracy=row["after"]["test"]["accuracy"],
+        test_score_before=_test_score(row["before"]),
+        test_score=_test_score(row["after"]),
     )
+
+
+def _test_score(moment: dict[str, Any]) -> float:
+    metrics: dict[str, float] = moment["test"]
+    return metrics["accuracy"] if "accuracy" in metrics else metrics["score"]
 
 
 def read_figures(run_dir: str | Path) -> dict[str, Any]:
@@ -168,6 +183,12 @@ def _budgets(figures: dict[str, Any]) -> list[float]:
     return asked if isinstance(asked, list) else [asked]
 
 
+def _score(end: Scored | Failed) -> float | None:
+    if isinstance(end, Failed):
+        return None
+    return -end.val_loss if end.val_accuracy is None else end.val_accuracy
+
+
 _COLUMNS = [
     "id",
     "generation",
@@ -176,6 +197,7 @@ _COLUMNS = [
     "rung",
     "val_loss",
     "val_accuracy",
+    "score",
     "seconds",
     "worker",
     "at",
@@ -187,8 +209,8 @@ def read_history(run_dir: str | Path) -> pd.DataFrame:
     """Scores of a run directory, a row for every proposal and rung.
 
     Columns: the proposal's id, generation, budget (a macs_cut, where the search has several) and
-    MACs; the rung in fine-tuning steps, the score,
-    seconds, worker, time or error.
+    MACs; the rung in fine-tuning steps, loss and accuracy, the score (the accuracy, or that of the
+    user's own task), seconds, worker, time or error.
     """
     facts = read_journal(run_dir)
     asked = {fact.id: fact for fact in facts if isinstance(fact, Asked)}
@@ -199,6 +221,7 @@ def read_history(run_dir: str | Path) -> pd.DataFrame:
             "budget": asked[end.id].macs_cut,
             "macs": asked[end.id].macs,
             **{name: getattr(end, name, None) for name in _COLUMNS[4:]},
+            "score": _score(end),
         }
         for end in ends_of_scores(facts).values()
     ]

@@ -12,7 +12,7 @@ import ray
 from fppmo_ray.distribution import FloatArray
 from fppmo_ray.service.assignments import Basis, TrainingTask
 from fppmo_ray.service.pool import WorkerPool
-from fppmo_ray.service.problem import Problem
+from fppmo_ray.service.problem import Prunable
 from fppmo_ray.service.record.facts import ImportanceMeasured, RoundStarted
 from fppmo_ray.service.record.run_directory import RunDirectory
 from fppmo_ray.service.settings import SearchSettings
@@ -26,7 +26,7 @@ from fppmo_ray.training import Engine, state_from_bytes
 class Context:
     """What every phase of a search works with."""
 
-    problem: Problem
+    problem: Prunable
     settings: SearchSettings
     run: RunDirectory
     pool: WorkerPool

@@ -252,8 +252,10 @@ def score_error(outcome: Outcome) -> str | None:
     if outcome.error is not None:
         return outcome.error
     loss, accuracy = outcome.value.val_loss, outcome.value.val_accuracy
-    if math.isfinite(loss) and math.isfinite(accuracy):
+    if math.isfinite(loss) and (accuracy is None or math.isfinite(accuracy)):
         return None
+    if accuracy is None:
+        return f"the score is not finite: {-loss}"
     return f"the score is not finite: loss {loss}, accuracy {accuracy}"
 
 

@@ -19,8 +19,9 @@ from fppmo_ray.service.connection import connection, package_versions
 from fppmo_ray.service.engine_choice import settle_engine
 from fppmo_ray.service.finalists import Choice, choose
 from fppmo_ray.service.model_handle import ModelHandle
+from fppmo_ray.service.own_modules import carried
 from fppmo_ray.service.pool import worker_pool
-from fppmo_ray.service.problem import Problem, identity_of, state_problem
+from fppmo_ray.service.problem import Problem, Prunable, identity_of, state_problem
 from fppmo_ray.service.progress import Progress, watch
 from fppmo_ray.service.record.facts import Finished, Started
 from fppmo_ray.service.record.run_directory import open_run
@@ -31,13 +32,16 @@ from fppmo_ray.service.settings import Placement, SearchSettings
 from fppmo_ray.service.stages import Stage, in_one_shot, tune_between
 from fppmo_ray.service.stopping import stop_on_signal
 from fppmo_ray.service.submission import search_id
+from fppmo_ray.service.task import Task, settings_of_task
+from fppmo_ray.service.task_problem import TaskProblem, state_task
+from fppmo_ray.service.task_worker import TaskWorker
 from fppmo_ray.service.worker import ScoringWorker
 from fppmo_ray.training import Dataset, Splits
 
 
 def search(
     network: nn.Module,
-    dataset: Dataset,
+    task: Dataset | Task,
     settings: SearchSettings,
     *,
     run_dir: Path | str,
@@ -51,11 +55,12 @@ def search(
 
     Args:
         network: The trained network; left as it is.
-        dataset: Images and classes. Its test part is read once, for the final figures.
+        task: What the network is for: images and classes, whose test part is read once, for the
+            final figures; or a ``Task``, which scores and fine-tunes by functions of your own.
         settings: What to search for.
         run_dir: Folder for the journal, the checkpoints and the result, or a URI of any pyarrow
             filesystem: ``s3://bucket/path``, ``gs://...``.
-        splits: Rows of ``dataset.train`` that the network may train on, and two held-out sets;
+        splits: Rows of the training images that the network may train on, and two held-out sets;
             by default 90, 6 and 4 % of every class.
         placement: How many workers of what size; by default two of one CPU.
         resume: Go on with the search that ``run_dir`` holds; None: or begin it.
@@ -73,15 +78,23 @@ def search(
     """
     placement = placement or Placement()
     _warn_of_idle_workers(placement.workers, settings.population)
-    problem = state_problem(network, dataset, settings, splits=splits, placement=placement)
+    problem: Problem | TaskProblem
+    if isinstance(task, Task):
+        if splits is not None:
+            raise ValueError("splits are of images; a task knows which data it looks at")
+        settings = settings_of_task(settings, task)
+        problem = state_task(network, task, settings, placement=placement)
+    else:
+        problem = state_problem(network, task, settings, splits=splits, placement=placement)
     started = start_of(problem, settings)
     with open_run(run_dir, resume=resume, started=started) as run:
         if not run.all(Finished):
             with (
                 connection(placement),
+                carried(network, *(task.functions() if isinstance(task, Task) else ())),
                 stop_on_signal(run, settings.proposals) as stop,
                 worker_pool(
-                    ScoringWorker,
+                    ScoringWorker if isinstance(problem, Problem) else TaskWorker,
                     problem,
                     num_workers=placement.workers,
                     demand=placement.demand,
@@ -226,7 +239,7 @@ def _warn_of_idle_workers(workers: int, population: int) -> None:
         )
 
 
-def start_of(problem: Problem, settings: SearchSettings) -> Started:
+def start_of(problem: Prunable, settings: SearchSettings) -> Started:
     """The first fact of a search's journal, with a new id."""
     space = problem.tracing.space
     return Started(

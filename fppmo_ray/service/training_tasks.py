@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from fppmo_ray.service.assignments import AdaptationTask, TrainingTask
 from fppmo_ray.service.pool import WorkerPool
 from fppmo_ray.service.record.facts import EpochFinished
 from fppmo_ray.service.record.run_directory import RunDirectory
 from fppmo_ray.service.work import Outcome, Work
-from fppmo_ray.training import EpochReport
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +137,17 @@ def _resume_point(name: str, run: RunDirectory) -> tuple[int, bytes | None]:
     return 0, None
 
 
-def _keep(name: str, epoch: int, state: bytes, report: EpochReport, run: RunDirectory) -> None:
+class _Report(Protocol):
+    """Of an epoch."""
+
+    @property
+    def loss(self) -> float | None: ...
+
+    @property
+    def seconds(self) -> float: ...
+
+
+def _keep(name: str, epoch: int, state: bytes, report: _Report, run: RunDirectory) -> None:
     artifact = _artifact(name, epoch)
     sha256 = run.write_artifact(artifact, state)
     run.record(
@@ -153,7 +162,8 @@ def _keep(name: str, epoch: int, state: bytes, report: EpochReport, run: RunDire
             )
         ]
     )
-    logger.info("%s  epoch %d  loss %.4f  %.0f s", name, epoch, report.loss, report.seconds)
+    loss = "" if report.loss is None else f"  loss {report.loss:.4f}"
+    logger.info("%s  epoch %d%s  %.0f s", name, epoch, loss, report.seconds)
     if epoch:  # only the last checkpoint is ever read
         run.delete_artifact(_artifact(name, epoch - 1))
 

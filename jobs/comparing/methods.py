@@ -168,7 +168,7 @@ def search_choice(case: Case, name: str, pool: WorkerPool, run_dir: Path) -> Cho
     """What a search chooses, gone on with where its journal ends."""
     problem, settings = case.problem, case.settings
     with open_run(run_dir, resume=None, started=start_of(problem, settings)) as run:
-        found = SEARCHES[name](Context(problem, settings, run, pool, case.engine))
+        found = SEARCHES[name](case, Context(problem, settings, run, pool, case.engine))
         return _choice(found, run)
 
 
@@ -186,12 +186,11 @@ def _choice(found: Found, run: RunDirectory) -> Choice:
     )
 
 
-def _own_search(context: Context) -> Found:
+def _own_search(_: Case, context: Context) -> Found:
     return find_mask(context, score_timeout=None, console=Console())
 
 
-def _rival_search(context: Context, *, draw_of: Callable[[Case], Draw]) -> Found:
-    case = Case(problem=context.problem, settings=context.settings, engine=context.engine)
+def _rival_search(case: Case, context: Context, *, draw_of: Callable[[Case], Draw]) -> Found:
     importance_only = uniform(case.budget, case.importance(case.settings.importance))
     search = RivalSearch(
         draw_of(case), case.budget, case.settings.optimizer_settings(), importance_only
@@ -208,7 +207,7 @@ def _random_widths(case: Case) -> Draw:
     return random_widths(case.budget, case.importance("l1"), case.settings.seed)
 
 
-SEARCHES: dict[str, Callable[[Context], Found]] = {
+SEARCHES: dict[str, Callable[[Case, Context], Found]] = {
     FPPMO: _own_search,
     "random": _own_search,
     "legr": partial(_rival_search, draw_of=_legr),

@@ -274,6 +274,14 @@ def test_the_search_ranks_by_the_score_it_is_told_to(rank_by, best):
     assert f"sample {best}" in [finalist.name for finalist in optimizer.finalists(num_samples=1)]
 
 
+def test_a_search_that_ranks_by_accuracy_refuses_a_score_without():
+    optimizer = small_optimizer("random", rank_by="val_accuracy")
+    optimizer.ask()
+    with pytest.raises(ValueError, match="needs the accuracy of proposal 0"):
+        optimizer.tell(Feedback(proposal_id=0, val_loss=1.0))
+    assert optimizer.tell(Feedback(proposal_id=0, error="diverged"))
+
+
 def test_a_deeper_rung_outranks_every_score_of_a_shallower_one():
     def told(rung_of):
         optimizer = small_optimizer("elite", population_size=8, num_proposals=8)

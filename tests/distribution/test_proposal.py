@@ -24,13 +24,17 @@ def test_a_mask_of_another_network_is_refused():
     [
         {"val_loss": float("nan"), "val_accuracy": 0.5},
         {"val_loss": 1.0, "val_accuracy": float("inf")},
-        {"val_loss": 1.0},
+        {"val_accuracy": 0.5},
         {},
     ],
 )
-def test_feedback_without_two_finite_scores_is_refused(scores):
+def test_feedback_without_finite_scores_is_refused(scores):
     with pytest.raises(ValueError, match="proposal 4 must be finite"):
         Feedback(proposal_id=4, **scores)
+
+
+def test_feedback_of_what_classifies_nothing_has_no_accuracy():
+    assert Feedback(proposal_id=4, val_loss=-31.5).val_accuracy is None
 
 
 def test_failed_feedback_has_no_score():

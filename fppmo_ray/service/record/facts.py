@@ -40,7 +40,8 @@ class EpochFinished:
 
     task: str
     epoch: int
-    train_loss: float
+    train_loss: float | None
+    """None where the user's own function trains."""
     seconds: float
     artifact: str
     sha256: str
@@ -85,7 +86,9 @@ class Scored:
     rung: int
     """Fine-tuning steps inside the score; scores of different rungs are never compared."""
     val_loss: float
-    val_accuracy: float
+    """Minus the score, where the task is the user's own."""
+    val_accuracy: float | None
+    """None where the task is the user's own."""
     seconds: float
     """Spent on the score by the worker."""
     worker: str
@@ -125,7 +128,7 @@ class Rescored:
     repeat: int
     mask: str
     val_loss: float
-    val_accuracy: float
+    val_accuracy: float | None
     rung: int | None = None
     """Fine-tuning steps inside the score; None in journals of when it was that of proposals."""
     seconds: float | None = None

@@ -1,0 +1,30 @@
+"""The denoising job, which prunes by functions of its own, on scikit-learn's digits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from job_files import load_job
+
+from fppmo_ray import Placement, SearchSettings
+from fppmo_ray.service.result import SearchResult
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_denoiser_keeps_its_psnr_above_that_of_the_noisy_images(tmp_path: Path) -> None:
+    job = load_job("denoise")
+    settings = SearchSettings(macs_cut=0.5, proposals=4, population=4, rescore_seeds=1)
+    weights, run_dir = tmp_path / "dncnn.pt", tmp_path / "run"
+    job.main(
+        *(run_dir, weights, settings, Placement(workers=1)),
+        dataset="digits",
+        width=12,
+        depth=4,
+        steps=150,
+    )
+    result = SearchResult(run_dir, job.DnCNN(1, 12, 4))
+    assert result.best.macs_cut >= 0.5
+    assert result.best.test_score > 20.17  # -20 log10(25 / 255): that of the noise itself
+    assert torch.load(weights, weights_only=True).keys() == result.dense.state_dict().keys()
