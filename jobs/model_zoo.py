@@ -1,6 +1,7 @@
-"""Which of torchvision's classification networks can be pruned?
+"""Which classification networks of torchvision, and which CNNs of timm, can be pruned?
 
     python jobs/model_zoo.py --output jobs/results/model_zoo.json
+    python jobs/model_zoo.py --models timm --output jobs/results/timm.json  # pip install timm
 
 Every network is traced (which proves on random masks that extraction is exact), cut to half of its
 MACs, run, trained for a step, saved and loaded, in a process of its own. What is in the output
@@ -20,6 +21,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from surveying.attempt import PRUNED, Attempt, attempt
+from surveying.families import FAMILIES
 
 from fppmo_ray.durable_files import write_whole
 from fppmo_ray.job import run_job
@@ -38,19 +40,26 @@ def main(
 
     Args:
         output: JSON file.
-        models: Names in ``torchvision.models``; none: all that classify images.
+        models: Names in ``torchvision.models``, or ``timm:NAME``; none: all of torchvision's that
+            classify images; ``timm``: one of each of many families there.
         macs_cut: Share of the MACs to remove, in (0, 1).
         patience: Seconds that a network may take.
         threads: Of torch.
     """
     known = _read(output)
-    for model in models or _classifiers():
+    for model in _listed(models):
         if model not in known:
             known[model] = _apart(model, macs_cut, threads, patience)
             rows = [asdict(known[name]) for name in sorted(known)]
             write_whole(output, (json.dumps(rows, indent=1) + "\n").encode())
             logger.info("%s  %s", model, known[model].verdict)
     Console(width=150).print(_table(list(known.values())))
+
+
+def _listed(models: tuple[str, ...]) -> list[str]:
+    if models == ("timm",):
+        return [f"timm:{name}" for name in FAMILIES]
+    return list(models) or _classifiers()
 
 
 def _classifiers() -> list[str]:

@@ -1,4 +1,4 @@
-"""One network of torchvision: traced, cut, run, trained for a step, saved and loaded again."""
+"""One network, dense and then smaller: traced, cut, run, trained for a step, saved and loaded."""
 
 from __future__ import annotations
 
@@ -46,24 +46,29 @@ class Attempt:
     trace_seconds: float = 0.0
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Subject:
+    """A dense network, and how it was made."""
+
+    network: nn.Module
+    constructor: str
+    arguments: dict[str, Any]
+    image_size: int
+
+
 def attempt(model: str, macs_cut: float) -> Attempt:
-    """Prune a network of torchvision with random weights.
+    """Prune a network with random weights.
 
     Args:
-        model: Its name in ``torchvision.models``.
+        model: Its name in ``torchvision.models``, or ``timm:`` and its name there.
         macs_cut: Share of the MACs to remove.
 
     Raises:
-        ValueError: it cannot be pruned by as much, or not at all.
+        ValueError: it cannot be pruned by as much, or not at all, or there is no such network.
         RuntimeError: what was pruned does not do what it must.
     """
-    from torchvision import models
-
-    arguments = {"weights": None, **_UNTRAINED.get(model, {})}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        dense = getattr(models, model)(**arguments)
-    size = _SIZES.get(model, _SIZE)
+    subject = _subject(model)
+    dense, size = subject.network, subject.image_size
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     begin = time.perf_counter()
     with warnings.catch_warnings():
@@ -76,7 +81,7 @@ def attempt(model: str, macs_cut: float) -> Attempt:
     smaller = extract(dense, tracing, keep)
     _check_runs(smaller, images, tracing.space.macs(keep))
     _check_trains(smaller, images)
-    _check_loads(smaller, tracing, keep, model, arguments, images)
+    _check_loads(smaller, tracing, keep, subject, images)
     return Attempt(
         model=model,
         verdict=PRUNED,
@@ -87,6 +92,35 @@ def attempt(model: str, macs_cut: float) -> Attempt:
         removable=1 - space.min_macs / space.dense_macs,
         macs_cut=1 - space.macs(keep) / space.dense_macs,
         trace_seconds=seconds,
+    )
+
+
+def _subject(model: str) -> _Subject:
+    library, _, name = model.rpartition(":")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if library == "timm":
+            return _of_timm(name)
+        from torchvision import models
+
+        arguments = {"weights": None, **_UNTRAINED.get(model, {})}
+        return _Subject(
+            network=getattr(models, model)(**arguments),
+            constructor=f"torchvision.models:{model}",
+            arguments=arguments,
+            image_size=_SIZES.get(model, _SIZE),
+        )
+
+
+def _of_timm(name: str) -> _Subject:
+    import timm
+
+    network = timm.create_model(name)
+    return _Subject(
+        network=network,
+        constructor="timm:create_model",
+        arguments={"model_name": name},
+        image_size=network.default_cfg["input_size"][-1],
     )
 
 
@@ -111,14 +145,13 @@ def _check_loads(
     network: nn.Module,
     tracing: Tracing,
     keep: BoolArray,
-    model: str,
-    arguments: dict[str, Any],
+    subject: _Subject,
     images: Tensor,
 ) -> None:
-    source = {"constructor": f"torchvision.models:{model}", "arguments": arguments}
+    source = {"constructor": subject.constructor, "arguments": subject.arguments}
     with tempfile.TemporaryDirectory() as folder:
         path = save_network(
-            network, Path(folder) / model, tracing=tracing, keep=keep, source=source
+            network, Path(folder) / "smaller", tracing=tracing, keep=keep, source=source
         )
         loaded = load_network(path)
     same = torch.equal(loaded(images[:1]), network.eval()(images[:1]))
