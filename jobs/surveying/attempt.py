@@ -5,7 +5,9 @@ from __future__ import annotations
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +53,11 @@ class _Subject:
     """A dense network, and how it was made."""
 
     network: nn.Module
-    constructor: str
-    arguments: dict[str, Any]
     image_size: int
+    source: dict[str, Any]
+    """For its recipe; empty where a recipe may not name the constructor."""
+    construct: Callable[[], nn.Module] | None
+    """None: the source tells."""
 
 
 def attempt(model: str, macs_cut: float) -> Attempt:
@@ -106,9 +110,9 @@ def _subject(model: str) -> _Subject:
         arguments = {"weights": None, **_UNTRAINED.get(model, {})}
         return _Subject(
             network=getattr(models, model)(**arguments),
-            constructor=f"torchvision.models:{model}",
-            arguments=arguments,
             image_size=_SIZES.get(model, _SIZE),
+            source={"constructor": f"torchvision.models:{model}", "arguments": arguments},
+            construct=None,
         )
 
 
@@ -118,9 +122,9 @@ def _of_timm(name: str) -> _Subject:
     network = timm.create_model(name)
     return _Subject(
         network=network,
-        constructor="timm:create_model",
-        arguments={"model_name": name},
         image_size=network.default_cfg["input_size"][-1],
+        source={},
+        construct=partial(timm.create_model, name),
     )
 
 
@@ -148,12 +152,11 @@ def _check_loads(
     subject: _Subject,
     images: Tensor,
 ) -> None:
-    source = {"constructor": subject.constructor, "arguments": subject.arguments}
     with tempfile.TemporaryDirectory() as folder:
         path = save_network(
-            network, Path(folder) / "smaller", tracing=tracing, keep=keep, source=source
+            network, Path(folder) / "smaller", tracing=tracing, keep=keep, source=subject.source
         )
-        loaded = load_network(path)
+        loaded = load_network(path, constructor=subject.construct)
     same = torch.equal(loaded(images[:1]), network.eval()(images[:1]))
     _require(same, "what was saved computes something else when it is loaded")
 
