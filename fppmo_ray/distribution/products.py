@@ -24,6 +24,16 @@ class Width:
     """Pairs (group index, channels per kept filter)."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TensorSize:
+    """Elements of one parameter: ``per_pair * out_width * in_width``, whichever axes these are."""
+
+    tensor: str
+    per_pair: int
+    out_width: Width
+    in_width: Width
+
+
 Product = tuple[int, Width, Width]
 """A constant and two widths: what it comes to is all three multiplied."""
 

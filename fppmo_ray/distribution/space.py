@@ -19,7 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from fppmo_ray.distribution.products import BoolArray, FloatArray, IntArray, Products, Width
+from fppmo_ray.distribution.activations import Activations
+from fppmo_ray.distribution.latency_table import LatencyTable
+from fppmo_ray.distribution.products import (
+    BoolArray,
+    FloatArray,
+    IntArray,
+    Products,
+    TensorSize,
+    Width,
+)
 
 __all__ = [
     "BoolArray",
@@ -75,16 +84,6 @@ class LayerCost:
     in_width: Width
 
 
-@dataclass(frozen=True, kw_only=True)
-class TensorSize:
-    """Elements of one parameter: ``per_pair * out_width * in_width``, whichever axes these are."""
-
-    tensor: str
-    per_pair: int
-    out_width: Width
-    in_width: Width
-
-
 @dataclass(frozen=True)
 class PruningSpace:
     """All channel groups of a network, in order, and the cost of every width.
@@ -99,6 +98,10 @@ class PruningSpace:
     tensor_sizes: tuple[TensorSize, ...] = ()
     """Of the parameters that lose elements; none where nobody asks for parameters."""
     constant_parameters: int = 0
+    activations: Activations | None = None
+    """Of one image in inference; None where nobody asks for their memory."""
+    latency: LatencyTable | None = None
+    """None until it is measured, and where nobody asks for it."""
 
     def __post_init__(self) -> None:
         if not self.groups:
@@ -273,8 +276,13 @@ class PruningSpace:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain lists and numbers; ``from_json`` gives the space back."""
-        data = asdict(self)
+        """Plain lists and numbers; ``from_json`` gives the space back.
+
+        Without activations and latencies: the former follow from the network, the latter are an
+        artifact of their own.
+        """
+        data = asdict(replace(self, activations=None, latency=None))
+        del data["activations"], data["latency"]
         for group in data["groups"]:
             if group["max_keep"] is None:
                 del group["max_keep"]  # as before there were such limits

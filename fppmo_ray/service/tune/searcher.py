@@ -299,8 +299,15 @@ class FPPMOSearch(Searcher):
 
     def _identity(self) -> dict[str, Any]:
         return {
-            "settings": json.loads(json.dumps(asdict(self._settings))),  # which has no tuples
+            "settings": _plain(self._settings),
             "space": self._space.fingerprint(),
             "importance": hashlib.sha256(self._importance.tobytes()).hexdigest(),
             **self._scored_by,  # whose settings, where it has any, hold the ones above
         }
+
+
+def _plain(settings: OptimizerSettings) -> dict[str, Any]:
+    """Settings as JSON has them: without tuples, and without the cuts that are not asked for."""
+    given = {name: value for name, value in asdict(settings).items() if value is not None}
+    plain: dict[str, Any] = json.loads(json.dumps(given))
+    return plain
