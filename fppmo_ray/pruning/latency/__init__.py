@@ -8,8 +8,8 @@ tell how far off it is.
 from fppmo_ray.pruning.latency.measure import (
     MeasuredLatency,
     TimedMask,
-    measure_latency,
+    measure_latency_table,
     time_masks,
 )
 
-__all__ = ["MeasuredLatency", "TimedMask", "measure_latency", "time_masks"]
+__all__ = ["MeasuredLatency", "TimedMask", "measure_latency_table", "time_masks"]

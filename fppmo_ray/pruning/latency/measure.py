@@ -55,7 +55,7 @@ class MeasuredLatency:
 
 
 @torch.no_grad()
-def measure_latency(
+def measure_latency_table(
     network: nn.Module, tracing: Tracing, image: Tensor, *, batch: int, seed: int
 ) -> MeasuredLatency:
     """Measure a network's latency over all widths, on the device where it is.
@@ -90,7 +90,7 @@ def measure_latency(
 def time_masks(
     network: nn.Module, tracing: Tracing, image: Tensor, masks: Sequence[BoolArray], *, batch: int
 ) -> list[int]:
-    """Nanoseconds of a pass of each mask's network; see ``measure_latency``."""
+    """Nanoseconds of a pass of each mask's network; see ``measure_latency_table``."""
     images = _repeated(image, batch)
 
     def maker(keep: BoolArray) -> Callable[[], Call]:

@@ -79,6 +79,11 @@ class FPPMOSearch(Searcher):
                 f"macs_cut must be a single share under Tune, got {settings.macs_cuts}: its "
                 "schedulers would compare trials of different budgets; use fppmo_ray.search"
             )
+        if settings.latency_cut is not None and space.latency is None:
+            raise ValueError(
+                f"latency_cut must be left out under Tune, got {settings.latency_cut}: nothing is "
+                "measured there before the first trial; use fppmo_ray.search"
+            )
         super().__init__(metric=settings.rank_by, mode=_MODES[settings.rank_by])
         self._space = space
         self._importance = importance

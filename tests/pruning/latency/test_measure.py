@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fppmo_ray.pruning import trace
-from fppmo_ray.pruning.latency import measure_latency, time_masks
+from fppmo_ray.pruning.latency import measure_latency_table, time_masks
 from fppmo_ray.pruning.latency.masks import mask_at
 from fppmo_ray.pruning.latency.timing import seconds_in_turns
 
@@ -24,7 +24,7 @@ TRACING = trace(NETWORK, IMAGE)
 
 def test_the_table_tells_every_mask_s_latency_and_how_far_off_it_may_be() -> None:
     space = TRACING.space
-    measured = measure_latency(NETWORK, TRACING, IMAGE, batch=2, seed=0)
+    measured = measure_latency_table(NETWORK, TRACING, IMAGE, batch=2, seed=0)
     assert [layer.layer for layer in measured.table.layers] == ["0", "3", "8"]
     assert measured.table.layers[1].out_points == measured.table.layers[1].in_points
     assert measured.table.layers[1].out_points[::5] == (1, 8)
@@ -45,7 +45,7 @@ def test_masks_are_timed_in_nanoseconds() -> None:
 
 def test_measuring_changes_nothing_about_the_network() -> None:
     before = {name: tensor.clone() for name, tensor in NETWORK.state_dict().items()}
-    measure_latency(NETWORK, TRACING, IMAGE, batch=1, seed=0)
+    measure_latency_table(NETWORK, TRACING, IMAGE, batch=1, seed=0)
     for name, tensor in NETWORK.state_dict().items():
         assert torch.equal(tensor, before[name])
     assert not NETWORK.training
