@@ -32,7 +32,7 @@ class Activations:
 
     def widened(self, widths: IntArray, steps: IntArray) -> IntArray:
         """The same with each group alone widened by its step, ``(num_groups,)``."""
-        peaks: IntArray = self._peak(widths + np.diag(steps)).astype(np.int64)
+        peaks: IntArray = self._peak(widths + np.diag(steps))
         return peaks
 
     def written(self) -> tuple[TensorSize, ...]:
@@ -47,20 +47,20 @@ class Activations:
         )
 
     def _peak(self, widths: IntArray | FloatArray) -> Any:
-        # In double precision, whose products are fast, and exact up to 2^53 bytes.
-        sizes = self._sizes.each(widths).astype(np.float64)
-        return (sizes @ self._alive.T).max(axis=-1)
+        alive, starts = self._alive
+        sizes = self._sizes.each(widths)
+        return np.add.reduceat(sizes[..., alive], starts, axis=-1).max(axis=-1)
 
     @cached_property
     def _sizes(self) -> Products:
         return as_products(self.tensors, self.num_groups)
 
     @cached_property
-    def _alive(self) -> FloatArray:
-        alive = np.zeros((len(self.moments), len(self.tensors)))
-        for moment, tensors in enumerate(self.moments):
-            alive[moment, list(tensors)] = 1.0
-        return alive
+    def _alive(self) -> tuple[IntArray, IntArray]:
+        """The tensors of all moments, one moment after the other, and where each begins."""
+        lengths = [len(tensors) for tensors in self.moments]
+        alive = np.array([index for tensors in self.moments for index in tensors], dtype=np.int64)
+        return alive, np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
 
 
 def as_products(sizes: tuple[TensorSize, ...], num_groups: int) -> Products:

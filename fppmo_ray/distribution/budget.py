@@ -83,23 +83,30 @@ class Budget:
 
     def _widen(self, queue: IntArray) -> IntArray:
         """Widths after adding blocks, given as the groups they belong to, best block first."""
-        blocks, taken = self._longest_prefix(queue)
-        widths = self._widths(blocks)
-        queue = queue[taken:]
-        while len(queue):
-            steps = np.minimum(self._multiples, self.space.max_widths - widths)
-            fits = self._allows(widths, steps)
-            # A group that does not fit now never will: adding only makes the rest dearer.
-            queue = queue[fits[queue]]
-            if len(queue):
-                widths[queue[0]] += steps[queue[0]]
-                queue = queue[1:]
-        return widths
-
-    def _longest_prefix(self, queue: IntArray) -> tuple[IntArray, int]:
-        """Blocks per group after the longest prefix within the budget, and its length."""
         blocks = -(-self.space.min_widths // self._multiples)
-        shortest, longest = 0, len(queue)
+        blocks, taken = self._longest_prefix(blocks, queue, 0)
+        queue, reach = queue[taken:], 1
+        while len(queue):
+            widths = self._widths(blocks)
+            steps = np.minimum(self._multiples, self.space.max_widths - widths)
+            # A group that does not fit now never will: adding only makes the rest dearer.
+            fitting = queue[self._allows(widths, steps)[queue]]
+            # Many blocks may fit behind the first that does not, where limits overlook groups.
+            reach = 2 * reach if len(fitting) == len(queue) else 1
+            blocks, taken = self._longest_prefix(blocks, fitting[:reach], 1)
+            queue = fitting[taken:]
+        return self._widths(blocks)
+
+    def _longest_prefix(self, blocks: IntArray, queue: IntArray, sure: int) -> tuple[IntArray, int]:
+        """Blocks per group after adding the longest prefix within the budget, and its length.
+
+        Args:
+            blocks: Per group, so far.
+            queue: The groups of further ones, the best first.
+            sure: So many, of those there are, are known to fit.
+        """
+        shortest, longest = min(sure, len(queue)), len(queue)
+        blocks = blocks + np.bincount(queue[:shortest], minlength=len(blocks))
         while shortest < longest:
             middle = (shortest + longest + 1) // 2
             wider = blocks + np.bincount(queue[shortest:middle], minlength=len(blocks))
