@@ -16,6 +16,7 @@ from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.record.facts import LatencyMeasured
 from fppmo_ray.service.record.run_directory import RunDirectory
 from fppmo_ray.service.settings import SearchSettings
+from fppmo_ray.service.task_problem import TaskProblem
 from fppmo_ray.service.work import Work
 from fppmo_ray.training import Engine
 
@@ -26,12 +27,12 @@ _DOUBTFUL = 0.15  # a median error of the table above this is warned of
 
 
 def with_latency(
-    problem: Problem,
+    problem: Problem | TaskProblem,
     settings: SearchSettings,
     run: RunDirectory,
     pool: WorkerPool,
     engine: Engine,
-) -> Problem:
+) -> Problem | TaskProblem:
     """The problem with a space that tells latencies, where the settings limit them.
 
     The table decides masks, so it is measured once: whoever resumes, elsewhere too, reads it again.

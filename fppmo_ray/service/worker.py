@@ -173,23 +173,22 @@ class ScoringWorker:
         In one call on one worker, so that the networks do not slow down each other.
         """
         networks = [self._network(basis, keep).eval() for keep in masks]
-        return [measure_latency(network, self._image()) for network in networks]
+        return [measure_latency(network, *self._inputs()) for network in networks]
 
     def measure_latency_table(self, engine: Engine, batch: int, seed: int) -> MeasuredLatency:
         """Latency over all widths; see ``fppmo_ray.pruning.latency``."""
-        torch.set_num_threads(engine.threads)
-        dense, tracing = self._dense.network, self._problem.tracing
-        return measure_latency_table(dense, tracing, self._image(), batch=batch, seed=seed)
+        dense, tracing = self._dense.timed_on(engine), self._problem.tracing
+        return measure_latency_table(dense, tracing, self._inputs(), batch=batch, seed=seed)
 
     def time_masks(self, engine: Engine, masks: Sequence[BoolArray], batch: int) -> list[int]:
         """Nanoseconds of masks' networks, measured as for the table."""
-        torch.set_num_threads(engine.threads)
-        dense, tracing = self._dense.network, self._problem.tracing
-        return time_masks(dense, tracing, self._image(), masks, batch=batch)
+        dense, tracing = self._dense.timed_on(engine), self._problem.tracing
+        return time_masks(dense, tracing, self._inputs(), masks, batch=batch)
 
-    def _image(self) -> torch.Tensor:
+    def _inputs(self) -> tuple[torch.Tensor]:
+        """One image."""
         image, _ = next(iter(self._split("choose_val").batches(1)))
-        return image
+        return (image,)
 
     def _candidate(self, dense: nn.Module, keep: BoolArray, engine: Engine) -> Candidate:
         problem = self._problem

@@ -64,13 +64,15 @@ class TimedLayer:
         return repr(self.module), self.image_shape
 
 
-def timed_layers(network: nn.Module, tracing: Tracing, images: Tensor) -> list[TimedLayer]:
+def timed_layers(
+    network: nn.Module, tracing: Tracing, inputs: tuple[Tensor, ...]
+) -> list[TimedLayer]:
     """Every call of a convolution or linear layer that has a filter of the space.
 
     Args:
         network: The dense network, in eval mode.
         tracing: Of the network.
-        images: What it is called with.
+        inputs: What it is called with, with the batch.
     """
     parts: dict[str, list[AxisUnits]] = {}
     for part in tracing.slices:
@@ -85,13 +87,15 @@ def timed_layers(network: nn.Module, tracing: Tracing, images: Tensor) -> list[T
             out_width=_width(parts[name], "output", groups),
             in_width=_width(parts[name], "input", groups),
         )
-        for name, module, shape in _calls(network, images)
+        for name, module, shape in _calls(network, inputs)
         if name in parts
     ]
 
 
 @torch.no_grad()
-def _calls(network: nn.Module, images: Tensor) -> list[tuple[str, _Layer, tuple[int, ...]]]:
+def _calls(
+    network: nn.Module, inputs: tuple[Tensor, ...]
+) -> list[tuple[str, _Layer, tuple[int, ...]]]:
     """The layers in the order in which a pass calls them, with the shapes of what they read."""
     calls: list[tuple[str, _Layer, tuple[int, ...]]] = []
     names: dict[_Layer, str] = {
@@ -100,12 +104,12 @@ def _calls(network: nn.Module, images: Tensor) -> list[tuple[str, _Layer, tuple[
         if isinstance(module, _ConvNd | nn.Linear)
     }
 
-    def note(module: Any, inputs: tuple[Tensor, ...]) -> None:
-        calls.append((names[module], module, tuple(inputs[0].shape)))
+    def note(module: Any, read: tuple[Tensor, ...]) -> None:
+        calls.append((names[module], module, tuple(read[0].shape)))
 
     hooks = [module.register_forward_pre_hook(note) for module in names]
     try:
-        network(images)
+        network(*inputs)
     finally:
         for hook in hooks:
             hook.remove()

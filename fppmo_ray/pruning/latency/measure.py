@@ -56,23 +56,24 @@ class MeasuredLatency:
 
 @torch.no_grad()
 def measure_latency_table(
-    network: nn.Module, tracing: Tracing, image: Tensor, *, batch: int, seed: int
+    network: nn.Module, tracing: Tracing, inputs: tuple[Tensor, ...], *, batch: int, seed: int
 ) -> MeasuredLatency:
     """Measure a network's latency over all widths, on the device where it is.
 
     Args:
         network: The dense network, in eval mode.
         tracing: Of the network; its space tells the activations.
-        image: One image ``(1, ...)`` on the same device, with nothing else to do.
+        inputs: What its forward takes, for one image ``(1, ...)``, on the same device, which has
+            nothing else to do.
         batch: Images per pass, at least 1.
         seed: Of the masks whose networks are timed.
     """
-    space = tracing.space
-    layers = timed_layers(network, tracing, _repeated(image, batch))
-    latencies = _layer_latencies(layers, space, image.device)
+    space, device = tracing.space, inputs[0].device
+    layers = timed_layers(network, tracing, _repeated(inputs, batch))
+    latencies = _layer_latencies(layers, space, device)
     random = random_masks(space, _FITTED + _CHECKED, np.random.default_rng(seed))
     masks = [mask_at(space, 1.0), mask_at(space, 0.0), *random]
-    measured = time_masks(network, tracing, image, masks, batch=batch)
+    measured = time_masks(network, tracing, inputs, masks, batch=batch)
     widths = [space.widths(keep) for keep in masks]
     fitted = len(masks) - _CHECKED
     table = fit_table(space, latencies, widths[:fitted], measured[:fitted])
@@ -82,30 +83,35 @@ def measure_latency_table(
             TimedMask(measured_ns=ns, predicted_ns=table.total(at))
             for ns, at in zip(measured[fitted:], widths[fitted:], strict=True)
         ),
-        device=_name(image.device),
+        device=_name(device),
     )
 
 
 @torch.no_grad()
 def time_masks(
-    network: nn.Module, tracing: Tracing, image: Tensor, masks: Sequence[BoolArray], *, batch: int
+    network: nn.Module,
+    tracing: Tracing,
+    inputs: tuple[Tensor, ...],
+    masks: Sequence[BoolArray],
+    *,
+    batch: int,
 ) -> list[int]:
     """Nanoseconds of a pass of each mask's network; see ``measure_latency_table``."""
-    images = _repeated(image, batch)
+    images = _repeated(inputs, batch)
 
     def maker(keep: BoolArray) -> Callable[[], Call]:
         def make() -> Call:
             smaller = extract(network, tracing, keep)
-            return lambda: smaller(images)
+            return lambda: smaller(*images)
 
         return make
 
-    seconds = seconds_in_turns([maker(keep) for keep in masks], image.device)
+    seconds = seconds_in_turns([maker(keep) for keep in masks], inputs[0].device)
     return [round(_NS * of_one) for of_one in seconds]
 
 
-def _repeated(image: Tensor, batch: int) -> Tensor:
-    return image.repeat(batch, *[1] * (image.dim() - 1))
+def _repeated(inputs: tuple[Tensor, ...], batch: int) -> tuple[Tensor, ...]:
+    return tuple(tensor.repeat(batch, *[1] * (tensor.dim() - 1)) for tensor in inputs)
 
 
 def _name(device: torch.device) -> str:

@@ -21,7 +21,7 @@ TRACING = trace(NETWORK, IMAGES[:1])
 
 
 def test_every_convolution_and_linear_layer_that_loses_channels_is_timed() -> None:
-    layers = timed_layers(NETWORK, TRACING, IMAGES)
+    layers = timed_layers(NETWORK, TRACING, (IMAGES,))
     assert [(layer.name, layer.image_shape) for layer in layers] == [
         ("0", (2, 3, 6, 6)),
         ("2", (2, 8, 4, 4)),
@@ -41,7 +41,7 @@ def test_a_layer_is_run_at_the_output_widths_of_one_mask_and_the_inputs_of_anoth
             tuple(layer.at(out, into)()().shape)
             for out, into in [(dense, narrow), (narrow, dense), (narrow, narrow)]
         ]
-        for layer in timed_layers(NETWORK, TRACING, IMAGES)
+        for layer in timed_layers(NETWORK, TRACING, (IMAGES,))
     }
     few = TRACING.space.with_limits().min_widths
     assert few.tolist() == [1] * len(few)

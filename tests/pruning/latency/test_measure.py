@@ -24,7 +24,7 @@ TRACING = trace(NETWORK, IMAGE)
 
 def test_the_table_tells_every_mask_s_latency_and_how_far_off_it_may_be() -> None:
     space = TRACING.space
-    measured = measure_latency_table(NETWORK, TRACING, IMAGE, batch=2, seed=0)
+    measured = measure_latency_table(NETWORK, TRACING, (IMAGE,), batch=2, seed=0)
     assert [layer.layer for layer in measured.table.layers] == ["0", "3", "8"]
     assert measured.table.layers[1].out_points == measured.table.layers[1].in_points
     assert measured.table.layers[1].out_points[::5] == (1, 8)
@@ -39,13 +39,13 @@ def test_the_table_tells_every_mask_s_latency_and_how_far_off_it_may_be() -> Non
 
 def test_masks_are_timed_in_nanoseconds() -> None:
     masks = [mask_at(TRACING.space, 1.0), mask_at(TRACING.space, 0.0)]
-    times = time_masks(NETWORK, TRACING, IMAGE, masks, batch=1)
+    times = time_masks(NETWORK, TRACING, (IMAGE,), masks, batch=1)
     assert all(1_000 < ns < 1_000_000_000 for ns in times)
 
 
 def test_measuring_changes_nothing_about_the_network() -> None:
     before = {name: tensor.clone() for name, tensor in NETWORK.state_dict().items()}
-    measure_latency_table(NETWORK, TRACING, IMAGE, batch=1, seed=0)
+    measure_latency_table(NETWORK, TRACING, (IMAGE,), batch=1, seed=0)
     for name, tensor in NETWORK.state_dict().items():
         assert torch.equal(tensor, before[name])
     assert not NETWORK.training
