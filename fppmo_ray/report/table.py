@@ -66,12 +66,14 @@ def _print_cuts(figures: dict[str, Any], console: Console) -> None:
     columns, rows = cut_table(figures, title_of)
     if not rows:
         return
-    table = Table(title="cut besides MACs", caption=table_sentence(figures) or None)
+    table = Table(title="cut besides MACs")
     for column in columns:
         table.add_column(column, justify="left" if column == "network" else "right")
     for row in rows:
         table.add_row(*row)
     console.print(table)
+    if sentence := table_sentence(figures):
+        console.print(sentence)
 
 
 def title_of(row: dict[str, Any]) -> str:

@@ -166,7 +166,7 @@ class SearchSettings:
         """``macs_cut`` where there may be just one, and no other cut.
 
         Raises:
-            ValueError: there are several.
+            ValueError: there are several, or others.
         """
         if self.further_cuts:
             listed = ", ".join(f"{name}_cut" for name in self.further_cuts)

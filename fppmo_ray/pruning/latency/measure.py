@@ -131,11 +131,10 @@ def _layer_latencies(
         for out_keep, in_keep in product(*grids[layer.name].keeps)
     ]
     seconds = iter(seconds_in_turns(makers, device))
-    times = {
-        key: [[next(seconds) for _ in in_points] for _ in out_points]
-        for key in alike
-        for _, out_points, in_points in [key]
-    }
+    times = {}
+    for key in alike:
+        _, out_points, in_points = key
+        times[key] = [[next(seconds) for _ in in_points] for _ in out_points]
     return [
         _latency(layer, grids[layer.name], times[layer.kind, *grids[layer.name].points])
         for layer in layers

@@ -11,7 +11,7 @@ import torch
 Call = Callable[[], object]
 """Runs something on the device."""
 
-_TURNS = 5
+_TURNS = 8
 _SAMPLES = 4  # of each turn
 _SAMPLE_S = 1e-3  # what is over sooner is called several times in a row
 _MOST_CALLS = 32

@@ -63,5 +63,5 @@ def test_calls_take_turns_and_are_made_anew_for_each() -> None:
         return make
 
     seconds = seconds_in_turns([maker(0), maker(1)], torch.device("cpu"))
-    assert made == [0, 1] * 5
+    assert made == [0, 1] * 8
     assert all(0 < value < 1 for value in seconds)
