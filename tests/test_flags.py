@@ -34,6 +34,15 @@ def test_what_makes_no_list_of_cuts_ends_with_a_sentence(
     assert sentence in " ".join(printed.split())
 
 
+def test_a_latency_cut_needs_no_macs_cut_beside_it() -> None:
+    settings = parsed("--latency-cut", "0.3", "--latency-batch", "8")
+    assert (settings.macs_cut, settings.further_cuts) == (0.0, {"latency": 0.3})
+    assert settings.latency_batch == 8
+    beside = parsed("--macs-cut", "0.4,0.57", "--params-cut", "0.5", "--memory-cut", "0.2")
+    assert beside.macs_cuts == (0.4, 0.57)
+    assert beside.further_cuts == {"params": 0.5, "memory": 0.2}
+
+
 def test_stages_are_given_with_commas_too() -> None:
     assert parsed("--macs-cut", "0.57").stages == ()
     stages = parsed("--macs-cut", "0.57", "--stages", "0.25,0.45,0.57").stage_settings()

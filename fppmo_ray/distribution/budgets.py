@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fppmo_ray.distribution.budget import Budget
+from fppmo_ray.distribution.limits import Resource
 from fppmo_ray.distribution.logits import settle, start_logits
 from fppmo_ray.distribution.rules import Beliefs, RankedGeneration, UpdateRule
 from fppmo_ray.distribution.space import BoolArray, FloatArray, PruningSpace
@@ -17,7 +18,7 @@ from fppmo_ray.distribution.space import BoolArray, FloatArray, PruningSpace
 class Budgets:
     """The budgets of a search, the widest first.
 
-    The keep-logits of all of them differ by a constant only, the tau at which the expected MACs
+    The keep-logits of all of them differ by a constant only, the tau at which the expected costs
     meet the budget. Beliefs are kept as settled on the first; from there, the importance alone
     keeps the same share of every layer at the others too, on ResNet-20 to within one point.
     """
@@ -25,13 +26,23 @@ class Budgets:
     each: tuple[Budget, ...]
 
     @classmethod
-    def from_cuts(cls, space: PruningSpace, macs_cuts: Sequence[float]) -> Budgets:
+    def from_cuts(
+        cls,
+        space: PruningSpace,
+        macs_cuts: Sequence[float],
+        further_cuts: Mapping[Resource, float] | None = None,
+    ) -> Budgets:
         """One budget for each share of the dense network's MACs to remove, ascending.
+
+        Args:
+            space: What can be pruned, and what it costs.
+            macs_cuts: See ``Budget.from_cut``.
+            further_cuts: Hold for every budget.
 
         Raises:
             ValueError: a cut is out of range or of reach.
         """
-        return cls(tuple(Budget.from_cut(space, macs_cut) for macs_cut in macs_cuts))
+        return cls(tuple(Budget.from_cut(space, cut, further_cuts) for cut in macs_cuts))
 
     def within(self, keep: BoolArray) -> Budgets:
         """The same budgets for masks of what a mask leaves; see ``PruningSpace.within``."""

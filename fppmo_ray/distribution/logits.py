@@ -1,7 +1,7 @@
 """Keep-logits: the state of the probability model, one number per filter.
 
 A filter's keep-logit is ``b[layer] + z + delta - tau``: what its layer, its importance and the
-feedback say of it, shifted so that the expected MACs meet the budget. Update rules change b and
+feedback say of it, shifted so that the expected costs meet the budget. Update rules change b and
 delta; this module starts the logits, and solves for tau.
 """
 
@@ -52,7 +52,7 @@ def start_logits(budget: Budget, importance: FloatArray) -> FloatArray:
     layer, at which the layer's mean keep probability is the share that meets the budget.
 
     Args:
-        budget: The space and its most MACs.
+        budget: The space and the most that masks may cost.
         importance: ``(num_filters,)``, finite and > 0; only ratios within a layer matter.
 
     Raises:
@@ -81,7 +81,7 @@ def start_logits(budget: Budget, importance: FloatArray) -> FloatArray:
 
 
 def settle(budget: Budget, logits: FloatArray) -> FloatArray:
-    """The logits minus the tau at which the expected MACs meet the budget.
+    """The logits minus the tau at which the expected costs meet the budget's tightest limit.
 
     Expected widths count from the smallest legal ones, so a tau always exists.
     """
@@ -89,8 +89,7 @@ def settle(budget: Budget, logits: FloatArray) -> FloatArray:
 
     def within_budget(shift: FloatArray) -> BoolArray:
         widths = layer_mean(space, sigmoid(logits + shift)) * space.dense_widths
-        expected = space.expected_macs(np.maximum(widths, space.min_widths))
-        return np.asarray(expected <= budget.max_macs)
+        return np.asarray(budget.is_expected(np.maximum(widths, space.min_widths)))
 
     span = np.abs(logits).max() + _LIMIT
     return logits + _bisect(within_budget, np.asarray(-span), np.asarray(span))
@@ -128,7 +127,7 @@ def _uniform_share(budget: Budget) -> FloatArray:
 
     def within_budget(share: FloatArray) -> BoolArray:
         widths = np.clip(share * space.dense_widths, space.min_widths, space.max_widths)
-        return np.asarray(space.expected_macs(widths) <= budget.max_macs)
+        return np.asarray(budget.is_expected(widths))
 
     return _bisect(within_budget, np.asarray(0.0), np.asarray(1.0))
 

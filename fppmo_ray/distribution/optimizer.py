@@ -35,8 +35,8 @@ class MaskOptimizer:
         inherited: From the stage before: then the importance is only that of a finalist.
 
     Raises:
-        ValueError: the cut cannot be reached under the space's limits, or the importance does
-            not fit the space.
+        ValueError: a cut cannot be reached under the space's limits, the space does not tell what
+            is to be cut, or the importance does not fit it.
 
     Example:
         >>> optimizer = MaskOptimizer(space, importance, settings)  # doctest: +SKIP
@@ -54,7 +54,7 @@ class MaskOptimizer:
     ) -> None:
         self.settings = settings
         self._first = settings.first_generation
-        self._budgets = Budgets.from_cuts(space, settings.macs_cuts)
+        self._budgets = Budgets.from_cuts(space, settings.macs_cuts, settings.further_cuts)
         self._is_open = np.ones(space.num_filters, dtype=bool)
         if inherited is not None:  # only what is handed out is in terms of all filters
             self._is_open = inherited.keep

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Literal, get_args
 
 from fppmo_ray.distribution.budget import check_macs_cuts
+from fppmo_ray.distribution.limits import Resource, check_cut
 from fppmo_ray.distribution.rules import RULES, UpdateRule
 
 RankBy = Literal["val_loss", "val_accuracy"]
@@ -24,7 +25,8 @@ class OptimizerSettings:
 
     macs_cut: float | tuple[float, ...]
     """Share of the dense network's MACs to remove, in (0, 1). Several, ascending, make as many
-    budgets, each of which gets an even share of every generation's proposals."""
+    budgets, each of which gets an even share of every generation's proposals. Beside another cut it
+    may be 0, which limits no MACs."""
     num_proposals: int
     """Proposals over the whole search, at least ``population_size``. Noise cools down over
     them, so a finished search cannot be extended."""
@@ -52,9 +54,17 @@ class OptimizerSettings:
     round_starts: tuple[int, ...] = ()
     """Generations before which the weights that masks are scored on change, ascending: scores of
     two such rounds are never compared, and the later round ranks first."""
+    params_cut: float | None = None
+    """Share of the parameters to remove beside every macs_cut, in (0, 1); None: no limit."""
+    latency_cut: float | None = None
+    """The same of the latency that the space's table tells."""
+    memory_cut: float | None = None
+    """The same of the activations' peak memory in inference."""
 
     def __post_init__(self) -> None:
-        check_macs_cuts(self.macs_cuts)
+        for resource, cut in self.further_cuts.items():
+            check_cut(resource, cut)
+        check_macs_cuts(self.macs_cuts, may_be_zero=bool(self.further_cuts))
         if self.population_size < 2:
             raise ValueError(
                 f"population_size must be at least 2, to have ranks, got {self.population_size}"
@@ -111,6 +121,16 @@ class OptimizerSettings:
     def macs_cuts(self) -> tuple[float, ...]:
         """``macs_cut``, one for every budget."""
         return self.macs_cut if isinstance(self.macs_cut, tuple) else (self.macs_cut,)
+
+    @property
+    def further_cuts(self) -> dict[Resource, float]:
+        """What is limited besides MACs."""
+        cuts: dict[Resource, float | None] = {
+            "params": self.params_cut,
+            "latency": self.latency_cut,
+            "memory": self.memory_cut,
+        }
+        return {resource: cut for resource, cut in cuts.items() if cut is not None}
 
     @property
     def num_generations(self) -> int:

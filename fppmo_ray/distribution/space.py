@@ -12,17 +12,36 @@ import fnmatch
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-BoolArray = NDArray[np.bool_]
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
+from fppmo_ray.distribution.activations import Activations
+from fppmo_ray.distribution.latency_table import LatencyTable
+from fppmo_ray.distribution.products import (
+    BoolArray,
+    FloatArray,
+    IntArray,
+    Products,
+    TensorSize,
+    Width,
+)
+
+__all__ = [
+    "BoolArray",
+    "ChannelGroup",
+    "FloatArray",
+    "IntArray",
+    "LayerCost",
+    "PruningSpace",
+    "TensorSize",
+    "Width",
+    "legal_max_width",
+    "legal_min_width",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,15 +75,6 @@ class ChannelGroup:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Width:
-    """A layer's width: ``constant + sum(channels_per_filter * kept filters of the group)``."""
-
-    constant: int = 0
-    terms: tuple[tuple[int, int], ...] = ()
-    """Pairs (group index, channels per kept filter)."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class LayerCost:
     """Multiply-accumulates of one layer: ``macs_per_pair * out_width * in_width``."""
 
@@ -72,20 +82,6 @@ class LayerCost:
     macs_per_pair: int
     out_width: Width
     in_width: Width
-
-
-@dataclass(frozen=True, kw_only=True)
-class TensorSize:
-    """Elements of one parameter: ``per_pair * out_width * in_width``, whichever axes these are."""
-
-    tensor: str
-    per_pair: int
-    out_width: Width
-    in_width: Width
-
-
-_Matrices = tuple[IntArray, IntArray, IntArray, IntArray, IntArray]
-"""Per product a constant, and two widths as terms ``(products, groups)`` and constants."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +98,10 @@ class PruningSpace:
     tensor_sizes: tuple[TensorSize, ...] = ()
     """Of the parameters that lose elements; none where nobody asks for parameters."""
     constant_parameters: int = 0
+    activations: Activations | None = None
+    """Of one image in inference; None where nobody asks for their memory."""
+    latency: LatencyTable | None = None
+    """None until it is measured, and where nobody asks for it."""
 
     def __post_init__(self) -> None:
         if not self.groups:
@@ -150,28 +150,16 @@ class PruningSpace:
         return self.macs_of_widths(self.min_widths)
 
     @cached_property
-    def _cost_matrices(self) -> _Matrices:
-        per_pair = np.array([cost.macs_per_pair for cost in self.layer_costs], dtype=np.int64)
-        return per_pair, *self._width_matrices(self.layer_costs)
+    def macs_cost(self) -> Products:
+        """Multiply-accumulates as a function of widths."""
+        products = [(c.macs_per_pair, c.out_width, c.in_width) for c in self.layer_costs]
+        return Products(products, len(self.groups), self.constant_macs)
 
     @cached_property
-    def _size_matrices(self) -> _Matrices:
-        per_pair = np.array([size.per_pair for size in self.tensor_sizes], dtype=np.int64)
-        return per_pair, *self._width_matrices(self.tensor_sizes)
-
-    def _width_matrices(
-        self, products: Sequence[LayerCost | TensorSize]
-    ) -> tuple[IntArray, IntArray, IntArray, IntArray]:
-        out_terms, out_constant = self._width_matrix([item.out_width for item in products])
-        in_terms, in_constant = self._width_matrix([item.in_width for item in products])
-        return out_terms, out_constant, in_terms, in_constant
-
-    def _width_matrix(self, widths: list[Width]) -> tuple[IntArray, IntArray]:
-        terms = np.zeros((len(widths), len(self.groups)), dtype=np.int64)
-        for row, width in enumerate(widths):
-            for group, channels in width.terms:
-                terms[row, group] += channels
-        return terms, np.array([width.constant for width in widths], dtype=np.int64)
+    def parameters_cost(self) -> Products:
+        """Parameters as a function of widths."""
+        products = [(size.per_pair, size.out_width, size.in_width) for size in self.tensor_sizes]
+        return Products(products, len(self.groups), self.constant_parameters)
 
     def widths(self, keep: BoolArray) -> IntArray:
         """Kept filters per group, ``(num_groups,)``."""
@@ -183,11 +171,11 @@ class PruningSpace:
 
     def macs_of_widths(self, widths: IntArray) -> int:
         """Exact multiply-accumulates of a network with these kept filters per group."""
-        return int(_products(self._cost_matrices, widths)) + self.constant_macs
+        return self.macs_cost.total(widths)
 
     def parameters(self, keep: BoolArray) -> int:
         """Exact number of parameters of the pruned network."""
-        return int(_products(self._size_matrices, self.widths(keep))) + self.constant_parameters
+        return self.parameters_cost.total(self.widths(keep))
 
     @cached_property
     def dense_parameters(self) -> int:
@@ -200,26 +188,11 @@ class PruningSpace:
         The covariance of a layer's own input and output widths is left out: it is small, and
         the exact budget is met by ``fill_budget``, not by this.
         """
-        return float(_products(self._cost_matrices, widths)) + self.constant_macs
+        return self.macs_cost.expected(widths)
 
     def macs_increase(self, widths: IntArray, steps: IntArray) -> IntArray:
-        """What widening each group alone by its step would cost, ``(num_groups,)``.
-
-        Every layer costs ``c * o(w) * i(w)`` with affine o and i, so a step d in one group adds
-        exactly ``d * c * (o' * i + i' * o) + d^2 * c * o' * i'``.
-        """
-        per_pair, out_terms, out_constant, in_terms, in_constant = self._cost_matrices
-        out_cost = per_pair * (out_terms @ widths + out_constant)
-        in_cost = per_pair * (in_terms @ widths + in_constant)
-        slope = in_cost @ out_terms + out_cost @ in_terms
-        increase: IntArray = steps * (slope + steps * self._macs_curvature)
-        return increase
-
-    @cached_property
-    def _macs_curvature(self) -> IntArray:
-        per_pair, out_terms, _, in_terms, _ = self._cost_matrices
-        curvature: IntArray = per_pair @ (out_terms * in_terms)
-        return curvature
+        """What widening each group alone by its step would cost, ``(num_groups,)``."""
+        return self.macs_cost.increase(widths, steps)
 
     def with_limits(
         self,
@@ -303,8 +276,13 @@ class PruningSpace:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain lists and numbers; ``from_json`` gives the space back."""
-        data = asdict(self)
+        """Plain lists and numbers; ``from_json`` gives the space back.
+
+        Without activations and latencies: the former follow from the network, the latter are an
+        artifact of their own.
+        """
+        data = asdict(replace(self, activations=None, latency=None))
+        del data["activations"], data["latency"]
         for group in data["groups"]:
             if group["max_keep"] is None:
                 del group["max_keep"]  # as before there were such limits
@@ -351,12 +329,6 @@ class PruningSpace:
         del data["tensor_sizes"], data["constant_parameters"]
         text = json.dumps(data, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _products(matrices: _Matrices, widths: IntArray | FloatArray) -> Any:
-    """The sum of all products at these kept filters per group."""
-    per_pair, out_terms, out_constant, in_terms, in_constant = matrices
-    return per_pair @ ((out_terms @ widths + out_constant) * (in_terms @ widths + in_constant))
 
 
 def legal_min_width(group: ChannelGroup) -> int:

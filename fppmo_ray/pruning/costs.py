@@ -67,8 +67,8 @@ def layer_costs(
         LayerCost(
             layer=cost.layer,
             macs_per_pair=cost.macs // (len(cost.out_units) * len(cost.in_units)),
-            out_width=_width(filter_of_unit[cost.out_units], group_of, groups),
-            in_width=_width(filter_of_unit[cost.in_units], group_of, groups),
+            out_width=width_of(filter_of_unit[cost.out_units], group_of, groups),
+            in_width=width_of(filter_of_unit[cost.in_units], group_of, groups),
         )
         for cost in costs
     )
@@ -90,7 +90,7 @@ def tensor_sizes(
     widths: dict[str, list[tuple[int, Width]]] = {}
     for part in slices:
         if part.tensor in shapes:
-            width = _width(part.units, group_of, groups)
+            width = width_of(part.units, group_of, groups)
             widths.setdefault(part.tensor, []).append((part.axis, width))
     one, sizes = Width(constant=1), []
     for tensor, along in widths.items():
@@ -105,7 +105,7 @@ def tensor_sizes(
     return tuple(sizes), constant
 
 
-def _width(units: IntArray, group_of: IntArray, groups: tuple[ChannelGroup, ...]) -> Width:
+def width_of(units: IntArray, group_of: IntArray, groups: tuple[ChannelGroup, ...]) -> Width:
     """Every filter of a group holds equally many positions: that is what makes it a group."""
     positions = np.bincount(group_of[units[units >= 0]], minlength=len(groups))
     terms = [

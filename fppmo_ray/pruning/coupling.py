@@ -9,9 +9,10 @@ import numpy as np
 from torch import Tensor, nn
 
 from fppmo_ray.distribution.space import IntArray
+from fppmo_ray.pruning.activations import CoupledTensor
 from fppmo_ray.pruning.costs import CoupledCost, first_of, run_and_count
 from fppmo_ray.pruning.extract import named_tensors
-from fppmo_ray.pruning.following import FIXED, Following, Product, Units, follow, start
+from fppmo_ray.pruning.following import FIXED, Allocation, Following, Product, Units, follow, start
 from fppmo_ray.pruning.slices import Axis, Side
 
 
@@ -48,6 +49,10 @@ class Coupling:
     """Of the network in eval mode, in the order in which they arise."""
     constant_macs: int
     """What no width changes, for one image."""
+    tensors: list[CoupledTensor]
+    """That an image's inference makes."""
+    moments: list[tuple[int, ...]]
+    """Which of them are there together, by index."""
 
 
 def couple(model: nn.Module, inputs: tuple[Tensor, ...]) -> Coupling:
@@ -77,6 +82,18 @@ def couple(model: nn.Module, inputs: tuple[Tensor, ...]) -> Coupling:
         doubted=following.units.doubted(),
         costs=costs,
         constant_macs=macs - sum(cost.macs for cost in costs),
+        tensors=[_tensor(following.units, made) for made in following.storages.allocations],
+        moments=following.storages.largest_moments(),
+    )
+
+
+def _tensor(units: Units, made: Allocation) -> CoupledTensor:
+    along = made.tensor.channels.items()
+    return CoupledTensor(
+        module=made.module,
+        integer_bytes=made.integer_bytes,
+        shape=made.tensor.shape,
+        units={axis: units.roots(positions) for axis, positions in along},
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from fppmo_ray.distribution.space import ChannelGroup, PruningSpace
+from fppmo_ray.pruning.activations import activations
 from fppmo_ray.pruning.candidates import Candidate, candidate_groups, ignored_modules
 from fppmo_ray.pruning.costs import layer_costs, tensor_sizes
 from fppmo_ray.pruning.coupling import Coupling, couple
@@ -58,7 +59,8 @@ def trace(
         twin = randomised_copy(model)
         with _must_run(twin, inputs):
             coupling = couple(twin, inputs)
-        survey = _Survey(twin, inputs, coupling)
+        float_bytes = next(model.parameters()).element_size()
+        survey = _Survey(twin, inputs, coupling, float_bytes)
         candidates, unsound = candidate_groups(coupling, ignored)
         sound = survey.sound(candidates, unsound)
     reasons = "; ".join(f"{name} ({reason})" for name, reason in unsound.items())
@@ -80,6 +82,8 @@ class _Survey:
     twin: nn.Module
     inputs: tuple[Tensor, ...]
     coupling: Coupling
+    float_bytes: int
+    """Of a number of the network, which is more precise in the twin."""
 
     def sound(self, candidates: list[Candidate], unsound: dict[str, str]) -> list[Candidate]:
         """Those candidates that can be pruned; others are added to ``unsound`` with the reason.
@@ -140,7 +144,9 @@ class _Survey:
         costs = layer_costs(self.coupling.costs, filter_of_unit, groups)
         shapes = {name: tuple(tensor.shape) for name, tensor in self.twin.named_parameters()}
         sizes = tensor_sizes(shapes, slices, groups)
-        space = PruningSpace(groups, costs, self.coupling.constant_macs, *sizes)
+        tensors, moments = self.coupling.tensors, self.coupling.moments
+        made = activations(tensors, moments, filter_of_unit, groups, self.float_bytes)
+        space = PruningSpace(groups, costs, self.coupling.constant_macs, *sizes, made)
         return Tracing(space=space, slices=slices, left_whole=left_whole)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fppmo_ray.durable_files import write_whole
 from fppmo_ray.report import drawings
+from fppmo_ray.report.cuts import cut_table, table_sentence
 from fppmo_ray.report.measure import ACCURACY
 from fppmo_ray.report.run import RescoredFinalist, Run, finalists, read_run, with_distinct_names
 from fppmo_ray.report.style import STYLE
@@ -127,7 +128,19 @@ def _result(run: Run) -> list[str]:
         f"<p>Before and after equal fine-tuning (dense: of as much extra training): "
         f"{escape(run.measure.at('on test'))}; chosen: {chosen}.</p>"
     )
-    return ["<h2>Result</h2>", _table(_result_columns(run), _result_rows(run)), note]
+    return [
+        "<h2>Result</h2>",
+        _table(_result_columns(run), _result_rows(run)),
+        note,
+        *_cuts(run.figures),
+    ]
+
+
+def _cuts(figures: dict[str, Any]) -> list[str]:
+    columns, rows = cut_table(figures, title_of)
+    sentence = table_sentence(figures)
+    note = [f"<p>{escape(sentence[0].upper() + sentence[1:])}.</p>"] if sentence else []
+    return ["<h3>Cut besides MACs</h3>", _table(columns, rows), *note] if rows else []
 
 
 def _result_columns(run: Run) -> list[str]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 from rich.table import Table
 
+from fppmo_ray.distribution.limits import Resource
+from fppmo_ray.report.cuts import cut_table, table_sentence
 from fppmo_ray.report.measure import measure_of
 from fppmo_ray.service.conclusion import FPPMO
 from fppmo_ray.service.record.facts import (
@@ -19,6 +21,7 @@ from fppmo_ray.service.record.facts import (
     Fact,
     Failed,
     Finished,
+    LatencyMeasured,
     Rescored,
     Scored,
     Started,
@@ -51,11 +54,26 @@ def print_result(run_dir: str | Path, console: Console) -> None:
         title = title_of(row)
         table.add_row(title, *(measure.text(row, at) for at in ("before", "after")), *sizes(row))
     console.print(table)
+    _print_cuts(figures, console)
     if epochs := figures.get("epochs_between_stages", 0):  # older results do not tell
         console.print(
             f"FPPMO's network has had {epochs} epochs more than the others, between stages"
         )
     console.print(_cost_line(figures))
+
+
+def _print_cuts(figures: dict[str, Any], console: Console) -> None:
+    columns, rows = cut_table(figures, title_of)
+    if not rows:
+        return
+    table = Table(title="cut besides MACs")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "network" else "right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    if sentence := table_sentence(figures):
+        console.print(sentence)
 
 
 def title_of(row: dict[str, Any]) -> str:
@@ -118,10 +136,12 @@ def status_lines(facts: list[Fact]) -> list[tuple[str, str]]:
         ("search", started.search_id),
         ("state", _state(facts, _num_stages(settings))),
         ("MACs cut", f"{_listed(settings['macs_cut'])} of {started.dense_macs:,}"),
+        *_further_cuts(settings),
         ("proposals", f"{num_scored} scored, {len(failed)} failed of {settings['proposals']}"),
         ("asked", str(_count(facts, Asked))),
     ]
     lines += [("engine", fact.why) for fact in facts if isinstance(fact, EngineChosen)]
+    lines += [("latency", str(fact)) for fact in facts if isinstance(fact, LatencyMeasured)]
     by_rung = Counter(fact.rung for fact in scored)
     if len(by_rung) > 1:
         counts = ", ".join(f"{by_rung[rung]} of {rung} steps" for rung in sorted(by_rung))
@@ -135,6 +155,13 @@ def status_lines(facts: list[Fact]) -> list[tuple[str, str]]:
 
 def _loss(fact: EpochFinished) -> str:
     return "" if fact.train_loss is None else f", loss {fact.train_loss:.4f}"
+
+
+def _further_cuts(settings: dict[str, Any]) -> list[tuple[str, str]]:
+    """Those that the search was asked for."""
+    names = {f"{resource}_cut": f"{resource} cut" for resource in get_args(Resource)}
+    given = {name: settings.get(name) for name in names}
+    return [(names[name], str(cut)) for name, cut in given.items() if cut is not None]
 
 
 def _listed(macs_cut: float | list[float]) -> str:

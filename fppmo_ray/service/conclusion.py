@@ -16,6 +16,7 @@ from torch import nn
 from fppmo_ray.distribution import BoolArray
 from fppmo_ray.pruning import extract, save_network
 from fppmo_ray.service.assignments import Evaluation, TrainingTask
+from fppmo_ray.service.cut_figures import cut_figures, table_figures
 from fppmo_ray.service.finalists import IMPORTANCE_ONLY, Choice
 from fppmo_ray.service.latency import Latency
 from fppmo_ray.service.record.facts import (
@@ -88,13 +89,14 @@ def conclude(
     states = _fine_tune(context, teacher, variants)
     [started] = context.run.all(Started)
     result = {
-        "settings": asdict(context.settings),
+        "settings": context.settings.journaled(),
         "engine": asdict(context.engine),
         "chosen": ", ".join(choice.chosen.name for choice in choices),
         "num_filters": context.problem.tracing.space.num_filters,
         "image_shape": context.problem.image_shape,
         **({"task": started.identity["task"]} if "task" in started.identity else {}),
         "epochs_between_stages": _epochs_between_stages(context.settings),
+        **table_figures(context),
         "variants": _figures(context, variants, states),
         "score_noise": _score_noise(context),
         "scores": _score_costs(context),
@@ -164,8 +166,11 @@ def _figures(
     [latencies] = context.pool.run([work])
     return [
         _row(context, variant, latency, {"before": before, "after": after})
-        for variant, latency, before, after in zip(
-            variants, latencies, evaluations[::2], evaluations[1::2], strict=True
+        | ({"cuts": cuts} if cuts else {})
+        for variant, latency, cuts, before, after in zip(
+            *(variants, latencies, cut_figures(context, masks)),
+            *(evaluations[::2], evaluations[1::2]),
+            strict=True,
         )
     ]
 

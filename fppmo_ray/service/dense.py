@@ -10,6 +10,7 @@ from torch import nn
 
 from fppmo_ray.service.assignments import Basis
 from fppmo_ray.service.weights import load_arrays
+from fppmo_ray.training import Engine
 
 
 class DenseNetwork:
@@ -29,6 +30,11 @@ class DenseNetwork:
             load_arrays(self.network, basis.arrays)
             self.network.eval()
             self._round = basis.round
+        return self.network
+
+    def timed_on(self, engine: Engine) -> nn.Module:
+        """The network with whatever weights it has, and torch with an engine's threads."""
+        torch.set_num_threads(engine.threads)
         return self.network
 
 

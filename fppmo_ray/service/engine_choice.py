@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from fppmo_ray.distribution import BoolArray, Budget
+from fppmo_ray.distribution import BoolArray
 from fppmo_ray.distribution.logits import uniform_priority
 from fppmo_ray.pruning.engine_trial import EngineTrial
+from fppmo_ray.service.budgets import budgets_of
 from fppmo_ray.service.pool import WorkerPool
 from fppmo_ray.service.problem import Problem, Prunable
 from fppmo_ray.service.record.facts import EngineChosen
@@ -43,7 +44,7 @@ def settle_engine(
     """
     if known := run.all(EngineChosen):
         return Engine(**known[0].engine)
-    keep = _some_mask(problem, settings.macs_cuts[0])
+    keep = _some_mask(problem, settings)
     if isinstance(problem, Problem):
         measure = trials_on(pool, keep)
         chosen = choose_engine(problem.engine, ways_to_try(problem, settings), measure)
@@ -151,8 +152,11 @@ def _seconds(trial: EngineTrial) -> float:
     return trial.seconds
 
 
-def _some_mask(problem: Prunable, macs_cut: float) -> BoolArray:
-    """A mask that meets the budget with equal rates: its widths are what costs time."""
+def _some_mask(problem: Prunable, settings: SearchSettings) -> BoolArray:
+    """A mask that meets the budget with equal rates: its widths are what costs time.
+
+    How latency is measured depends on the engine, so that it is not limited yet.
+    """
     space = problem.tracing.space
     order = uniform_priority(space, np.arange(1.0, space.num_filters + 1))
-    return Budget.from_cut(space, macs_cut).fill(order)
+    return budgets_of(space, settings)[0].fill(order)

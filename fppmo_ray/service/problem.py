@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, Protocol
 
@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fppmo_ray.distribution import BoolArray, Budget
+from fppmo_ray.distribution import BoolArray
 from fppmo_ray.pruning import Fidelity, Tracing, extract, trace
+from fppmo_ray.service.budgets import budgets_of
 from fppmo_ray.service.settings import Placement, SearchSettings
 from fppmo_ray.service.weights import digest, digest_data, to_arrays
 from fppmo_ray.training import (
@@ -117,8 +118,7 @@ def prunable_tracing(
         multiple=settings.width_multiple,
         layers=settings.layer_limits,
     )
-    for macs_cut in settings.macs_cuts:
-        Budget.from_cut(space, macs_cut)  # refuses what these limits cannot reach
+    budgets_of(space, settings)  # refuses what these limits cannot reach
     return replace(tracing, space=space)
 
 
@@ -160,7 +160,7 @@ class Prunable(Protocol):
 def identity_of(problem: Prunable, settings: SearchSettings) -> dict[str, Any]:
     """All that a search's numbers depend on: one that goes on must have the same."""
     return {
-        "settings": asdict(settings),
+        "settings": settings.journaled(),
         "device_type": problem.device_type,
         "threads": problem.threads,
         "versions": {name: version(name) for name in ("torch", "numpy")},

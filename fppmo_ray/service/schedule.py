@@ -70,6 +70,12 @@ def _earlier_cuts(search: OptimizerSettings, cuts: tuple[float, ...]) -> tuple[f
             f"stages lead up to one macs_cut, got {len(search.macs_cuts)}; give one of them, or "
             "no stages"
         )
+    if search.further_cuts:
+        listed = ", ".join(f"{name}_cut" for name in search.further_cuts)
+        raise ValueError(
+            f"stages lead up to a macs_cut alone, got {listed} beside it; leave stages out, or "
+            "the other cuts"
+        )
     earlier = cuts[:-1] if cuts[-1] == last else cuts
     if list(earlier) != sorted({*earlier}) or not all(0 < cut < last for cut in earlier):
         raise ValueError(

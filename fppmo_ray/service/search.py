@@ -18,6 +18,7 @@ from fppmo_ray.service.conclusion import conclude
 from fppmo_ray.service.connection import connection, package_versions
 from fppmo_ray.service.engine_choice import settle_engine
 from fppmo_ray.service.finalists import Choice, choose
+from fppmo_ray.service.latency_limit import with_latency
 from fppmo_ray.service.model_handle import ModelHandle
 from fppmo_ray.service.own_modules import carried
 from fppmo_ray.service.pool import worker_pool
@@ -102,7 +103,8 @@ def search(
                 ) as pool,
             ):
                 engine = settle_engine(problem, settings, run, pool)
-                context = Context(problem, settings, run, pool, engine)
+                priced = with_latency(problem, settings, run, pool, engine)
+                context = Context(priced, settings, run, pool, engine)
                 _run_phases(context, placement.score_timeout, source, console or Console())
     return SearchResult(run_dir, network)
 

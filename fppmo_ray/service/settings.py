@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
 
 from fppmo_ray.distribution import OptimizerSettings, RankBy
+from fppmo_ray.distribution.limits import Resource
 from fppmo_ray.pruning.importance import Criterion
 from fppmo_ray.pruning.score import Fidelity
 from fppmo_ray.service.resources import Demand
@@ -14,7 +15,7 @@ from fppmo_ray.training import DType, Engine, Recipe
 
 _AT_LEAST_1 = (
     *("score_images", "score_recalibrate_images", "rescore_images", "recalibrate_images"),
-    *("rescore_seeds", "width_multiple", "adapt_rounds"),
+    *("rescore_seeds", "width_multiple", "adapt_rounds", "latency_batch"),
 )
 _CHOICES = {
     "importance": get_args(Criterion),
@@ -28,10 +29,20 @@ _CHOICES = {
 class SearchSettings:
     """Everything of the user's that a search's numbers depend on: all of it is journaled."""
 
-    macs_cut: float | tuple[float, ...]
+    macs_cut: float | tuple[float, ...] = 0.0
     """Share of the dense network's multiply-accumulates to remove, in (0, 1). Several, ascending,
     are as many budgets in one search (0.4,0.57,0.7): each gets an even share of the proposals, a
-    network of its own in the end, and all of the feedback."""
+    network of its own in the end, and all of the feedback. 0 limits no MACs; then another cut must
+    be given."""
+    params_cut: float | None = None
+    """Share of the parameters to remove, in (0, 1), beside each macs_cut."""
+    latency_cut: float | None = None
+    """Share to remove of the dense network's latency, as a worker measures it at the start: the
+    network as it is written, in float32."""
+    latency_batch: int = 1
+    """Images per pass of which the latency is meant."""
+    memory_cut: float | None = None
+    """Share to remove of the most bytes that the activations of one image take in inference."""
     proposals: int = 640
     """Masks to score in all."""
     population: int = 16
@@ -136,12 +147,32 @@ class SearchSettings:
         """``macs_cut``, one for every budget, ascending."""
         return self.optimizer_settings().macs_cuts
 
+    @property
+    def further_cuts(self) -> dict[Resource, float]:
+        """What is limited besides MACs."""
+        return self.optimizer_settings().further_cuts
+
+    def journaled(self) -> dict[str, Any]:
+        """All settings as plain data, those of further cuts only where such are asked for.
+
+        So searches without them are what they were before there were any.
+        """
+        unused = [f"{name}_cut" for name in get_args(Resource) if name not in self.further_cuts]
+        if self.latency_cut is None:
+            unused.append("latency_batch")
+        return {name: value for name, value in asdict(self).items() if name not in unused}
+
     def only_macs_cut(self) -> float:
-        """``macs_cut`` where there may be just one.
+        """``macs_cut`` where there may be just one, and no other cut.
 
         Raises:
-            ValueError: there are several.
+            ValueError: there are several, or others.
         """
+        if self.further_cuts:
+            listed = ", ".join(f"{name}_cut" for name in self.further_cuts)
+            raise ValueError(
+                f"masks are compared at equal MACs here, got {listed}; give macs_cut alone"
+            )
         if len(self.macs_cuts) > 1:
             listed = ",".join(map(str, self.macs_cuts))
             raise ValueError(f"macs_cut must be a single one here, got {listed}; give one of them")
@@ -155,6 +186,9 @@ class SearchSettings:
         """The part that the probability model needs, for every stage."""
         in_one_stage = OptimizerSettings(
             macs_cut=self.macs_cut,
+            params_cut=self.params_cut,
+            latency_cut=self.latency_cut,
+            memory_cut=self.memory_cut,
             num_proposals=self.proposals,
             rule=self.rule,
             population_size=self.population,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fppmo_ray.distribution import BoolArray, FloatArray
 from fppmo_ray.pruning import extract, importance
 from fppmo_ray.pruning.importance import Criterion
+from fppmo_ray.pruning.latency import MeasuredLatency, measure_latency_table, time_masks
 from fppmo_ray.service.assignments import (
     Basis,
     Evaluation,
@@ -28,7 +29,7 @@ from fppmo_ray.service.latency import Latency, measure_latency
 from fppmo_ray.service.place import Place, here
 from fppmo_ray.service.problem import claim_device
 from fppmo_ray.service.task_problem import TaskProblem
-from fppmo_ray.training import capture, state_from_bytes, state_to_bytes
+from fppmo_ray.training import Engine, capture, state_from_bytes, state_to_bytes
 
 _CHOOSE_VAL, _TEST = 2, 3  # last numbers of seeds that no score of the search has
 _LATENCY_BATCHES = (1,)  # what a larger one would need of memory, nobody here knows
@@ -123,9 +124,22 @@ class TaskWorker:
         self, basis: Basis, masks: Sequence[BoolArray | None]
     ) -> list[tuple[Latency, ...]]:
         """Forward time of each network (None: the dense one), one after the other."""
-        inputs = tuple(tensor[:1].to(self._device) for tensor in self._problem.task.inputs())
-        networks = [self._cut(basis, keep).eval() for keep in masks]
+        inputs, networks = self._inputs(), [self._cut(basis, keep).eval() for keep in masks]
         return [measure_latency(network, *inputs, batches=_LATENCY_BATCHES) for network in networks]
+
+    def measure_latency_table(self, engine: Engine, batch: int, seed: int) -> MeasuredLatency:
+        """Latency over all widths; see ``fppmo_ray.pruning.latency``."""
+        dense, tracing = self._dense.timed_on(engine), self._problem.tracing
+        return measure_latency_table(dense, tracing, self._inputs(), batch=batch, seed=seed)
+
+    def time_masks(self, engine: Engine, masks: Sequence[BoolArray], batch: int) -> list[int]:
+        """Nanoseconds of masks' networks, measured as for the table."""
+        dense, tracing = self._dense.timed_on(engine), self._problem.tracing
+        return time_masks(dense, tracing, self._inputs(), masks, batch=batch)
+
+    def _inputs(self) -> tuple[Tensor, ...]:
+        """The example, without its batch."""
+        return tuple(tensor[:1].to(self._device) for tensor in self._problem.task.inputs())
 
     def _score(self, network: nn.Module, seed: Sequence[int]) -> float:
         return _as_number(self._problem.task.score(network.eval(), _seed(seed)), "score")

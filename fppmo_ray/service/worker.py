@@ -17,6 +17,7 @@ from fppmo_ray.pruning import extract, importance
 from fppmo_ray.pruning.adapt import adapt_epoch
 from fppmo_ray.pruning.engine_trial import EngineTrial, try_engine
 from fppmo_ray.pruning.importance import Criterion
+from fppmo_ray.pruning.latency import MeasuredLatency, measure_latency_table, time_masks
 from fppmo_ray.pruning.score import Candidate, Score, score
 from fppmo_ray.service.assignments import AdaptationTask, Basis, Evaluation, TrainingTask
 from fppmo_ray.service.dense import DenseNetwork, saved_bytes
@@ -171,9 +172,23 @@ class ScoringWorker:
 
         In one call on one worker, so that the networks do not slow down each other.
         """
-        image, _ = next(iter(self._split("choose_val").batches(1)))
         networks = [self._network(basis, keep).eval() for keep in masks]
-        return [measure_latency(network, image) for network in networks]
+        return [measure_latency(network, *self._inputs()) for network in networks]
+
+    def measure_latency_table(self, engine: Engine, batch: int, seed: int) -> MeasuredLatency:
+        """Latency over all widths; see ``fppmo_ray.pruning.latency``."""
+        dense, tracing = self._dense.timed_on(engine), self._problem.tracing
+        return measure_latency_table(dense, tracing, self._inputs(), batch=batch, seed=seed)
+
+    def time_masks(self, engine: Engine, masks: Sequence[BoolArray], batch: int) -> list[int]:
+        """Nanoseconds of masks' networks, measured as for the table."""
+        dense, tracing = self._dense.timed_on(engine), self._problem.tracing
+        return time_masks(dense, tracing, self._inputs(), masks, batch=batch)
+
+    def _inputs(self) -> tuple[torch.Tensor]:
+        """One image."""
+        image, _ = next(iter(self._split("choose_val").batches(1)))
+        return (image,)
 
     def _candidate(self, dense: nn.Module, keep: BoolArray, engine: Engine) -> Candidate:
         problem = self._problem

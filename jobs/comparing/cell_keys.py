@@ -41,7 +41,7 @@ def _key(case: Case, method: Method, network: str) -> dict[str, Any]:
     if method.name == FASTNAS:
         key["search"] = {"score_images": settings.rescore_images}
     if method.is_search or method.needs_fppmo:
-        searching = asdict(settings_of(method, settings))
+        searching = settings_of(method, settings).journaled()
         known = (*key, "layer_limits", "dtype", "baseline_epochs", "baseline_learning_rate")
         unused = _unused(searching)
         key["search"] = {k: v for k, v in searching.items() if k not in known and k not in unused}

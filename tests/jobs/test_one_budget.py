@@ -25,6 +25,15 @@ def test_a_comparison_refuses_several_budgets_before_anything_is_read(tmp_path: 
     assert not absent.exists()
 
 
+def test_a_comparison_refuses_other_cuts_before_anything_is_read(tmp_path: Path) -> None:
+    absent = tmp_path / "absent"
+    settings = SearchSettings(macs_cut=0.57, latency_cut=0.3)
+    sentence = "masks are compared at equal MACs here, got latency_cut; give macs_cut alone"
+    with pytest.raises(ValueError, match=sentence):
+        compare.main(absent, absent, absent, absent, settings, Placement())
+    assert not absent.exists()
+
+
 def test_a_study_of_fidelity_refuses_several_budgets_before_anything_is_read(
     tmp_path: Path,
 ) -> None:

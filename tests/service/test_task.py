@@ -245,6 +245,14 @@ def test_a_network_may_take_several_inputs() -> None:
     assert -found.val_loss == pytest.approx(output_size(network, seed), rel=1e-5)
 
 
+def test_the_latency_of_a_task_s_network_is_measured_too() -> None:
+    problem = state_task(blur(), task(), SearchSettings(latency_cut=0.3))
+    found = TaskWorker(problem, 0).measure_latency_table(problem.engine, 2, 0)
+    assert [layer.layer for layer in found.table.layers] == ["0", "3", "6"]
+    masks = [np.ones(16, dtype=bool)] * 2
+    assert len(TaskWorker(problem, 0).time_masks(problem.engine, masks, 2)) == 2
+
+
 @pytest.mark.usefixtures("local_ray")
 def test_a_score_that_is_never_a_number_ends_the_search_with_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="score of the task must return a number, got str"):

@@ -9,6 +9,7 @@ rule keeps all that it reads, so that what is not understood is never cut.
 
 from fppmo_ray.pruning.following.call import Product
 from fppmo_ray.pruning.following.follower import RETURNED, Following, follow, start
+from fppmo_ray.pruning.following.storages import Allocation
 from fppmo_ray.pruning.following.units import FIXED, Units
 
-__all__ = ["FIXED", "RETURNED", "Following", "Product", "Units", "follow", "start"]
+__all__ = ["FIXED", "RETURNED", "Allocation", "Following", "Product", "Units", "follow", "start"]

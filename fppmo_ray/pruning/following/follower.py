@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from fppmo_ray.distribution.space import IntArray
 from fppmo_ray.pruning.following.call import Call, Followed, Product
 from fppmo_ray.pruning.following.rules import apply_rule, operation_name
+from fppmo_ray.pruning.following.storages import Storages
 from fppmo_ray.pruning.following.units import Units
 from fppmo_ray.pruning.slices import Axis
 
@@ -25,7 +26,7 @@ RETURNED = "the network returns it"
 """Why the channels of a network's outputs stay."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Following:
     """What forward passes told of a network."""
 
@@ -34,6 +35,8 @@ class Following:
     units: Units
     products: list[Product]
     """All that the last pass spent multiply-accumulates on, as far as it is followed."""
+    storages: Storages = field(default_factory=Storages)
+    """The memory of the last pass."""
 
 
 def start(model: nn.Module) -> Following:
@@ -58,6 +61,7 @@ def follow(following: Following, model: nn.Module, inputs: tuple[Tensor, ...]) -
         inputs: What its forward takes, with a batch of two or more.
     """
     following.products.clear()
+    following.storages = Storages()
     follower = _Follower(following)
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         channels = {
@@ -66,6 +70,9 @@ def follow(following: Following, model: nn.Module, inputs: tuple[Tensor, ...]) -
             if (name, axis) in following.positions
         }
         follower.known[tensor] = Followed(tuple(tensor.shape), channels, is_weight=True)
+        following.storages.overlook([tensor])
+    images = [(tensor, Followed(tuple(tensor.shape))) for tensor in inputs]
+    following.storages.note("image", images)
     with _noting_modules(follower.modules), follower:
         output = model(*inputs)
     for tensor in flat_tensors(output):
@@ -118,6 +125,8 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
             is_weight = all(tensor.is_weight for tensor in read)
             for tensor, channels in zip(tensors, apply_rule(func, call), strict=True):
                 self.known[tensor] = Followed(tuple(tensor.shape), channels, is_weight)
+        made = [(tensor, self._followed(tensor)) for tensor in tensors]
+        self.following.storages.note(self.modules[-1], made)
         return result
 
     def _arguments(

@@ -35,6 +35,28 @@ class EngineChosen:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LatencyMeasured:
+    """The table that tells every mask's latency; masks follow from it, so it is kept."""
+
+    artifact: str
+    sha256: str
+    batch: int
+    """Images per pass."""
+    dense_ms: float
+    """Of the dense network, as measured."""
+    median_error: float
+    """Of the table, relative, on masks that it was not fitted to."""
+    device: str
+
+    def __str__(self) -> str:
+        """For people."""
+        return (
+            f"dense {self.dense_ms:.3g} ms at batch {self.batch} on {self.device}; the table is "
+            f"off by {100 * self.median_error:.1f} % (median)"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class EpochFinished:
     """A training task ended an epoch; the checkpoint was durable before this line."""
 
@@ -159,6 +181,7 @@ class Finished:
 Fact = (
     Started
     | EngineChosen
+    | LatencyMeasured
     | EpochFinished
     | RoundStarted
     | ImportanceMeasured

@@ -79,6 +79,11 @@ class FPPMOSearch(Searcher):
                 f"macs_cut must be a single share under Tune, got {settings.macs_cuts}: its "
                 "schedulers would compare trials of different budgets; use fppmo_ray.search"
             )
+        if settings.latency_cut is not None and space.latency is None:
+            raise ValueError(
+                f"latency_cut must be left out under Tune, got {settings.latency_cut}: nothing is "
+                "measured there before the first trial; use fppmo_ray.search"
+            )
         super().__init__(metric=settings.rank_by, mode=_MODES[settings.rank_by])
         self._space = space
         self._importance = importance
@@ -299,8 +304,15 @@ class FPPMOSearch(Searcher):
 
     def _identity(self) -> dict[str, Any]:
         return {
-            "settings": json.loads(json.dumps(asdict(self._settings))),  # which has no tuples
+            "settings": _plain(self._settings),
             "space": self._space.fingerprint(),
             "importance": hashlib.sha256(self._importance.tobytes()).hexdigest(),
             **self._scored_by,  # whose settings, where it has any, hold the ones above
         }
+
+
+def _plain(settings: OptimizerSettings) -> dict[str, Any]:
+    """Settings as JSON has them: without tuples, and without the cuts that are not asked for."""
+    given = {name: value for name, value in asdict(settings).items() if value is not None}
+    plain: dict[str, Any] = json.loads(json.dumps(given))
+    return plain

@@ -440,11 +440,19 @@ class TestForAProblem:
         assert isinstance(config, dict)
         assert config["macs"] <= 0.5 * problem.tracing.space.dense_macs
 
+    def test_masks_meet_a_cut_of_parameters_too(self) -> None:
+        problem, search_settings = self.problem_and_settings(macs_cut=0.0, params_cut=0.7)
+        search = FPPMOSearch.for_problem(problem, search_settings, (50,))
+        space = problem.tracing.space
+        for finalist in search.finalists():
+            assert space.parameters(finalist.keep) <= 0.3 * space.dense_parameters
+
     @pytest.mark.parametrize(
         ("changes", "sentence"),
         [
             ({"importance": "taylor"}, "taylor is measured on images: measure it by"),
             ({"screen_steps": 5}, r"rungs must be empty under Tune, got \(5, 50\): its scheduler"),
+            ({"latency_cut": 0.3}, "latency_cut must be left out under Tune, got 0.3: nothing is"),
             ({"baseline_epochs": 3}, "baseline_epochs must be 0 under Tune, got 3; train the"),
             (
                 {"macs_cut": (0.4, 0.5), "population": 4},

@@ -1,0 +1,169 @@
+"""The latency table of a network: measured, fitted and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from statistics import median
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fppmo_ray.distribution.latency_table import LatencyTable, LayerLatency, monotone
+from fppmo_ray.distribution.products import BoolArray, FloatArray
+from fppmo_ray.distribution.space import PruningSpace
+from fppmo_ray.pruning.extract import extract
+from fppmo_ray.pruning.latency.fit import fit_table
+from fppmo_ray.pruning.latency.layers import TimedLayer, timed_layers
+from fppmo_ray.pruning.latency.masks import mask_at, random_masks
+from fppmo_ray.pruning.latency.timing import Call, seconds_in_turns
+from fppmo_ray.pruning.slices import Tracing
+
+_LEVELS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # from the smallest legal widths to the dense ones
+_FITTED, _CHECKED = 12, 8  # whole networks at random masks
+_NS = 1e9
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimedMask:
+    """The latency of a mask's network: as measured, and as the table tells it."""
+
+    measured_ns: int
+    predicted_ns: int
+
+    @property
+    def error(self) -> float:
+        """How far the table is off, relative to what was measured, >= 0."""
+        return abs(self.predicted_ns / self.measured_ns - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredLatency:
+    """A table, and how well it tells the latency of networks that it was not fitted to."""
+
+    table: LatencyTable
+    checks: tuple[TimedMask, ...]
+    device: str
+    """By its maker's name where it has one."""
+
+    @property
+    def median_error(self) -> float:
+        """Of the checks, relative."""
+        return median(check.error for check in self.checks)
+
+
+@torch.no_grad()
+def measure_latency_table(
+    network: nn.Module, tracing: Tracing, inputs: tuple[Tensor, ...], *, batch: int, seed: int
+) -> MeasuredLatency:
+    """Measure a network's latency over all widths, on the device where it is.
+
+    Args:
+        network: The dense network, in eval mode.
+        tracing: Of the network; its space tells the activations.
+        inputs: What its forward takes, for one image ``(1, ...)``, on the same device, which has
+            nothing else to do.
+        batch: Images per pass, at least 1.
+        seed: Of the masks whose networks are timed.
+    """
+    space, device = tracing.space, inputs[0].device
+    layers = timed_layers(network, tracing, _repeated(inputs, batch))
+    latencies = _layer_latencies(layers, space, device)
+    random = random_masks(space, _FITTED + _CHECKED, np.random.default_rng(seed))
+    masks = [mask_at(space, 1.0), mask_at(space, 0.0), *random]
+    measured = time_masks(network, tracing, inputs, masks, batch=batch)
+    widths = [space.widths(keep) for keep in masks]
+    fitted = len(masks) - _CHECKED
+    table = fit_table(space, latencies, widths[:fitted], measured[:fitted])
+    return MeasuredLatency(
+        table=table,
+        checks=tuple(
+            TimedMask(measured_ns=ns, predicted_ns=table.total(at))
+            for ns, at in zip(measured[fitted:], widths[fitted:], strict=True)
+        ),
+        device=_name(device),
+    )
+
+
+@torch.no_grad()
+def time_masks(
+    network: nn.Module,
+    tracing: Tracing,
+    inputs: tuple[Tensor, ...],
+    masks: Sequence[BoolArray],
+    *,
+    batch: int,
+) -> list[int]:
+    """Nanoseconds of a pass of each mask's network; see ``measure_latency_table``."""
+    images = _repeated(inputs, batch)
+
+    def maker(keep: BoolArray) -> Callable[[], Call]:
+        def make() -> Call:
+            smaller = extract(network, tracing, keep)
+            return lambda: smaller(*images)
+
+        return make
+
+    seconds = seconds_in_turns([maker(keep) for keep in masks], inputs[0].device)
+    return [round(_NS * of_one) for of_one in seconds]
+
+
+def _repeated(inputs: tuple[Tensor, ...], batch: int) -> tuple[Tensor, ...]:
+    return tuple(tensor.repeat(batch, *[1] * (tensor.dim() - 1)) for tensor in inputs)
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _layer_latencies(
+    layers: Sequence[TimedLayer], space: PruningSpace, device: torch.device
+) -> list[LayerLatency]:
+    """Times of all layers; those of a kind with the same widths are measured once."""
+    masks = [mask_at(space, level) for level in _LEVELS]
+    grids = {layer.name: _Grid.of(layer, masks) for layer in layers}
+    alike = {(layer.kind, *grids[layer.name].points): layer for layer in layers}
+    makers = [
+        layer.at(out_keep, in_keep)
+        for layer in alike.values()
+        for out_keep, in_keep in product(*grids[layer.name].keeps)
+    ]
+    seconds = iter(seconds_in_turns(makers, device))
+    times = {}
+    for key in alike:
+        _, out_points, in_points = key
+        times[key] = [[next(seconds) for _ in in_points] for _ in out_points]
+    return [
+        _latency(layer, grids[layer.name], times[layer.kind, *grids[layer.name].points])
+        for layer in layers
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class _Grid:
+    """The widths at which a layer is timed, and masks that give them: outputs, then inputs."""
+
+    points: tuple[tuple[int, ...], tuple[int, ...]]
+    keeps: tuple[list[BoolArray], list[BoolArray]]
+
+    @classmethod
+    def of(cls, layer: TimedLayer, masks: Sequence[BoolArray]) -> _Grid:
+        """Each width once, ascending, as the masks do."""
+        out = {layer.width("output", keep): keep for keep in masks}
+        read = {layer.width("input", keep): keep for keep in masks}
+        return cls((tuple(out), tuple(read)), ([*out.values()], [*read.values()]))
+
+
+def _latency(layer: TimedLayer, grid: _Grid, seconds: list[list[float]]) -> LayerLatency:
+    ns: FloatArray = _NS * monotone(np.array(seconds))
+    out_points, in_points = grid.points
+    return LayerLatency(
+        layer=layer.name,
+        out_width=layer.out_width,
+        in_width=layer.in_width,
+        out_points=out_points,
+        in_points=in_points,
+        ns=tuple(map(tuple, np.rint(ns).astype(np.int64).tolist())),
+    )

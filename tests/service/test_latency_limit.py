@@ -1,0 +1,97 @@
+"""The latency table of a search, measured by a worker that is written out."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fppmo_ray import SearchSettings, load_dataset
+from fppmo_ray.distribution.latency_table import LatencyTable, LayerLatency
+from fppmo_ray.distribution.products import Width
+from fppmo_ray.pruning.latency import MeasuredLatency, TimedMask
+from fppmo_ray.service.latency_limit import with_latency
+from fppmo_ray.service.pretend import pretend_run
+from fppmo_ray.service.problem import Problem, state_problem
+from fppmo_ray.service.record.facts import LatencyMeasured
+from fppmo_ray.service.record.run_directory import read_journal
+from fppmo_ray.training import PLAIN, build_network
+
+SETTINGS = SearchSettings(latency_cut=0.3, latency_batch=2)
+PROBLEM = state_problem(build_network("digits_cnn", 10), load_dataset("digits"), SETTINGS)
+SPACE = PROBLEM.tracing.space
+WIDEST = SPACE.groups[0].num_filters
+LAYER = LayerLatency(
+    layer="first",
+    out_width=Width(terms=((0, 1),)),
+    in_width=Width(constant=1),
+    out_points=(1, WIDEST),
+    in_points=(1,),
+    ns=((0,), (1_000_000,)),
+)
+assert SPACE.activations is not None
+TABLE = LatencyTable(
+    num_groups=len(SPACE.groups),
+    layers=(LAYER,),
+    written=SPACE.activations.written(),
+    fs_per_byte=0,
+    constant_ns=500_000,
+    dense_ns=1_500_000,
+)
+
+
+class OneWorker:
+    """Finds the same whatever it is asked for."""
+
+    def __init__(self, *errors: float) -> None:
+        checks = [TimedMask(measured_ns=1000, predicted_ns=round(1000 * (1 + e))) for e in errors]
+        self.found = MeasuredLatency(table=TABLE, checks=tuple(checks), device="cpu")
+        self.asked: list[tuple[str, Any]] = []
+
+    def run(self, works: list[Any]) -> list[MeasuredLatency]:
+        self.asked += [(work.method, work.arguments) for work in works]
+        return [self.found]
+
+
+def limited(folder: Path, worker: Any, settings: SearchSettings = SETTINGS) -> Problem:
+    with pretend_run(folder, settings.optimizer_settings(), resume=None) as run:
+        return with_latency(PROBLEM, settings, run, worker, PLAIN)
+
+
+def test_the_table_is_measured_once_kept_and_read_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = OneWorker(0.01, -0.02, 0.3)
+    with caplog.at_level(logging.INFO, "fppmo_ray"), warnings.catch_warnings():
+        warnings.simplefilter("error")  # the median is below what is warned of
+        first = limited(tmp_path, worker).tracing.space.latency
+    assert worker.asked == [("measure_latency_table", (PLAIN, 2, 0))]
+    assert first == TABLE
+    nobody: Any = None  # to measure it again
+    assert limited(tmp_path, nobody).tracing.space.latency == TABLE
+    [fact] = [fact for fact in read_journal(tmp_path) if isinstance(fact, LatencyMeasured)]
+    assert (fact.batch, fact.dense_ms, fact.device) == (2, 1.5, "cpu")
+    assert fact.median_error == pytest.approx(0.02)
+    assert "the table is off by 2.0 % (median)" in caplog.text
+
+
+def test_a_table_that_is_far_off_is_warned_of(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"off by 20 % \(median of 3 masks\), so cuts of latency"):
+        limited(tmp_path, OneWorker(0.0, 0.2, 0.3))
+
+
+def test_a_cut_that_this_device_cannot_reach_is_refused_with_what_can_be(tmp_path: Path) -> None:
+    least = TABLE.total(SPACE.min_widths)
+    reachable = int((1 - least / 1_500_000) * 1e4) / 1e4
+    with pytest.raises(ValueError, match=f"latency_cut must be at most {reachable}, got 0.9: the"):
+        limited(tmp_path, OneWorker(0.0), replace(SETTINGS, latency_cut=0.9))
+
+
+def test_without_a_limit_nothing_is_measured(tmp_path: Path) -> None:
+    nobody: Any = None
+    settings = SearchSettings(macs_cut=0.5)
+    assert limited(tmp_path, nobody, settings) is PROBLEM
