@@ -195,7 +195,7 @@ def open_split(problem: Problem, name: str, device: torch.device) -> Images:
     dataset = problem.dataset
     source = dataset.test if name == "test" else dataset.train
     rows = np.arange(len(source.labels)) if name == "test" else getattr(problem.splits, name)
-    return open_images(source, rows, dataset, device)
+    return open_images(source, rows, dataset, device, decoding_threads=problem.threads)
 
 
 def pruned_network(

@@ -18,11 +18,14 @@ from fppmo_ray.training.fine_tune import EpochReport, fine_tune, train_epoch
 from fppmo_ray.training.folding import fold_batchnorm
 from fppmo_ray.training.image_sets import (
     Augmentation,
+    CentreCrop,
     Dataset,
     ImageArrays,
     ImageFiles,
     ImageSet,
+    RandomResizedCrop,
 )
+from fppmo_ray.training.imagenet import load_imagenet
 from fppmo_ray.training.images import Batch, Images, Seed, example_batch, open_images
 from fppmo_ray.training.memory import keep_freed_memory
 from fppmo_ray.training.networks import NETWORKS, build_network, source_of
@@ -42,6 +45,7 @@ __all__ = [
     "PLAIN",
     "Augmentation",
     "Batch",
+    "CentreCrop",
     "DType",
     "Dataset",
     "DatasetName",
@@ -52,6 +56,7 @@ __all__ = [
     "ImageSet",
     "Images",
     "Metrics",
+    "RandomResizedCrop",
     "Recipe",
     "Schedule",
     "Seed",
@@ -68,6 +73,7 @@ __all__ = [
     "keep_freed_memory",
     "lay_out",
     "load_dataset",
+    "load_imagenet",
     "load_weights",
     "open_images",
     "recalibrate_batchnorm",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from fppmo_ray.training.image_sets import (
     ImageArrays,
     ImageSet,
     IntArray,
+    RandomResizedCrop,
 )
 from fppmo_ray.training.pixel_sources import (
     FILE_CHANNELS,
@@ -42,7 +43,7 @@ class Images:
     """Per channel, (1, C, 1, 1), on the device."""
     std: Tensor
     """Per channel, (1, C, 1, 1), on the device."""
-    augmentation: Augmentation
+    augmentation: Augmentation | RandomResizedCrop
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -74,17 +75,25 @@ class Images:
         generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
         num_images = min(len(self), self.num_training_batches(batch_size) * batch_size)
         order = torch.randperm(len(self), generator=generator)[:num_images]
-        device = self.labels.device
-        labels = torch.split(self.labels[order.to(device)], batch_size)
-        moves = draw_moves(num_images, self.augmentation, generator).to(device)
-        for pixels, batch_moves, batch_labels in zip(
-            self.pixels.stream(order, batch_size),
-            torch.split(moves, batch_size),
-            labels,
-            strict=True,
+        labels = torch.split(self.labels[order.to(self.labels.device)], batch_size)
+        augmented = self._augmented(order, batch_size, generator)
+        for pixels, batch_labels in zip(augmented, labels, strict=True):
+            yield normalise(pixels, self.mean, self.std), batch_labels
+
+    def _augmented(
+        self, order: Tensor, batch_size: int, generator: torch.Generator
+    ) -> Iterator[Tensor]:
+        if isinstance(self.augmentation, RandomResizedCrop):
+            assert isinstance(self.pixels, StreamedPixels)  # a data set sees to that
+            yield from self.pixels.stream_random_parts(
+                order, batch_size, self.augmentation, generator
+            )
+            return
+        moves = draw_moves(len(order), self.augmentation, generator).to(self.labels.device)
+        for pixels, batch_moves in zip(
+            self.pixels.stream(order, batch_size), torch.split(moves, batch_size), strict=True
         ):
-            augmented = crop_and_flip(pixels, batch_moves, self.augmentation.padding)
-            yield normalise(augmented, self.mean, self.std), batch_labels
+            yield crop_and_flip(pixels, batch_moves, self.augmentation.padding)
 
 
 def open_images(
@@ -92,6 +101,8 @@ def open_images(
     indices: IntArray | None,
     dataset: Dataset,
     device: torch.device | str = "cpu",
+    *,
+    decoding_threads: int | None = None,
 ) -> Images:
     """Put images on a device (arrays), or get ready to stream them there (files).
 
@@ -100,6 +111,7 @@ def open_images(
         indices: Rows of the set, in [0, len); None takes all.
         dataset: The one that the set is a part of; says how the images are prepared.
         device: Where batches are wanted.
+        decoding_threads: That read files; None: as many as torch has.
 
     Raises:
         ValueError: there are no rows, a row is out of range, or the channels do not match.
@@ -112,7 +124,7 @@ def open_images(
             + (f" from {rows.min()} to {rows.max()}" if len(rows) else "")
         )
     device = torch.device(device)
-    pixels = _pixel_source(image_set, rows, device)
+    pixels = _pixel_source(image_set, rows, device, decoding_threads)
     if len(dataset.mean) != pixels.num_channels:
         raise ValueError(
             f"images have {pixels.num_channels} channels, but data set {dataset.name} has a mean "
@@ -139,13 +151,16 @@ def _channel_statistics(dataset: Dataset, device: torch.device) -> tuple[Tensor,
     return mean.reshape(1, -1, 1, 1), std.reshape(1, -1, 1, 1)
 
 
-def _pixel_source(image_set: ImageSet, rows: IntArray, device: torch.device) -> PixelSource:
+def _pixel_source(
+    image_set: ImageSet, rows: IntArray, device: torch.device, threads: int | None
+) -> PixelSource:
     if isinstance(image_set, ImageArrays):
         # Indexing by rows copies, so read-only arrays of Ray's object store are fine.
         images = torch.from_numpy(image_set.images[rows]).permute(0, 3, 1, 2)
         return ResidentPixels(images.contiguous().to(device))
     paths = tuple(image_set.paths[row] for row in rows)
-    return StreamedPixels(paths, image_set.height, image_set.width, device)
+    files = replace(image_set, paths=paths, labels=image_set.labels[rows])
+    return StreamedPixels(files, device, threads)
 
 
 def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
