@@ -191,7 +191,7 @@ def _row(
         "file_bytes": evaluated["before"].file_bytes,
         "latency_ms": {str(item.batch): item.milliseconds for item in latency},
         **{
-            moment: {"choose_val": asdict(at.choose_val), "test": asdict(at.test)}
+            moment: {"choose_val": at.choose_val.figures(), "test": at.test.figures()}
             for moment, at in evaluated.items()
         },
     }
