@@ -28,7 +28,13 @@ from fppmo_ray.training.image_sets import (
 from fppmo_ray.training.imagenet import load_imagenet
 from fppmo_ray.training.images import Batch, Images, Seed, example_batch, open_images
 from fppmo_ray.training.memory import keep_freed_memory
-from fppmo_ray.training.networks import NETWORKS, build_network, source_of
+from fppmo_ray.training.networks import (
+    NETWORKS,
+    build_network,
+    build_torchvision_network,
+    source_of,
+    torchvision_source,
+)
 from fppmo_ray.training.recalibrate import recalibrate_batchnorm
 from fppmo_ray.training.recipe import Recipe, Schedule
 from fppmo_ray.training.splits import Splits, splits_from_files, stratified_splits
@@ -65,6 +71,7 @@ __all__ = [
     "TrainingState",
     "arithmetic",
     "build_network",
+    "build_torchvision_network",
     "capture",
     "evaluate",
     "example_batch",
@@ -82,6 +89,7 @@ __all__ = [
     "state_from_bytes",
     "state_to_bytes",
     "stratified_splits",
+    "torchvision_source",
     "train_epoch",
     "train_steps",
 ]
