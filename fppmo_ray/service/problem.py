@@ -86,7 +86,7 @@ def state_problem(
     splits = splits or _default_splits(dataset, settings.seed)
     network = copy.deepcopy(network).cpu()  # workers unpickle it on devices of their own
     _check_rows(splits, len(dataset.train))
-    tracing = prunable_tracing(network, (example_batch(dataset),), settings)
+    tracing = prunable_tracing(network, (example_batch(dataset),), settings, placement)
     _check_outputs(network, dataset)
     return Problem(
         network=network,
@@ -104,7 +104,10 @@ def state_problem(
 
 
 def prunable_tracing(
-    network: nn.Module, example_inputs: tuple[Tensor, ...], settings: SearchSettings
+    network: nn.Module,
+    example_inputs: tuple[Tensor, ...],
+    settings: SearchSettings,
+    placement: Placement,
 ) -> Tracing:
     """Trace a network, with the limits of the settings on the widths.
 
@@ -112,9 +115,11 @@ def prunable_tracing(
         ValueError: the network cannot be pruned, or the budget is out of the space's reach.
     """
     tracing = trace(network, example_inputs, ignore=settings.ignore)
+    multiple = settings.on(placement.device_type).width_multiple
+    assert multiple is not None  # on a device it is known
     space = tracing.space.with_limits(
         min_keep=settings.min_keep,
-        multiple=settings.width_multiple,
+        multiple=multiple,
         layers=settings.layer_limits,
     )
     for macs_cut in settings.macs_cuts:
@@ -160,7 +165,7 @@ class Prunable(Protocol):
 def identity_of(problem: Prunable, settings: SearchSettings) -> dict[str, Any]:
     """All that a search's numbers depend on: one that goes on must have the same."""
     return {
-        "settings": asdict(settings),
+        "settings": asdict(settings.on(problem.device_type)),
         "device_type": problem.device_type,
         "threads": problem.threads,
         "versions": {name: version(name) for name in ("torch", "numpy")},

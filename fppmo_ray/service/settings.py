@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from fppmo_ray.distribution import OptimizerSettings, RankBy
@@ -14,8 +14,9 @@ from fppmo_ray.training import DType, Engine, Recipe
 
 _AT_LEAST_1 = (
     *("score_images", "score_recalibrate_images", "rescore_images", "recalibrate_images"),
-    *("rescore_seeds", "width_multiple", "adapt_rounds"),
+    *("rescore_seeds", "adapt_rounds"),
 )
+_WIDTH_MULTIPLES = {"cpu": 1, "cuda": 8}
 _CHOICES = {
     "importance": get_args(Criterion),
     "dtype": ("auto", *get_args(DType)),
@@ -52,8 +53,9 @@ class SearchSettings:
     fine-tuning, although not before: see the README's first table."""
     min_keep: float = 0.1
     """Smallest share of a group's filters that a mask may keep, in (0, 1]."""
-    width_multiple: int = 1
-    """Legal widths are multiples of this; 8 suits GPUs."""
+    width_multiple: int | None = None
+    """Legal widths are multiples of this. None: 8 where workers hold GPUs, whose fast products want
+    that, and 1 on CPUs."""
     layer_limits: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Smallest and largest share of filters that these layers, or patterns such as ``layer1.*``,
     may keep, instead of min_keep and 1."""
@@ -121,6 +123,8 @@ class SearchSettings:
         _require(0 < self.min_keep <= 1, "min_keep", "in (0, 1]", self.min_keep)
         for name in ("baseline_learning_rate", "adapt_learning_rate"):
             _require(getattr(self, name) > 0, name, "> 0", getattr(self, name))
+        if self.width_multiple is not None:
+            _require(self.width_multiple >= 1, "width_multiple", ">= 1", self.width_multiple)
         if self.rescore_steps is not None:
             _require(self.rescore_steps >= 0, "rescore_steps", ">= 0", self.rescore_steps)
         for name, known in _CHOICES.items():
@@ -132,6 +136,16 @@ class SearchSettings:
         if self.tune_from == "adapted":
             _require(self.adapt_epochs > 0, "adapt_epochs", "> 0 to tune adapted weights", 0)
         self.stage_settings()  # refuses a wrong budget, rule or population at once
+
+    def on(self, device_type: str) -> SearchSettings:
+        """The settings with all that the workers' device decides: those that are journaled.
+
+        Args:
+            device_type: ``cuda`` or ``cpu``.
+        """
+        if self.width_multiple is not None:
+            return self
+        return replace(self, width_multiple=_WIDTH_MULTIPLES[device_type])
 
     @property
     def macs_cuts(self) -> tuple[float, ...]:

@@ -65,7 +65,7 @@ def state_task(
     inputs = tuple(tensor.cpu() for tensor in task.inputs())
     return TaskProblem(
         network=network,
-        tracing=prunable_tracing(network, inputs, settings),
+        tracing=prunable_tracing(network, inputs, settings, placement),
         task=task,
         seed=settings.seed,
         device_type=placement.device_type,
