@@ -1,7 +1,7 @@
 """Prune one of torchvision's networks on ImageNet, or on any folder of images like it.
 
     python jobs/imagenet.py --data DIR --network resnet101 --weights FILE --macs-cut 0.5 \
-        --workers 8 --gpus-per-worker 1 --cpus-per-worker 8 --run-dir runs/resnet101
+        --workers 8 --gpus-per-worker 1 --cpus-per-worker 8 --fine-tune-workers 8 --run-dir RUN
     fppmo-ray submit jobs/imagenet.py ... --resume-or-start --run-dir s3://BUCKET/PATH \
         --address http://HEAD:8265
 

@@ -18,6 +18,7 @@ from fppmo_ray.pruning import extract, save_network
 from fppmo_ray.service.assignments import Evaluation, TrainingTask
 from fppmo_ray.service.finalists import IMPORTANCE_ONLY, Choice
 from fppmo_ray.service.latency import Latency
+from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.record.facts import (
     Failed,
     Finished,
@@ -26,6 +27,7 @@ from fppmo_ray.service.record.facts import (
     Started,
     ends_of_scores,
 )
+from fppmo_ray.service.replicated_training import train_on_several
 from fppmo_ray.service.rounds import Context, RoundWeights
 from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.training_tasks import Training, train
@@ -141,6 +143,9 @@ def _fine_tune(
         )
         for variant in variants
     ]
+    problem = context.problem
+    if isinstance(problem, Problem) and problem.fine_tune_workers > 1 and settings.recipe.epochs:
+        return train_on_several(trainings, problem, context.pool, context.run)
     return train(trainings, context.pool, context.run)
 
 

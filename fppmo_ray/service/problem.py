@@ -20,6 +20,7 @@ from fppmo_ray.training import (
     Engine,
     Images,
     Recipe,
+    Shard,
     Splits,
     example_batch,
     keep_freed_memory,
@@ -51,6 +52,8 @@ class Problem:
     gpu_share: float
     engine: Engine
     """How passes are computed as far as it was asked for; where a measured choice begins."""
+    fine_tune_workers: int = 1
+    """Processes that share the final fine-tuning of each network."""
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -58,8 +61,12 @@ class Problem:
         return tuple(example_batch(self.dataset).shape[1:])
 
     def subject(self) -> dict[str, Any]:
-        """A digest of the data; see ``identity_of``."""
-        return {"data": digest_data(self.dataset, self.splits)}
+        """A digest of the data, and how many fine-tune together; see ``identity_of``."""
+        count = self.fine_tune_workers
+        return {
+            "data": digest_data(self.dataset, self.splits),
+            **({"fine_tune_workers": count} if count > 1 else {}),  # older journals had one
+        }
 
 
 def state_problem(
@@ -86,6 +93,7 @@ def state_problem(
     splits = splits or _default_splits(dataset, settings.seed)
     network = copy.deepcopy(network).cpu()  # workers unpickle it on devices of their own
     _check_rows(splits, len(dataset.train))
+    Shard(0, placement.fine_tune_workers).batch_size(settings.recipe.batch_size)
     tracing = prunable_tracing(network, (example_batch(dataset),), settings, placement)
     _check_outputs(network, dataset)
     return Problem(
@@ -100,6 +108,7 @@ def state_problem(
         threads=placement.cpus_per_worker,
         gpu_share=placement.gpus_per_worker,
         engine=settings.plain_engine(threads=placement.cpus_per_worker),
+        fine_tune_workers=placement.fine_tune_workers,
     )
 
 

@@ -217,6 +217,9 @@ class Placement:
     """GPUs each worker holds; a fraction shares one. 0 scores on the CPU."""
     cpus_per_worker: int = 1
     """CPUs each worker holds, and torch's threads, unless fewer are measured to be faster."""
+    fine_tune_workers: int = 1
+    """Processes that share the final fine-tuning of each network (Ray Train), with a whole GPU each
+    where workers hold any. 1 fine-tunes the networks side by side, one worker each."""
     score_timeout: float | None = None
     """Seconds after which a score is taken from its worker, which is replaced. None learns the
     limit: 10 times the longest score so far but one, at least 5 minutes; epochs, evaluations and
@@ -229,7 +232,8 @@ class Placement:
         if self.gpus_per_worker > 1:
             whole = self.gpus_per_worker == int(self.gpus_per_worker)
             _require(whole, "gpus_per_worker", "whole above 1", self.gpus_per_worker)
-        _require(self.cpus_per_worker >= 1, "cpus_per_worker", ">= 1", self.cpus_per_worker)
+        for name in ("cpus_per_worker", "fine_tune_workers"):
+            _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
         if self.score_timeout is not None:
             _require(self.score_timeout > 0, "score_timeout", "> 0 s", self.score_timeout)
 

@@ -37,6 +37,7 @@ from fppmo_ray.training.networks import (
 )
 from fppmo_ray.training.recalibrate import recalibrate_batchnorm
 from fppmo_ray.training.recipe import Recipe, Schedule
+from fppmo_ray.training.shards import WHOLE, Shard
 from fppmo_ray.training.splits import Splits, splits_from_files, stratified_splits
 from fppmo_ray.training.steps import StepTraining, train_steps
 from fppmo_ray.training.training_state import (
@@ -49,6 +50,7 @@ from fppmo_ray.training.training_state import (
 __all__ = [
     "NETWORKS",
     "PLAIN",
+    "WHOLE",
     "Augmentation",
     "Batch",
     "CentreCrop",
@@ -66,6 +68,7 @@ __all__ = [
     "Recipe",
     "Schedule",
     "Seed",
+    "Shard",
     "Splits",
     "StepTraining",
     "TrainingState",

@@ -24,6 +24,7 @@ from fppmo_ray.training.pixel_sources import (
     ResidentPixels,
     StreamedPixels,
 )
+from fppmo_ray.training.shards import WHOLE, Shard
 
 Batch = tuple[Tensor, Tensor]
 """Normalised images float32 (n, C, H, W) and labels int64 (n,), both on the device."""
@@ -65,34 +66,48 @@ class Images:
         for pixels, batch_labels in zip(self.pixels.stream(order, batch_size), labels, strict=True):
             yield normalise(pixels, self.mean, self.std), batch_labels
 
-    def training_batches(self, batch_size: int, *, seed: Seed, epoch: int) -> Iterator[Batch]:
-        """One epoch of shuffled, augmented batches of equal size.
+    def training_batches(
+        self, batch_size: int, *, seed: Seed, epoch: int, shard: Shard = WHOLE
+    ) -> Iterator[Batch]:
+        """One epoch of shuffled, augmented batches of equal size, or of a part of each.
 
         Order, crops and flips are a function of (seed, epoch) alone, on every device. Each epoch
         leaves out another ``len % batch_size`` images, so that batch statistics are never those
         of a few images; a set smaller than a batch is one batch.
+
+        Args:
+            batch_size: Of whole batches.
+            seed: Of the whole training.
+            epoch: Counted from 0.
+            shard: The part of every batch that is wanted. All parts together are the whole.
+
+        Raises:
+            ValueError: a batch cannot be parted evenly.
         """
         generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
         num_images = min(len(self), self.num_training_batches(batch_size) * batch_size)
         order = torch.randperm(len(self), generator=generator)[:num_images]
+        draws = self._draw(num_images, generator)
+        rows = shard.rows(num_images, batch_size)
+        order, batch_size = order[rows], -(-batch_size // shard.count)
         labels = torch.split(self.labels[order.to(self.labels.device)], batch_size)
-        augmented = self._augmented(order, batch_size, generator)
+        augmented = self._augmented(order, draws[rows], batch_size)
         for pixels, batch_labels in zip(augmented, labels, strict=True):
             yield normalise(pixels, self.mean, self.std), batch_labels
 
-    def _augmented(
-        self, order: Tensor, batch_size: int, generator: torch.Generator
-    ) -> Iterator[Tensor]:
+    def _draw(self, num_images: int, generator: torch.Generator) -> Tensor:
+        """What is random about each image: a seed (n,), or a move (n, 3)."""
+        if isinstance(self.augmentation, RandomResizedCrop):
+            return torch.randint(2**62, (num_images,), generator=generator)
+        return draw_moves(num_images, self.augmentation, generator)
+
+    def _augmented(self, order: Tensor, draws: Tensor, batch_size: int) -> Iterator[Tensor]:
         if isinstance(self.augmentation, RandomResizedCrop):
             assert isinstance(self.pixels, StreamedPixels)  # a data set sees to that
-            yield from self.pixels.stream_random_parts(
-                order, batch_size, self.augmentation, generator
-            )
+            yield from self.pixels.stream_random_parts(order, draws, batch_size, self.augmentation)
             return
-        moves = draw_moves(len(order), self.augmentation, generator).to(self.labels.device)
-        for pixels, batch_moves in zip(
-            self.pixels.stream(order, batch_size), torch.split(moves, batch_size), strict=True
-        ):
+        moves = torch.split(draws.to(self.labels.device), batch_size)
+        for pixels, batch_moves in zip(self.pixels.stream(order, batch_size), moves, strict=True):
             yield crop_and_flip(pixels, batch_moves, self.augmentation.padding)
 
 

@@ -74,17 +74,16 @@ class StreamedPixels:
         return self._stream(order, batch_size, self._decode)
 
     def stream_random_parts(
-        self, order: Tensor, batch_size: int, crop: RandomResizedCrop, generator: torch.Generator
+        self, order: Tensor, seeds: Tensor, batch_size: int, crop: RandomResizedCrop
     ) -> Iterator[Tensor]:
         """Batches of random parts of the images; see ``stream``.
 
         Args:
             order: Positions of the images, int64 on the CPU.
+            seeds: For each of them, what decides on its part; int64 on the CPU.
             batch_size: Of every batch but perhaps the last.
             crop: What parts there may be.
-            generator: Decides which; drawn from before the first batch alone.
         """
-        seeds = torch.randint(2**62, order.shape, generator=generator)
 
         def decode(job: tuple[int, int]) -> ByteArray:
             return self._decode_part(job[0], crop, seed=job[1])
