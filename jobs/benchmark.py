@@ -4,6 +4,7 @@
     python jobs/benchmark.py --scaling
     python jobs/benchmark.py --scoring --networks resnet20 resnet56 --dtype bfloat16
     python jobs/benchmark.py --layouts
+    python jobs/benchmark.py --decoding
 
 Times are medians; what compares machines are the ratios.
 """
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
+from measuring.decoding import decoding_table
 from measuring.layouts import layouts_table, random_search, scores_per_second, share_outside_scores
 from measuring.scaling import scaling_table
 from measuring.scoring import scoring_tables
@@ -59,6 +61,7 @@ def main(
     scaling: bool = False,
     scoring: bool = False,
     layouts: bool = False,
+    decoding: bool = False,
     plan: Plan = Plan(),  # noqa: B008  (a frozen value)
 ) -> None:
     """Measure and print.
@@ -70,6 +73,7 @@ def main(
         scaling: Measure only how the loop scales from 1 to 32 workers that pretend to score.
         scoring: Measure only what single scores cost.
         layouts: Measure only how workers and threads share two cores, or workers a GPU.
+        decoding: Measure only how fast files like ImageNet's become batches.
         plan: How networks are scored. What runs on workers takes the first number of steps.
     """
     console = Console(width=120)
@@ -80,6 +84,9 @@ def main(
         if plan.device == "cpu":
             keep_freed_memory()  # as workers do
         console.print(*scoring_tables(networks, plan), sep="\n")
+    elif decoding:
+        torch.set_num_threads(1)
+        console.print(decoding_table(plan.repeats))
     elif layouts:
         for network in networks:
             console.print(layouts_table(network, proposals, plan))

@@ -6,7 +6,7 @@ import copy
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -148,7 +148,7 @@ class Tuner:
             network: Of the problem.
             split: Of its images.
         """
-        return asdict(evaluate(network, self.split(split).batches(_BATCH)))
+        return evaluate(network, self.split(split).batches(_BATCH)).figures()
 
     def look_at_held_out(self, network: nn.Module) -> dict[str, Figures]:
         """Of search-val, of choose-val, and of both as one set under ``held_out``."""

@@ -79,6 +79,7 @@ def main(
     if settings.score_steps or settings.adapt_epochs or settings.stages:
         raise ValueError("searches are compared at --score-steps 0, without adaptation and stages")
     settings.only_macs_cut()  # refuses several
+    settings = settings.on(placement.device_type)
     ways = {variant: way_of(variant, settings) for variant in plan.variants}
     problem = trained.problem(settings, placement)
     if not only_tables:

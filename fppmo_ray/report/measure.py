@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+_TOP5 = "top5_accuracy"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
@@ -33,8 +35,11 @@ class Measure:
         return self.scale * float(row[moment]["test"][self.entry])
 
     def text(self, row: Mapping[str, Any], moment: str) -> str:
-        """The same, as it is written in tables."""
-        return self.written(self.of(row, moment))
+        """The same, as it is written in tables; behind it top-5 accuracy, where it is known."""
+        figures = [self.of(row, moment)]
+        if (top5 := row[moment]["test"].get(_TOP5)) is not None:
+            figures.append(self.scale * top5)
+        return " / ".join(map(self.written, figures))
 
     def written(self, figure: float) -> str:
         """A figure of that scale: of a score nobody knows how large it is, so five digits count."""
@@ -55,3 +60,9 @@ def measure_of(told: Mapping[str, Any]) -> Measure:
         return ACCURACY
     name, _, unit = task["measure"].partition(", ")
     return Measure(name=name, unit=unit, entry="score", scale=1)
+
+
+def on_test(figures: Mapping[str, Any]) -> str:
+    """What the figures in the rows of a result.json are: ``accuracy on test, %``."""
+    has_top5 = _TOP5 in figures["variants"][0]["before"]["test"]
+    return measure_of(figures).at("on test") + (" (top-1 / top-5)" if has_top5 else "")

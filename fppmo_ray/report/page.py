@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fppmo_ray.durable_files import write_whole
 from fppmo_ray.report import drawings
 from fppmo_ray.report.cuts import cut_table, table_sentence
-from fppmo_ray.report.measure import ACCURACY
+from fppmo_ray.report.measure import ACCURACY, on_test
 from fppmo_ray.report.run import RescoredFinalist, Run, finalists, read_run, with_distinct_names
 from fppmo_ray.report.style import STYLE
 from fppmo_ray.report.table import sizes, status_lines, title_of
@@ -126,7 +126,7 @@ def _result(run: Run) -> list[str]:
     chosen = escape(str(run.figures["chosen"]))
     note = (
         f"<p>Before and after equal fine-tuning (dense: of as much extra training): "
-        f"{escape(run.measure.at('on test'))}; chosen: {chosen}.</p>"
+        f"{escape(on_test(run.figures))}; chosen: {chosen}.</p>"
     )
     return [
         "<h2>Result</h2>",

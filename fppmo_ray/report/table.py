@@ -11,7 +11,7 @@ from rich.table import Table
 
 from fppmo_ray.distribution.limits import Resource
 from fppmo_ray.report.cuts import cut_table, table_sentence
-from fppmo_ray.report.measure import measure_of
+from fppmo_ray.report.measure import measure_of, on_test
 from fppmo_ray.service.conclusion import FPPMO
 from fppmo_ray.service.record.facts import (
     Asked,
@@ -42,7 +42,7 @@ def print_result(run_dir: str | Path, console: Console) -> None:
     name = location_of(run_dir).rpartition("/")[2]
     dense, *others = figures["variants"]
     measure = measure_of(figures)
-    table = Table(title=f"{name}: {measure.at('on test')}; chosen: {figures['chosen']}")
+    table = Table(title=f"{name}: {on_test(figures)}; chosen: {figures['chosen']}")
     for column in (
         *("network", "before fine-tuning", "after", "MACs, M", "MACs cut", "parameters"),
         *("file, kB", *(f"ms at batch {batch}" for batch in dense["latency_ms"])),

@@ -47,6 +47,10 @@ class TaskScore:
 
     score: float
 
+    def figures(self) -> dict[str, float]:
+        """By name, as results keep it."""
+        return {"score": self.score}
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskMaskScore:

@@ -19,6 +19,7 @@ from fppmo_ray.service.assignments import Evaluation, TrainingTask
 from fppmo_ray.service.cut_figures import cut_figures, table_figures
 from fppmo_ray.service.finalists import IMPORTANCE_ONLY, Choice
 from fppmo_ray.service.latency import Latency
+from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.record.facts import (
     Failed,
     Finished,
@@ -27,6 +28,7 @@ from fppmo_ray.service.record.facts import (
     Started,
     ends_of_scores,
 )
+from fppmo_ray.service.replicated_training import train_on_several
 from fppmo_ray.service.rounds import Context, RoundWeights
 from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.training_tasks import Training, train
@@ -143,6 +145,9 @@ def _fine_tune(
         )
         for variant in variants
     ]
+    problem = context.problem
+    if isinstance(problem, Problem) and problem.fine_tune_workers > 1 and settings.recipe.epochs:
+        return train_on_several(trainings, problem, context.pool, context.run)
     return train(trainings, context.pool, context.run)
 
 
@@ -196,7 +201,7 @@ def _row(
         "file_bytes": evaluated["before"].file_bytes,
         "latency_ms": {str(item.batch): item.milliseconds for item in latency},
         **{
-            moment: {"choose_val": asdict(at.choose_val), "test": asdict(at.test)}
+            moment: {"choose_val": at.choose_val.figures(), "test": at.test.figures()}
             for moment, at in evaluated.items()
         },
     }

@@ -6,6 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import ray
@@ -45,10 +46,11 @@ class WorkerPool:
         stop: StopRequest | None = None,
     ) -> None:
         self.num_workers = num_workers
+        self.stop = stop or StopRequest(how_far=lambda: "nobody could ask")
         self.num_requeued = 0
         """Times that work which ran was lost or taken back, and given to another worker."""
-        self._slots = Slots(start_worker, num_workers, demand or Demand())
-        self._stop = stop or StopRequest(how_far=lambda: "nobody could ask")
+        self._start_slots = partial(Slots, start_worker, num_workers, demand or Demand())
+        self._slots = self._start_slots()
         self._has_heard_stop = False
         self._limits = TimeLimits()
         self._queue: deque[Attempts] = deque()
@@ -103,7 +105,7 @@ class WorkerPool:
             self._wait()
             self._look_after_running()
             self._slots.warn_of_unplaced()
-        if not self._stop.is_made:
+        if not self.stop.is_made:
             self._dispatch()  # before the caller takes its time over the outcomes
         ended, self._ended = self._ended, []
         return ended
@@ -124,12 +126,20 @@ class WorkerPool:
                 values[id(outcome.work)] = outcome.value
         return [values[id(work)] for work in works]
 
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """Leave all that workers hold to others for a while; there must be no unfinished work."""
+        assert not self.num_unfinished  # whoever waits for outcomes knows
+        self._slots.close()
+        yield
+        self._slots, self._lines = self._start_slots(), Lines()
+
     def close(self) -> None:
         """Stop all workers."""
         self._slots.close()
 
     def _dispatch_or_stop(self) -> None:
-        if not self._stop.is_made:
+        if not self.stop.is_made:
             self._dispatch()
             return
         if not self._has_heard_stop:
@@ -138,7 +148,7 @@ class WorkerPool:
             self._queue.extendleft(self._lines.take_waiting())
             self._say_stop()
         if not self.num_busy and not self._ended:
-            raise self._stop.stopped()
+            raise self.stop.stopped()
 
     def _say_stop(self) -> None:
         if self.num_busy:

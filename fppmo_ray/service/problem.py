@@ -21,6 +21,7 @@ from fppmo_ray.training import (
     Engine,
     Images,
     Recipe,
+    Shard,
     Splits,
     example_batch,
     keep_freed_memory,
@@ -52,6 +53,8 @@ class Problem:
     gpu_share: float
     engine: Engine
     """How passes are computed as far as it was asked for; where a measured choice begins."""
+    fine_tune_workers: int = 1
+    """Processes that share the final fine-tuning of each network."""
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -59,8 +62,12 @@ class Problem:
         return tuple(example_batch(self.dataset).shape[1:])
 
     def subject(self) -> dict[str, Any]:
-        """A digest of the data; see ``identity_of``."""
-        return {"data": digest_data(self.dataset, self.splits)}
+        """A digest of the data, and how many fine-tune together; see ``identity_of``."""
+        count = self.fine_tune_workers
+        return {
+            "data": digest_data(self.dataset, self.splits),
+            **({"fine_tune_workers": count} if count > 1 else {}),  # older journals had one
+        }
 
 
 def state_problem(
@@ -87,7 +94,8 @@ def state_problem(
     splits = splits or _default_splits(dataset, settings.seed)
     network = copy.deepcopy(network).cpu()  # workers unpickle it on devices of their own
     _check_rows(splits, len(dataset.train))
-    tracing = prunable_tracing(network, (example_batch(dataset),), settings)
+    Shard(0, placement.fine_tune_workers).batch_size(settings.recipe.batch_size)
+    tracing = prunable_tracing(network, (example_batch(dataset),), settings, placement)
     _check_outputs(network, dataset)
     return Problem(
         network=network,
@@ -101,11 +109,15 @@ def state_problem(
         threads=placement.cpus_per_worker,
         gpu_share=placement.gpus_per_worker,
         engine=settings.plain_engine(threads=placement.cpus_per_worker),
+        fine_tune_workers=placement.fine_tune_workers,
     )
 
 
 def prunable_tracing(
-    network: nn.Module, example_inputs: tuple[Tensor, ...], settings: SearchSettings
+    network: nn.Module,
+    example_inputs: tuple[Tensor, ...],
+    settings: SearchSettings,
+    placement: Placement,
 ) -> Tracing:
     """Trace a network, with the limits of the settings on the widths.
 
@@ -113,9 +125,11 @@ def prunable_tracing(
         ValueError: the network cannot be pruned, or the budget is out of the space's reach.
     """
     tracing = trace(network, example_inputs, ignore=settings.ignore)
+    multiple = settings.on(placement.device_type).width_multiple
+    assert multiple is not None  # on a device it is known
     space = tracing.space.with_limits(
         min_keep=settings.min_keep,
-        multiple=settings.width_multiple,
+        multiple=multiple,
         layers=settings.layer_limits,
     )
     budgets_of(space, settings)  # refuses what these limits cannot reach
@@ -160,7 +174,7 @@ class Prunable(Protocol):
 def identity_of(problem: Prunable, settings: SearchSettings) -> dict[str, Any]:
     """All that a search's numbers depend on: one that goes on must have the same."""
     return {
-        "settings": settings.journaled(),
+        "settings": settings.on(problem.device_type).journaled(),
         "device_type": problem.device_type,
         "threads": problem.threads,
         "versions": {name: version(name) for name in ("torch", "numpy")},
@@ -195,7 +209,7 @@ def open_split(problem: Problem, name: str, device: torch.device) -> Images:
     dataset = problem.dataset
     source = dataset.test if name == "test" else dataset.train
     rows = np.arange(len(source.labels)) if name == "test" else getattr(problem.splits, name)
-    return open_images(source, rows, dataset, device)
+    return open_images(source, rows, dataset, device, decoding_threads=problem.threads)
 
 
 def pruned_network(

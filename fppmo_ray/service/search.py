@@ -78,6 +78,7 @@ def search(
         SearchStopped: SIGTERM or SIGINT asked for it; what was running is finished and recorded.
     """
     placement = placement or Placement()
+    settings = settings.on(placement.device_type)
     _warn_of_idle_workers(placement.workers, settings.population)
     problem: Problem | TaskProblem
     if isinstance(task, Task):

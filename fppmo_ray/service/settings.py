@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from fppmo_ray.distribution import OptimizerSettings, RankBy
@@ -15,8 +15,9 @@ from fppmo_ray.training import DType, Engine, Recipe
 
 _AT_LEAST_1 = (
     *("score_images", "score_recalibrate_images", "rescore_images", "recalibrate_images"),
-    *("rescore_seeds", "width_multiple", "adapt_rounds", "latency_batch"),
+    *("rescore_seeds", "adapt_rounds", "latency_batch"),
 )
+_WIDTH_MULTIPLES = {"cpu": 1, "cuda": 8}
 _CHOICES = {
     "importance": get_args(Criterion),
     "dtype": ("auto", *get_args(DType)),
@@ -50,7 +51,9 @@ class SearchSettings:
     lag: int = 1
     """Generations in flight beside the current one: 1 hides the generations' tails."""
     rule: str = "layer_es"
-    """How feedback moves the distribution: layer_es, ridge, elite or random."""
+    """How feedback moves the distribution: layer_es, ridge, elite, random, or widths: layer_es on
+    whole layers, which keep their most important filters. That is for fewer than 0.3 proposals per
+    filter."""
     rank_by: RankBy = "val_loss"
     """The score that ranks the proposals of a generation."""
     capacity_weight: float = 0.0
@@ -61,8 +64,9 @@ class SearchSettings:
     fine-tuning, although not before: see the README's first table."""
     min_keep: float = 0.1
     """Smallest share of a group's filters that a mask may keep, in (0, 1]."""
-    width_multiple: int = 1
-    """Legal widths are multiples of this; 8 suits GPUs."""
+    width_multiple: int | None = None
+    """Legal widths are multiples of this. None: 8 where workers hold GPUs, whose fast products want
+    that, and 1 on CPUs."""
     layer_limits: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Smallest and largest share of filters that these layers, or patterns such as ``layer1.*``,
     may keep, instead of min_keep and 1."""
@@ -130,6 +134,8 @@ class SearchSettings:
         _require(0 < self.min_keep <= 1, "min_keep", "in (0, 1]", self.min_keep)
         for name in ("baseline_learning_rate", "adapt_learning_rate"):
             _require(getattr(self, name) > 0, name, "> 0", getattr(self, name))
+        if self.width_multiple is not None:
+            _require(self.width_multiple >= 1, "width_multiple", ">= 1", self.width_multiple)
         if self.rescore_steps is not None:
             _require(self.rescore_steps >= 0, "rescore_steps", ">= 0", self.rescore_steps)
         for name, known in _CHOICES.items():
@@ -141,6 +147,16 @@ class SearchSettings:
         if self.tune_from == "adapted":
             _require(self.adapt_epochs > 0, "adapt_epochs", "> 0 to tune adapted weights", 0)
         self.stage_settings()  # refuses a wrong budget, rule or population at once
+
+    def on(self, device_type: str) -> SearchSettings:
+        """The settings with all that the workers' device decides: those that are journaled.
+
+        Args:
+            device_type: ``cuda`` or ``cpu``.
+        """
+        if self.width_multiple is not None:
+            return self
+        return replace(self, width_multiple=_WIDTH_MULTIPLES[device_type])
 
     @property
     def macs_cuts(self) -> tuple[float, ...]:
@@ -235,6 +251,9 @@ class Placement:
     """GPUs each worker holds; a fraction shares one. 0 scores on the CPU."""
     cpus_per_worker: int = 1
     """CPUs each worker holds, and torch's threads, unless fewer are measured to be faster."""
+    fine_tune_workers: int = 1
+    """Processes that share the final fine-tuning of each network (Ray Train), with a whole GPU each
+    where workers hold any. 1 fine-tunes the networks side by side, one worker each."""
     score_timeout: float | None = None
     """Seconds after which a score is taken from its worker, which is replaced. None learns the
     limit: 10 times the longest score so far but one, at least 5 minutes; epochs, evaluations and
@@ -247,7 +266,8 @@ class Placement:
         if self.gpus_per_worker > 1:
             whole = self.gpus_per_worker == int(self.gpus_per_worker)
             _require(whole, "gpus_per_worker", "whole above 1", self.gpus_per_worker)
-        _require(self.cpus_per_worker >= 1, "cpus_per_worker", ">= 1", self.cpus_per_worker)
+        for name in ("cpus_per_worker", "fine_tune_workers"):
+            _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
         if self.score_timeout is not None:
             _require(self.score_timeout > 0, "score_timeout", "> 0 s", self.score_timeout)
 

@@ -58,14 +58,20 @@ def state_task(
         placement: Where scores are computed; by default on one CPU.
 
     Raises:
-        ValueError: the network cannot be pruned, or the budget is out of the space's reach.
+        ValueError: the network cannot be pruned, the budget is out of the space's reach, or
+            several workers are to fine-tune together.
     """
     placement = placement or Placement()
+    if placement.fine_tune_workers > 1:
+        raise ValueError(
+            "a task fine-tunes by itself, in one process; leave fine_tune_workers at 1, got "
+            f"{placement.fine_tune_workers}"
+        )
     network = copy.deepcopy(network).cpu()  # workers unpickle it on devices of their own
     inputs = tuple(tensor.cpu() for tensor in task.inputs())
     return TaskProblem(
         network=network,
-        tracing=prunable_tracing(network, inputs, settings),
+        tracing=prunable_tracing(network, inputs, settings, placement),
         task=task,
         seed=settings.seed,
         device_type=placement.device_type,

@@ -62,7 +62,7 @@ def train(trainings: Sequence[Training], pool: WorkerPool, run: RunDirectory) ->
 
 def begin(training: Training, pool: WorkerPool, run: RunDirectory) -> bytes | None:
     """Submit the next epoch of a task; its final state, if it has come to that before."""
-    epoch, state = _resume_point(training.task.name, run)
+    epoch, state = resume_point(training.task.name, run)
     if state is not None and epoch >= training.task.recipe.epochs:
         return state
     pool.submit(_work(training, epoch, state))
@@ -74,7 +74,7 @@ def final_state(name: str, num_epochs: int, run: RunDirectory) -> bytes | None:
     has_ended = any(
         fact.task == name and fact.epoch == num_epochs - 1 for fact in run.all(EpochFinished)
     )
-    epoch, state = _resume_point(name, run) if has_ended else (0, None)
+    epoch, state = resume_point(name, run) if has_ended else (0, None)
     return state if epoch == num_epochs else None
 
 
@@ -96,7 +96,7 @@ def go_on(outcome: Outcome, pool: WorkerPool, run: RunDirectory) -> bytes | None
     state: bytes
     state, report = outcome.value
     if report is not None:
-        _keep(task.name, index, state, report, run)
+        keep_epoch(task.name, index, state, report, run)
     if index + 1 < task.recipe.epochs:
         pool.submit(_work(epoch.training, index + 1, state))
         return None
@@ -121,7 +121,7 @@ def _work(training: Training, epoch: int, state: bytes | None) -> Work:
     )
 
 
-def _resume_point(name: str, run: RunDirectory) -> tuple[int, bytes | None]:
+def resume_point(name: str, run: RunDirectory) -> tuple[int, bytes | None]:
     """The next epoch and the state before it: those after the last checkpoint still there.
 
     A journal that was cut back names checkpoints that later ones replaced. Training is a function
@@ -147,7 +147,8 @@ class _Report(Protocol):
     def seconds(self) -> float: ...
 
 
-def _keep(name: str, epoch: int, state: bytes, report: _Report, run: RunDirectory) -> None:
+def keep_epoch(name: str, epoch: int, state: bytes, report: _Report, run: RunDirectory) -> None:
+    """Make an epoch's checkpoint durable, then the fact that names it."""
     artifact = _artifact(name, epoch)
     sha256 = run.write_artifact(artifact, state)
     run.record(

@@ -51,5 +51,8 @@ def _digest_images(images: ImageArrays | ImageFiles) -> str:
         return digest({"images": images.images, "labels": images.labels})
     root = os.path.commonpath(images.paths)  # the data may have moved as a whole
     names = [str(path.relative_to(root)) for path in images.paths]
-    text = repr((images.height, images.width, names))
+    how: tuple[object, ...] = (images.height, images.width)
+    if images.centre_crop is not None:  # digests of other files are older than it
+        how += (images.centre_crop,)
+    text = repr((*how, names))
     return digest({"labels": images.labels}) + hashlib.sha256(text.encode()).hexdigest()

@@ -26,10 +26,12 @@ from fppmo_ray.service.place import Place, here
 from fppmo_ray.service.problem import Problem, claim_device, open_split, pruned_network
 from fppmo_ray.service.weights import load_arrays
 from fppmo_ray.training import (
+    WHOLE,
     Engine,
     EpochReport,
     Metrics,
     Recipe,
+    Shard,
     TrainingState,
     capture,
     evaluate,
@@ -112,10 +114,12 @@ class ScoringWorker:
         epoch: int,
         state: bytes | None,
         teacher: Basis | None = None,
+        shard: Shard = WHOLE,
     ) -> tuple[bytes, EpochReport]:
         """Train one epoch from ``state`` (None: from the round's weights).
 
-        What is distilled is the dense network of ``teacher`` (None: of the same round).
+        What is distilled is the dense network of ``teacher`` (None: of the same round). With a
+        shard, this is one of several processes that do so together.
         """
         begin = state_from_bytes(state) if state is not None else None
         new_state, report = train_epoch(
@@ -127,6 +131,7 @@ class ScoringWorker:
             state=begin,
             engine=basis.engine,
             teacher=self._teacher_on(teacher or basis, task.recipe),
+            shard=shard,
         )
         return state_to_bytes(new_state), report
 

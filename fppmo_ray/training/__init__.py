@@ -18,16 +18,26 @@ from fppmo_ray.training.fine_tune import EpochReport, fine_tune, train_epoch
 from fppmo_ray.training.folding import fold_batchnorm
 from fppmo_ray.training.image_sets import (
     Augmentation,
+    CentreCrop,
     Dataset,
     ImageArrays,
     ImageFiles,
     ImageSet,
+    RandomResizedCrop,
 )
+from fppmo_ray.training.imagenet import load_imagenet
 from fppmo_ray.training.images import Batch, Images, Seed, example_batch, open_images
 from fppmo_ray.training.memory import keep_freed_memory
-from fppmo_ray.training.networks import NETWORKS, build_network, source_of
+from fppmo_ray.training.networks import (
+    NETWORKS,
+    build_network,
+    build_torchvision_network,
+    source_of,
+    torchvision_source,
+)
 from fppmo_ray.training.recalibrate import recalibrate_batchnorm
 from fppmo_ray.training.recipe import Recipe, Schedule
+from fppmo_ray.training.shards import WHOLE, Shard
 from fppmo_ray.training.splits import Splits, splits_from_files, stratified_splits
 from fppmo_ray.training.steps import StepTraining, train_steps
 from fppmo_ray.training.training_state import (
@@ -40,8 +50,10 @@ from fppmo_ray.training.training_state import (
 __all__ = [
     "NETWORKS",
     "PLAIN",
+    "WHOLE",
     "Augmentation",
     "Batch",
+    "CentreCrop",
     "DType",
     "Dataset",
     "DatasetName",
@@ -52,14 +64,17 @@ __all__ = [
     "ImageSet",
     "Images",
     "Metrics",
+    "RandomResizedCrop",
     "Recipe",
     "Schedule",
     "Seed",
+    "Shard",
     "Splits",
     "StepTraining",
     "TrainingState",
     "arithmetic",
     "build_network",
+    "build_torchvision_network",
     "capture",
     "evaluate",
     "example_batch",
@@ -68,6 +83,7 @@ __all__ = [
     "keep_freed_memory",
     "lay_out",
     "load_dataset",
+    "load_imagenet",
     "load_weights",
     "open_images",
     "recalibrate_batchnorm",
@@ -76,6 +92,7 @@ __all__ = [
     "state_from_bytes",
     "state_to_bytes",
     "stratified_splits",
+    "torchvision_source",
     "train_epoch",
     "train_steps",
 ]

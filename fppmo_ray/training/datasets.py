@@ -9,14 +9,11 @@ import numpy as np
 
 from fppmo_ray.training.image_folder import read_image_folder
 from fppmo_ray.training.image_sets import Augmentation, Dataset, ImageArrays
+from fppmo_ray.training.imagenet import MEAN, STD
 from fppmo_ray.training.parquet import find_shards, read_parquet_images
 from fppmo_ray.training.splits import stratified_rows
 
 DatasetName = Literal["digits", "cifar10", "cifar100", "image_folder"]
-
-# ImageNet's, which the public CIFAR ResNets (akamaster) were trained with too.
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
 
 _CIFAR_CLASSES = {"cifar10": 10, "cifar100": 100}
 _CIFAR_FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
@@ -82,8 +79,8 @@ def _cifar(name: Literal["cifar10", "cifar100"], path: Path) -> Dataset:
         train=train,
         test=test,
         num_classes=_CIFAR_CLASSES[name],
-        mean=_MEAN,
-        std=_STD,
+        mean=MEAN,  # ImageNet's: the public CIFAR ResNets (akamaster) were trained with it
+        std=STD,
         augmentation=Augmentation(padding=4, flip=True),  # He et al. 2016, section 4.2
     )
 
@@ -127,7 +124,7 @@ def _image_folder(path: Path, image_size: int, byte_limit: int) -> Dataset:
         train=train,
         test=test,
         num_classes=len(classes),
-        mean=_MEAN,
-        std=_STD,
+        mean=MEAN,
+        std=STD,
         augmentation=Augmentation(padding=image_size // 8, flip=True),
     )

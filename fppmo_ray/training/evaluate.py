@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from torch.nn import functional as F
 
 from fppmo_ray.training.engine import DType, arithmetic
 from fppmo_ray.training.modes import in_mode
+
+_TOP = 5
+_FEW_CLASSES = 10  # among so few, five guesses tell little
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,12 @@ class Metrics:
     """Mean cross-entropy in nats, finite."""
     accuracy: float
     """Share of images classified rightly, in [0, 1]."""
+    top5_accuracy: float | None = None
+    """Share of images whose class is among the five likeliest; None where there are at most ten."""
+
+    def figures(self) -> dict[str, float]:
+        """What is known, by name, as results keep it."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @torch.no_grad()
@@ -47,15 +56,23 @@ def evaluate(
                 logits = network(images)
             logits = logits.float()
             loss = F.cross_entropy(logits, labels, reduction="sum")
-            num_right = (logits.argmax(1) == labels).sum()
-            totals = totals + torch.stack([loss, num_right]).double()
+            totals = totals + torch.stack([loss, *_num_right(logits, labels)]).double()
             num_images += len(labels)
     if not isinstance(totals, Tensor):
         raise ValueError("an evaluation needs images, got no batches")
-    total_loss, total_right = totals.tolist()
+    total_loss, *rights = totals.tolist()
     if not math.isfinite(total_loss):
         raise RuntimeError(
             f"the loss on {num_images} images is {total_loss}: the network's weights or "
             "batch-norm statistics are broken; recalibrate, or train with a lower learning rate"
         )
-    return Metrics(loss=total_loss / num_images, accuracy=total_right / num_images)
+    return Metrics(total_loss / num_images, *(right / num_images for right in rights))
+
+
+def _num_right(logits: Tensor, labels: Tensor) -> list[Tensor]:
+    """How many images are classified rightly; with many classes, also by one of five guesses."""
+    counts = [(logits.argmax(1) == labels).sum()]
+    if logits.shape[1] > _FEW_CLASSES:
+        guesses = logits.topk(_TOP, dim=1).indices
+        counts.append((guesses == labels[:, None]).sum())
+    return counts

@@ -19,6 +19,8 @@ from fppmo_ray.training.descent import NetworkRandomness, descend, make_optimize
 from fppmo_ray.training.engine import PLAIN, Engine, lay_out
 from fppmo_ray.training.images import Images, Seed
 from fppmo_ray.training.recipe import Recipe, learning_rate_at
+from fppmo_ray.training.replicas import average_statistics, means_over_replicas, replicated
+from fppmo_ray.training.shards import WHOLE, Shard
 from fppmo_ray.training.training_state import (
     TrainingState,
     capture,
@@ -55,6 +57,7 @@ def train_epoch(
     state: TrainingState | None,
     engine: Engine = PLAIN,
     teacher: nn.Module | None = None,
+    shard: Shard = WHOLE,
 ) -> tuple[TrainingState, EpochReport]:
     """Train for one epoch of a recipe, in place.
 
@@ -71,10 +74,13 @@ def train_epoch(
         state: What the epoch before returned, None before epoch 0; it is not changed.
         engine: How the passes are computed.
         teacher: The dense network, for distillation.
+        shard: The part of every batch that this process trains on; torch.distributed must be up
+            where there are several, and each must make this call.
 
     Raises:
         ValueError: ``epoch`` is not the state's next, or lies outside the recipe; the state is
-            another network's; the recipe wants a teacher and there is none.
+            another network's; the recipe wants a teacher and there is none; a batch cannot be
+            parted evenly.
         RuntimeError: training diverged.
     """
     expected = 0 if state is None else state.epochs_done
@@ -94,11 +100,11 @@ def train_epoch(
     if average is not None:
         average.follow(optimizer)
     rates = (learning_rate_at(recipe, (first_step + step) / num_steps) for step in range(per_epoch))
-    batches = images.training_batches(recipe.batch_size, seed=seed, epoch=epoch)
+    batches = images.training_batches(recipe.batch_size, seed=seed, epoch=epoch, shard=shard)
     begin = time.perf_counter()
-    with NetworkRandomness(images, seed, epoch).drawn():
-        loss, accuracy = descend(
-            network,
+    with NetworkRandomness(images, _own_seed(seed, shard), epoch).drawn():
+        means = descend(
+            replicated(network, shard),
             optimizer,
             zip(rates, batches, strict=True),
             recipe,
@@ -106,6 +112,7 @@ def train_epoch(
             teacher=teacher,
             place=f"epoch {epoch}, ",
         )
+    loss, accuracy = means_over_replicas(means, shard, images.labels.device)
     report = EpochReport(
         epoch=epoch,
         loss=loss,
@@ -113,12 +120,21 @@ def train_epoch(
         learning_rate=learning_rate_at(recipe, first_step / num_steps),
         seconds=time.perf_counter() - begin,
     )
+    average_statistics(network, shard)
     reached = capture(network, optimizer, epoch + 1)
     if average is None:
         return reached, report
     average.put_in_place()
+    average_statistics(network, shard)
     averaged = capture(network, None, epoch + 1).network
     return replace(reached, network=averaged, unaveraged=reached.network), report
+
+
+def _own_seed(seed: Seed, shard: Shard) -> Seed:
+    """Of dropout: replicas drop other units, and the first what a process alone would drop."""
+    if not shard.index:
+        return seed
+    return (*([seed] if isinstance(seed, int) else seed), shard.index)
 
 
 def _average_so_far(

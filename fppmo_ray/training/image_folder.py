@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,16 +29,32 @@ def read_image_folder(
         ValueError: a folder is missing or empty, the test set has a class of its own, or an image
             cannot be decoded.
     """
+    train, test, classes = list_image_folder(path, image_size=image_size)
+    return _load_if_small(train, byte_limit), _load_if_small(test, byte_limit), classes
+
+
+def list_image_folder(
+    path: Path, *, image_size: int, held_out: Sequence[str] = ("test", "val")
+) -> tuple[ImageFiles, ImageFiles, list[str]]:
+    """As ``read_image_folder``, but nothing is decoded.
+
+    Args:
+        path: Holds ``train/<class>/*`` and a folder of held-out images.
+        image_size: Side in pixels of the square that every image is brought to.
+        held_out: Names of that folder; the first that is there counts.
+
+    Raises:
+        ValueError: a folder is missing or empty, or the test set has a class of its own.
+    """
     classes = _class_names(path / "train")
-    test_path = next((path / name for name in ("test", "val") if (path / name).is_dir()), None)
+    test_path = next((path / name for name in held_out if (path / name).is_dir()), None)
     if test_path is None:
-        raise ValueError(f"{path} needs a folder test or val beside train")
+        raise ValueError(f"{path} needs a folder {' or '.join(held_out)} beside train")
     strangers = sorted(set(_class_names(test_path)) - set(classes))
     if strangers:
         raise ValueError(f"{test_path} has classes that {path / 'train'} lacks: {strangers}")
     train = _list_files(path / "train", classes, image_size)
-    test = _list_files(test_path, classes, image_size)
-    return _load_if_small(train, byte_limit), _load_if_small(test, byte_limit), classes
+    return train, _list_files(test_path, classes, image_size), classes
 
 
 def _class_names(folder: Path) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,26 @@ class ImageArrays:
         return len(self.labels)
 
 
+Interpolation = Literal["bilinear", "bicubic"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CentreCrop:
+    """The middle of an image after its shorter side was brought to some length: torchvision's."""
+
+    resize: int
+    """Length in pixels that the shorter side is brought to, for small images too."""
+    interpolation: Interpolation = "bilinear"
+    """The one that the weights were trained with; also of random crops."""
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in get_args(Interpolation):
+            raise ValueError(
+                f"interpolation must be one of {get_args(Interpolation)}, "
+                f"got {self.interpolation!r}"
+            )
+
+
 @dataclass(frozen=True, eq=False)
 class ImageFiles:
     """Images left on disk, decoded when they are needed and brought to one size."""
@@ -42,9 +63,18 @@ class ImageFiles:
     """``(N,)``."""
     height: int
     width: int
+    centre_crop: CentreCrop | None = None
+    """None: an image of this size is taken as it is, of any other the middle; see
+    ``decode_to_size``."""
 
     def __post_init__(self) -> None:
         _check_label_array(self.labels, len(self.paths))
+        larger = max(self.height, self.width)
+        if self.centre_crop is not None and self.centre_crop.resize < larger:
+            raise ValueError(
+                f"the shorter side must be resized to at least the {larger} pixels of the centre "
+                f"crop, got {self.centre_crop.resize}"
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -64,6 +94,29 @@ class Augmentation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RandomResizedCrop:
+    """A random part of a training image, brought to the network's size; of files only.
+
+    As torchvision's transform of that name, with which ImageNet's networks are trained (Szegedy et
+    al. 2014, 1409.4842).
+    """
+
+    min_area: float = 0.08
+    """Smallest share of the image's area, in (0, 1]."""
+    max_stretch: float = 4 / 3
+    """Largest ratio of the part's sides, at least 1."""
+    flip: bool = True
+    """Whether half of the images are mirrored left to right."""
+
+    def __post_init__(self) -> None:
+        if not (0 < self.min_area <= 1 <= self.max_stretch):
+            raise ValueError(
+                "min_area must be in (0, 1] and max_stretch at least 1, "
+                f"got {self.min_area} and {self.max_stretch}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Dataset:
     """A training and a test set, and how their images become a network's input.
 
@@ -79,7 +132,7 @@ class Dataset:
     """Per channel."""
     std: tuple[float, ...]
     """Per channel."""
-    augmentation: Augmentation
+    augmentation: Augmentation | RandomResizedCrop
 
     def __post_init__(self) -> None:
         for part in ("train", "test"):
@@ -88,6 +141,11 @@ class Dataset:
             raise ValueError(
                 f"mean and std of {self.name} need one value per channel, std above 0, "
                 f"got {self.mean} and {self.std}"
+            )
+        if isinstance(self.augmentation, RandomResizedCrop) and isinstance(self.train, ImageArrays):
+            raise ValueError(
+                f"random resized crops need image files, and {self.name} holds its training images "
+                "in memory, at one size; take an Augmentation instead"
             )
 
 

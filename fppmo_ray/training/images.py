@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from fppmo_ray.training.image_sets import (
     ImageArrays,
     ImageSet,
     IntArray,
+    RandomResizedCrop,
 )
 from fppmo_ray.training.pixel_sources import (
     FILE_CHANNELS,
@@ -23,6 +24,7 @@ from fppmo_ray.training.pixel_sources import (
     ResidentPixels,
     StreamedPixels,
 )
+from fppmo_ray.training.shards import WHOLE, Shard
 
 Batch = tuple[Tensor, Tensor]
 """Normalised images float32 (n, C, H, W) and labels int64 (n,), both on the device."""
@@ -42,7 +44,7 @@ class Images:
     """Per channel, (1, C, 1, 1), on the device."""
     std: Tensor
     """Per channel, (1, C, 1, 1), on the device."""
-    augmentation: Augmentation
+    augmentation: Augmentation | RandomResizedCrop
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -64,27 +66,49 @@ class Images:
         for pixels, batch_labels in zip(self.pixels.stream(order, batch_size), labels, strict=True):
             yield normalise(pixels, self.mean, self.std), batch_labels
 
-    def training_batches(self, batch_size: int, *, seed: Seed, epoch: int) -> Iterator[Batch]:
-        """One epoch of shuffled, augmented batches of equal size.
+    def training_batches(
+        self, batch_size: int, *, seed: Seed, epoch: int, shard: Shard = WHOLE
+    ) -> Iterator[Batch]:
+        """One epoch of shuffled, augmented batches of equal size, or of a part of each.
 
         Order, crops and flips are a function of (seed, epoch) alone, on every device. Each epoch
         leaves out another ``len % batch_size`` images, so that batch statistics are never those
         of a few images; a set smaller than a batch is one batch.
+
+        Args:
+            batch_size: Of whole batches.
+            seed: Of the whole training.
+            epoch: Counted from 0.
+            shard: The part of every batch that is wanted. All parts together are the whole.
+
+        Raises:
+            ValueError: a batch cannot be parted evenly.
         """
         generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
         num_images = min(len(self), self.num_training_batches(batch_size) * batch_size)
         order = torch.randperm(len(self), generator=generator)[:num_images]
-        device = self.labels.device
-        labels = torch.split(self.labels[order.to(device)], batch_size)
-        moves = draw_moves(num_images, self.augmentation, generator).to(device)
-        for pixels, batch_moves, batch_labels in zip(
-            self.pixels.stream(order, batch_size),
-            torch.split(moves, batch_size),
-            labels,
-            strict=True,
-        ):
-            augmented = crop_and_flip(pixels, batch_moves, self.augmentation.padding)
-            yield normalise(augmented, self.mean, self.std), batch_labels
+        draws = self._draw(num_images, generator)
+        rows = shard.rows(num_images, batch_size)
+        order, batch_size = order[rows], -(-batch_size // shard.count)
+        labels = torch.split(self.labels[order.to(self.labels.device)], batch_size)
+        augmented = self._augmented(order, draws[rows], batch_size)
+        for pixels, batch_labels in zip(augmented, labels, strict=True):
+            yield normalise(pixels, self.mean, self.std), batch_labels
+
+    def _draw(self, num_images: int, generator: torch.Generator) -> Tensor:
+        """What is random about each image: a seed (n,), or a move (n, 3)."""
+        if isinstance(self.augmentation, RandomResizedCrop):
+            return torch.randint(2**62, (num_images,), generator=generator)
+        return draw_moves(num_images, self.augmentation, generator)
+
+    def _augmented(self, order: Tensor, draws: Tensor, batch_size: int) -> Iterator[Tensor]:
+        if isinstance(self.augmentation, RandomResizedCrop):
+            assert isinstance(self.pixels, StreamedPixels)  # a data set sees to that
+            yield from self.pixels.stream_random_parts(order, draws, batch_size, self.augmentation)
+            return
+        moves = torch.split(draws.to(self.labels.device), batch_size)
+        for pixels, batch_moves in zip(self.pixels.stream(order, batch_size), moves, strict=True):
+            yield crop_and_flip(pixels, batch_moves, self.augmentation.padding)
 
 
 def open_images(
@@ -92,6 +116,8 @@ def open_images(
     indices: IntArray | None,
     dataset: Dataset,
     device: torch.device | str = "cpu",
+    *,
+    decoding_threads: int | None = None,
 ) -> Images:
     """Put images on a device (arrays), or get ready to stream them there (files).
 
@@ -100,6 +126,7 @@ def open_images(
         indices: Rows of the set, in [0, len); None takes all.
         dataset: The one that the set is a part of; says how the images are prepared.
         device: Where batches are wanted.
+        decoding_threads: That read files; None: as many as torch has.
 
     Raises:
         ValueError: there are no rows, a row is out of range, or the channels do not match.
@@ -112,7 +139,7 @@ def open_images(
             + (f" from {rows.min()} to {rows.max()}" if len(rows) else "")
         )
     device = torch.device(device)
-    pixels = _pixel_source(image_set, rows, device)
+    pixels = _pixel_source(image_set, rows, device, decoding_threads)
     if len(dataset.mean) != pixels.num_channels:
         raise ValueError(
             f"images have {pixels.num_channels} channels, but data set {dataset.name} has a mean "
@@ -139,13 +166,16 @@ def _channel_statistics(dataset: Dataset, device: torch.device) -> tuple[Tensor,
     return mean.reshape(1, -1, 1, 1), std.reshape(1, -1, 1, 1)
 
 
-def _pixel_source(image_set: ImageSet, rows: IntArray, device: torch.device) -> PixelSource:
+def _pixel_source(
+    image_set: ImageSet, rows: IntArray, device: torch.device, threads: int | None
+) -> PixelSource:
     if isinstance(image_set, ImageArrays):
         # Indexing by rows copies, so read-only arrays of Ray's object store are fine.
         images = torch.from_numpy(image_set.images[rows]).permute(0, 3, 1, 2)
         return ResidentPixels(images.contiguous().to(device))
     paths = tuple(image_set.paths[row] for row in rows)
-    return StreamedPixels(paths, image_set.height, image_set.width, device)
+    files = replace(image_set, paths=paths, labels=image_set.labels[rows])
+    return StreamedPixels(files, device, threads)
 
 
 def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ def _key(case: Case, method: Method, network: str) -> dict[str, Any]:
     if method.name == DENSE:
         return key
     names = ("macs_cut", "min_keep", "width_multiple", "ignore", "recalibrate_images")
-    key |= {name: getattr(settings, name) for name in names}
+    key |= {name: identity["settings"][name] for name in names}
     if settings.layer_limits:  # else as before there were any
         key["layer_limits"] = settings.layer_limits
     if method.name == FASTNAS:

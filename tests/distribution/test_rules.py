@@ -6,11 +6,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from planted_optimum import chain_space, run_to_end, small_optimizer
+from planted_optimum import (
+    chain_space,
+    run_to_end,
+    small_importance,
+    small_optimizer,
+)
 
 from fppmo_ray.distribution import RULES, UpdateRule, pack_mask
-from fppmo_ray.distribution.logits import sigmoid
+from fppmo_ray.distribution.logits import rank_in_layer, sigmoid
 from fppmo_ray.distribution.rules import (
+    WIDTHS,
     Beliefs,
     Elite,
     LayerES,
@@ -66,6 +72,23 @@ def test_layer_es_follows_the_noise_of_the_layers_and_the_rest_of_the_filters():
     moved = LayerES(layer_step=0.5, filter_step=0.2).update(UNDECIDED, told).keep_logits
     # layers: 0.5 * (0.8, -0.4); rest: 0.2 * (0, 0, 0.5, -0.5)
     assert moved == pytest.approx([0.4, 0.4, -0.1, -0.3])
+
+
+def test_widths_move_layers_alone():
+    told = generation(*FOUR.keep, layer_noise=[[0.4, -0.1], [0, 0], [9, 9], [-0.4, 0.3]])
+    moved = WIDTHS.update(UNDECIDED, told).keep_logits
+    assert moved == pytest.approx([0.7 * 0.8] * 2 + [0.7 * -0.4] * 2)
+
+
+def test_widths_keep_the_most_important_filters_of_every_layer():
+    space = chain_space([8, 8, 8])
+    optimizer = small_optimizer("widths", space)
+    found = [*run_to_end(optimizer), *optimizer.finalists()]
+    rank = rank_in_layer(space, small_importance(space))
+    for item in found:
+        widths = space.widths(item.keep)
+        assert item.keep.tolist() == (rank < widths[space.group_of]).tolist()
+    assert len({tuple(space.widths(item.keep)) for item in found}) >= 8
 
 
 def test_ridge_moves_by_the_slopes_of_layers_and_filters():

@@ -30,6 +30,13 @@ GOLDEN = {
         "+09N W8vp f09p e0vp +09p euvo "
         "ek/p ek/p /w7p +25p"
     ),
+    "widths": (
+        "/0pt W2tt Wm9t Uu9t W2tt e0tt "
+        "f2tp W2tt W29p W2tt W2tt e0tt "
+        "e0tt e0tt W2tt W2tt e0tt e0tt "
+        "W29p W2tt W29p e0tt f2tp e0tt "
+        "W29p W29p f29J W29p"
+    ),
     "random": (
         "dq9l Vkb+ Smft UX+t L09t +2uN "
         "X2zL f89J /W6j akz3 f8vh ilt9 "

@@ -21,6 +21,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "jobs"))
 
 from measuring import layouts, scoring
 from measuring.convolutions import Convolutions
+from measuring.decoding import decoding_table
 from measuring.passes import bare_passes
 from measuring.rivals import Task, Turn, naively_pruned, rival, task_of
 from measuring.subject import MACS_CUT, Plan, Subject, make_subject
@@ -151,3 +152,9 @@ def test_launching_is_told_apart_on_a_gpu() -> None:
     for steps in plan.steps:
         cost = scoring.measure(make_subject("resnet20", plan).at(steps), repeats=1)
         assert 0 < cost.launch < cost.bare
+
+
+def test_decoding_is_told_for_evaluation_and_for_training() -> None:
+    table = decoding_table(repeats=1)
+    assert table.row_count == 2
+    assert str(table.title).startswith("JPEG files of 500 x 375 pixels")

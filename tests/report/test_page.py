@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
@@ -114,6 +115,17 @@ def test_a_page_tells_what_pruning_cost_who_was_chosen_and_how_idle_workers_were
     assert ["sample 3 (chosen)", "0", "80.00 ± 0.00", "0.8100 ± 0.0141"] in cells
     assert "Scores by worker: 0.0 % idle, 0 failed" in text
     assert "scored again: Spearman 1.00" in text
+
+
+def test_a_page_sets_top5_accuracies_beside_those_of_the_first_guess(tmp_path: Path) -> None:
+    run_dir = a_run(tmp_path / "mine")
+    result = copy.deepcopy(RESULT)
+    for variant in result["variants"]:
+        variant["before"]["test"]["top5_accuracy"] = 0.99
+    (run_dir / "result.json").write_text(json.dumps(result))
+    text = write_report(run_dir, tmp_path / "r.html")[0].read_text()
+    assert "accuracy on test, % (top-1 / top-5); chosen" in text
+    assert "<td>FPPMO</td><td>92.50 / 99.00</td>" in text
 
 
 def test_a_search_under_way_has_a_page_of_what_there_is(tmp_path: Path) -> None:

@@ -65,6 +65,24 @@ def test_the_closing_table_sets_the_four_networks_side_by_side(tmp_path: Path) -
     ) in lines
 
 
+def test_top5_accuracies_stand_behind_those_of_the_first_guess(tmp_path: Path) -> None:
+    variants = [row("dense", 0.7737, 0.7702, 40_000_000), row("fppmo", 0.7, 0.76, 17_200_000)]
+    for variant, top5 in zip(variants, (0.9355, 0.9301), strict=True):
+        for moment in ("before", "after"):
+            variant[moment]["test"]["top5_accuracy"] = top5  # type: ignore[index]
+    result = {
+        "chosen": "mode",
+        "variants": variants,
+        "score_noise": None,
+        "scores": {"scored": 320, "failed": 0, "mean_seconds": 2.96},
+    }
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    shown = " ".join(printed(tmp_path).replace("│", " ").split())
+    assert "accuracy on test, % (top-1 / top-5)" in shown
+    assert "dense 77.37 / 93.55 40.00" in shown
+    assert "FPPMO 70.00 / 93.01 76.00 / 93.01 17.20" in shown
+
+
 def test_epochs_that_only_the_chosen_network_has_had_are_told(tmp_path: Path) -> None:
     result = {
         "chosen": "mode",

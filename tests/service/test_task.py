@@ -295,3 +295,8 @@ def test_splits_are_refused_for_a_task(tmp_path: Path) -> None:
 def test_what_is_no_function_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} of a task must be a function, got 3"):
         task(**{name: 3})
+
+
+def test_several_workers_cannot_share_a_tasks_own_fine_tuning() -> None:
+    with pytest.raises(ValueError, match=r"a task fine-tunes by itself, .* got 2"):
+        search(blur(), task(), SETTINGS, run_dir="-", placement=Placement(fine_tune_workers=2))

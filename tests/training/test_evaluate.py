@@ -22,6 +22,15 @@ def test_loss_and_accuracy_are_means_over_images_not_batches():
     metrics = evaluate(nn.Identity(), [(logits[:2], labels[:2]), (logits[2:], labels[2:])])
     assert metrics.loss == pytest.approx(-(math.log(0.5) + math.log(0.6) + math.log(0.1)) / 3)
     assert metrics.accuracy == pytest.approx(2 / 3)
+    assert set(metrics.figures()) == {"loss", "accuracy"}
+
+
+def test_the_five_likeliest_of_many_classes_count_too():
+    logits = torch.arange(24.0).repeat(4, 1)  # class 23 is the likeliest, then 22
+    metrics = evaluate(nn.Identity(), [(logits[:3], torch.tensor([23, 19, 18]))])
+    assert (metrics.accuracy, metrics.top5_accuracy) == pytest.approx((1 / 3, 2 / 3))
+    few = evaluate(nn.Identity(), [(logits[:, :10], torch.tensor([9, 8, 7, 6]))])
+    assert (few.accuracy, few.top5_accuracy) == (0.25, None)
 
 
 def test_evaluation_uses_and_leaves_the_running_statistics_and_the_modes():

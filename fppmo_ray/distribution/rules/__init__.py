@@ -5,7 +5,7 @@ the beliefs. To add one, answer to ``UpdateRule`` and enter it in ``RULES``.
 """
 
 from fppmo_ray.distribution.rules.elite import Elite
-from fppmo_ray.distribution.rules.layer_es import LayerES
+from fppmo_ray.distribution.rules.layer_es import WIDTHS, LayerES
 from fppmo_ray.distribution.rules.random_masks import RandomMasks
 from fppmo_ray.distribution.rules.ridge import Ridge
 from fppmo_ray.distribution.rules.rule import (
@@ -20,11 +20,13 @@ RULES: dict[str, UpdateRule] = {
     "ridge": Ridge(),
     "elite": Elite(),
     "layer_es": LayerES(),
+    "widths": WIDTHS,
     "random": RandomMasks(),
 }
 
 __all__ = [
     "RULES",
+    "WIDTHS",
     "Beliefs",
     "Elite",
     "LayerES",

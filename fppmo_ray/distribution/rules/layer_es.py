@@ -28,7 +28,7 @@ class LayerES:
     sigma: tuple[float, float] = (0.35, 0.15)
     """Standard deviation of the layers' noise in the first and in the last generation."""
     temperatures: tuple[float, float] = (1.0, 0.3)
-    """Scale of the filters' logistic noise in the first and in the last generation."""
+    """Scale of the filters' logistic noise in the first and in the last generation, >= 0."""
 
     def temperature(self, progress: float) -> float:
         """Cools down, so that late generations differ in what is still open."""
@@ -51,6 +51,12 @@ class LayerES:
         rest = gradient - layer_mean(space, gradient)[space.group_of]
         move = layers[space.group_of] + self.filter_step * rest
         return Beliefs(keep_logits=beliefs.keep_logits + move)
+
+
+WIDTHS = LayerES(filter_step=0.0, temperatures=(0.0, 0.0))
+"""Searches the widths of layers alone: without noise and steps of their own, the filters of a layer
+stay in the order of their importance, and the first of them are kept. For networks with many more
+filters than proposals, where no single filter is told of often enough."""
 
 
 def _between(ends: tuple[float, float], progress: float) -> float:

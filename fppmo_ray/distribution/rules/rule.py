@@ -70,7 +70,7 @@ class UpdateRule(Protocol):
     """
 
     def temperature(self, progress: float) -> float:
-        """Scale of the logistic noise that is added to every keep-logit, > 0."""
+        """Scale of the logistic noise that is added to every keep-logit, >= 0."""
         ...
 
     def layer_noise(

@@ -1,4 +1,4 @@
-"""The networks for small images, under the names by which a job asks for them."""
+"""Networks under the names by which a job asks for them: for small images, and torchvision's."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ from fppmo_ray.training.networks.cifar_resnet import (
 )
 from fppmo_ray.training.networks.cifar_vgg import CifarVGG, vgg16_bn
 from fppmo_ray.training.networks.digits_cnn import DigitsCNN, digits_cnn
+from fppmo_ray.training.networks.torchvision_networks import (
+    build_torchvision_network,
+    torchvision_source,
+)
 
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "digits_cnn": digits_cnn,
@@ -70,6 +74,7 @@ __all__ = [
     "CifarVGG",
     "DigitsCNN",
     "build_network",
+    "build_torchvision_network",
     "digits_cnn",
     "resnet20",
     "resnet32",
@@ -77,5 +82,6 @@ __all__ = [
     "resnet56",
     "resnet110",
     "source_of",
+    "torchvision_source",
     "vgg16_bn",
 ]

@@ -1,0 +1,105 @@
+"""Prune one of torchvision's networks on ImageNet, or on any folder of images like it.
+
+    python jobs/imagenet.py --data DIR --network resnet101 --weights FILE --macs-cut 0.5 \
+        --workers 8 --gpus-per-worker 1 --cpus-per-worker 8 --fine-tune-workers 8 --run-dir RUN
+    fppmo-ray submit jobs/imagenet.py ... --resume-or-start --run-dir s3://BUCKET/PATH \
+        --address http://HEAD:8265
+
+The files stay where they are, on a disk that every node sees at the same path, and are decoded
+when they are needed: --cpus-per-worker says how many threads do so. Public weights have seen all
+training images, so scores on those held out from fine-tuning flatter; the val folder is read once,
+at the end.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fppmo_ray import Placement, Recipe, SearchSettings, search
+from fppmo_ray.job import goes_on, present, run_job
+from fppmo_ray.training import (
+    build_torchvision_network,
+    load_imagenet,
+    load_weights,
+    stratified_splits,
+    torchvision_source,
+)
+from fppmo_ray.training.image_sets import Interpolation
+
+# Fine-tuning at a fifth of torchvision's rate of training, with its batch and weight decay.
+RECIPE = Recipe(epochs=60, batch_size=256, learning_rate=0.02, weight_decay=1e-4)
+SETTINGS = SearchSettings(
+    macs_cut=0.5,
+    rule="widths",  # a ResNet-50 has 40 filters for each of 640 proposals
+    score_images=1500,
+    recalibrate_images=2500,
+    score_recalibrate_images=500,
+    rescore_images=5000,
+    recipe=RECIPE,
+)
+"""Where they differ from the defaults, for a thousand classes."""
+
+
+def main(
+    data: Path,
+    run_dir: str,
+    placement: Placement,
+    settings: SearchSettings = SETTINGS,
+    *,
+    network: str = "resnet50",
+    weights: Path | None = None,
+    crop: int = 224,
+    resize: int = 256,
+    interpolation: Interpolation = "bilinear",
+    search_val: int = 10_000,
+    choose_val: int = 10_000,
+    resume: bool = False,
+    resume_or_start: bool = False,
+) -> None:
+    """Search widths, choose, fine-tune, report top-1 and top-5.
+
+    Args:
+        data: Folder with train/<class>/* and val/<class>/*, the same on every node.
+        run_dir: Folder for journal, checkpoints, network and figures, or a URI such as
+            s3://BUCKET/PATH.
+        placement: Where it runs.
+        settings: What to search for.
+        network: Which of torchvision's classification networks to prune.
+        weights: Its trained weights; without, give --baseline-epochs.
+        crop: Side in pixels of the middle that networks are judged on, and of the random parts
+            that they are trained on.
+        resize: Length in pixels that an image's shorter side is brought to before the middle is
+            cut out. torchvision's documentation of the weights tells both.
+        interpolation: How pixels are resized.
+        search_val: Training images that score proposals instead of training networks.
+        choose_val: Further ones, for the choice among the finalists.
+        resume: Go on with the search in the run directory.
+        resume_or_start: The same, but begin it where there is none yet.
+    """
+    resuming = goes_on(run_dir, resume=resume, resume_or_start=resume_or_start)
+    if weights is None and not settings.baseline_epochs:
+        raise ValueError("an untrained network tells nothing: give --weights or --baseline-epochs")
+    dataset = load_imagenet(data, crop=crop, resize=resize, interpolation=interpolation)
+    dense = build_torchvision_network(network, dataset.num_classes, seed=settings.seed)
+    if weights is not None:
+        load_weights(dense, weights)
+    search(
+        dense,
+        dataset,
+        settings,
+        run_dir=run_dir,
+        splits=stratified_splits(
+            dataset.train.labels,
+            search_val=search_val,
+            choose_val=choose_val,
+            seed=settings.seed,
+        ),
+        placement=placement,
+        resume=resuming,
+        source=torchvision_source(network, dataset.num_classes),
+    )
+    present(run_dir)
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,100 @@
+"""The ImageNet job on a miniature of it, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from job_files import load_job
+
+from fppmo_ray import Placement, Recipe, SearchSettings, load_network
+from fppmo_ray.training import build_torchvision_network
+
+SIZES = {"crop": 32, "resize": 36, "search_val": 40, "choose_val": 40}
+
+
+@pytest.fixture(scope="module")
+def job() -> ModuleType:
+    return load_job("imagenet")
+
+
+@pytest.fixture(scope="module")
+def settings(job: ModuleType) -> SearchSettings:
+    """The job's own, with next to no work."""
+    return replace(
+        job.SETTINGS,
+        proposals=4,
+        population=2,
+        dtype="float32",
+        engine="plain",
+        recalibrate_images=40,
+        score_recalibrate_images=40,
+        score_images=40,
+        rescore_images=40,
+        rescore_seeds=1,
+        recipe=Recipe(epochs=1, batch_size=40, learning_rate=0.01),
+    )
+
+
+@pytest.fixture(scope="module")
+def resnet18(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a network that was never trained: only where they come from matters here."""
+    path = tmp_path_factory.mktemp("weights") / "resnet18.pth"
+    torch.save(build_torchvision_network("resnet18", 20).state_dict(), path)
+    return path
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_the_job_halves_a_resnet_and_tells_top_1_and_top_5(
+    job: ModuleType,
+    settings: SearchSettings,
+    resnet18: Path,
+    image_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run_dir = tmp_path / "run"
+    job.main(
+        *(image_folder, run_dir, Placement(workers=1), settings),
+        network="resnet18",
+        weights=resnet18,
+        **SIZES,
+    )
+    dense, *others = json.loads((run_dir / "result.json").read_text())["variants"]
+    assert [row["macs"] <= 0.5 * dense["macs"] for row in others] == [True, True]
+    for row in (dense, *others):
+        test = row["after"]["test"]
+        assert 0 <= test["accuracy"] <= test["top5_accuracy"] <= 1
+    assert "top-1 / top-5" in capsys.readouterr().out
+    network = load_network(run_dir / "network.json")
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 20)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"network": "resnet51"}, "no classification network 'resnet51'; near it: .*resnet50"),
+        ({"network": "googlenet"}, "googlenet trains with auxiliary outputs"),
+        ({"network": "resnet34"}, "holds the weights of another network than ResNet"),
+        ({"weights": None}, "give --weights or --baseline-epochs"),
+        ({"search_val": 390, "choose_val": 20}, "leave none for search-train"),
+        ({"resize": 31}, "at least the 32 pixels of the centre crop, got 31"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_ray_is_asked(
+    job: ModuleType,
+    settings: SearchSettings,
+    resnet18: Path,
+    image_folder: Path,
+    tmp_path: Path,
+    changes: dict[str, object],
+    complaint: str,
+) -> None:
+    flags = {"network": "resnet18", "weights": resnet18, **SIZES, **changes}
+    with pytest.raises(ValueError, match=complaint):
+        job.main(image_folder, tmp_path / "run", Placement(workers=1), settings, **flags)
+    assert not (tmp_path / "run").exists()

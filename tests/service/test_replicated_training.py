@@ -1,0 +1,145 @@
+"""Fine-tuning by two replicas on real Ray: as one worker does it, up to rounding."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fppmo_ray import Placement, Recipe, SearchSettings, load_dataset, search
+from fppmo_ray.service.record.facts import EpochFinished, Scored
+from fppmo_ray.service.record.journal import JOURNAL
+from fppmo_ray.service.record.run_directory import read_journal
+from fppmo_ray.service.stopping import SearchStopped
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("local_ray"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Ray warns of settings of its own
+]
+
+NUM_EPOCHS = 3
+SETTINGS = SearchSettings(
+    macs_cut=0.4,
+    proposals=4,
+    population=4,
+    dtype="float32",
+    engine="plain",
+    score_images=50,
+    score_recalibrate_images=50,
+    rescore_images=50,
+    rescore_seeds=1,
+    recipe=Recipe(epochs=NUM_EPOCHS, batch_size=64, learning_rate=0.02, weight_decay=1e-4),
+)
+
+
+def without_batchnorm() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Conv2d(1, 12, 3, padding=1), nn.ReLU()),
+        *(nn.Conv2d(12, 16, 3, padding=1), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 10)),
+    )
+
+
+def searched(run_dir: Path, replicas: int, *, resume: bool = False) -> dict[tuple[str, int], float]:
+    """A search whose networks are fine-tuned by so many; the losses of its epochs, in order."""
+    search(
+        without_batchnorm(),
+        load_dataset("digits"),
+        SETTINGS,
+        run_dir=run_dir,
+        placement=Placement(workers=2, fine_tune_workers=replicas),
+        resume=resume,
+    )
+    epochs = [fact for fact in read_journal(run_dir) if isinstance(fact, EpochFinished)]
+    losses = {(fact.task, fact.epoch): fact.train_loss for fact in epochs}
+    assert len(losses) == len(epochs)  # none is counted twice
+    return losses
+
+
+@pytest.fixture(scope="module")
+def alone(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of a search whose networks are fine-tuned by one worker each."""
+    run_dir = tmp_path_factory.mktemp("runs") / "alone"
+    searched(run_dir, 1)
+    return run_dir
+
+
+def is_as_alone(losses: dict[tuple[str, int], float], alone: Path) -> bool:
+    """Whether the epochs were those of one worker, in their order."""
+    tasks = ("dense", "importance-only", "fppmo")
+    assert [*losses] == [(task, epoch) for task in tasks for epoch in range(NUM_EPOCHS)]
+    facts = [fact for fact in read_journal(alone) if isinstance(fact, EpochFinished)]
+    expected = {(fact.task, fact.epoch): fact.train_loss for fact in facts}
+    return losses == pytest.approx(expected, rel=1e-3)
+
+
+def scores(run_dir: Path) -> list[tuple[int, float]]:
+    facts = [fact for fact in read_journal(run_dir) if isinstance(fact, Scored)]
+    return sorted((fact.id, fact.val_loss) for fact in facts)
+
+
+def test_two_replicas_train_what_one_worker_trains(alone: Path, tmp_path: Path) -> None:
+    assert is_as_alone(searched(tmp_path / "run", 2), alone)
+    assert scores(tmp_path / "run") == scores(alone)
+
+
+def after_first_epoch(run_dir: Path, act: Callable[[], None]) -> threading.Thread:
+    """A thread that does something once an epoch is in the journal."""
+
+    def watch() -> None:
+        while not (run_dir / JOURNAL).is_file() or not any(
+            isinstance(fact, EpochFinished) for fact in read_journal(run_dir)
+        ):
+            time.sleep(0.02)
+        act()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def kill_a_replica() -> None:
+    """Of this process's own Ray."""
+
+    def parent(process: int) -> int:
+        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+    for folder in Path("/proc").glob("[0-9]*"):
+        process = int(folder.name)
+        is_replica = b"RayTrainWorker" in (folder / "cmdline").read_bytes()
+        if is_replica and parent(parent(process)) == os.getpid():
+            os.kill(process, signal.SIGKILL)
+            return
+    raise AssertionError("no replica is running")
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
+def test_an_epoch_is_done_again_when_a_replica_is_killed(
+    alone: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_dir = tmp_path / "run"
+    killer = after_first_epoch(run_dir, kill_a_replica)
+    assert is_as_alone(searched(run_dir, 2), alone)
+    assert not killer.is_alive()
+    assert "a group of replicas ended before its work was done" in caplog.text
+
+
+def test_a_stop_ends_after_the_epoch_under_way_and_another_driver_goes_on(
+    alone: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    after_first_epoch(run_dir, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SearchStopped):
+        searched(run_dir, 2)
+    with pytest.raises(ValueError, match="fine_tune_workers was 2, now None"):
+        searched(run_dir, 1, resume=True)
+    assert is_as_alone(searched(run_dir, 2, resume=True), alone)
