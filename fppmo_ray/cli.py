@@ -57,17 +57,22 @@ def export(
 
 
 def report(
-    run_dir: tyro.conf.Positional[str], /, *, output: Path = Path("report/report.html")
+    run_dir: tyro.conf.Positional[str],
+    /,
+    *,
+    output: Path = Path("report/report.html"),
+    rivals: Path | None = None,
 ) -> None:
     """Write a page about a search, finished or under way, and its figures as SVG files.
 
     Args:
         run_dir: Its run directory, a folder or a URI.
         output: The page; the figures lie beside it.
+        rivals: A folder of cells of jobs/compare.py on the same network, to be told beside it.
     """
     from fppmo_ray.report import write_report
 
-    for path in write_report(run_dir, output):
+    for path in write_report(run_dir, output, rivals=rivals):
         print(path)
 
 

@@ -15,6 +15,7 @@ from fppmo_ray.durable_files import write_whole
 from fppmo_ray.report import drawings
 from fppmo_ray.report.cuts import cut_table, table_sentence
 from fppmo_ray.report.measure import ACCURACY, on_test
+from fppmo_ray.report.rivals import Rival, read_rivals
 from fppmo_ray.report.run import RescoredFinalist, Run, finalists, read_run, with_distinct_names
 from fppmo_ray.report.style import STYLE
 from fppmo_ray.report.table import sizes, status_lines, title_of
@@ -36,24 +37,29 @@ _RC: dict[Any, Any] = {
 }
 
 
-def write_report(run_dir: str | Path, output: Path) -> list[Path]:
+def write_report(run_dir: str | Path, output: Path, *, rivals: Path | None = None) -> list[Path]:
     """Write a page about a search, finished or under way, and its figures beside it.
 
     Args:
         run_dir: The search's folder, or the URI of where it is.
         output: The page, ``NAME.html``; its figures are ``NAME-*.svg``. Its folder is made.
+        rivals: A folder of cells of ``jobs/compare.py`` on the same network: what other methods
+            came to is drawn and told too.
 
     Returns:
         The page, then the figures.
 
     Raises:
-        ValueError: the run directory holds no journal, or the search has not begun.
+        ValueError: the run directory holds no journal, or the search has not begun; the cells are
+            of another network.
     """
     run = read_run(run_dir)
-    figures = {name: _svg(name, draw, run) for name, draw in _drawings(run).items()}
+    others = _rivals(run, rivals)
+    figures = {name: _svg(name, draw, run) for name, draw in _drawings(run, others).items()}
     parts = [
         _table((), status_lines(run.facts)),
         *_result(run),
+        *_told(others),
         _figures(figures.values()),
         *_choice(run),
         _details("Settings", json.dumps(run.started.identity.get("settings"), indent=1)),
@@ -89,11 +95,34 @@ def write_comparison(run_dirs: Sequence[str | Path], output: Path) -> list[Path]
     return _write(output, f"{len(runs)} searches", parts, figures)
 
 
-def _drawings(run: Run) -> dict[str, Callable[[Figure, Run], None]]:
+def _rivals(run: Run, folder: Path | None) -> list[Rival]:
+    if folder is None:
+        return []
+    if run.measure != ACCURACY:
+        raise ValueError(f"rivals are judged by accuracy, and this search by {run.measure.name}")
+    return read_rivals(folder, run.started.dense_macs)
+
+
+def _told(rivals: Sequence[Rival]) -> list[str]:
+    columns = ("method", "budget", "seeds", "MACs, M", "accuracy on test, %")
+    rows = [
+        [
+            rival.method,
+            f"{rival.budget:g}",
+            str(len(rival.accuracies)),
+            f"{rival.macs / 1e6:.2f}",
+            _spread([100 * accuracy for accuracy in rival.accuracies], 2),
+        ]
+        for rival in rivals
+    ]
+    return ["<h2>Rivals</h2>", _table(columns, rows)] if rows else []
+
+
+def _drawings(run: Run, rivals: Sequence[Rival]) -> dict[str, Callable[[Figure, Run], None]]:
     """What there is to draw of a run so far."""
     found: dict[str, Callable[[Figure, Run], None]] = {}
     if run.figures is not None:
-        found |= {"results": lambda figure, run: drawings.draw_results(figure, [run])}
+        found |= {"results": lambda figure, run: drawings.draw_results(figure, [run], rivals)}
         found |= {"widths": drawings.draw_widths}
     if not run.history["score"].isna().all():
         found |= {"scores": drawings.draw_scores, "probabilities": drawings.draw_probabilities}
