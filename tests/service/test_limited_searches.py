@@ -165,7 +165,7 @@ def test_a_search_without_such_limits_is_told_as_before_there_were_any() -> None
     names = {"params_cut", "latency_cut", "memory_cut", "latency_batch"}
     plain = identity_of(problem, replace(SMALL, latency_batch=8))["settings"]
     assert not names & plain.keys()
-    assert plain == SMALL.journaled()
+    assert plain == SMALL.on("cpu").journaled()
     limited = identity_of(problem, BY_LATENCY)["settings"]
     assert {name: limited[name] for name in names & limited.keys()} == {
         "latency_cut": 0.1,
