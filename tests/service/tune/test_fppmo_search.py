@@ -471,7 +471,11 @@ class TestForAProblem:
         search.save(str(tmp_path / "state"))
         for changed, named in (
             ((problem, replace(search_settings, score_images=9), (25, 50)), "settings"),
-            ((replace(problem, device_type="cuda"), search_settings, (25, 50)), "device_type"),
+            # A device also decides on the multiple of widths.
+            (
+                (replace(problem, device_type="cuda"), search_settings, (25, 50)),
+                "settings and device_type",
+            ),
             ((replace(problem, threads=2), search_settings, (25, 50)), "threads"),
             ((problem, search_settings, (5, 50)), "rungs"),
         ):
