@@ -1,18 +1,28 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+import torchvision
+from PIL import Image
 from torch import nn
 
+import fppmo_ray
+from fppmo_ray import Placement
+from fppmo_ray.service.problem import state_problem
+
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 def test_the_example_of_the_readme_prunes_its_network(
     local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    example = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)[0]
+    example = EXAMPLES[0]
     assert len(example.strip().splitlines()) <= 16
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
@@ -24,3 +34,39 @@ def test_the_example_of_the_readme_prunes_its_network(
     assert widths == list(names["result"].best.widths.values())  # type: ignore[attr-defined]
     assert names["result"].best.macs_cut >= 0.5  # type: ignore[attr-defined]
     assert names["result"].best.test_accuracy > 0.7  # type: ignore[attr-defined]
+
+
+def test_the_lines_about_resnet50_state_a_problem_that_can_be_searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [example] = [text for text in EXAMPLES if "resnet50" in text]
+    assert len(example.strip().splitlines()) <= 15
+    monkeypatch.chdir(tmp_path)
+    small = partial(torchvision.models.resnet18, num_classes=2)  # as it takes seconds, not minutes
+    monkeypatch.setattr(torchvision.models, "resnet50", small)
+    torch.save(small().state_dict(), "resnet50.pth")
+    for part in ("train", "val"):
+        for label, name in enumerate(("cat", "dog")):
+            (tmp_path / "imagenet" / part / name).mkdir(parents=True)
+            for number in range(20):
+                image = Image.new("RGB", (40, 30), (label * 200, number * 10, 0))
+                image.save(tmp_path / "imagenet" / part / name / f"{number}.jpg")
+    asked: list[tuple[Any, ...]] = []
+
+    class Result:
+        def network(self) -> str:
+            return "smaller"
+
+    def search(*arguments: Any, placement: Placement, **_: Any) -> Result:
+        asked.append((*arguments, placement))
+        return Result()
+
+    monkeypatch.setattr(fppmo_ray, "search", search, raising=False)
+    names: dict[str, Any] = {}
+    exec(example, names)
+    assert names["smaller"] == "smaller"
+    [(network, data, settings, gpus)] = asked
+    problem = state_problem(network, data, settings, placement=gpus)
+    space = problem.tracing.space
+    assert {group.multiple for group in space.groups} == {8}
+    assert space.dense_macs == 1_814_073_344 - 998 * 512  # ResNet-18's, but for the classes
