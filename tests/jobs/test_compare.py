@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -258,7 +258,7 @@ def test_fine_tuning_is_that_of_the_library_and_survives_a_kill_between_epochs(
     images = worker._tuner.split("search_train")
     recalibrate_batchnorm(network, images.batches(250, np.arange(64)))
     fine_tune(network, images, SETTINGS.recipe, seed=5)
-    test = asdict(evaluate(network, worker._tuner.split("test").batches(250)))
+    test = evaluate(network, worker._tuner.split("test").batches(250)).figures()
     assert whole.figures["after"]["test"] == pytest.approx(test)
 
 

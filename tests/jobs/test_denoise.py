@@ -12,6 +12,7 @@ from fppmo_ray import Placement, SearchSettings
 from fppmo_ray.service.result import SearchResult
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_denoiser_keeps_its_psnr_above_that_of_the_noisy_images(tmp_path: Path) -> None:
     job = load_job("denoise")

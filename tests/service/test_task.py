@@ -253,6 +253,7 @@ def test_the_latency_of_a_task_s_network_is_measured_too() -> None:
     assert len(TaskWorker(problem, 0).time_masks(problem.engine, masks, 2)) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_score_that_is_never_a_number_ends_the_search_with_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="score of the task must return a number, got str"):
