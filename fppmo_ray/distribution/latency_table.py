@@ -20,7 +20,7 @@ from fppmo_ray.distribution.products import (
     width_matrix,
 )
 
-_FS_PER_NS = 10**6
+FS_PER_NS = 10**6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class LatencyTable:
     def expected(self, widths: FloatArray) -> float:
         """The same at fractional widths."""
         time, per = self._interpolated(widths)
-        rest = self._written.expected(widths) * self.fs_per_byte / _FS_PER_NS
+        rest = self._written.expected(widths) * self.fs_per_byte / FS_PER_NS
         return float((time / per).sum()) + rest + self.constant_ns
 
     def widened(self, widths: IntArray, steps: IntArray) -> IntArray:
@@ -99,7 +99,7 @@ class LatencyTable:
     def _total(self, widths: IntArray) -> IntArray:
         """Nanoseconds ``(...)`` at widths ``(..., num_groups)``."""
         time, per = self._interpolated(widths)
-        rest = self._written.each(widths).sum(axis=-1) * self.fs_per_byte // _FS_PER_NS
+        rest = self._written.each(widths).sum(axis=-1) * self.fs_per_byte // FS_PER_NS
         total: IntArray = (time // per).sum(axis=-1) + rest + self.constant_ns
         return total
 

@@ -176,14 +176,10 @@ def _best_scores(facts: list[Fact], scored: list[Scored]) -> list[tuple[str, str
         by_cut.setdefault(cuts.get(fact.id), []).append(fact)
     lines = []
     for macs_cut in sorted(by_cut, key=lambda cut: cut or 0.0):
-        best = max(by_cut[macs_cut], key=lambda fact: (fact.round, fact.rung, _merit(fact)))
+        best = max(by_cut[macs_cut], key=lambda fact: (fact.round, fact.rung, fact.score))
         name = "best on search-val" + ("" if macs_cut is None else f", budget {macs_cut}")
-        lines.append((name, f"{_merit(best):.4f} (proposal {best.id})"))
+        lines.append((name, f"{best.score:.4f} (proposal {best.id})"))
     return lines
-
-
-def _merit(fact: Scored) -> float:
-    return -fact.val_loss if fact.val_accuracy is None else fact.val_accuracy
 
 
 def _num_stages(settings: dict[str, Any]) -> int:

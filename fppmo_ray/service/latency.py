@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from fppmo_ray.pruning.latency import repeated
+
 _BATCHES = 1, 64
 _WARM_UP = 3
 _REPEATS = 10
@@ -37,14 +39,10 @@ def measure_latency(
     return tuple(
         Latency(
             batch=batch,
-            milliseconds=_median_ms(network, [_repeated(tensor, batch) for tensor in inputs]),
+            milliseconds=_median_ms(network, repeated(inputs, batch)),
         )
         for batch in batches
     )
-
-
-def _repeated(tensor: torch.Tensor, batch: int) -> torch.Tensor:
-    return tensor.repeat(batch, *(1 for _ in tensor.shape[1:]))
 
 
 def _median_ms(network: nn.Module, inputs: Sequence[torch.Tensor]) -> float:

@@ -29,6 +29,12 @@ def here(slot: int) -> Place:
     return Place(slot=slot, host=socket.gethostname(), pid=os.getpid(), node_id=node_id)
 
 
+def worker_name(worker: object, slot: int, device_type: str) -> str:
+    """What the Ray dashboard shows of a worker."""
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES") if device_type == "cuda" else None
+    return f"{type(worker).__name__}({slot}, {f'gpu={gpus}' if gpus else 'cpu'})"
+
+
 def is_node_alive(node_id: str) -> bool:
     """Whether Ray still counts on this node."""
     nodes = ray.nodes()  # type: ignore[no-untyped-call]

@@ -17,7 +17,7 @@ from torch import nn
 from fppmo_ray.distribution import BoolArray, unpack_mask
 from fppmo_ray.pruning import load_network
 from fppmo_ray.service.conclusion import FPPMO, RESULT, network_names
-from fppmo_ray.service.record.facts import Asked, Chosen, Failed, Scored, ends_of_scores
+from fppmo_ray.service.record.facts import Asked, Chosen, ends_of_scores
 from fppmo_ray.service.record.run_directory import read_journal
 from fppmo_ray.service.record.storage import open_storage
 
@@ -183,12 +183,6 @@ def _budgets(figures: dict[str, Any]) -> list[float]:
     return asked if isinstance(asked, list) else [asked]
 
 
-def _score(end: Scored | Failed) -> float | None:
-    if isinstance(end, Failed):
-        return None
-    return -end.val_loss if end.val_accuracy is None else end.val_accuracy
-
-
 _COLUMNS = [
     "id",
     "generation",
@@ -221,7 +215,6 @@ def read_history(run_dir: str | Path) -> pd.DataFrame:
             "budget": asked[end.id].macs_cut,
             "macs": asked[end.id].macs,
             **{name: getattr(end, name, None) for name in _COLUMNS[4:]},
-            "score": _score(end),
         }
         for end in ends_of_scores(facts).values()
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import time
 from collections.abc import Sequence
 from numbers import Real
@@ -26,7 +25,7 @@ from fppmo_ray.service.assignments import (
 )
 from fppmo_ray.service.dense import DenseNetwork, saved_bytes
 from fppmo_ray.service.latency import Latency, measure_latency
-from fppmo_ray.service.place import Place, here
+from fppmo_ray.service.place import Place, here, worker_name
 from fppmo_ray.service.problem import claim_device
 from fppmo_ray.service.task_problem import TaskProblem
 from fppmo_ray.training import Engine, capture, state_from_bytes, state_to_bytes
@@ -46,8 +45,7 @@ class TaskWorker:
 
     def __repr__(self) -> str:
         """What the Ray dashboard shows."""
-        gpus = os.environ.get("CUDA_VISIBLE_DEVICES") if self._device.type == "cuda" else None
-        return f"TaskWorker({self._slot}, {f'gpu={gpus}' if gpus else 'cpu'})"
+        return worker_name(self, self._slot, self._device.type)
 
     def ready(self) -> Place:
         """Tell where the worker runs."""
@@ -106,18 +104,20 @@ class TaskWorker:
         def network() -> nn.Module:
             return self._cut(basis, keep) if state is None else self._trained(basis, keep, state)
 
-        held_out = self._score(network(), (seed, 0, _CHOOSE_VAL))
+        first = network()  # what it holds is counted before the task may change it
+        parameters = sum(parameter.numel() for parameter in first.parameters())
+        file_bytes = saved_bytes(first)
+        held_out = self._score(first, (seed, 0, _CHOOSE_VAL))
         if task.test is None:
             tested = self._score(network(), (seed, 0, _TEST))
         else:
             _seed((seed, 0, _TEST))
             tested = _as_number(task.test(network().eval()), "test")
-        looked_at = network()
         return Evaluation(
             choose_val=TaskScore(score=held_out),
             test=TaskScore(score=tested),
-            parameters=sum(parameter.numel() for parameter in looked_at.parameters()),
-            file_bytes=saved_bytes(looked_at),
+            parameters=parameters,
+            file_bytes=file_bytes,
         )
 
     def latencies(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -22,7 +21,7 @@ from fppmo_ray.pruning.score import Candidate, Score, score
 from fppmo_ray.service.assignments import AdaptationTask, Basis, Evaluation, TrainingTask
 from fppmo_ray.service.dense import DenseNetwork, saved_bytes
 from fppmo_ray.service.latency import Latency, measure_latency
-from fppmo_ray.service.place import Place, here
+from fppmo_ray.service.place import Place, here, worker_name
 from fppmo_ray.service.problem import Problem, claim_device, open_split, pruned_network
 from fppmo_ray.service.weights import load_arrays
 from fppmo_ray.training import (
@@ -57,8 +56,7 @@ class ScoringWorker:
 
     def __repr__(self) -> str:
         """What the Ray dashboard shows."""
-        gpus = os.environ.get("CUDA_VISIBLE_DEVICES") if self._device.type == "cuda" else None
-        return f"ScoringWorker({self._slot}, {f'gpu={gpus}' if gpus else 'cpu'})"
+        return worker_name(self, self._slot, self._device.type)
 
     def ready(self) -> Place:
         """Put the images on the device, then tell where the worker runs."""

@@ -9,7 +9,8 @@ from fppmo_ray.pruning.latency.measure import (
     MeasuredLatency,
     TimedMask,
     measure_latency_table,
+    repeated,
     time_masks,
 )
 
-__all__ = ["MeasuredLatency", "TimedMask", "measure_latency_table", "time_masks"]
+__all__ = ["MeasuredLatency", "TimedMask", "measure_latency_table", "repeated", "time_masks"]

@@ -9,11 +9,9 @@ from itertools import combinations
 import numpy as np
 
 from fppmo_ray.distribution.activations import as_products
-from fppmo_ray.distribution.latency_table import LatencyTable, LayerLatency
+from fppmo_ray.distribution.latency_table import FS_PER_NS, LatencyTable, LayerLatency
 from fppmo_ray.distribution.products import FloatArray, IntArray
 from fppmo_ray.distribution.space import PruningSpace
-
-_FS_PER_NS = 10**6
 
 
 def fit_table(
@@ -49,7 +47,7 @@ def fit_table(
     return replace(
         table,
         layers=tuple(_scaled(layer, factor) for layer in layers),
-        fs_per_byte=round(ns_per_byte * _FS_PER_NS),
+        fs_per_byte=round(ns_per_byte * FS_PER_NS),
         constant_ns=round(constant),
     )
 

@@ -69,7 +69,7 @@ def measure_latency_table(
         seed: Of the masks whose networks are timed.
     """
     space, device = tracing.space, inputs[0].device
-    layers = timed_layers(network, tracing, _repeated(inputs, batch))
+    layers = timed_layers(network, tracing, repeated(inputs, batch))
     latencies = _layer_latencies(layers, space, device)
     random = random_masks(space, _FITTED + _CHECKED, np.random.default_rng(seed))
     masks = [mask_at(space, 1.0), mask_at(space, 0.0), *random]
@@ -97,7 +97,7 @@ def time_masks(
     batch: int,
 ) -> list[int]:
     """Nanoseconds of a pass of each mask's network; see ``measure_latency_table``."""
-    images = _repeated(inputs, batch)
+    images = repeated(inputs, batch)
 
     def maker(keep: BoolArray) -> Callable[[], Call]:
         def make() -> Call:
@@ -110,7 +110,8 @@ def time_masks(
     return [round(_NS * of_one) for of_one in seconds]
 
 
-def _repeated(inputs: tuple[Tensor, ...], batch: int) -> tuple[Tensor, ...]:
+def repeated(inputs: tuple[Tensor, ...], batch: int) -> tuple[Tensor, ...]:
+    """Inputs for one image ``(1, ...)`` as those for a batch of the same."""
     return tuple(tensor.repeat(batch, *[1] * (tensor.dim() - 1)) for tensor in inputs)
 
 

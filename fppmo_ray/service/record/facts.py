@@ -117,6 +117,11 @@ class Scored:
     at: float
     """Unix time when the driver heard of it."""
 
+    @property
+    def score(self) -> float:
+        """What people read: the accuracy; where there is none, the score of the user's own task."""
+        return -self.val_loss if self.val_accuracy is None else self.val_accuracy
+
 
 @dataclass(frozen=True, kw_only=True)
 class Failed:
