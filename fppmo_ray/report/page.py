@@ -18,7 +18,7 @@ from fppmo_ray.report.measure import ACCURACY, on_test
 from fppmo_ray.report.rivals import Rival, read_rivals
 from fppmo_ray.report.run import RescoredFinalist, Run, finalists, read_run, with_distinct_names
 from fppmo_ray.report.style import STYLE
-from fppmo_ray.report.table import sizes, status_lines, title_of
+from fppmo_ray.report.table import size_columns, sizes, status_lines, title_of
 from fppmo_ray.service.conclusion import DENSE
 
 if TYPE_CHECKING:
@@ -175,8 +175,7 @@ def _cuts(figures: dict[str, Any]) -> list[str]:
 def _result_columns(run: Run) -> list[str]:
     [dense] = run.named(DENSE)
     unit = f", {run.measure.unit}" if run.measure.unit else ""
-    named = ["network", f"before{unit}", f"after{unit}", "MACs, M", "cut", "parameters", "file, kB"]
-    return [*named, *(f"ms, batch {batch}" for batch in dense["latency_ms"])]
+    return ["network", f"before{unit}", f"after{unit}", *size_columns(dense)]
 
 
 def _result_rows(run: Run) -> list[list[str]]:

@@ -43,10 +43,7 @@ def print_result(run_dir: str | Path, console: Console) -> None:
     dense, *others = figures["variants"]
     measure = measure_of(figures)
     table = Table(title=f"{name}: {on_test(figures)}; chosen: {figures['chosen']}")
-    for column in (
-        *("network", "before fine-tuning", "after", "MACs, M", "MACs cut", "parameters"),
-        *("file, kB", *(f"ms at batch {batch}" for batch in dense["latency_ms"])),
-    ):
+    for column in ("network", "before fine-tuning", "after", *size_columns(dense)):
         table.add_column(column, justify="left" if column == "network" else "right")
     table.add_row("dense", measure.text(dense, "before"), "", *sizes(dense))
     table.add_row("dense, same extra training", "", measure.text(dense, "after"), *sizes(dense))
@@ -82,13 +79,26 @@ def title_of(row: dict[str, Any]) -> str:
     return f"{name}, budget {row['budget']}" if "budget" in row else name
 
 
+def size_columns(row: dict[str, Any]) -> list[str]:
+    """What ``sizes`` tells of a row of result.json."""
+    return [
+        *("MACs, M", "MACs cut", "parameters", "file, kB", "activations, kB"),
+        *(f"ms at batch {batch}" for batch in row["latency_ms"]),
+    ]
+
+
 def sizes(row: dict[str, Any]) -> list[str]:
-    """MACs, the share cut, parameters, kB and latencies of a row of result.json, as written."""
+    """MACs, the share cut, parameters, kB and latencies of a row of result.json, as written.
+
+    Activations are the most bytes that one image's take at once in inference.
+    """
+    activations = row.get("activation_bytes")  # older results do not tell
     return [
         f"{row['macs'] / 1e6:.2f}",
         f"{100 * row['macs_cut']:.1f} %",
         f"{row['parameters']:,}",
         f"{row['file_bytes'] / 1000:.0f}",
+        "" if activations is None else f"{activations / 1000:.1f}",
         *(f"{milliseconds:.2f}" for milliseconds in row["latency_ms"].values()),
     ]
 

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from fppmo_ray.distribution import BoolArray
+from fppmo_ray.distribution.limits import cost_of
 from fppmo_ray.pruning import extract, save_network
 from fppmo_ray.service.assignments import Evaluation, TrainingTask
 from fppmo_ray.service.cut_figures import cut_figures, table_figures
@@ -199,6 +200,7 @@ def _row(
         },
         "parameters": evaluated["before"].parameters,
         "file_bytes": evaluated["before"].file_bytes,
+        "activation_bytes": cost_of(space, "memory").total(widths),
         "latency_ms": {str(item.batch): item.milliseconds for item in latency},
         **{
             moment: {"choose_val": at.choose_val.figures(), "test": at.test.figures()}

@@ -28,6 +28,7 @@ def row(name: str, macs: int, after: float, widths: dict[str, int]) -> dict[str,
         "widths": widths,
         "parameters": 12_345,
         "file_bytes": 54_321,
+        "activation_bytes": 98_760,
         "latency_ms": {"1": 0.5, "64": 12.25},
         "before": accuracy,
         "after": accuracy,
@@ -110,7 +111,7 @@ def test_a_page_tells_what_pruning_cost_who_was_chosen_and_how_idle_workers_were
 ) -> None:
     text = write_report(a_run(tmp_path / "mine"), tmp_path / "r.html")[0].read_text()
     cells = [re.findall(r"<td>(.*?)</td>", line) for line in re.findall(r"<tr>(.*?)</tr>", text)]
-    fppmo = ["FPPMO", "92.50", "92.50", "0.99", "50.5 %", "12,345", "54", "0.50", "12.25"]
+    fppmo = ["FPPMO", "92.50", "92.50", "0.99", "50.5 %", "12,345", "54", "98.8", "0.50", "12.25"]
     assert fppmo in cells
     assert ["sample 3 (chosen)", "0", "80.00 ± 0.00", "0.8100 ± 0.0141"] in cells
     assert "Scores by worker: 0.0 % idle, 0 failed" in text

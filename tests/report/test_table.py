@@ -28,6 +28,7 @@ def row(name: str, before: float, after: float, macs: int, **budget: float) -> d
         "macs_cut": 1 - macs / 40_000_000,
         "parameters": 123_456,
         "file_bytes": 500_400,
+        "activation_bytes": 65_536,
         "latency_ms": {"1": 1.5, "64": 20.25},
         "before": {"test": {"accuracy": before}, "choose_val": {"accuracy": 0.0}},
         "after": {"test": {"accuracy": after}, "choose_val": {"accuracy": 0.0}},
@@ -35,7 +36,7 @@ def row(name: str, before: float, after: float, macs: int, **budget: float) -> d
 
 
 def printed(run_dir: Path) -> str:
-    console = Console(file=io.StringIO(), width=140)
+    console = Console(file=io.StringIO(), width=160)
     print_result(run_dir, console)
     text = console.file
     assert isinstance(text, io.StringIO)
@@ -55,14 +56,29 @@ def test_the_closing_table_sets_the_four_networks_side_by_side(tmp_path: Path) -
     }
     (tmp_path / "result.json").write_text(json.dumps(result))
     lines = [" ".join(line.replace("│", " ").split()) for line in printed(tmp_path).splitlines()]
-    assert "dense 87.56 40.00 0.0 % 123,456 500 1.50 20.25" in lines
-    assert "dense, same extra training 87.02 40.00 0.0 % 123,456 500 1.50 20.25" in lines
-    assert "importance-only 45.13 83.06 17.00 57.5 % 123,456 500 1.50 20.25" in lines
-    assert "FPPMO 70.03 84.10 17.20 57.0 % 123,456 500 1.50 20.25" in lines
+    assert "dense 87.56 40.00 0.0 % 123,456 500 65.5 1.50 20.25" in lines
+    assert "dense, same extra training 87.02 40.00 0.0 % 123,456 500 65.5 1.50 20.25" in lines
+    assert "importance-only 45.13 83.06 17.00 57.5 % 123,456 500 65.5 1.50 20.25" in lines
+    assert "FPPMO 70.03 84.10 17.20 57.0 % 123,456 500 65.5 1.50 20.25" in lines
     assert (
         "320 scores of 2.96 s each, 1 failed; noise of a score (standard deviation, 3 seeds): "
         "accuracy 0.18 points, loss 0.0125"
     ) in lines
+
+
+def test_a_result_of_before_activations_were_told_leaves_their_column_empty(
+    tmp_path: Path,
+) -> None:
+    dense = {k: v for k, v in row("dense", 0.8, 0.9, 40_000_000).items() if k != "activation_bytes"}
+    result = {
+        "chosen": "mode",
+        "variants": [dense],
+        "score_noise": None,
+        "scores": {"scored": 1, "failed": 0, "mean_seconds": 1.0},
+    }
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    [line] = [line for line in printed(tmp_path).splitlines() if "dense, same" in line]
+    assert [cell.strip() for cell in line.split("│")][6:10] == ["123,456", "500", "", "1.50"]
 
 
 def test_top5_accuracies_stand_behind_those_of_the_first_guess(tmp_path: Path) -> None:
@@ -113,7 +129,7 @@ def test_the_table_of_several_budgets_shows_their_front(tmp_path: Path) -> None:
     }
     (tmp_path / "result.json").write_text(json.dumps(result))
     lines = [" ".join(line.replace("│", " ").split()) for line in printed(tmp_path).splitlines()]
-    rows = [line.removesuffix(" 123,456 500 1.50 20.25") for line in lines if "123,456" in line]
+    rows = [line.removesuffix(" 123,456 500 65.5 1.50 20.25") for line in lines if "123,456" in line]
     assert rows == [
         "dense 87.56 40.00 0.0 %",
         "dense, same extra training 87.02 40.00 0.0 %",

@@ -88,6 +88,7 @@ def test_a_search_removes_the_parameters_and_the_memory_that_are_asked_for(
         assert row["cuts"]["params"]["left"] == row["parameters"] <= 0.4 * dense["parameters"]
         assert row["cuts"]["params"]["cut"] >= 0.6
         assert row["cuts"]["memory"]["cut"] >= 0.3
+        assert row["cuts"]["memory"]["left"] == row["activation_bytes"]
         assert row["macs_cut"] >= 0.2
     assert sum(p.numel() for p in result.network().parameters()) == others[-1]["parameters"]
     space = state_problem(DENSE, load_dataset("digits"), SMALL).tracing.space
