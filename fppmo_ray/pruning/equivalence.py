@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from fppmo_ray.distribution.space import BoolArray, PruningSpace
 from fppmo_ray.pruning.costs import first_of, run_and_count
 from fppmo_ray.pruning.extract import extract
-from fppmo_ray.pruning.following.follower import flat_tensors
+from fppmo_ray.pruning.following.outputs import flat_tensors
 from fppmo_ray.pruning.slices import Tracing
 
 TOLERANCE = 1e-9
@@ -144,13 +144,15 @@ def randomised_copy(model: nn.Module) -> nn.Module:
 
 def example_batch(example_inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """A random float64 batch of two in the shapes of the example; integers are repeated."""
-    examples = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    several = isinstance(example_inputs, tuple | list)
+    examples = tuple(example_inputs) if several else (example_inputs,)
     for example in examples:
         if not isinstance(example, Tensor) or example.dim() < 2 or len(example) < 1:
             shape = tuple(example.shape) if isinstance(example, Tensor) else type(example).__name__
             raise ValueError(
-                f"example inputs must be tensors with a batch axis, such as (1, 3, 32, 32), "
-                f"got {shape}"
+                "example inputs must be tensors with a batch axis, such as (1, 3, 32, 32), in the "
+                f"order in which forward takes them, got {shape}; wrap a network that takes "
+                "anything else in a module whose forward takes tensors"
             )
     generator = torch.Generator().manual_seed(0)
     return tuple(

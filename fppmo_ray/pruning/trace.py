@@ -23,6 +23,7 @@ from fppmo_ray.pruning.equivalence import (
     example_batch,
     randomised_copy,
 )
+from fppmo_ray.pruning.following.outputs import OutputError
 from fppmo_ray.pruning.slices import AxisUnits, Tracing
 
 __all__ = ["Tracing", "trace"]
@@ -151,6 +152,8 @@ class _Survey:
 
 
 def _check_convolutional(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"expected a network as a torch.nn.Module, got {type(model).__name__}")
     if not any(isinstance(module, _ConvNd) for module in model.modules()):
         raise ValueError(
             f"expected a network with convolutions, got {type(model).__name__} without any; "
@@ -163,6 +166,8 @@ def _must_run(twin: nn.Module, inputs: tuple[Tensor, ...]) -> Iterator[None]:
     """Refuse a network that does not run dense, before anything is blamed on pruning."""
     try:
         yield
+    except OutputError:
+        raise
     except FORWARD_ERRORS as error:
         mode = "training" if twin.training else "eval"
         shapes = [tuple(tensor.shape) for tensor in inputs]

@@ -17,6 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from fppmo_ray.distribution.space import IntArray
 from fppmo_ray.pruning.following.call import Call, Followed, Product
+from fppmo_ray.pruning.following.outputs import flat_tensors
 from fppmo_ray.pruning.following.rules import apply_rule, operation_name
 from fppmo_ray.pruning.following.storages import Storages
 from fppmo_ray.pruning.following.units import Units
@@ -78,17 +79,6 @@ def follow(following: Following, model: nn.Module, inputs: tuple[Tensor, ...]) -
     for tensor in flat_tensors(output):
         for along in follower.known.get(tensor, Followed(())).channels.values():
             following.units.keep(along, RETURNED)
-
-
-def flat_tensors(output: Any) -> list[Tensor]:
-    """All tensors of a network's output, however nested."""
-    if isinstance(output, Tensor):
-        return [output]
-    if isinstance(output, dict):
-        output = output.values()
-    if hasattr(output, "__iter__") and not isinstance(output, str):
-        return [tensor for part in output for tensor in flat_tensors(part)]
-    return []
 
 
 class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
