@@ -37,7 +37,6 @@ def export(
     format: Literal["torch", "torchscript", "torch.export", "onnx"] = "torch",
     output: Path = Path("exported"),
     macs_cut: float | None = None,
-    image_shape: tuple[int, ...] | None = None,
 ) -> None:
     """Check a finished search's network, and write it to a folder.
 
@@ -47,11 +46,10 @@ def export(
             run without its class, and are checked to compute the same.
         output: The folder; made if absent.
         macs_cut: Which network, where the search had several budgets.
-        image_shape: Channels, height and width of an image, where the run does not tell.
     """
     from fppmo_ray.service.delivery import deliver
 
-    paths = deliver(run_dir, output, format=format, macs_cut=macs_cut, image_shape=image_shape)
+    paths = deliver(run_dir, output, format=format, macs_cut=macs_cut)
     for path in paths:
         print(path)
 

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from fppmo_ray.distribution.space import BoolArray, PruningSpace
 from fppmo_ray.pruning.costs import first_of, run_and_count
+from fppmo_ray.pruning.examples import ExampleInputs, checked, random_inputs
 from fppmo_ray.pruning.extract import extract
 from fppmo_ray.pruning.following.outputs import flat_tensors
 from fppmo_ray.pruning.slices import Tracing
@@ -28,9 +29,7 @@ _BATCH = 2
 FORWARD_ERRORS = (RuntimeError, ValueError, AssertionError, IndexError, TypeError)
 
 
-def check_equivalence(
-    model: nn.Module, tracing: Tracing, example_inputs: Tensor | tuple[Tensor, ...]
-) -> None:
+def check_equivalence(model: nn.Module, tracing: Tracing, example_inputs: ExampleInputs) -> None:
     """Check that the networks of random masks compute what the dense one does without them.
 
     The dense network's consumers get zero weights for the removed channels; the outputs must
@@ -45,7 +44,7 @@ def check_equivalence(
         ValueError: they differ, with how.
     """
     with torch.random.fork_rng(devices=[]):
-        reason = disagreement(randomised_copy(model), tracing, example_batch(example_inputs))
+        reason = disagreement(randomised_copy(model), tracing, proof_batch(example_inputs))
     if reason is not None:
         raise ValueError(f"extraction is not exact for this network: {reason}; trace it again")
 
@@ -56,7 +55,7 @@ def disagreement(twin: nn.Module, tracing: Tracing, inputs: tuple[Tensor, ...]) 
     Args:
         twin: A ``randomised_copy``.
         tracing: Of the network.
-        inputs: An ``example_batch``.
+        inputs: A ``proof_batch``.
     """
     twin.eval()
     rng = np.random.default_rng(0)
@@ -142,22 +141,10 @@ def randomised_copy(model: nn.Module) -> nn.Module:
     return twin
 
 
-def example_batch(example_inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """A random float64 batch of two in the shapes of the example; integers are repeated."""
-    several = isinstance(example_inputs, tuple | list)
-    examples = tuple(example_inputs) if several else (example_inputs,)
-    for example in examples:
-        if not isinstance(example, Tensor) or example.dim() < 2 or len(example) < 1:
-            shape = tuple(example.shape) if isinstance(example, Tensor) else type(example).__name__
-            raise ValueError(
-                "example inputs must be tensors with a batch axis, such as (1, 3, 32, 32), in the "
-                f"order in which forward takes them, got {shape}; wrap a network that takes "
-                "anything else in a module whose forward takes tensors"
-            )
-    generator = torch.Generator().manual_seed(0)
-    return tuple(
-        torch.randn((_BATCH, *example.shape[1:]), generator=generator, dtype=torch.float64)
-        if example.is_floating_point()
-        else example[:1].cpu().expand(_BATCH, *example.shape[1:]).clone()
-        for example in examples
-    )
+def proof_batch(example_inputs: ExampleInputs) -> tuple[Tensor, ...]:
+    """A random float64 batch of two in the shapes of the example.
+
+    Raises:
+        ValueError: the example is none.
+    """
+    return random_inputs(checked(example_inputs), _BATCH, torch.float64)

@@ -8,10 +8,13 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+
+from fppmo_ray.pruning.examples import ExampleInputs, checked, random_inputs
+from fppmo_ray.pruning.following.outputs import flat_tensors
 
 ExchangeFormat = Literal["torchscript", "torch.export", "onnx"]
 
@@ -24,7 +27,9 @@ TOLERANCE = 1e-4
 """Largest error, in float32, relative to the largest output."""
 _BATCHES = (1, 3)
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-_Run = Callable[[Tensor], Tensor]
+_Inputs = tuple[Tensor, ...]
+_Run = Callable[[_Inputs], list[Tensor]]
+"""From inputs to outputs, flat."""
 
 
 def export_network(
@@ -32,101 +37,114 @@ def export_network(
     path: str | Path,
     *,
     format: ExchangeFormat,
-    image_shape: tuple[int, ...],
+    example_inputs: ExampleInputs,
 ) -> Path:
     """Write a network to a file that needs no Python class to run, and check the file.
 
     The file is opened again and computes what the network does, on batches of one and of three
-    random images, to 1e-4 of the largest output.
+    random inputs, to 1e-4 of the largest number of each output.
 
     Args:
-        network: Takes images (N, *image_shape), returns one tensor. Exported in eval mode and on
-            the CPU; left as it is.
+        network: Exported in eval mode and on the CPU; left as it is. May return several tensors,
+            in tuples, lists and dicts.
         path: File name; the format's suffix is added. Its folder is made.
         format: ``torchscript`` (``torch.jit.load``), ``torch.export`` (``torch.export.load``) or
-            ``onnx`` (input ``images``, output ``logits``; needs ``pip install
-            'fppmo-ray[export]'``).
-        image_shape: Of one image, such as ``(3, 32, 32)``.
+            ``onnx`` (needs ``pip install 'fppmo-ray[export]'``). In ONNX one input is called
+            ``images`` and one output ``logits``; several are ``input_0``, ``output_0`` and so on.
+        example_inputs: What its forward takes, each with a batch axis, e.g. ``(1, 3, 32, 32)``.
 
     Returns:
         The file.
 
     Raises:
         ValueError: the format is unknown, packages for it are missing, or the network does not run
-            on such images.
+            on such inputs.
         RuntimeError: the file computes something else.
     """
     if format not in get_args(ExchangeFormat):
         raise ValueError(f"format must be one of {get_args(ExchangeFormat)}, got {format!r}")
     if format == "onnx":
         _require_onnx()
+    examples = checked(example_inputs)
     target = Path(path)
     target = target.with_name(target.name + SUFFIXES[format])
     target.parent.mkdir(parents=True, exist_ok=True)
     write, read = _WAYS[format]
     with _in_eval_mode_on_cpu(network), _without_torchs_own_warnings(), torch.no_grad():
-        expected = {batch: _run(network, _images(batch, image_shape)) for batch in _BATCHES}
-        write(network, _images(2, image_shape), target)
+        batches = {batch: _random(examples, batch) for batch in _BATCHES}
+        expected = {batch: _run(network, inputs) for batch, inputs in batches.items()}
+        write(network, _random(examples, 2), target)
         run = read(target)
         for batch, outputs in expected.items():
-            _check(run(_images(batch, image_shape)), outputs, target)
+            _check(run(batches[batch]), outputs, target)
     return target
 
 
-def _images(batch: int, image_shape: tuple[int, ...]) -> Tensor:
-    return torch.randn((batch, *image_shape), generator=torch.Generator().manual_seed(batch))
+def _random(examples: _Inputs, batch: int) -> _Inputs:
+    return random_inputs(examples, batch, torch.float32, seed=batch)
 
 
-def _run(network: nn.Module, images: Tensor) -> Tensor:
+def _run(network: nn.Module, inputs: _Inputs) -> list[Tensor]:
     try:
-        output = network(images)
-    except RuntimeError as error:
+        return flat_tensors(network(*inputs))
+    except (RuntimeError, TypeError) as error:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs)
         raise ValueError(
-            f"the network must run on images of shape {tuple(images.shape)}, it raised: {error}"
+            f"the network must run on inputs of shapes {shapes}, it raised: {error}"
         ) from error
-    if not isinstance(output, Tensor):
-        raise ValueError(
-            f"only networks that return one tensor are exported, got {type(output).__name__}"
-        )
-    return output
 
 
-def _check(outputs: Tensor, expected: Tensor, path: Path) -> None:
-    error = float((outputs - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
-    if not error <= TOLERANCE:  # NaN fails
+def _check(outputs: list[Tensor], expected: list[Tensor], path: Path) -> None:
+    if len(outputs) != len(expected):
         raise RuntimeError(
-            f"{path} computes something else than the network: off by {error:.1e} of the largest "
-            "output; do not use it"
+            f"{path} returns {len(outputs)} tensors and the network {len(expected)}; do not use it"
+        )
+    errors = [
+        float((output - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30))
+        for output, wanted in zip(outputs, expected, strict=True)
+    ]
+    if not all(error <= TOLERANCE for error in errors):  # NaN fails
+        raise RuntimeError(
+            f"{path} computes something else than the network: off by {max(errors):.1e} of the "
+            "largest output; do not use it"
         )
 
 
-def _write_torchscript(network: nn.Module, images: Tensor, path: Path) -> None:
-    torch.jit.trace(network, images).save(str(path))  # type: ignore[no-untyped-call]
+def _write_torchscript(network: nn.Module, inputs: _Inputs, path: Path) -> None:
+    # Not strict: dicts may be returned.
+    script = torch.jit.trace(network, inputs, strict=False)  # type: ignore[no-untyped-call]
+    script.save(str(path))
 
 
 def _read_torchscript(path: Path) -> _Run:
-    loaded: _Run = torch.jit.load(str(path))  # type: ignore[no-untyped-call]
-    return loaded
+    loaded = torch.jit.load(str(path))  # type: ignore[no-untyped-call]
+    return lambda inputs: flat_tensors(loaded(*inputs))
 
 
-def _write_exported(network: nn.Module, images: Tensor, path: Path) -> None:
-    batch = torch.export.Dim("batch")
-    program = torch.export.export(network, (images,), dynamic_shapes=({0: batch},))
+def _write_exported(network: nn.Module, inputs: _Inputs, path: Path) -> None:
+    program = torch.export.export(network, inputs, dynamic_shapes=_along_batches(inputs))
     torch.export.save(program, path)
 
 
 def _read_exported(path: Path) -> _Run:
-    return torch.export.load(path).module()
+    loaded = torch.export.load(path).module()
+    return lambda inputs: flat_tensors(loaded(*inputs))
 
 
-def _write_onnx(network: nn.Module, images: Tensor, path: Path) -> None:
+def _along_batches(inputs: _Inputs) -> tuple[dict[int, Any], ...]:
+    batch = torch.export.Dim("batch")
+    return tuple({0: batch} for _ in inputs)
+
+
+def _write_onnx(network: nn.Module, inputs: _Inputs, path: Path) -> None:
+    num_outputs = len(flat_tensors(network(*inputs)))
     program = torch.onnx.export(
         network,
-        (images,),
+        inputs,
         dynamo=True,
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        input_names=["images"],
-        output_names=["logits"],
+        dynamic_shapes=_along_batches(inputs),
+        input_names=_names("images", "input", len(inputs)),
+        output_names=_names("logits", "output", num_outputs),
         verbose=False,
     )
     assert program is not None
@@ -137,10 +155,20 @@ def _read_onnx(path: Path) -> _Run:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    names = [given.name for given in session.get_inputs()]
+
+    def run(inputs: _Inputs) -> list[Tensor]:
+        given = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
+        return [torch.from_numpy(output) for output in session.run(None, given)]
+
+    return run
 
 
-_Way = tuple[Callable[[nn.Module, Tensor, Path], None], Callable[[Path], _Run]]
+def _names(of_one: str, of_several: str, count: int) -> list[str]:
+    return [of_one] if count == 1 else [f"{of_several}_{index}" for index in range(count)]
+
+
+_Way = tuple[Callable[[nn.Module, _Inputs, Path], None], Callable[[Path], _Run]]
 _WAYS: Mapping[ExchangeFormat, _Way] = {
     "torchscript": (_write_torchscript, _read_torchscript),
     "torch.export": (_write_exported, _read_exported),
@@ -172,11 +200,12 @@ def _in_eval_mode_on_cpu(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _without_torchs_own_warnings() -> Iterator[None]:
-    """TorchScript is deprecated, and still what many runtimes read."""
+    """TorchScript is deprecated, and still what many runtimes read; inputs do share their batch."""
     level = logging.getLogger("torch.onnx").level
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", message="# The axis name: batch will not be used")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         try:
             yield

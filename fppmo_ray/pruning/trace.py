@@ -20,9 +20,10 @@ from fppmo_ray.pruning.coupling import Coupling, couple
 from fppmo_ray.pruning.equivalence import (
     FORWARD_ERRORS,
     disagreement,
-    example_batch,
+    proof_batch,
     randomised_copy,
 )
+from fppmo_ray.pruning.examples import ExampleInputs
 from fppmo_ray.pruning.following.outputs import OutputError
 from fppmo_ray.pruning.slices import AxisUnits, Tracing
 
@@ -31,7 +32,7 @@ __all__ = ["Tracing", "trace"]
 
 def trace(
     model: nn.Module,
-    example_inputs: Tensor | tuple[Tensor, ...],
+    example_inputs: ExampleInputs,
     *,
     ignore: Sequence[str] = (),
 ) -> Tracing:
@@ -55,7 +56,7 @@ def trace(
     """
     _check_convolutional(model)
     ignored = ignored_modules(model, ignore)
-    inputs = example_batch(example_inputs)
+    inputs = proof_batch(example_inputs)
     with torch.random.fork_rng(devices=[]):
         twin = randomised_copy(model)
         with _must_run(twin, inputs):

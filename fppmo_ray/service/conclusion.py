@@ -96,7 +96,10 @@ def conclude(
         "engine": asdict(context.engine),
         "chosen": ", ".join(choice.chosen.name for choice in choices),
         "num_filters": context.problem.tracing.space.num_filters,
-        "image_shape": context.problem.image_shape,
+        "inputs": [
+            {"shape": list(tensor.shape[1:]), "dtype": str(tensor.dtype).removeprefix("torch.")}
+            for tensor in context.problem.example_inputs
+        ],
         **({"task": started.identity["task"]} if "task" in started.identity else {}),
         "epochs_between_stages": _epochs_between_stages(context.settings),
         **table_figures(context),

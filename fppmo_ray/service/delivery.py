@@ -6,6 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 from fppmo_ray.pruning import load_network
 from fppmo_ray.pruning.export import ExchangeFormat, export_network
 from fppmo_ray.service.record.storage import local_folder
@@ -21,7 +24,6 @@ def deliver(
     *,
     format: Format = "torch",
     macs_cut: float | None = None,
-    image_shape: tuple[int, ...] | None = None,
 ) -> list[Path]:
     """Rebuild a search's network from its recipe, which checks it, and write its files.
 
@@ -30,8 +32,6 @@ def deliver(
         output: A folder of this machine; made if absent.
         format: Of the files.
         macs_cut: Which budget's, of several.
-        image_shape: Of one image, such as ``(3, 32, 32)``, where the run does not tell; for all
-            formats but ``torch``.
 
     Returns:
         The files in the folder ``output``.
@@ -48,14 +48,15 @@ def deliver(
         if format == "torch":
             output.mkdir(parents=True, exist_ok=True)
             return [Path(shutil.copy(path, output)) for path in (weights, recipe)]
-        shape = image_shape or _image_shape(run_dir)
-        return [export_network(network, output / recipe.stem, format=format, image_shape=shape)]
+        target, inputs = output / recipe.stem, _example_inputs(run_dir)
+        return [export_network(network, target, format=format, example_inputs=inputs)]
 
 
-def _image_shape(run_dir: str | Path) -> tuple[int, ...]:
-    shape = read_figures(run_dir).get("image_shape")
-    if shape is None:
+def _example_inputs(run_dir: str | Path) -> tuple[Tensor, ...]:
+    kept = read_figures(run_dir).get("inputs")
+    if kept is None:
         raise ValueError(
-            f"{run_dir} is of a version that did not keep the images' shape; give --image-shape"
+            f"{run_dir} is of a version that did not keep the inputs' shapes; load_network and "
+            "export_network do in Python what is asked for"
         )
-    return tuple(shape)
+    return tuple(torch.zeros(1, *one["shape"], dtype=getattr(torch, one["dtype"])) for one in kept)

@@ -57,9 +57,9 @@ class Problem:
     """Processes that share the final fine-tuning of each network."""
 
     @property
-    def image_shape(self) -> tuple[int, ...]:
-        """Channels, height and width."""
-        return tuple(example_batch(self.dataset).shape[1:])
+    def example_inputs(self) -> tuple[Tensor, ...]:
+        """A batch of one image."""
+        return (example_batch(self.dataset),)
 
     def subject(self) -> dict[str, Any]:
         """A digest of the data, and how many fine-tune together; see ``identity_of``."""
@@ -164,8 +164,8 @@ class Prunable(Protocol):
         """How passes are computed as far as it was asked for."""
 
     @property
-    def image_shape(self) -> tuple[int, ...] | None:
-        """Of one input; None where there are several."""
+    def example_inputs(self) -> tuple[Tensor, ...]:
+        """What the network's forward takes."""
 
     def subject(self) -> dict[str, Any]:
         """What tells it from another with the same network, for ``identity_of``."""

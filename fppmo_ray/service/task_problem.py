@@ -6,7 +6,7 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fppmo_ray.pruning import Tracing
 from fppmo_ray.service.problem import prunable_tracing
@@ -32,10 +32,9 @@ class TaskProblem:
     """Of which a task's functions take nothing but the threads."""
 
     @property
-    def image_shape(self) -> tuple[int, ...] | None:
-        """Of one input; None where there are several."""
-        inputs = self.task.inputs()
-        return tuple(inputs[0].shape[1:]) if len(inputs) == 1 else None
+    def example_inputs(self) -> tuple[Tensor, ...]:
+        """The task's."""
+        return self.task.inputs()
 
     def subject(self) -> dict[str, Any]:
         """The task's own identity; see ``identity_of``."""

@@ -17,6 +17,7 @@ from fppmo_ray.pruning.export import export_network
 from fppmo_ray.training.networks import resnet20
 
 SHAPE = (3, 32, 32)
+IMAGE = torch.zeros(1, *SHAPE)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def pruned() -> nn.Module:
     dense = resnet20(shortcut="B")
     with torch.no_grad():
         dense.train()(torch.randn(64, *SHAPE))
-    tracing = trace(dense, torch.zeros(1, *SHAPE))
+    tracing = trace(dense, IMAGE)
     keep = np.arange(tracing.space.num_filters) % 2 == 0
     return extract(dense, tracing, keep).eval()
 
@@ -57,7 +58,7 @@ def in_another_process(code: str) -> list[list[float]]:
 def test_a_file_computes_what_the_network_does_without_its_class(
     pruned: nn.Module, format: str, name: str, run: str, tmp_path: Path
 ) -> None:
-    path = export_network(pruned, tmp_path / "new" / "n", format=format, image_shape=SHAPE)
+    path = export_network(pruned, tmp_path / "new" / "n", format=format, example_inputs=IMAGE)
     assert path == tmp_path / "new" / name
     images = np.random.default_rng(0).normal(size=(5, *SHAPE)).astype(np.float32)
     np.save(tmp_path / "images.npy", images)
@@ -76,7 +77,7 @@ def test_a_file_computes_what_the_network_does_without_its_class(
 def test_exporting_leaves_the_network_in_its_mode(pruned: nn.Module, tmp_path: Path) -> None:
     pruned.train()
     pruned.bn1.eval()
-    export_network(pruned, tmp_path / "n", format="torch.export", image_shape=SHAPE)
+    export_network(pruned, tmp_path / "n", format="torch.export", example_inputs=IMAGE)
     assert pruned.training
     assert not pruned.bn1.training
     pruned.eval()
@@ -98,24 +99,69 @@ class Branching(nn.Module):
 @pytest.mark.parametrize("make", [Noisy, Branching])
 def test_a_file_that_computes_something_else_is_refused(make, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="computes something else than the network: off by"):
-        export_network(make(), tmp_path / "n", format="torchscript", image_shape=SHAPE)
+        export_network(make(), tmp_path / "n", format="torchscript", example_inputs=IMAGE)
 
 
-class TwoOutputs(nn.Module):
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        return images, images
+class Segmenting(nn.Module):
+    """Two inputs, one of them of whole numbers, and a dict of two outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 2, 1)
+        self.kinds = nn.Embedding(4, 8)
+
+    def forward(self, images: Tensor, kind: Tensor) -> dict[str, Tensor]:
+        features = self.body(images).relu() + self.kinds(kind)[:, 0, :, None, None]
+        return {"out": self.head(features), "auxiliary": features.mean((2, 3))}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.load` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("format", "suffix"), [("torchscript", ".torchscript.pt"), ("torch.export", ".pt2")]
+)
+def test_several_inputs_and_nested_outputs_are_exported(
+    format: str, suffix: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    network, kind = Segmenting(), torch.tensor([[3], [1]])
+    path = export_network(network, tmp_path / "n", format=format, example_inputs=(IMAGE, kind))
+    assert path == tmp_path / f"n{suffix}"
+    loaded = torch.jit.load(path) if format == "torchscript" else torch.export.load(path).module()
+    images = torch.randn(2, *SHAPE)
+    torch.testing.assert_close(loaded(images, kind), network(images, kind))
+
+
+def test_an_onnx_file_numbers_several_inputs_and_outputs(tmp_path: Path) -> None:
+    import onnxruntime
+
+    torch.manual_seed(0)
+    network, kind = Segmenting(), torch.tensor([[3], [1]])
+    path = export_network(network, tmp_path / "n", format="onnx", example_inputs=(IMAGE, kind))
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    images = torch.randn(2, *SHAPE)
+    given = {"input_0": images.numpy(), "input_1": kind.numpy()}
+    found = session.run(["output_0", "output_1"], given)
+    with torch.no_grad():
+        expected = network(images, kind)
+    for output, name in zip(found, ("out", "auxiliary"), strict=True):
+        torch.testing.assert_close(torch.from_numpy(output), expected[name], rtol=1e-4, atol=1e-4)
+
+
+def test_files_with_another_number_of_outputs_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="n returns 1 tensors and the network 2; do not use it"):
+        export._check([IMAGE], [IMAGE, IMAGE], tmp_path / "n")
 
 
 def test_what_cannot_be_exported_is_refused_in_a_sentence(
     pruned: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ValueError, match=r"format must be one of .*, got 'tflite'"):
-        export_network(pruned, tmp_path / "n", format="tflite", image_shape=SHAPE)
-    with pytest.raises(ValueError, match=r"must run on images of shape \(1, 4, 32, 32\)"):
-        export_network(pruned, tmp_path / "n", format="torchscript", image_shape=(4, 32, 32))
-    with pytest.raises(ValueError, match="return one tensor are exported, got tuple"):
-        export_network(TwoOutputs(), tmp_path / "n", format="torchscript", image_shape=SHAPE)
+        export_network(pruned, tmp_path / "n", format="tflite", example_inputs=IMAGE)
+    with pytest.raises(ValueError, match=r"must run on inputs of shapes \(1, 4, 32, 32\)"):
+        export_network(
+            pruned, tmp_path / "n", format="torchscript", example_inputs=torch.zeros(1, 4, 32, 32)
+        )
     monkeypatch.setattr(export, "_ONNX_PACKAGES", ("onnx", "not_there"))
     with pytest.raises(ValueError, match=r"needs not_there; pip install 'fppmo-ray\[export\]'"):
-        export_network(pruned, tmp_path / "n", format="onnx", image_shape=SHAPE)
+        export_network(pruned, tmp_path / "n", format="onnx", example_inputs=IMAGE)
     assert list(tmp_path.iterdir()) == []

@@ -233,7 +233,7 @@ def test_a_network_may_take_several_inputs() -> None:
     network = Sum()
     two = Task(example_inputs=(torch.zeros(1, 1, 6, 6),) * 2, score=output_size)
     problem = state_task(network, two, settings_of_task(SETTINGS, two))
-    assert problem.image_shape is None
+    assert [tuple(given.shape) for given in problem.example_inputs] == [(1, 1, 6, 6)] * 2
     dense = basis(network, problem)
     keep = np.array([True, False] * 3)
     with torch.no_grad():  # what a mask leaves: half of the filters of both

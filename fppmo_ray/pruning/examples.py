@@ -1,0 +1,49 @@
+"""Example inputs: what a network's forward takes, and random batches of the same shapes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+ExampleInputs = Tensor | tuple[Tensor, ...]
+"""What a forward takes, in order, each with a batch axis. Only shapes and types matter; whole
+numbers, which may be indices, are taken as they are."""
+
+
+def checked(example_inputs: ExampleInputs) -> tuple[Tensor, ...]:
+    """The same as a tuple.
+
+    Raises:
+        ValueError: something else, or nothing, is given.
+    """
+    several = isinstance(example_inputs, tuple | list)
+    examples = tuple(example_inputs) if several else (example_inputs,)
+    for example in examples or (None,):
+        if not isinstance(example, Tensor) or example.dim() < 2 or len(example) < 1:
+            shape = tuple(example.shape) if isinstance(example, Tensor) else type(example).__name__
+            raise ValueError(
+                "example inputs must be tensors with a batch axis, such as (1, 3, 32, 32), in the "
+                f"order in which forward takes them, got {shape}; wrap a network that takes "
+                "anything else in a module whose forward takes tensors"
+            )
+    return examples
+
+
+def random_inputs(
+    examples: tuple[Tensor, ...], batch: int, dtype: torch.dtype, *, seed: int = 0
+) -> tuple[Tensor, ...]:
+    """A batch for the CPU: random numbers of the examples' shapes; whole numbers are repeated.
+
+    Args:
+        examples: As ``checked`` returns them.
+        batch: Length of the first axis.
+        dtype: Of what is no whole number.
+        seed: Of the random numbers.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(
+        torch.randn((batch, *example.shape[1:]), generator=generator, dtype=dtype)
+        if example.is_floating_point()
+        else example[:1].cpu().expand(batch, *example.shape[1:]).clone()
+        for example in examples
+    )
