@@ -10,6 +10,7 @@ import numpy as np
 
 from fppmo_ray.report.rivals import Rival
 from fppmo_ray.report.run import Run, finalists, scores_by_worker
+from fppmo_ray.report.spearman import spearman
 from fppmo_ray.service.conclusion import DENSE, FPPMO
 from fppmo_ray.service.finalists import IMPORTANCE_ONLY
 from fppmo_ray.service.record.facts import Asked, Failed, Scored, Updated
@@ -138,8 +139,7 @@ def draw_agreement(figure: Figure, run: Run) -> None:
     axes.set(xlabel="loss of the proposal's score", ylabel="mean loss on choose-val")
     title = "Finalists that were proposals, scored again"
     if len(pairs) > 2:
-        ranks = np.argsort(np.argsort(np.array(pairs), axis=0), axis=0)
-        title += f": Spearman {np.asarray(np.corrcoef(ranks.T))[0, 1]:.2f}"
+        title += f": Spearman {spearman(*np.array(pairs).T):.2f}"
     axes.set_title(title)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fppmo_ray.durable_files import write_whole
 from fppmo_ray.report import drawings
 from fppmo_ray.report.cuts import cut_table, table_sentence
+from fppmo_ray.report.fidelity import Agreement, draw_fidelity, read_agreements
 from fppmo_ray.report.measure import ACCURACY, on_test
 from fppmo_ray.report.rivals import Rival, read_rivals
 from fppmo_ray.report.run import RescoredFinalist, Run, finalists, read_run, with_distinct_names
@@ -37,7 +38,13 @@ _RC: dict[Any, Any] = {
 }
 
 
-def write_report(run_dir: str | Path, output: Path, *, rivals: Path | None = None) -> list[Path]:
+def write_report(
+    run_dir: str | Path,
+    output: Path,
+    *,
+    rivals: Path | None = None,
+    fidelity: Path | None = None,
+) -> list[Path]:
     """Write a page about a search, finished or under way, and its figures beside it.
 
     Args:
@@ -45,6 +52,8 @@ def write_report(run_dir: str | Path, output: Path, *, rivals: Path | None = Non
         output: The page, ``NAME.html``; its figures are ``NAME-*.svg``. Its folder is made.
         rivals: A folder of cells of ``jobs/compare.py`` on the same network: what other methods
             came to is drawn and told too.
+        fidelity: A folder of cells of ``jobs/fidelity.py`` on the same network: how well scores
+            agree with long fine-tuning is drawn and told too.
 
     Returns:
         The page, then the figures.
@@ -55,13 +64,17 @@ def write_report(run_dir: str | Path, output: Path, *, rivals: Path | None = Non
     """
     run = read_run(run_dir)
     others = _rivals(run, rivals)
+    agreements = [] if fidelity is None else read_agreements(fidelity, run.started)
     figures = {name: _svg(name, draw, run) for name, draw in _drawings(run, others).items()}
+    if agreements:
+        figures["fidelity"] = _svg("fidelity", draw_fidelity, agreements)
     parts = [
         _table((), status_lines(run.facts)),
         *_result(run),
         *_told(others),
         _figures(figures.values()),
         *_choice(run),
+        *_told_of_scores(agreements),
         _details("Settings", json.dumps(run.started.identity.get("settings"), indent=1)),
         _details("Versions", json.dumps(run.started.versions, indent=1)),
     ]
@@ -116,6 +129,12 @@ def _told(rivals: Sequence[Rival]) -> list[str]:
         for rival in rivals
     ]
     return ["<h2>Rivals</h2>", _table(columns, rows)] if rows else []
+
+
+def _told_of_scores(agreements: Sequence[Agreement]) -> list[str]:
+    rows = [[one.kind, str(len(one.losses)), f"{one.correlation:.2f}"] for one in agreements]
+    columns = ("score", "masks", "Spearman, with the loss after long fine-tuning")
+    return ["<h2>Are scores right?</h2>", _table(columns, rows)] if rows else []
 
 
 def _drawings(run: Run, rivals: Sequence[Rival]) -> dict[str, Callable[[Figure, Run], None]]:

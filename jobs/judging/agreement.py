@@ -1,4 +1,4 @@
-"""Do scores order masks as the truth does? Rank statistics, with intervals over masks.
+"""Do scores order masks as the truth does? Statistics, with intervals over masks.
 
 Scores and truths are *costs* here: the lower, the better.
 """
@@ -17,22 +17,6 @@ Statistic = Callable[[FloatArray, FloatArray], FloatArray]
 _LEVEL = 0.95
 
 
-def average_ranks(values: FloatArray) -> FloatArray:
-    """Ranks from 1 along the last axis; ties share the mean of the ranks that they take."""
-    one, other = values[..., :, None], values[..., None, :]
-    ranks: FloatArray = (one > other).sum(-1) + ((one == other).sum(-1) + 1) / 2
-    return ranks
-
-
-def spearman(costs: FloatArray, truth: FloatArray) -> FloatArray:
-    """Spearman's rank correlation along the last axis; nan where all costs or truths are equal."""
-    first, second = (_centred(average_ranks(values)) for values in (costs, truth))
-    norm = np.sqrt((first**2).sum(-1) * (second**2).sum(-1))
-    with np.errstate(invalid="ignore"):
-        correlation: FloatArray = (first * second).sum(-1) / norm
-    return correlation
-
-
 def top_quarter_recall(costs: FloatArray, truth: FloatArray) -> FloatArray:
     """Share of the truth's best quarter that is in the costs' best quarter, along the last axis.
 
@@ -47,7 +31,7 @@ def agreement(statistic: Statistic, costs: FloatArray, truth: FloatArray) -> flo
     """The statistic of a single score: its mean over seeds.
 
     Args:
-        statistic: ``spearman`` or ``top_quarter_recall``.
+        statistic: ``fppmo_ray.report.spearman`` or ``top_quarter_recall``.
         costs: ``(seeds, masks)``.
         truth: ``(masks,)``.
     """
@@ -92,13 +76,9 @@ def noise_beside_others(costs: FloatArray) -> float:
     num_seeds, num_masks = costs.shape
     if num_seeds < 2 or num_masks < 2:
         return np.nan
-    residuals = _centred(costs - costs.mean(axis=0))
+    residuals = costs - costs.mean(axis=0)
+    residuals = residuals - residuals.mean(axis=1, keepdims=True)
     return float(np.sqrt((residuals**2).sum() / ((num_seeds - 1) * (num_masks - 1))))
-
-
-def _centred(values: FloatArray) -> FloatArray:
-    centred: FloatArray = values - values.mean(-1, keepdims=True)
-    return centred
 
 
 def _quarter(num_masks: int) -> int:

@@ -13,13 +13,13 @@ from rich.table import Table
 
 from fppmo_ray.distribution import FloatArray, PruningSpace, RankBy
 from fppmo_ray.distribution.capacity import capacity_factor
+from fppmo_ray.report.spearman import spearman
 from judging.agreement import (
     Statistic,
     agreement,
     interval,
     noise,
     noise_beside_others,
-    spearman,
     top_quarter_recall,
 )
 from judging.masks import Mask

@@ -6,6 +6,7 @@ import copy
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -45,11 +46,20 @@ RESULT = {
 }
 
 
-def a_run(folder: Path, *, finished: bool = True, scored: bool = True) -> Path:
+def a_run(
+    folder: Path,
+    *,
+    finished: bool = True,
+    scored: bool = True,
+    identity: Mapping[str, Any] | None = None,
+) -> Path:
     """Four proposals of two workers, one of them named by what HTML must not take for its own."""
     started = Started(
         search_id="c0ffee",
-        identity={"settings": {"macs_cut": 0.5, "proposals": 4, "note": "<script>"}},
+        identity={
+            "settings": {"macs_cut": 0.5, "proposals": 4, "note": "<script>"},
+            **(identity or {}),
+        },
         versions={"torch": "2.13.0"},
         groups=["first", "second"],
         dense_macs=2_000_000,
