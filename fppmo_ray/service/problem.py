@@ -225,7 +225,9 @@ def pruned_network(
     """
     network = extract(dense, problem.tracing, keep)
     count = min(problem.rescore_fidelity.recalibrate_images, len(search_train))
-    recalibrate_batchnorm(network, search_train.batches(_RECALIBRATION_BATCH, np.arange(count)))
+    # Drawn, since folders list their images by class; the same ones for every network.
+    drawn = np.random.default_rng(0).permutation(len(search_train))[:count]
+    recalibrate_batchnorm(network, search_train.batches(_RECALIBRATION_BATCH, drawn))
     return network
 
 

@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_a_search_of_60_proposals_ends_the_same_after_4_kills(tmp_path: Path) -> None:
     summary = tmp_path / "chaos.json"
     command = [sys.executable, "jobs/chaos.py", "--seeds", "1", "--kills", "4"]

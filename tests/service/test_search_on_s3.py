@@ -24,6 +24,8 @@ from fppmo_ray.service.record.run_directory import RunDirectory, read_journal
 from fppmo_ray.service.record.storage import location_of, open_storage
 from fppmo_ray.training import build_network
 
+pytestmark = pytest.mark.slow  # what S3 does to a journal, record/test_epochs_on_s3.py tells sooner
+
 SETTINGS = SearchSettings(
     macs_cut=0.5,
     proposals=4,
