@@ -1,4 +1,4 @@
-"""The dense network on a worker's device."""
+"""The dense network on a worker's device, and what is made of it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import io
 import torch
 from torch import nn
 
+from fppmo_ray.distribution import BoolArray
+from fppmo_ray.pruning import Tracing, extract
 from fppmo_ray.service.assignments import Basis
 from fppmo_ray.service.weights import load_arrays
-from fppmo_ray.training import Engine
+from fppmo_ray.training import Engine, TrainingState
 
 
 class DenseNetwork:
@@ -36,6 +38,23 @@ class DenseNetwork:
         """The network with whatever weights it has, and torch with an engine's threads."""
         torch.set_num_threads(engine.threads)
         return self.network
+
+
+def own_network(
+    dense: nn.Module, tracing: Tracing, keep: BoolArray | None, state: TrainingState | None = None
+) -> nn.Module:
+    """A network that shares nothing with the dense one.
+
+    Args:
+        dense: Left as it is.
+        tracing: Of it.
+        keep: The mask that it is cut by; None: it stays dense.
+        state: Of a training, whose weights it takes; None: those of the dense network.
+    """
+    network = copy.deepcopy(dense) if keep is None else extract(dense, tracing, keep)
+    if state is not None:
+        network.load_state_dict(state.network)
+    return network
 
 
 def saved_bytes(network: nn.Module) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Sequence
 from numbers import Real
@@ -23,7 +22,7 @@ from fppmo_ray.service.assignments import (
     TaskTuned,
     TrainingTask,
 )
-from fppmo_ray.service.dense import DenseNetwork, saved_bytes
+from fppmo_ray.service.dense import DenseNetwork, own_network, saved_bytes
 from fppmo_ray.service.latency import Latency, measure_latency
 from fppmo_ray.service.place import Place, here, worker_name
 from fppmo_ray.service.problem import claim_device
@@ -147,7 +146,9 @@ class TaskWorker:
     def _cut(self, basis: Basis, keep: BoolArray | None) -> nn.Module:
         """A network of its own: dense as it is, or pruned and mended by the task."""
         dense = self._dense.on(basis)
-        return copy.deepcopy(dense) if keep is None else self._pruned(dense, keep)
+        if keep is not None:
+            return self._pruned(dense, keep)
+        return own_network(dense, self._problem.tracing, keep)
 
     def _pruned(self, dense: nn.Module, keep: BoolArray) -> nn.Module:
         problem = self._problem
@@ -159,9 +160,7 @@ class TaskWorker:
 
     def _trained(self, basis: Basis, keep: BoolArray | None, state: bytes) -> nn.Module:
         dense, tracing = self._dense.on(basis), self._problem.tracing
-        network = copy.deepcopy(dense) if keep is None else extract(dense, tracing, keep)
-        network.load_state_dict(state_from_bytes(state).network)
-        return network
+        return own_network(dense, tracing, keep, state_from_bytes(state))
 
 
 def _seed(seed: Sequence[int]) -> int:

@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from fppmo_ray.distribution import BoolArray, FloatArray
-from fppmo_ray.pruning import extract, importance
+from fppmo_ray.pruning import importance
 from fppmo_ray.pruning.adapt import adapt_epoch
 from fppmo_ray.pruning.engine_trial import EngineTrial, try_engine
 from fppmo_ray.pruning.importance import Criterion
 from fppmo_ray.pruning.latency import MeasuredLatency, measure_latency_table, time_masks
 from fppmo_ray.pruning.score import Candidate, Score, score
 from fppmo_ray.service.assignments import AdaptationTask, Basis, Evaluation, TrainingTask
-from fppmo_ray.service.dense import DenseNetwork, saved_bytes
+from fppmo_ray.service.dense import DenseNetwork, own_network, saved_bytes
 from fppmo_ray.service.latency import Latency, measure_latency
 from fppmo_ray.service.place import Place, here, worker_name
 from fppmo_ray.service.problem import Problem, claim_device, open_split, pruned_network
@@ -219,10 +219,7 @@ class ScoringWorker:
         dense, problem = self._dense.on(basis), self._problem
         if keep is not None and state is None:
             return pruned_network(problem, dense, keep, self._split("search_train"))
-        network = copy.deepcopy(dense) if keep is None else extract(dense, problem.tracing, keep)
-        if state is not None:
-            network.load_state_dict(state.network)
-        return network
+        return own_network(dense, problem.tracing, keep, state)
 
     def _teacher_on(self, basis: Basis, recipe: Recipe) -> nn.Module | None:
         """The dense network of a round, kept beside that of the round in work."""
