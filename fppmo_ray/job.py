@@ -14,10 +14,10 @@ import tyro
 from rich.console import Console
 
 from fppmo_ray.flags import comma_lists
-from fppmo_ray.service import submission
 from fppmo_ray.service.record.run_directory import require_fit
 from fppmo_ray.service.record.storage import local_folder, location_of
 from fppmo_ray.service.stopping import SearchStopped
+from fppmo_ray.service.submitting import submission
 
 logger = logging.getLogger(__name__)
 

@@ -28,9 +28,9 @@ from fppmo_ray import Placement, Recipe, SearchSettings, Splits, load_dataset
 from fppmo_ray.durable_files import write_whole
 from fppmo_ray.job import require_lasting, run_job
 from fppmo_ray.service.connection import connection
-from fppmo_ray.service.pool import worker_pool
+from fppmo_ray.service.pool.work import Work
+from fppmo_ray.service.pool.worker_pool import worker_pool
 from fppmo_ray.service.problem import Problem, state_problem
-from fppmo_ray.service.work import Work
 from fppmo_ray.training import (
     DType,
     build_network,

@@ -20,9 +20,9 @@ from typing import Any
 
 from fppmo_ray.durable_files import write_whole
 from fppmo_ray.service.connection import package_versions
-from fppmo_ray.service.pool import WorkerPool
+from fppmo_ray.service.pool.work import Work
+from fppmo_ray.service.pool.worker_pool import WorkerPool
 from fppmo_ray.service.stopping import StopRequest, made_by_signal
-from fppmo_ray.service.work import Work
 from fppmo_ray.training import Recipe
 
 logger = logging.getLogger(__name__)

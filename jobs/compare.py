@@ -58,14 +58,14 @@ from fppmo_ray.distribution import BoolArray, unpack_mask
 from fppmo_ray.job import require_lasting, run_job
 from fppmo_ray.service.connection import connection
 from fppmo_ray.service.engine_choice import settle_engine, ways_to_try
-from fppmo_ray.service.pool import WorkerPool, worker_pool
+from fppmo_ray.service.pool.work import Work
+from fppmo_ray.service.pool.worker_pool import WorkerPool, worker_pool
 from fppmo_ray.service.problem import Problem, identity_of, state_problem
 from fppmo_ray.service.record.run_directory import open_run
 from fppmo_ray.service.search import start_of
 from fppmo_ray.service.stopping import StopRequest
 from fppmo_ray.service.weights import Arrays, to_arrays
-from fppmo_ray.service.work import Work
-from fppmo_ray.service.worker import ScoringWorker
+from fppmo_ray.service.workers.scoring_worker import ScoringWorker
 from fppmo_ray.training import Engine, build_network, load_weights, splits_from_files
 
 logger = logging.getLogger(__name__)

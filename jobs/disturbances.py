@@ -16,7 +16,7 @@ from ray.cluster_utils import Cluster
 
 from fppmo_ray.distribution import BoolArray, pack_mask
 from fppmo_ray.service.model_handle import ModelHandle
-from fppmo_ray.service.place import Place
+from fppmo_ray.service.pool.place import Place
 from fppmo_ray.service.pretend import Pace, PretendScore, PretendWorker
 from fppmo_ray.service.record.facts import Scored
 from fppmo_ray.service.record.run_directory import RunDirectory

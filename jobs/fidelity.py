@@ -51,7 +51,7 @@ from fppmo_ray.distribution import Budget
 from fppmo_ray.job import require_lasting, run_job
 from fppmo_ray.pruning import importance
 from fppmo_ray.service.connection import connection
-from fppmo_ray.service.pool import worker_pool
+from fppmo_ray.service.pool.worker_pool import worker_pool
 from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.weights import Arrays, digest, to_arrays
 from fppmo_ray.training import load_weights

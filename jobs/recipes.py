@@ -39,11 +39,11 @@ from fppmo_ray.distribution import Budget, pack_mask
 from fppmo_ray.job import require_lasting, run_job
 from fppmo_ray.pruning import importance
 from fppmo_ray.service.connection import connection
-from fppmo_ray.service.pool import worker_pool
+from fppmo_ray.service.pool.work import Work
+from fppmo_ray.service.pool.worker_pool import worker_pool
 from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.stopping import StopRequest
-from fppmo_ray.service.work import Work
-from fppmo_ray.service.worker import ScoringWorker
+from fppmo_ray.service.workers.scoring_worker import ScoringWorker
 from fppmo_ray.training import Engine
 
 logger = logging.getLogger(__name__)

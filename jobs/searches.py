@@ -28,9 +28,9 @@ from fppmo_ray import Placement, SearchSettings
 from fppmo_ray.distribution import Budget
 from fppmo_ray.job import require_lasting, run_job
 from fppmo_ray.service.connection import connection
-from fppmo_ray.service.pool import WorkerPool, worker_pool
+from fppmo_ray.service.pool.work import Work
+from fppmo_ray.service.pool.worker_pool import WorkerPool, worker_pool
 from fppmo_ray.service.problem import Problem
-from fppmo_ray.service.work import Work
 from fppmo_ray.training import Engine
 
 _OF_SEARCHES = (

@@ -13,7 +13,7 @@ from cells import Cell, Measured, find, keep
 from fppmo_ray import Placement, SearchSettings, load_dataset
 from fppmo_ray.distribution import BoolArray
 from fppmo_ray.service.engine_choice import choose_engine, trials_on, ways_to_try
-from fppmo_ray.service.pool import WorkerPool
+from fppmo_ray.service.pool.worker_pool import WorkerPool
 from fppmo_ray.service.problem import Problem, state_problem
 from fppmo_ray.service.weights import digest, digest_data, to_arrays
 from fppmo_ray.training import Engine, build_network, load_weights, splits_from_files

@@ -28,3 +28,12 @@ def test_reading_a_journal_needs_neither_torch_nor_ray() -> None:
 
 def test_torchvision_is_not_imported_before_it_is_used() -> None:
     assert "torchvision" not in modules_after("import fppmo_ray.service.search")
+
+
+def test_the_pool_of_workers_knows_nothing_of_pruning() -> None:
+    code = "import sys; import fppmo_ray.service.pool.worker_pool; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    assert "ray" in loaded
+    rooms = ("torch", *(f"fppmo_ray.{room}" for room in ("distribution", "pruning", "training")))
+    assert set(rooms) & set(loaded) == set()

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from fppmo_ray.service.assignments import AdaptationTask
+from fppmo_ray.service.pool.work import Outcome
 from fppmo_ray.service.probability_model import Rehearsal
 from fppmo_ray.service.rounds import Context, RoundWeights, freeze, put_weights, trained_arrays
 from fppmo_ray.service.scoring import Scoring
@@ -24,7 +24,7 @@ from fppmo_ray.service.training_tasks import (
     go_on,
     is_of_training,
 )
-from fppmo_ray.service.work import Outcome
+from fppmo_ray.service.workers.assignments import AdaptationTask
 
 logger = logging.getLogger(__name__)
 

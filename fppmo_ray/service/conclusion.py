@@ -16,10 +16,9 @@ from torch import nn
 from fppmo_ray.distribution import BoolArray
 from fppmo_ray.distribution.limits import cost_of
 from fppmo_ray.pruning import extract, save_network
-from fppmo_ray.service.assignments import Evaluation, TrainingTask
 from fppmo_ray.service.cut_figures import cut_figures, table_figures
 from fppmo_ray.service.finalists import IMPORTANCE_ONLY, Choice
-from fppmo_ray.service.latency import Latency
+from fppmo_ray.service.pool.work import Work
 from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.record.facts import (
     Failed,
@@ -33,7 +32,8 @@ from fppmo_ray.service.replicated_training import train_on_several
 from fppmo_ray.service.rounds import Context, RoundWeights
 from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.training_tasks import Training, train
-from fppmo_ray.service.work import Work
+from fppmo_ray.service.workers.assignments import Evaluation, TrainingTask
+from fppmo_ray.service.workers.latency import Latency
 from fppmo_ray.training import state_from_bytes
 
 RESULT = "result.json"

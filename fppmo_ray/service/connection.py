@@ -11,8 +11,8 @@ from importlib.metadata import version
 
 import ray
 
-from fppmo_ray.service.ray_errors import ray_errors_said
-from fppmo_ray.service.resources import describe_cluster, node_resources
+from fppmo_ray.service.pool.ray_errors import ray_errors_said
+from fppmo_ray.service.pool.resources import describe_cluster, node_resources
 from fppmo_ray.service.settings import Placement
 
 logger = logging.getLogger(__name__)

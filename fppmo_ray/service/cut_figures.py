@@ -9,9 +9,9 @@ import numpy as np
 
 from fppmo_ray.distribution import BoolArray, PruningSpace
 from fppmo_ray.distribution.limits import Resource, cost_of, dense_cost
+from fppmo_ray.service.pool.work import Work
 from fppmo_ray.service.record.facts import LatencyMeasured
 from fppmo_ray.service.rounds import Context
-from fppmo_ray.service.work import Work
 
 
 def table_figures(context: Context) -> dict[str, Any]:

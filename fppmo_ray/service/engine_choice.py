@@ -13,12 +13,12 @@ from fppmo_ray.distribution import BoolArray
 from fppmo_ray.distribution.logits import uniform_priority
 from fppmo_ray.pruning.engine_trial import EngineTrial
 from fppmo_ray.service.budgets import budgets_of
-from fppmo_ray.service.pool import WorkerPool
+from fppmo_ray.service.pool.work import Work
+from fppmo_ray.service.pool.worker_pool import WorkerPool
 from fppmo_ray.service.problem import Problem, Prunable
 from fppmo_ray.service.record.facts import EngineChosen
 from fppmo_ray.service.record.run_directory import RunDirectory
 from fppmo_ray.service.settings import SearchSettings
-from fppmo_ray.service.work import Work
 from fppmo_ray.training import Engine
 
 logger = logging.getLogger(__name__)

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 from fppmo_ray.distribution import Finalist, PruningSpace, pack_mask
 from fppmo_ray.distribution.capacity import capacity_factor
-from fppmo_ray.service.pool import WorkerPool
+from fppmo_ray.service.pool.work import Outcome, Work
+from fppmo_ray.service.pool.worker_pool import WorkerPool
 from fppmo_ray.service.record.facts import Chosen, Rescored
 from fppmo_ray.service.record.run_directory import RunDirectory
 from fppmo_ray.service.scoring import Scoring, score_error
 from fppmo_ray.service.settings import SearchSettings
-from fppmo_ray.service.work import Outcome, Work
 
 logger = logging.getLogger(__name__)
 

@@ -11,13 +11,13 @@ from typing import Any
 from fppmo_ray.distribution.latency_table import LatencyTable
 from fppmo_ray.pruning.latency import MeasuredLatency
 from fppmo_ray.service.budgets import budgets_of
-from fppmo_ray.service.pool import WorkerPool
+from fppmo_ray.service.pool.work import Work
+from fppmo_ray.service.pool.worker_pool import WorkerPool
 from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.record.facts import LatencyMeasured
 from fppmo_ray.service.record.run_directory import RunDirectory
 from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.task_problem import TaskProblem
-from fppmo_ray.service.work import Work
 from fppmo_ray.training import Engine
 
 logger = logging.getLogger(__name__)

@@ -18,8 +18,8 @@ from fppmo_ray.distribution import (
     OptimizerSettings,
     PruningSpace,
 )
+from fppmo_ray.service.pool.ray_errors import end_actor, last_line
 from fppmo_ray.service.probability_model import Advance, ProbabilityModel
-from fppmo_ray.service.ray_errors import end_actor, last_line
 
 logger = logging.getLogger(__name__)
 

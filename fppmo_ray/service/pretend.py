@@ -26,15 +26,15 @@ from fppmo_ray.distribution import (
     Width,
 )
 from fppmo_ray.service.model_handle import ModelHandle
-from fppmo_ray.service.place import Place, here
-from fppmo_ray.service.pool import WorkerPool, worker_pool
-from fppmo_ray.service.progress import watch
-from fppmo_ray.service.ray_errors import ray_errors_said
+from fppmo_ray.service.pool.place import Place, here
+from fppmo_ray.service.pool.ray_errors import ray_errors_said
+from fppmo_ray.service.pool.resources import Demand
+from fppmo_ray.service.pool.worker_pool import WorkerPool, worker_pool
 from fppmo_ray.service.record.facts import Started
 from fppmo_ray.service.record.run_directory import RunDirectory, open_run
-from fppmo_ray.service.resources import Demand
 from fppmo_ray.service.scoring import Scoring, score_proposals
 from fppmo_ray.service.stopping import stop_on_signal
+from fppmo_ray.service.watching.progress import watch
 
 _GROUPS, _FILTERS = 4, 16
 

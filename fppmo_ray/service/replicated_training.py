@@ -21,15 +21,15 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fppmo_ray.service.assignments import TrainingTask
-from fppmo_ray.service.handover import Begin, EpochDone, Handover
-from fppmo_ray.service.pool import WorkerPool
+from fppmo_ray.service.pool.ray_errors import end_actor
+from fppmo_ray.service.pool.worker_pool import WorkerPool
 from fppmo_ray.service.problem import Problem
-from fppmo_ray.service.ray_errors import end_actor
 from fppmo_ray.service.record.run_directory import RunDirectory
 from fppmo_ray.service.stopping import StopRequest
 from fppmo_ray.service.training_tasks import Training, keep_epoch, resume_point
-from fppmo_ray.service.worker import ScoringWorker
+from fppmo_ray.service.workers.assignments import TrainingTask
+from fppmo_ray.service.workers.handover import Begin, EpochDone, Handover
+from fppmo_ray.service.workers.scoring_worker import ScoringWorker
 from fppmo_ray.training import Shard
 
 logger = logging.getLogger(__name__)

@@ -10,15 +10,15 @@ import numpy as np
 import ray
 
 from fppmo_ray.distribution import FloatArray
-from fppmo_ray.service.assignments import Basis, TrainingTask
-from fppmo_ray.service.pool import WorkerPool
+from fppmo_ray.service.pool.work import Work
+from fppmo_ray.service.pool.worker_pool import WorkerPool
 from fppmo_ray.service.problem import Prunable
 from fppmo_ray.service.record.facts import ImportanceMeasured, RoundStarted
 from fppmo_ray.service.record.run_directory import RunDirectory
 from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.training_tasks import Training, train
 from fppmo_ray.service.weights import Arrays, digest, to_arrays
-from fppmo_ray.service.work import Work
+from fppmo_ray.service.workers.assignments import Basis, TrainingTask
 from fppmo_ray.training import Engine, state_from_bytes
 
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fppmo_ray.distribution import Feedback, Finalist, Proposal, pack_mask
-from fppmo_ray.service.pool import WorkerPool
+from fppmo_ray.service.pool.work import Outcome, Work
+from fppmo_ray.service.pool.worker_pool import WorkerPool
 from fppmo_ray.service.probability_model import Advance, Rehearsal
-from fppmo_ray.service.progress import Progress
 from fppmo_ray.service.record.facts import Asked, Failed, Scored, Updated, ends_of_scores
 from fppmo_ray.service.record.run_directory import RunDirectory
-from fppmo_ray.service.work import Outcome, Work
+from fppmo_ray.service.watching.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)

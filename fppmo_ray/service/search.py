@@ -20,10 +20,9 @@ from fppmo_ray.service.engine_choice import settle_engine
 from fppmo_ray.service.finalists import Choice, choose
 from fppmo_ray.service.latency_limit import with_latency
 from fppmo_ray.service.model_handle import ModelHandle
-from fppmo_ray.service.own_modules import carried
-from fppmo_ray.service.pool import worker_pool
+from fppmo_ray.service.pool.own_modules import carried
+from fppmo_ray.service.pool.worker_pool import worker_pool
 from fppmo_ray.service.problem import Problem, Prunable, identity_of, state_problem
-from fppmo_ray.service.progress import Progress, watch
 from fppmo_ray.service.record.facts import Finished, Started
 from fppmo_ray.service.record.run_directory import open_run
 from fppmo_ray.service.result import SearchResult
@@ -32,11 +31,12 @@ from fppmo_ray.service.scoring import Proposer, Scoring, score_proposals
 from fppmo_ray.service.settings import Placement, SearchSettings
 from fppmo_ray.service.stages import Stage, in_one_shot, tune_between
 from fppmo_ray.service.stopping import stop_on_signal
-from fppmo_ray.service.submission import search_id
+from fppmo_ray.service.submitting.submission import search_id
 from fppmo_ray.service.task import Task, settings_of_task
 from fppmo_ray.service.task_problem import TaskProblem, state_task
-from fppmo_ray.service.task_worker import TaskWorker
-from fppmo_ray.service.worker import ScoringWorker
+from fppmo_ray.service.watching.progress import Progress, watch
+from fppmo_ray.service.workers.scoring_worker import ScoringWorker
+from fppmo_ray.service.workers.task_worker import TaskWorker
 from fppmo_ray.training import Dataset, Splits
 
 

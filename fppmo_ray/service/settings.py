@@ -9,7 +9,7 @@ from fppmo_ray.distribution import OptimizerSettings, RankBy
 from fppmo_ray.distribution.limits import Resource
 from fppmo_ray.pruning.importance import Criterion
 from fppmo_ray.pruning.score import Fidelity
-from fppmo_ray.service.resources import Demand
+from fppmo_ray.service.pool.resources import Demand
 from fppmo_ray.service.schedule import as_one, in_stages
 from fppmo_ray.training import DType, Engine, Recipe
 

@@ -16,11 +16,11 @@ from fppmo_ray.distribution import (
 from fppmo_ray.distribution.logits import uniform_priority
 from fppmo_ray.pruning import extract
 from fppmo_ray.pruning.scatter import scatter
-from fppmo_ray.service.assignments import TrainingTask
 from fppmo_ray.service.finalists import IMPORTANCE_ONLY
 from fppmo_ray.service.rounds import Context, RoundWeights, freeze, put_weights
 from fppmo_ray.service.training_tasks import Training, train
 from fppmo_ray.service.weights import to_arrays
+from fppmo_ray.service.workers.assignments import TrainingTask
 from fppmo_ray.training import state_from_bytes
 
 

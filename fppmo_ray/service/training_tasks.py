@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from fppmo_ray.service.assignments import AdaptationTask, TrainingTask
-from fppmo_ray.service.pool import WorkerPool
+from fppmo_ray.service.pool.work import Outcome, Work
+from fppmo_ray.service.pool.worker_pool import WorkerPool
 from fppmo_ray.service.record.facts import EpochFinished
 from fppmo_ray.service.record.run_directory import RunDirectory
-from fppmo_ray.service.work import Outcome, Work
+from fppmo_ray.service.workers.assignments import AdaptationTask, TrainingTask
 
 logger = logging.getLogger(__name__)
 

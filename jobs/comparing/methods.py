@@ -26,7 +26,7 @@ from comparing.torch_pruning_masks import magnitude_mask
 from fppmo_ray.distribution import BoolArray, Budget, FloatArray, pack_mask, unpack_mask
 from fppmo_ray.durable_files import write_whole
 from fppmo_ray.pruning import Criterion, importance
-from fppmo_ray.service.pool import WorkerPool
+from fppmo_ray.service.pool.worker_pool import WorkerPool
 from fppmo_ray.service.problem import Problem, identity_of, open_split
 from fppmo_ray.service.record.facts import Rescored, Scored
 from fppmo_ray.service.record.run_directory import RunDirectory, open_run

@@ -14,8 +14,8 @@ from fine_tuning import TuningTask
 from trained import fixed_key
 
 from fppmo_ray.distribution import pack_mask
+from fppmo_ray.service.pool.work import Work
 from fppmo_ray.service.problem import Problem
-from fppmo_ray.service.work import Work
 from fppmo_ray.training import Engine
 from judging.masks import Mask
 from judging.worker import Depth, fidelity_of

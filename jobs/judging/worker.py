@@ -15,7 +15,7 @@ from torch import nn
 from fppmo_ray.distribution import BoolArray
 from fppmo_ray.pruning import Candidate, Fidelity, score
 from fppmo_ray.pruning.engine_trial import EngineTrial, try_engine
-from fppmo_ray.service.place import Place, here
+from fppmo_ray.service.pool.place import Place, here
 from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.weights import Arrays, load_arrays
 from fppmo_ray.training import Engine

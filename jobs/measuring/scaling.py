@@ -16,8 +16,10 @@ import ray
 from rich.table import Table
 
 from fppmo_ray.distribution import OptimizerSettings
-from fppmo_ray.service.place import Place
-from fppmo_ray.service.pool import WorkerPool, worker_pool
+from fppmo_ray.service.pool.place import Place
+from fppmo_ray.service.pool.resources import Demand
+from fppmo_ray.service.pool.work import Work
+from fppmo_ray.service.pool.worker_pool import WorkerPool, worker_pool
 from fppmo_ray.service.pretend import (
     PRETEND_SPACE,
     Pace,
@@ -28,8 +30,6 @@ from fppmo_ray.service.pretend import (
     search_with,
 )
 from fppmo_ray.service.record.facts import Scored
-from fppmo_ray.service.resources import Demand
-from fppmo_ray.service.work import Work
 
 _SPREAD = 0.2
 _POPULATION = 64

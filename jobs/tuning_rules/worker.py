@@ -25,7 +25,7 @@ from fppmo_ray.distribution import (
 from fppmo_ray.durable_files import write_whole
 from fppmo_ray.pruning import Candidate, Fidelity, Score, importance, score
 from fppmo_ray.pruning.engine_trial import EngineTrial, try_engine
-from fppmo_ray.service.place import Place, here
+from fppmo_ray.service.pool.place import Place, here
 from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.training import Engine

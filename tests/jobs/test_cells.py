@@ -11,10 +11,10 @@ import pytest
 import ray
 
 from fppmo_ray import Placement
-from fppmo_ray.service.place import Place, here
-from fppmo_ray.service.pool import worker_pool
+from fppmo_ray.service.pool.place import Place, here
+from fppmo_ray.service.pool.work import Work
+from fppmo_ray.service.pool.worker_pool import worker_pool
 from fppmo_ray.service.stopping import SearchStopped
-from fppmo_ray.service.work import Work
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "jobs"))
 

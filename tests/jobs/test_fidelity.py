@@ -29,13 +29,13 @@ from fppmo_ray.distribution import (
 from fppmo_ray.distribution.logits import uniform_priority
 from fppmo_ray.pruning import Candidate, score
 from fppmo_ray.report.spearman import spearman
-from fppmo_ray.service.assignments import Basis, TrainingTask
 from fppmo_ray.service.pretend import PRETEND_SPACE
 from fppmo_ray.service.problem import Problem, open_split
 from fppmo_ray.service.record.facts import Asked, Chosen, Fact, Rescored, Scored, Started
 from fppmo_ray.service.record.journal import to_lines
 from fppmo_ray.service.weights import to_arrays
-from fppmo_ray.service.worker import ScoringWorker
+from fppmo_ray.service.workers.assignments import Basis, TrainingTask
+from fppmo_ray.service.workers.scoring_worker import ScoringWorker
 from fppmo_ray.training import Engine
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "jobs"))

@@ -19,10 +19,10 @@ from fppmo_ray import Placement, SearchSettings
 from fppmo_ray.distribution import Feedback, MaskOptimizer
 from fppmo_ray.distribution.rules import LayerES, Ridge
 from fppmo_ray.pruning import importance
-from fppmo_ray.service.assignments import Basis
 from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.weights import to_arrays
-from fppmo_ray.service.worker import ScoringWorker
+from fppmo_ray.service.workers.assignments import Basis
+from fppmo_ray.service.workers.scoring_worker import ScoringWorker
 from fppmo_ray.training import PLAIN
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "jobs"))

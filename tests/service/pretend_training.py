@@ -13,10 +13,10 @@ from torch import nn
 
 from fppmo_ray.pruning import extract, importance
 from fppmo_ray.pruning.score import Score
-from fppmo_ray.service.assignments import AdaptationTask, Basis, TrainingTask
+from fppmo_ray.service.pool.work import Outcome, Work
 from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.weights import digest, load_arrays
-from fppmo_ray.service.work import Outcome, Work
+from fppmo_ray.service.workers.assignments import AdaptationTask, Basis, TrainingTask
 from fppmo_ray.training import EpochReport, TrainingState, state_from_bytes, state_to_bytes
 
 

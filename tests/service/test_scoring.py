@@ -17,7 +17,8 @@ from rich.console import Console
 from fppmo_ray.distribution import Finalist, OptimizerSettings
 from fppmo_ray.distribution.space import TensorSize, Width
 from fppmo_ray.service.finalists import choose
-from fppmo_ray.service.pool import WorkerPool
+from fppmo_ray.service.pool.work import Outcome, Work
+from fppmo_ray.service.pool.worker_pool import WorkerPool
 from fppmo_ray.service.pretend import (
     PRETEND_SPACE,
     Pace,
@@ -26,13 +27,12 @@ from fppmo_ray.service.pretend import (
     pretend_run,
 )
 from fppmo_ray.service.probability_model import ProbabilityModel
-from fppmo_ray.service.progress import watch
 from fppmo_ray.service.record.facts import Fact, Failed, Rescored, Scored, Updated
 from fppmo_ray.service.record.run_directory import RunDirectory
 from fppmo_ray.service.result import read_history
 from fppmo_ray.service.scoring import Scoring, score_proposals
 from fppmo_ray.service.settings import SearchSettings
-from fppmo_ray.service.work import Outcome, Work
+from fppmo_ray.service.watching.progress import watch
 
 SETTINGS = OptimizerSettings(macs_cut=0.5, num_proposals=24, population_size=8)
 

@@ -24,15 +24,15 @@ from fppmo_ray import (
     search,
 )
 from fppmo_ray.report import print_result, print_status, write_comparison, write_report
-from fppmo_ray.service.assignments import Basis, TaskMaskScore
+from fppmo_ray.service.pool.work import Outcome, Work
 from fppmo_ray.service.record.facts import EpochFinished, Scored, Started
 from fppmo_ray.service.record.run_directory import read_journal
 from fppmo_ray.service.scoring import score_error
 from fppmo_ray.service.task import settings_of_task
 from fppmo_ray.service.task_problem import TaskProblem, state_task
-from fppmo_ray.service.task_worker import TaskWorker
 from fppmo_ray.service.weights import to_arrays
-from fppmo_ray.service.work import Outcome, Work
+from fppmo_ray.service.workers.assignments import Basis, TaskMaskScore
+from fppmo_ray.service.workers.task_worker import TaskWorker
 
 SETTINGS = SearchSettings(
     macs_cut=0.4, proposals=8, population=4, rescore_seeds=2, importance="l1", seed=3

@@ -15,11 +15,11 @@ import pytest
 import ray
 from ray.exceptions import OutOfMemoryError, RaySystemError
 
-from fppmo_ray.service.place import Place, here
-from fppmo_ray.service.pool import WorkerPool
-from fppmo_ray.service.ray_errors import ray_errors_said
+from fppmo_ray.service.pool.place import Place, here
+from fppmo_ray.service.pool.ray_errors import ray_errors_said
+from fppmo_ray.service.pool.work import Attempts, Outcome, Work
+from fppmo_ray.service.pool.worker_pool import WorkerPool
 from fppmo_ray.service.stopping import SearchStopped, StopRequest
-from fppmo_ray.service.work import Attempts, Outcome, Work
 
 # The workers' processes cannot import test modules.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -111,7 +111,7 @@ def pool(tmp_path: Path) -> Iterator[WorkerPool]:
 @pytest.fixture
 def lone_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerPool]:
     """One worker, behind whose work other work waits, however long that is."""
-    monkeypatch.setattr("fppmo_ray.service.time_limits.TimeLimits.is_brief", lambda *_: True)
+    monkeypatch.setattr("fppmo_ray.service.pool.time_limits.TimeLimits.is_brief", lambda *_: True)
     actor = ray.remote(num_cpus=0)(Worker)
     pool = WorkerPool(lambda slot: actor.remote(slot, tmp_path), 1)
     yield pool
@@ -182,7 +182,7 @@ def test_work_that_times_out_twice_fails(pool: WorkerPool) -> None:
 def test_a_call_that_takes_far_longer_than_any_before_is_taken_from_its_worker(
     pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fppmo_ray.service.time_limits._AT_LEAST_S", 0.5)
+    monkeypatch.setattr("fppmo_ray.service.pool.time_limits._AT_LEAST_S", 0.5)
     run(pool, work("hang_the_second_time", 1))
     [outcome] = run(pool, work("hang_the_second_time", 2))
     assert (outcome.value, outcome.error, pool.num_requeued) == (2, None, 1)
@@ -191,8 +191,8 @@ def test_a_call_that_takes_far_longer_than_any_before_is_taken_from_its_worker(
 def test_a_first_call_that_does_not_answer_is_named(
     pool: WorkerPool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("fppmo_ray.service.pool._LOOK_UP_S", 0.05)
-    monkeypatch.setattr("fppmo_ray.service.pool._SILENCE_S", 0.0)
+    monkeypatch.setattr("fppmo_ray.service.pool.worker_pool._LOOK_UP_S", 0.05)
+    monkeypatch.setattr("fppmo_ray.service.pool.worker_pool._SILENCE_S", 0.0)
     run(pool, work("nap", 1))
     [message] = [record.getMessage() for record in caplog.records]
     assert re.fullmatch(r"nap has run for 0 min on worker [01]@.* without an answer, .*", message)
@@ -431,7 +431,7 @@ class Broken:
 
 
 def test_workers_that_cannot_start_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fppmo_ray.service.slots._MAX_START_FAILURES", 2)
+    monkeypatch.setattr("fppmo_ray.service.pool.slots._MAX_START_FAILURES", 2)
     actor = ray.remote(num_cpus=0)(Broken)
     pool = WorkerPool(lambda slot: actor.remote(slot, {0, 1}), 2)
     pool.submit(work("echo", 1))
@@ -449,7 +449,7 @@ class Fatal:
 def test_workers_whose_processes_die_at_their_start_stop_the_run_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("fppmo_ray.service.slots._MAX_START_LOSSES", 2)
+    monkeypatch.setattr("fppmo_ray.service.pool.slots._MAX_START_LOSSES", 2)
     actor = ray.remote(num_cpus=0)(Fatal)
     pool = WorkerPool(lambda _: actor.remote(), 1)
     pool.submit(work("echo", 1))

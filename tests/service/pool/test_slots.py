@@ -6,12 +6,12 @@ import sys
 import pytest
 import ray
 
-from fppmo_ray.service import slots as slots_module
 from fppmo_ray.service.connection import connection
-from fppmo_ray.service.place import Place, here
-from fppmo_ray.service.resources import Demand
+from fppmo_ray.service.pool import slots as slots_module
+from fppmo_ray.service.pool.place import Place, here
+from fppmo_ray.service.pool.resources import Demand
+from fppmo_ray.service.pool.slots import Slots
 from fppmo_ray.service.settings import Placement
-from fppmo_ray.service.slots import Slots
 
 # The workers' processes cannot import test modules.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])

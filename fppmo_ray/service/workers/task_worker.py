@@ -14,7 +14,10 @@ from fppmo_ray.distribution import BoolArray, FloatArray
 from fppmo_ray.pruning import extract, importance
 from fppmo_ray.pruning.importance import Criterion
 from fppmo_ray.pruning.latency import MeasuredLatency, measure_latency_table, time_masks
-from fppmo_ray.service.assignments import (
+from fppmo_ray.service.pool.place import Place, here, worker_name
+from fppmo_ray.service.problem import claim_device
+from fppmo_ray.service.task_problem import TaskProblem
+from fppmo_ray.service.workers.assignments import (
     Basis,
     Evaluation,
     TaskMaskScore,
@@ -22,11 +25,8 @@ from fppmo_ray.service.assignments import (
     TaskTuned,
     TrainingTask,
 )
-from fppmo_ray.service.dense import DenseNetwork, own_network, saved_bytes
-from fppmo_ray.service.latency import Latency, measure_latency
-from fppmo_ray.service.place import Place, here, worker_name
-from fppmo_ray.service.problem import claim_device
-from fppmo_ray.service.task_problem import TaskProblem
+from fppmo_ray.service.workers.dense import DenseNetwork, own_network, saved_bytes
+from fppmo_ray.service.workers.latency import Latency, measure_latency
 from fppmo_ray.training import Engine, capture, state_from_bytes, state_to_bytes
 
 _CHOOSE_VAL, _TEST = 2, 3  # last numbers of seeds that no score of the search has

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from fppmo_ray.service.lines import Lines
-from fppmo_ray.service.work import Attempts, Work
+from fppmo_ray.service.pool.lines import Lines
+from fppmo_ray.service.pool.work import Attempts, Work
 
 
 class Actor:
@@ -33,7 +33,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Its only number is the time."""
     now = [0.0]
     clock = SimpleNamespace(monotonic=lambda: now[0])
-    monkeypatch.setattr("fppmo_ray.service.lines.time", clock)
+    monkeypatch.setattr("fppmo_ray.service.pool.lines.time", clock)
     return now
 
 

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from rich.console import Console
 
 from fppmo_ray.distribution import Feedback, OptimizerSettings
-from fppmo_ray.service.display import generation_log, live_bar
-from fppmo_ray.service.metrics import metrics_of
-from fppmo_ray.service.observation import Ended, Listener, Observation, Tally, Workforce
-from fppmo_ray.service.pool import WorkerPool
+from fppmo_ray.service.pool.worker_pool import WorkerPool
 from fppmo_ray.service.record.facts import Asked, Failed, Scored, Started
 from fppmo_ray.service.record.run_directory import RunDirectory
+from fppmo_ray.service.watching.display import generation_log, live_bar
+from fppmo_ray.service.watching.metrics import metrics_of
+from fppmo_ray.service.watching.observation import Ended, Listener, Observation, Tally, Workforce
 
 
 class Progress:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fppmo_ray.service.handover import Begin, EpochDone, Handover
+from fppmo_ray.service.workers.handover import Begin, EpochDone, Handover
 from fppmo_ray.training import EpochReport
 
 

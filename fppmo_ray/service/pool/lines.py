@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from fppmo_ray.service.work import Attempts, Work
+from fppmo_ray.service.pool.work import Attempts, Work
 
 MAX_HELD = 2
 """One that runs and one that waits: a driver takes less time than a score."""

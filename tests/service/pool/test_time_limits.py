@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from fppmo_ray.service.time_limits import TimeLimits
+from fppmo_ray.service.pool.time_limits import TimeLimits
 
 
 def test_a_given_limit_counts_whatever_was_learned() -> None:

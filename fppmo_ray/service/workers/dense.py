@@ -10,8 +10,8 @@ from torch import nn
 
 from fppmo_ray.distribution import BoolArray
 from fppmo_ray.pruning import Tracing, extract
-from fppmo_ray.service.assignments import Basis
 from fppmo_ray.service.weights import load_arrays
+from fppmo_ray.service.workers.assignments import Basis
 from fppmo_ray.training import Engine, TrainingState
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from fppmo_ray.distribution import Feedback, OptimizerSettings, Standings
-from fppmo_ray.service.pool import WorkerPool
+from fppmo_ray.service.pool.worker_pool import WorkerPool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,14 +12,14 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from fppmo_ray.service.lines import MAX_HELD, Held, Lines
-from fppmo_ray.service.place import is_node_alive
-from fppmo_ray.service.ray_errors import is_unreachable, last_line
-from fppmo_ray.service.resources import Demand
-from fppmo_ray.service.slots import Slots
+from fppmo_ray.service.pool.lines import MAX_HELD, Held, Lines
+from fppmo_ray.service.pool.place import is_node_alive
+from fppmo_ray.service.pool.ray_errors import is_unreachable, last_line
+from fppmo_ray.service.pool.resources import Demand
+from fppmo_ray.service.pool.slots import Slots
+from fppmo_ray.service.pool.time_limits import TimeLimits
+from fppmo_ray.service.pool.work import Attempts, Outcome, Work
 from fppmo_ray.service.stopping import StopRequest
-from fppmo_ray.service.time_limits import TimeLimits
-from fppmo_ray.service.work import Attempts, Outcome, Work
 
 logger = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from fppmo_ray.distribution import Feedback, OptimizerSettings
-from fppmo_ray.service import metrics
-from fppmo_ray.service.metrics import METRICS, Metric, metrics_of
-from fppmo_ray.service.observation import Ended, Tally, Workforce
+from fppmo_ray.service.watching import metrics
+from fppmo_ray.service.watching.metrics import METRICS, Metric, metrics_of
+from fppmo_ray.service.watching.observation import Ended, Tally, Workforce
 
-GRAFANA = Path(__file__).resolve().parents[2] / "cluster" / "grafana"
+GRAFANA = Path(__file__).resolve().parents[3] / "cluster" / "grafana"
 
 
 class Recorder:

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from fppmo_ray.distribution import Feedback, OptimizerSettings, RankBy
-from fppmo_ray.service.display import generation_log, live_bar
-from fppmo_ray.service.observation import Ended, Tally, Workforce
+from fppmo_ray.service.watching.display import generation_log, live_bar
+from fppmo_ray.service.watching.observation import Ended, Tally, Workforce
 
 WORKFORCE = Workforce(wanted=8, placed=6, busy=5, queued=3, requeued=1)
 

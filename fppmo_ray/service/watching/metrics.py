@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fppmo_ray.service.observation import Generation, Listener, Observation, Workforce
+from fppmo_ray.service.watching.observation import Generation, Listener, Observation, Workforce
 
 _SECONDS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 

@@ -12,7 +12,7 @@ import ray
 import torchvision
 from torch import nn
 
-from fppmo_ray.service.own_modules import carried
+from fppmo_ray.service.pool.own_modules import carried
 from fppmo_ray.training import build_network
 
 pickle = ray.cloudpickle

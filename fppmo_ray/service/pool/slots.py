@@ -11,9 +11,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from fppmo_ray.service.place import Place
-from fppmo_ray.service.ray_errors import end_actor, is_own_fault, last_line
-from fppmo_ray.service.resources import Demand, describe_cluster
+from fppmo_ray.service.pool.place import Place
+from fppmo_ray.service.pool.ray_errors import end_actor, is_own_fault, last_line
+from fppmo_ray.service.pool.resources import Demand, describe_cluster
 
 logger = logging.getLogger(__name__)
 

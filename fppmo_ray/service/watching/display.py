@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fppmo_ray.service.observation import Listener, Observation, Workforce
+from fppmo_ray.service.watching.observation import Listener, Observation, Workforce
 
 logger = logging.getLogger(__name__)
 

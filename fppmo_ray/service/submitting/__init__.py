@@ -1,0 +1,1 @@
+"""Searches as Ray jobs: sent to a cluster, listed, stopped."""

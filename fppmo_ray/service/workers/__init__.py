@@ -1,0 +1,1 @@
+"""What runs on workers: scores, fine-tuning, evaluations, latencies; and what they are given."""
