@@ -37,6 +37,7 @@ def export(
     format: Literal["torch", "torchscript", "torch.export", "onnx"] = "torch",
     output: Path = Path("exported"),
     macs_cut: float | None = None,
+    constructor: str | None = None,
 ) -> None:
     """Check a finished search's network, and write it to a folder.
 
@@ -46,10 +47,20 @@ def export(
             run without its class, and are checked to compute the same.
         output: The folder; made if absent.
         macs_cut: Which network, where the search had several budgets.
+        constructor: What makes the dense network, where that is your own: ``MODULE:FUNCTION``,
+            called without arguments; the module may lie in the working directory.
     """
-    from fppmo_ray.service.delivery import deliver
+    from fppmo_ray.service.delivery import constructor_of, deliver
 
-    paths = deliver(run_dir, output, format=format, macs_cut=macs_cut)
+    if constructor is not None:
+        sys.path.insert(0, str(Path.cwd()))
+    paths = deliver(
+        run_dir,
+        output,
+        format=format,
+        macs_cut=macs_cut,
+        constructor=None if constructor is None else constructor_of(constructor),
+    )
     for path in paths:
         print(path)
 

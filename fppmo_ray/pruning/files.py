@@ -153,10 +153,15 @@ def _from_ranges(text: str) -> IntArray:
 
 def _named_constructor(source: Mapping[str, Any]) -> Callable[[], nn.Module]:
     """The constructor that a recipe names, if its module is one of ours or torchvision's."""
-    module_name, _, function = str(source.get("constructor", "")).partition(":")
+    if "constructor" not in source:
+        raise ValueError(
+            "the file does not name what makes its dense network; pass constructor= (on the "
+            "command line: --constructor MODULE:FUNCTION)"
+        )
+    module_name, _, function = str(source["constructor"]).partition(":")
     if module_name not in _TRUSTED_MODULES or function.startswith("_"):
         raise ValueError(
-            f"the file names the constructor {source.get('constructor')!r}; only those of "
+            f"the file names the constructor {source['constructor']!r}; only those of "
             f"{' and '.join(_TRUSTED_MODULES)} are called by name, so pass constructor="
         )
     make = getattr(importlib.import_module(module_name), function, None)

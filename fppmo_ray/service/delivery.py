@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fppmo_ray.pruning import load_network
 from fppmo_ray.pruning.export import ExchangeFormat, export_network
@@ -24,6 +26,7 @@ def deliver(
     *,
     format: Format = "torch",
     macs_cut: float | None = None,
+    constructor: Callable[[], nn.Module] | None = None,
 ) -> list[Path]:
     """Rebuild a search's network from its recipe, which checks it, and write its files.
 
@@ -32,6 +35,7 @@ def deliver(
         output: A folder of this machine; made if absent.
         format: Of the files.
         macs_cut: Which budget's, of several.
+        constructor: Makes the dense network, as for ``load_network``.
 
     Returns:
         The files in the folder ``output``.
@@ -44,12 +48,31 @@ def deliver(
     if folder is not None and output.resolve() == folder.resolve():
         raise ValueError(f"the network lies in {run_dir} already; give another folder")
     with network_files(run_dir, macs_cut) as (weights, recipe):
-        network = load_network(recipe)
+        network = load_network(recipe, constructor)
         if format == "torch":
             output.mkdir(parents=True, exist_ok=True)
             return [Path(shutil.copy(path, output)) for path in (weights, recipe)]
         target, inputs = output / recipe.stem, _example_inputs(run_dir)
         return [export_network(network, target, format=format, example_inputs=inputs)]
+
+
+def constructor_of(name: str) -> Callable[[], nn.Module]:
+    """The function called ``MODULE:FUNCTION``; its module is imported, and runs as it is.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function, None)
+    except (ImportError, ValueError) as error:
+        raise ValueError(
+            f"expected MODULE:FUNCTION as a constructor, got {name}: {error}"
+        ) from error
+    if not callable(found):
+        raise ValueError(f"expected MODULE:FUNCTION as a constructor, got {name}: no function")
+    made: Callable[[], nn.Module] = found
+    return made
 
 
 def _example_inputs(run_dir: str | Path) -> tuple[Tensor, ...]:
