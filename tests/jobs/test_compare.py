@@ -256,7 +256,9 @@ def test_fine_tuning_is_that_of_the_library_and_survives_a_kill_between_epochs(
     assert killed.keep is not None
     network = extract(case.problem.network, case.problem.tracing, killed.keep)
     images = worker._tuner.split("search_train")
-    recalibrate_batchnorm(network, images.batches(250, np.arange(64)))
+    recalibrate_batchnorm(
+        network, images.batches(250, np.random.default_rng(0).permutation(len(images))[:64])
+    )
     fine_tune(network, images, SETTINGS.recipe, seed=5)
     test = evaluate(network, worker._tuner.split("test").batches(250)).figures()
     assert whole.figures["after"]["test"] == pytest.approx(test)
