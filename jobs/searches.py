@@ -133,10 +133,12 @@ def _works(
 
 
 def _key(variant: str, way: Way, seed: int) -> dict[str, Any]:
+    weight = way.settings.capacity_weight  # without one, as before there was any
     return {
         "variant": variant,
         "rule": {"name": way.settings.rule, **asdict(way.rule)},  # type: ignore[call-overload]
-        "search": {name: getattr(way.settings, name) for name in _OF_SEARCHES},
+        "search": {name: getattr(way.settings, name) for name in _OF_SEARCHES}
+        | ({"capacity_weight": weight} if weight else {}),
         "seed": seed,
     }
 

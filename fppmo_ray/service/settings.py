@@ -56,9 +56,10 @@ class SearchSettings:
     filter."""
     rank_by: RankBy = "val_loss"
     """The score that ranks the proposals of a generation."""
-    capacity_weight: float = 0.0
+    capacity_weight: float = 1.0
     """How much the parameters that a mask leaves count when losses are compared: they are
-    multiplied by (share of parameters left) ** -capacity_weight."""
+    multiplied by (share of parameters left) ** -capacity_weight. So weighed, losses tell better
+    what long fine-tuning comes to: see the README's tables. Of no account where accuracies rank."""
     importance: Criterion = "fpgm"
     """The criterion that starts the probabilities. FPGM's filters are worth more than L1's after
     fine-tuning, although not before: see the README's first table."""
@@ -211,7 +212,7 @@ class SearchSettings:
             lag=self.lag,
             seed=self.seed,
             rank_by=self.rank_by,
-            capacity_weight=self.capacity_weight,
+            capacity_weight=self.capacity_weight if self.rank_by == "val_loss" else 0.0,
             rungs=() if self.screen_steps is None else (self.screen_steps, self.score_steps),
         )
         cuts = self.stages if isinstance(self.stages, tuple) else (self.stages,)

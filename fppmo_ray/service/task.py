@@ -104,4 +104,6 @@ def settings_of_task(settings: SearchSettings, task: Task) -> SearchSettings:
             "fpgm or bn_scale"
         )
     epochs = 0 if task.fine_tune is None else 1
-    return replace(settings, recipe=replace(settings.recipe, epochs=epochs))
+    recipe = replace(settings.recipe, epochs=epochs)
+    # Weighing is for losses: a task's scores may have any sign.
+    return replace(settings, recipe=recipe, capacity_weight=0.0)

@@ -219,7 +219,7 @@ class PoolOfLostFinalist(PoolAtOnce):
 
 
 def test_a_finalist_whose_score_is_no_number_is_out(tmp_path: Path) -> None:
-    settings = SearchSettings(macs_cut=0.5, rescore_seeds=1)
+    settings = SearchSettings(macs_cut=0.5, rescore_seeds=1, capacity_weight=0)
     scoring = Scoring(round=0, weights=None, rung=0, timeout=None)
     # Without the filters with odd numbers the pretended loss is least: it would be chosen.
     keep = np.arange(PRETEND_SPACE.num_filters) % 2 == 0
@@ -241,7 +241,9 @@ def test_a_finalist_whose_score_is_no_number_is_out(tmp_path: Path) -> None:
 
 
 def test_finalists_may_be_scored_deeper_than_proposals(tmp_path: Path) -> None:
-    settings = SearchSettings(macs_cut=0.5, score_steps=2, rescore_steps=7, rescore_seeds=1)
+    settings = SearchSettings(
+        macs_cut=0.5, score_steps=2, rescore_steps=7, rescore_seeds=1, capacity_weight=0
+    )
     scoring = Scoring(round=0, weights=None, rung=2, timeout=None)
     keep = np.arange(PRETEND_SPACE.num_filters) % 2 == 0
     finalists = [Finalist("mode", keep), Finalist("importance-only", np.roll(keep, 1))]
@@ -267,7 +269,7 @@ class CountingPool(PoolAtOnce):
 def test_every_budget_has_its_own_choice_and_a_cut_journal_leads_to_the_same(
     tmp_path: Path,
 ) -> None:
-    settings = SearchSettings(macs_cut=(0.4, 0.6), rescore_seeds=2)
+    settings = SearchSettings(macs_cut=(0.4, 0.6), rescore_seeds=2, capacity_weight=0)
     scoring = Scoring(round=0, weights=None, rung=0, timeout=None)
     # The fewer filters with odd numbers, the better; the tight budget's "mode" is the best of all.
     half = np.arange(PRETEND_SPACE.num_filters) % 2 == 0

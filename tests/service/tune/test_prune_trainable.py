@@ -15,6 +15,7 @@ from torch import nn
 
 from fppmo_ray import Placement, Recipe, SearchSettings, extract, load_dataset, search
 from fppmo_ray.distribution import pack_mask, unpack_mask
+from fppmo_ray.distribution.capacity import capacity_factor
 from fppmo_ray.pruning import Candidate, score
 from fppmo_ray.service.problem import open_split
 from fppmo_ray.service.record.facts import Asked, Scored
@@ -193,8 +194,9 @@ def test_without_early_stopping_the_trajectory_is_the_services_to_the_bit(
     }
     assert tunes == services
     assert len(tunes) == SETTINGS.proposals
-    losses = [trial.val_loss for trial in ranked]
-    assert losses == sorted(losses)
+    space, weight = problem.tracing.space, SETTINGS.capacity_weight
+    costs = [trial.val_loss * capacity_factor(space, trial.keep, weight) for trial in ranked]
+    assert costs == sorted(costs)
     widths = [m.out_channels for m in trained_network(problem, ranked[0]).modules() if is_conv(m)]
     assert widths == problem.tracing.space.widths(ranked[0].keep).tolist()
     with pytest.raises(ValueError, match=r"has no checkpoint; run Tune with .*checkpoint_at_end"):
