@@ -80,6 +80,20 @@ def test_a_segmentation_network_with_outputs_by_name_is_pruned_throughout() -> N
 
 
 @SLOW
+def test_a_segmentation_network_on_a_resnet_is_pruned_throughout() -> None:
+    models = importlib.import_module("torchvision.models.segmentation")
+    torch.manual_seed(0)
+    network = models.deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=3)
+    images = torch.randn(2, 3, 64, 64)
+    tracing = trace(network, images[:1])
+    assert tracing.left_whole == ()
+    keep = np.arange(tracing.space.num_filters) % 2 == 0
+    smaller = extract(network, tracing, keep).eval()
+    assert smaller(images)["out"].shape == (2, 3, 64, 64)
+    assert sum(p.numel() for p in smaller.parameters()) == tracing.space.parameters(keep)
+
+
+@SLOW
 def test_a_detection_network_is_pruned_through_its_backbone() -> None:
     models = importlib.import_module("torchvision.models.detection")
     torch.manual_seed(0)
