@@ -211,7 +211,7 @@ def _print_tables(study: Study, settings: SearchSettings, folder: Path) -> None:
         found,
         rank_by=settings.rank_by,
         proposals=settings.proposals,
-        capacity_weight=settings.capacity_weight,
+        capacity_weight=settings.optimizer_settings().capacity_weight,
     )
     Console(width=140).print(*shown, sep="\n")
 

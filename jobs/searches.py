@@ -133,7 +133,7 @@ def _works(
 
 
 def _key(variant: str, way: Way, seed: int) -> dict[str, Any]:
-    weight = way.settings.capacity_weight  # without one, as before there was any
+    weight = way.settings.optimizer_settings().capacity_weight  # 0: as before there was any
     return {
         "variant": variant,
         "rule": {"name": way.settings.rule, **asdict(way.rule)},  # type: ignore[call-overload]

@@ -50,12 +50,13 @@ def _key(case: Case, method: Method, network: str) -> dict[str, Any]:
 
 def _unused(searching: Mapping[str, Any]) -> set[str]:
     """Settings that play no part, as before there were such."""
+    weighed = searching["capacity_weight"] and searching["rank_by"] == "val_loss"
     rounds = {"adapt_epochs", "adapt_rounds", "adapt_learning_rate", "tune_from"}
     stages = {"stages", "stage_epochs"}
     return (
         (set() if searching["adapt_epochs"] else rounds)
         | (set() if searching["stages"] else stages)
-        | (set() if searching["capacity_weight"] else {"capacity_weight"})
+        | (set() if weighed else {"capacity_weight"})
     )
 
 

@@ -342,6 +342,13 @@ def test_among_finalists_of_like_loss_the_one_that_leaves_more_parameters_is_cho
         assert choice.chosen.name == name
 
 
+def test_parameters_are_of_no_account_where_accuracies_rank() -> None:
+    by_loss = SearchSettings(macs_cut=0.5, capacity_weight=2.0)
+    assert by_loss.optimizer_settings().capacity_weight == 2
+    by_accuracy = replace(by_loss, rank_by="val_accuracy")
+    assert by_accuracy.optimizer_settings().capacity_weight == 0
+
+
 class PoolOfEqualScores(PoolAtOnce):
     def next_outcomes(self) -> list[Outcome]:
         same = PretendScore(val_loss=1.0, val_accuracy=0.5, seconds=0.0)
