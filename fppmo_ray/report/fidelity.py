@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fppmo_ray.report.cells import reading_cell
 from fppmo_ray.report.spearman import spearman
 from fppmo_ray.service.record.facts import Started
 
@@ -85,13 +86,11 @@ def _agreement(kind: str, losses: Mapping[str, float], true: Mapping[str, float]
 
 
 def _loss(path: Path, identity: Mapping[str, Any]) -> float:
-    try:
+    with reading_cell(path, "jobs/fidelity.py"):
         told = json.loads(path.read_text())
         key, figures = told["key"], told["figures"]
         loss = figures["val_loss"] if "val_loss" in figures else figures["held_out"]["loss"]
         other = [name for name in ("network", "space") if key[name] != identity.get(name)]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no cell of jobs/fidelity.py: {error!r}") from error
     if other:
         raise ValueError(
             f"{path} is of another {other[0]} than this search: of other weights, or pruned with "

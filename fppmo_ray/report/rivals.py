@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from fppmo_ray.report.cells import reading_cell
+
 _OWN = "fppmo"  # what a search finds is not its own rival
 _TOLERANCE = 0.005  # of the dense network's MACs: a cell tells them by a share
 
@@ -63,11 +65,9 @@ def read_rivals(folder: Path, dense_macs: int) -> list[Rival]:
 
 
 def _read(path: Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
-    try:
+    with reading_cell(path, "jobs/compare.py"):
         told = json.loads(path.read_text())
         return path, told["key"], told["figures"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no cell of jobs/compare.py: {error!r}") from error
 
 
 def _rival(method: str, budget: float, rows: Sequence[dict[str, Any]]) -> Rival:
