@@ -18,8 +18,9 @@ from torch import nn
 
 from fppmo_ray.distribution import BoolArray
 from fppmo_ray.durable_files import write_whole
+from fppmo_ray.service.device import claim_device
 from fppmo_ray.service.pool.place import Place, here
-from fppmo_ray.service.problem import Problem, claim_device, open_split, pruned_network
+from fppmo_ray.service.problem import Problem, open_split, pruned_network
 from fppmo_ray.service.weights import Arrays, load_arrays
 from fppmo_ray.training import (
     Engine,

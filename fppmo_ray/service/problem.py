@@ -24,7 +24,6 @@ from fppmo_ray.training import (
     Shard,
     Splits,
     example_batch,
-    keep_freed_memory,
     open_images,
     recalibrate_batchnorm,
     stratified_splits,
@@ -182,26 +181,6 @@ def identity_of(problem: Prunable, settings: SearchSettings) -> dict[str, Any]:
         "space": problem.tracing.space.fingerprint(),
         **problem.subject(),
     }
-
-
-def claim_device(problem: Prunable) -> torch.device:
-    """Fix this process's threads and memory share, before anything is computed.
-
-    Raises:
-        RuntimeError: a GPU was promised and torch sees none.
-    """
-    torch.set_num_threads(problem.threads)
-    if problem.device_type == "cpu":
-        keep_freed_memory()
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise RuntimeError(
-            "this worker holds a GPU of the cluster but torch sees no CUDA device; "
-            "install a CUDA build of torch on the node, or set gpus_per_worker to 0"
-        )
-    if problem.gpu_share < 1:
-        torch.cuda.set_per_process_memory_fraction(problem.gpu_share)
-    return torch.device("cuda")
 
 
 def open_split(problem: Problem, name: str, device: torch.device) -> Images:

@@ -12,7 +12,14 @@ from __future__ import annotations
 
 from fppmo_ray.training.checkpoints import load_weights
 from fppmo_ray.training.datasets import DatasetName, load_dataset
-from fppmo_ray.training.engine import PLAIN, DType, Engine, arithmetic, lay_out
+from fppmo_ray.training.engine import (
+    PLAIN,
+    DType,
+    Engine,
+    arithmetic,
+    bfloat16_slowdown,
+    lay_out,
+)
 from fppmo_ray.training.evaluate import Metrics, evaluate
 from fppmo_ray.training.fine_tune import EpochReport, fine_tune, train_epoch
 from fppmo_ray.training.folding import fold_batchnorm
@@ -73,6 +80,7 @@ __all__ = [
     "StepTraining",
     "TrainingState",
     "arithmetic",
+    "bfloat16_slowdown",
     "build_network",
     "build_torchvision_network",
     "capture",

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from fppmo_ray.training import PLAIN, Engine, lay_out
+from fppmo_ray.training import PLAIN, Engine, bfloat16_slowdown, lay_out
+from fppmo_ray.training import engine as engine_module
 
 
 def test_an_engine_says_what_it_does() -> None:
@@ -42,3 +43,13 @@ def test_weights_are_laid_out_as_the_engine_says(channels_last: bool) -> None:
     lay_out(network, Engine(channels_last=channels_last))
     is_channels_last = network.weight.is_contiguous(memory_format=torch.channels_last)
     assert (is_channels_last, network.weight.is_contiguous()) == (channels_last, not channels_last)
+
+
+def test_the_slowdown_of_bfloat16_is_its_least_time_over_that_of_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seconds = [1.0, 0.25, 0.5, 3.0, 2.0, 4.0]  # of three passes in float32, three in bfloat16
+    times = [0.0, *seconds]
+    ticks = iter(sum(times[: i // 2 + 1 + i % 2]) for i in range(12))
+    monkeypatch.setattr(engine_module.time, "perf_counter", lambda: next(ticks))
+    assert bfloat16_slowdown() == 2.0 / 0.25

@@ -11,7 +11,8 @@ from ray import tune
 
 from fppmo_ray.distribution import unpack_mask
 from fppmo_ray.pruning import Candidate, ScoreInRungs
-from fppmo_ray.service.problem import Problem, claim_device, open_split
+from fppmo_ray.service.device import claim_device
+from fppmo_ray.service.problem import Problem, open_split
 
 _CHECKPOINT = "score.pt"
 

@@ -18,8 +18,9 @@ from fppmo_ray.pruning.engine_trial import EngineTrial, try_engine
 from fppmo_ray.pruning.importance import Criterion
 from fppmo_ray.pruning.latency import MeasuredLatency, measure_latency_table, time_masks
 from fppmo_ray.pruning.score import Candidate, Score, score
+from fppmo_ray.service.device import claim_device
 from fppmo_ray.service.pool.place import Place, here, worker_name
-from fppmo_ray.service.problem import Problem, claim_device, open_split, pruned_network
+from fppmo_ray.service.problem import Problem, open_split, pruned_network
 from fppmo_ray.service.weights import load_arrays
 from fppmo_ray.service.workers.assignments import AdaptationTask, Basis, Evaluation, TrainingTask
 from fppmo_ray.service.workers.dense import DenseNetwork, own_network, saved_bytes

@@ -14,8 +14,8 @@ from fppmo_ray.distribution import BoolArray, FloatArray
 from fppmo_ray.pruning import extract, importance
 from fppmo_ray.pruning.importance import Criterion
 from fppmo_ray.pruning.latency import MeasuredLatency, measure_latency_table, time_masks
+from fppmo_ray.service.device import claim_device
 from fppmo_ray.service.pool.place import Place, here, worker_name
-from fppmo_ray.service.problem import claim_device
 from fppmo_ray.service.task_problem import TaskProblem
 from fppmo_ray.service.workers.assignments import (
     Basis,
