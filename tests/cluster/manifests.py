@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import re
 import shlex
 from pathlib import Path
@@ -11,9 +9,7 @@ from typing import Any
 
 import click
 import jsonschema
-import tyro
 import yaml
-from job_files import load_job
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CLUSTER = REPOSITORY / "cluster"
@@ -94,28 +90,3 @@ def unknown_ray_options(command: str) -> list[str]:
             known = ray_options(name) | (ray_options("start") if name == "symmetric-run" else set())
             unknown += sorted(options - known)
     return unknown
-
-
-def parse_job(words: list[str]) -> dict[str, Any]:
-    """The arguments that a job file's ``main`` would get from a command line.
-
-    Raises:
-        SystemExit: the job refuses its flags.
-    """
-    position = next(index for index, word in enumerate(words) if re.search(r"jobs/\w+\.py$", word))
-    module = load_job(Path(words[position]).stem)
-    heard: dict[str, Any] = {}
-
-    @functools.wraps(module.main)
-    def hear(*positional: Any, **named: Any) -> None:
-        heard.update(inspect.signature(module.main).bind(*positional, **named).arguments)
-
-    tyro.cli(hear, args=words[position + 1 :], config=(tyro.conf.OmitArgPrefixes,))
-    return heard
-
-
-def shell_commands(text: str) -> list[str]:
-    """The commands in a Markdown file's fenced blocks, continued lines joined."""
-    blocks = re.findall(r"```\n(.*?)```", text, flags=re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [" ".join(line.split()) for line in lines if line.strip()]

@@ -6,13 +6,8 @@ import re
 import shlex
 
 import pytest
-from manifests import (
-    CLUSTER,
-    documents,
-    parse_job,
-    shell_commands,
-    unknown_ray_options,
-)
+from job_files import parse_job, shell_commands
+from manifests import CLUSTER, documents, unknown_ray_options
 
 from fppmo_ray import Placement, SearchSettings
 from fppmo_ray.cluster_commands import part_flags
