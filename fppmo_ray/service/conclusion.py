@@ -19,7 +19,6 @@ from fppmo_ray.pruning import extract, save_network
 from fppmo_ray.service.cut_figures import cut_figures, table_figures
 from fppmo_ray.service.finalists import IMPORTANCE_ONLY, Choice
 from fppmo_ray.service.pool.work import Work
-from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.record.facts import (
     Failed,
     Finished,
@@ -28,10 +27,10 @@ from fppmo_ray.service.record.facts import (
     Started,
     ends_of_scores,
 )
-from fppmo_ray.service.replicated_training import train_on_several
 from fppmo_ray.service.rounds import Context, RoundWeights
 from fppmo_ray.service.settings import SearchSettings
-from fppmo_ray.service.training_tasks import Training, train
+from fppmo_ray.service.training_tasks import Training
+from fppmo_ray.service.whole_trainings import train_whole
 from fppmo_ray.service.workers.assignments import Evaluation, TrainingTask
 from fppmo_ray.service.workers.latency import Latency
 from fppmo_ray.training import state_from_bytes
@@ -149,10 +148,7 @@ def _fine_tune(
         )
         for variant in variants
     ]
-    problem = context.problem
-    if isinstance(problem, Problem) and problem.fine_tune_workers > 1 and settings.recipe.epochs:
-        return train_on_several(trainings, problem, context.pool, context.run)
-    return train(trainings, context.pool, context.run)
+    return train_whole(trainings, context.problem, context.pool, context.run)
 
 
 def _figures(

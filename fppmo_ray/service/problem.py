@@ -53,7 +53,7 @@ class Problem:
     engine: Engine
     """How passes are computed as far as it was asked for; where a measured choice begins."""
     fine_tune_workers: int = 1
-    """Processes that share the final fine-tuning of each network."""
+    """Processes that share the training of the baseline, between stages and in the end."""
 
     @property
     def example_inputs(self) -> tuple[Tensor, ...]:

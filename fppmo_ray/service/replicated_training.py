@@ -1,4 +1,4 @@
-"""Final fine-tuning by several workers on each network: Ray Train around torch's DDP.
+"""Whole trainings by several workers on each network: Ray Train around torch's DDP.
 
 The pool's workers make room first. Ray Train starts a group of replicas, which work on one network
 after the other: each extracts the pruned network, then wraps it, and trains on its part of every
@@ -210,7 +210,7 @@ def _train_replica(trainings: Sequence[Training], problem: Any, handover: Any) -
         else:
             state = ray.get(handover.state_before.remote(index, epoch))
         training = trainings[index]
-        assert isinstance(training.task, TrainingTask)  # adaptations are not final
+        assert isinstance(training.task, TrainingTask)  # no adaptation
         basis = ray.get(training.weights)
         teacher = None if training.teacher is None else ray.get(training.teacher)
         new_state, report = worker.train_epoch(basis, training.task, epoch, state, teacher, shard)

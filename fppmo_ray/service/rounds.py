@@ -16,8 +16,9 @@ from fppmo_ray.service.problem import Prunable
 from fppmo_ray.service.record.facts import ImportanceMeasured, RoundStarted
 from fppmo_ray.service.record.run_directory import RunDirectory
 from fppmo_ray.service.settings import SearchSettings
-from fppmo_ray.service.training_tasks import Training, train
+from fppmo_ray.service.training_tasks import Training
 from fppmo_ray.service.weights import Arrays, digest, to_arrays
+from fppmo_ray.service.whole_trainings import train_whole
 from fppmo_ray.service.workers.assignments import Basis, TrainingTask
 from fppmo_ray.training import Engine, state_from_bytes
 
@@ -93,7 +94,8 @@ def _train_baseline(context: Context, given: RoundWeights) -> RoundWeights:
         distillation_weight=0.0,
     )
     task = TrainingTask(name="baseline", keep=None, recipe=recipe, seed=settings.seed)
-    states = train([Training(task=task, weights=given.reference)], context.pool, context.run)
+    training = Training(task=task, weights=given.reference)
+    states = train_whole([training], context.problem, context.pool, context.run)
     return put_weights(1, trained_arrays(states[task.name]), context.engine)
 
 

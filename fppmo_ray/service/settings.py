@@ -253,8 +253,9 @@ class Placement:
     cpus_per_worker: int = 1
     """CPUs each worker holds, and torch's threads, unless fewer are measured to be faster."""
     fine_tune_workers: int = 1
-    """Processes that share the final fine-tuning of each network (Ray Train), with a whole GPU each
-    where workers hold any. 1 fine-tunes the networks side by side, one worker each."""
+    """Processes that share each training of the baseline, between stages and in the end (Ray
+    Train), with a whole GPU each where workers hold any. 1 trains the networks side by side, one
+    worker each."""
     score_timeout: float | None = None
     """Seconds after which a score is taken from its worker, which is replaced. None learns the
     limit: 10 times the longest score so far but one, at least 5 minutes; epochs, evaluations and

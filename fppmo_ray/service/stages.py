@@ -18,8 +18,9 @@ from fppmo_ray.pruning import extract
 from fppmo_ray.pruning.scatter import scatter
 from fppmo_ray.service.finalists import IMPORTANCE_ONLY
 from fppmo_ray.service.rounds import Context, RoundWeights, freeze, put_weights
-from fppmo_ray.service.training_tasks import Training, train
+from fppmo_ray.service.training_tasks import Training
 from fppmo_ray.service.weights import to_arrays
+from fppmo_ray.service.whole_trainings import train_whole
 from fppmo_ray.service.workers.assignments import TrainingTask
 from fppmo_ray.training import state_from_bytes
 
@@ -65,7 +66,7 @@ def tune_between(
         seed=settings.seed,
     )
     training = Training(task=task, weights=weights.reference, teacher=stage.given.reference)
-    states = train([training], context.pool, context.run)
+    states = train_whole([training], problem, context.pool, context.run)
     smaller = extract(problem.network, problem.tracing, keep)
     smaller.load_state_dict(state_from_bytes(states[task.name]).network)
     dense = copy.deepcopy(problem.network)

@@ -6,18 +6,23 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from fppmo_ray import Placement, Recipe, SearchSettings, load_dataset, search
+from fppmo_ray.service import whole_trainings
 from fppmo_ray.service.record.facts import EpochFinished, Scored
 from fppmo_ray.service.record.journal import JOURNAL
 from fppmo_ray.service.record.run_directory import read_journal
+from fppmo_ray.service.replicated_training import train_on_several
 from fppmo_ray.service.stopping import SearchStopped
+from fppmo_ray.service.training_tasks import Training
 
 pytestmark = [
     pytest.mark.slow,
@@ -49,12 +54,14 @@ def without_batchnorm() -> nn.Module:
     )
 
 
-def searched(run_dir: Path, replicas: int, *, resume: bool = False) -> dict[tuple[str, int], float]:
+def searched(
+    run_dir: Path, replicas: int, settings: SearchSettings = SETTINGS, *, resume: bool = False
+) -> dict[tuple[str, int], float]:
     """A search whose networks are fine-tuned by so many; the losses of its epochs, in order."""
     search(
         without_batchnorm(),
         load_dataset("digits"),
-        SETTINGS,
+        settings,
         run_dir=run_dir,
         placement=Placement(workers=2, fine_tune_workers=replicas),
         resume=resume,
@@ -90,6 +97,33 @@ def scores(run_dir: Path) -> list[tuple[int, float]]:
 def test_two_replicas_train_what_one_worker_trains(alone: Path, tmp_path: Path) -> None:
     assert is_as_alone(searched(tmp_path / "run", 2), alone)
     assert scores(tmp_path / "run") == scores(alone)
+
+
+def test_replicas_also_train_the_baseline_and_between_stages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared: list[str] = []
+
+    def note(trainings: Sequence[Training], *arguments: Any) -> dict[str, bytes]:
+        shared.extend(training.task.name for training in trainings)
+        return train_on_several(trainings, *arguments)
+
+    monkeypatch.setattr(whole_trainings, "train_on_several", note)
+    settings = replace(
+        SETTINGS,
+        baseline_epochs=2,
+        baseline_learning_rate=0.02,
+        stages=(0.2, 0.4),
+        stage_epochs=1,
+        proposals=16,
+        recipe=replace(SETTINGS.recipe, epochs=1),
+    )
+    alone = searched(tmp_path / "alone", 1, settings)
+    assert shared == []
+    losses = searched(tmp_path / "run", 2, settings)
+    assert shared == ["baseline", "stage-0", "dense", "importance-only", "fppmo"]
+    assert losses.keys() == alone.keys()
+    assert losses == pytest.approx(alone, rel=1e-3)
 
 
 def after_first_epoch(run_dir: Path, act: Callable[[], None]) -> threading.Thread:
