@@ -275,60 +275,26 @@ class PruningSpace:
             ),
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain lists and numbers; ``from_json`` gives the space back.
-
-        Without activations and latencies: the former follow from the network, the latter are an
-        artifact of their own.
-        """
-        data = asdict(replace(self, activations=None, latency=None))
-        del data["activations"], data["latency"]
-        for group in data["groups"]:
-            if group["max_keep"] is None:
-                del group["max_keep"]  # as before there were such limits
-        return data
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> PruningSpace:
-        """Rebuild the space that ``to_json`` described."""
-
-        def width(value: dict[str, Any]) -> Width:
-            terms = tuple((int(group), int(channels)) for group, channels in value["terms"])
-            return Width(constant=value["constant"], terms=terms)
-
-        return cls(
-            groups=tuple(ChannelGroup(**group) for group in data["groups"]),
-            layer_costs=tuple(
-                LayerCost(
-                    layer=cost["layer"],
-                    macs_per_pair=cost["macs_per_pair"],
-                    out_width=width(cost["out_width"]),
-                    in_width=width(cost["in_width"]),
-                )
-                for cost in data["layer_costs"]
-            ),
-            constant_macs=data["constant_macs"],
-            tensor_sizes=tuple(
-                TensorSize(
-                    tensor=size["tensor"],
-                    per_pair=size["per_pair"],
-                    out_width=width(size["out_width"]),
-                    in_width=width(size["in_width"]),
-                )
-                for size in data["tensor_sizes"]
-            ),
-            constant_parameters=data["constant_parameters"],
-        )
-
     def fingerprint(self) -> str:
         """SHA-256 of the space: two searches can share a journal only if theirs are equal.
 
-        Sizes of tensors do not count: they follow from the network.
+        Sizes of tensors and activations do not count, since they follow from the network; nor do
+        latencies, which are an artifact of their own.
         """
-        data = self.to_json()
-        del data["tensor_sizes"], data["constant_parameters"]
+        data = {
+            "groups": [_described(group) for group in self.groups],
+            "layer_costs": [asdict(cost) for cost in self.layer_costs],
+            "constant_macs": self.constant_macs,
+        }
         text = json.dumps(data, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _described(group: ChannelGroup) -> dict[str, Any]:
+    limits = asdict(group)
+    if group.max_keep is None:
+        del limits["max_keep"]  # as before there were such limits
+    return limits
 
 
 def legal_min_width(group: ChannelGroup) -> int:

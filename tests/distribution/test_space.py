@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 from planted_optimum import chain_space, resnet20_space
@@ -75,11 +73,14 @@ def test_limits_keep_a_tenth_of_every_group_and_one_filter_at_least():
     assert space.min_macs == 9 * (1 * 3 + 2 * 1 + 7 * 2 + 10 * 7)
 
 
-def test_a_space_survives_json():
-    space = resnet20_space().with_limits(min_keep=0.2, multiple=8)
-    again = PruningSpace.from_json(json.loads(json.dumps(space.to_json())))
-    assert again == space
-    assert again.fingerprint() == space.fingerprint()
+def test_fingerprints_are_those_that_journals_already_hold():
+    space = resnet20_space()
+    assert space.with_limits(min_keep=0.2, multiple=8).fingerprint() == (
+        "95979151329ce1986cd26b1b90c335ad0db56a1bde4fc6d6d1bd49fb5ecf4b1c"
+    )
+    assert space.with_limits(layers={"layer?.0": (0.5, 0.75)}).fingerprint() == (
+        "b945ae11c220243352e8ad06d7e625856d583e0d85c664dddc8890b94f8bb5a1"
+    )
 
 
 def test_spaces_of_different_limits_have_different_fingerprints():
@@ -102,8 +103,6 @@ def test_layers_have_limits_of_their_own_and_the_last_that_fits_counts():
     assert limits["layer2.0"] == (16, 24)
     assert limits["layer3.0"] == limits["layer3.1"] == (64, None)
     assert limits["layer1.1"] == (2, None)
-    again = PruningSpace.from_json(json.loads(json.dumps(space.to_json())))
-    assert again == space
 
 
 def test_a_layer_is_found_by_any_name_that_its_group_goes_by():
