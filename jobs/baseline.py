@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def main(
     Args:
         data: Folder with CIFAR-10 as parquet files or in torchvision's layout.
         output: Folder for weights, rows and figures; all workers must see it.
-        recipe: How it is trained.
+        recipe: How it is trained; from labels alone.
         placement: Where it is trained; there is work for one worker.
         network: Which network: resnet20, 32, 44, 56 or 110 (``_b``: projection shortcuts), or
             vgg16_bn.
@@ -83,6 +83,7 @@ def main(
     require_lasting(output)
     if recipe.epochs < 1:
         raise ValueError("--fine-tune-epochs must be at least 1: a baseline is trained")
+    recipe = replace(recipe, distillation_weight=0.0)  # there is nobody to learn from yet
     dataset = load_dataset("cifar10", data)
     dense = build_network(network, dataset.num_classes, seed=seed)
     if weights is not None:

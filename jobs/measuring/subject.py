@@ -142,7 +142,7 @@ def make_subject(name: str, plan: Plan) -> Subject:
         recalibrate_images=plan.recalibrate_images // fewer,
         score_images=plan.score_images // fewer,
     )
-    recipe = Recipe(batch_size=plan.batch_size // fewer)
+    recipe = Recipe(batch_size=plan.batch_size // fewer, distillation_weight=0.0)  # as scores
     dense = _network(name)
     padded = name.startswith("resnet") and name != "resnet50" and not name.endswith("_b")
     ignore = ("conv1",) if padded else ()  # Torch-Pruning cannot cut a padded residual stream

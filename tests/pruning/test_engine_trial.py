@@ -24,7 +24,7 @@ from fppmo_ray.training import (
     train_steps,
 )
 
-RECIPE = Recipe(batch_size=64)
+RECIPE = Recipe(batch_size=64, distillation_weight=0.0)
 FLOAT32_ENGINES = [
     Engine(fold_batchnorm=True),
     Engine(channels_last=False),

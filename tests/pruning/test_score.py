@@ -24,7 +24,7 @@ from fppmo_ray.training import (
     train_steps,
 )
 
-RECIPE = Recipe(batch_size=32)
+RECIPE = Recipe(batch_size=32, distillation_weight=0.0)
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ from fppmo_ray.training import (
 )
 from fppmo_ray.training.averaging import WeightAverage
 
-PLAIN_RECIPE = Recipe(epochs=3, batch_size=32)
+PLAIN_RECIPE = Recipe(epochs=3, batch_size=32, distillation_weight=0.0)
 RECIPE = replace(PLAIN_RECIPE, ema_decay=0.9)
 
 

@@ -26,7 +26,7 @@ from fppmo_ray.training import (
     train_steps,
 )
 
-RECIPE = Recipe(epochs=3, batch_size=32, learning_rate=0.05)
+RECIPE = Recipe(epochs=3, batch_size=32, learning_rate=0.05, distillation_weight=0.0)
 VARIANTS = {
     "plain": (RECIPE, PLAIN),
     "bfloat16": (RECIPE, Engine(dtype="bfloat16")),
@@ -309,7 +309,7 @@ def test_read_only_arrays_train(digits):
 
 def test_the_digits_network_learns_digits_in_seconds(digits):
     network = build_network("digits_cnn", 10)
-    recipe = Recipe(epochs=8, batch_size=64, learning_rate=0.1, schedule="one_cycle")
+    recipe = replace(RECIPE, epochs=8, batch_size=64, learning_rate=0.1, schedule="one_cycle")
     fine_tune(network, open_images(digits.train, None, digits), recipe, seed=0)
     test = open_images(digits.test, None, digits)
     assert evaluate(network, test.batches(359)).accuracy > 0.97

@@ -28,7 +28,7 @@ from fppmo_ray.training import (
     train_steps,
 )
 
-RECIPE = Recipe(batch_size=32, learning_rate=0.05)
+RECIPE = Recipe(batch_size=32, learning_rate=0.05, distillation_weight=0.0)
 STEPS = 15  # of six batches an epoch
 
 
