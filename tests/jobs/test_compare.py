@@ -259,7 +259,7 @@ def test_fine_tuning_is_that_of_the_library_and_survives_a_kill_between_epochs(
     recalibrate_batchnorm(
         network, images.batches(250, np.random.default_rng(0).permutation(len(images))[:64])
     )
-    fine_tune(network, images, SETTINGS.recipe, seed=5)
+    fine_tune(network, images, SETTINGS.recipe, seed=5, teacher=case.problem.network)
     test = evaluate(network, worker._tuner.split("test").batches(250)).figures()
     assert whole.figures["after"]["test"] == pytest.approx(test)
 
