@@ -263,6 +263,8 @@ def test_what_began_before_a_stop_was_heard_is_finished_too(
     begin_to_wait(lone_pool, work("behind_gate", 1), work("behind_gate", 2))
     (tmp_path / "open-1").touch()
     wait_until((tmp_path / "begun-2").exists)  # the driver was away
+    [first, _] = lone_pool._lines
+    assert ray.wait([first.reference], timeout=60)[0]  # its answer has come, which may take a while
     lone_pool.stop.is_made = True
     (tmp_path / "open-2").touch()
     assert [item.value for item in run(lone_pool)] == [1, 2]
