@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import inspect
 import re
+import shlex
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,7 @@ from typing import Any
 
 import tyro
 
+from fppmo_ray.cluster_commands import part_flags
 from fppmo_ray.flags import comma_lists
 
 _JOBS = Path(__file__).resolve().parents[1] / "jobs"
@@ -52,6 +54,15 @@ def parse_job(words: list[str]) -> dict[str, Any]:
         registry=comma_lists(),
     )
     return heard
+
+
+def job_words(command: str) -> list[str]:
+    """The words for ``parse_job``, without what ``fppmo-ray submit`` takes for itself."""
+    words = shlex.split(command)
+    if words[0] != "fppmo-ray":
+        return words
+    ours, jobs = part_flags(words[2:])
+    return [ours[-1] if ours[0].startswith("-") else ours[0], *jobs]
 
 
 def shell_commands(text: str) -> list[str]:

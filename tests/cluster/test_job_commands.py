@@ -6,11 +6,10 @@ import re
 import shlex
 
 import pytest
-from job_files import parse_job, shell_commands
+from job_files import job_words, parse_job, shell_commands
 from manifests import CLUSTER, documents, unknown_ray_options
 
 from fppmo_ray import Placement, SearchSettings
-from fppmo_ray.cluster_commands import part_flags
 
 README = (CLUSTER / "README.md").read_text()
 COMMANDS = [*shell_commands(README), *re.findall(r"`([a-z]+ [^`\n]*)`", README)]
@@ -20,15 +19,6 @@ WITH_JOBS = [command for command in COMMANDS if "jobs/" in command]
 def entrypoint() -> list[str]:
     [_, resource] = documents(CLUSTER / "kuberay" / "rayjob.yaml")
     return shlex.split(resource["spec"]["entrypoint"])
-
-
-def job_words(command: str) -> list[str]:
-    """The job file and its flags, without what its launcher takes."""
-    words = shlex.split(command)
-    if words[0] != "fppmo-ray":
-        return words
-    ours, jobs = part_flags(words[2:])
-    return [ours[-1] if ours[0].startswith("-") else ours[0], *jobs]
 
 
 def test_the_ray_jobs_entrypoint_is_a_command_line_of_the_job() -> None:
