@@ -26,6 +26,10 @@ def test_reading_a_journal_needs_neither_torch_nor_ray() -> None:
     assert {"torch", "ray"} & loaded == set()
 
 
+def test_telling_of_a_search_needs_neither_torch_nor_ray() -> None:
+    assert {"torch", "ray"} & modules_after("import fppmo_ray.cli, fppmo_ray.report") == set()
+
+
 def test_torchvision_is_not_imported_before_it_is_used() -> None:
     assert "torchvision" not in modules_after("import fppmo_ray.service.search")
 

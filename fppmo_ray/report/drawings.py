@@ -11,8 +11,7 @@ import numpy as np
 from fppmo_ray.report.rivals import Rival
 from fppmo_ray.report.run import Run, finalists, scores_by_worker
 from fppmo_ray.report.spearman import spearman
-from fppmo_ray.service.conclusion import DENSE, FPPMO
-from fppmo_ray.service.finalists import IMPORTANCE_ONLY
+from fppmo_ray.service.record.artifacts import DENSE, FPPMO, IMPORTANCE_ONLY
 from fppmo_ray.service.record.facts import Asked, Failed, Scored, Updated
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fppmo_ray.report.drawings import draw_front, draw_probabilities, draw_scores
 from fppmo_ray.report.run import read_run
-from fppmo_ray.service.conclusion import FPPMO
+from fppmo_ray.service.record.artifacts import FPPMO
 from fppmo_ray.service.record.storage import location_of, open_storage
 
 

@@ -20,7 +20,7 @@ from fppmo_ray.report.rivals import Rival, read_rivals
 from fppmo_ray.report.run import RescoredFinalist, Run, finalists, read_run, with_distinct_names
 from fppmo_ray.report.style import STYLE
 from fppmo_ray.report.table import size_columns, sizes, status_lines, title_of
-from fppmo_ray.service.conclusion import DENSE
+from fppmo_ray.service.record.artifacts import DENSE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fppmo_ray.report.measure import Measure, measure_of
-from fppmo_ray.service.conclusion import RESULT
+from fppmo_ray.service.record.artifacts import RESULT, read_figures
 from fppmo_ray.service.record.facts import Chosen, Fact, Rescored, Scored, Started
+from fppmo_ray.service.record.history import read_history
 from fppmo_ray.service.record.run_directory import read_journal
 from fppmo_ray.service.record.storage import open_storage
-from fppmo_ray.service.result import read_figures, read_history
 
 if TYPE_CHECKING:
     import pandas as pd

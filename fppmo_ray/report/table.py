@@ -12,7 +12,7 @@ from rich.table import Table
 from fppmo_ray.distribution.limits import Resource
 from fppmo_ray.report.cuts import cut_table, table_sentence
 from fppmo_ray.report.measure import measure_of, on_test
-from fppmo_ray.service.conclusion import FPPMO
+from fppmo_ray.service.record.artifacts import FPPMO, read_figures
 from fppmo_ray.service.record.facts import (
     Asked,
     Chosen,
@@ -29,7 +29,6 @@ from fppmo_ray.service.record.facts import (
 )
 from fppmo_ray.service.record.run_directory import read_journal
 from fppmo_ray.service.record.storage import location_of
-from fppmo_ray.service.result import read_figures
 
 
 def print_result(run_dir: str | Path, console: Console) -> None:

@@ -17,8 +17,16 @@ from fppmo_ray.distribution import BoolArray
 from fppmo_ray.distribution.limits import cost_of
 from fppmo_ray.pruning import extract, save_network
 from fppmo_ray.service.cut_figures import cut_figures, table_figures
-from fppmo_ray.service.finalists import IMPORTANCE_ONLY, Choice
+from fppmo_ray.service.finalists import Choice
 from fppmo_ray.service.pool.work import Work
+from fppmo_ray.service.record.artifacts import (
+    DENSE,
+    FPPMO,
+    IMPORTANCE_ONLY,
+    RESULT,
+    named,
+    network_names,
+)
 from fppmo_ray.service.record.facts import (
     Failed,
     Finished,
@@ -35,19 +43,6 @@ from fppmo_ray.service.workers.assignments import Evaluation, TrainingTask
 from fppmo_ray.service.workers.latency import Latency
 from fppmo_ray.training import state_from_bytes
 
-RESULT = "result.json"
-DENSE, FPPMO = "dense", "fppmo"
-
-
-def network_names(macs_cut: float | None = None) -> tuple[str, str]:
-    """Names of a chosen network's weights and recipe; of several budgets, each has its own."""
-    stem = _named("network", macs_cut)
-    return f"{stem}.pt", f"{stem}.json"
-
-
-def _named(name: str, macs_cut: float | None) -> str:
-    return name if macs_cut is None else f"{name}-{macs_cut}"
-
 
 @dataclass(frozen=True, kw_only=True)
 class _Variant:
@@ -63,7 +58,7 @@ class _Variant:
     @property
     def task(self) -> str:
         """The name of its fine-tuning in the journal."""
-        return _named(self.name, self.macs_cut)
+        return named(self.name, self.macs_cut)
 
 
 def conclude(

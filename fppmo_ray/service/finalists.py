@@ -11,6 +11,7 @@ from fppmo_ray.distribution import Finalist, PruningSpace, pack_mask
 from fppmo_ray.distribution.capacity import capacity_factor
 from fppmo_ray.service.pool.work import Outcome, Work
 from fppmo_ray.service.pool.worker_pool import WorkerPool
+from fppmo_ray.service.record.artifacts import IMPORTANCE_ONLY
 from fppmo_ray.service.record.facts import Chosen, Rescored
 from fppmo_ray.service.record.run_directory import RunDirectory
 from fppmo_ray.service.scoring import Scoring, score_error
@@ -18,7 +19,6 @@ from fppmo_ray.service.settings import SearchSettings
 
 logger = logging.getLogger(__name__)
 
-IMPORTANCE_ONLY = "importance-only"
 _RESCORE_STREAM = 1  # seeds [seed, repeat, 1]: never those of a generation, which are pairs
 
 

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
@@ -16,10 +12,10 @@ from torch import nn
 
 from fppmo_ray.distribution import BoolArray, unpack_mask
 from fppmo_ray.pruning import load_network
-from fppmo_ray.service.conclusion import FPPMO, RESULT, network_names
-from fppmo_ray.service.record.facts import Asked, Chosen, ends_of_scores
+from fppmo_ray.service.record.artifacts import FPPMO, budgets_asked, network_files, read_figures
+from fppmo_ray.service.record.facts import Chosen
+from fppmo_ray.service.record.history import read_history
 from fppmo_ray.service.record.run_directory import read_journal
-from fppmo_ray.service.record.storage import open_storage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +112,7 @@ def _best(row: dict[str, Any], chosen: Chosen, figures: dict[str, Any]) -> Best:
     return Best(
         finalist=chosen.finalist,
         keep=unpack_mask(chosen.mask, figures["num_filters"]),
-        budget=row.get("budget", _budgets(figures)[0]),
+        budget=row.get("budget", budgets_asked(figures)[0]),
         macs=row["macs"],
         macs_cut=row["macs_cut"],
         widths=row["widths"],
@@ -128,94 +124,3 @@ def _best(row: dict[str, Any], chosen: Chosen, figures: dict[str, Any]) -> Best:
 def _test_score(moment: dict[str, Any]) -> float:
     metrics: dict[str, float] = moment["test"]
     return metrics["accuracy"] if "accuracy" in metrics else metrics["score"]
-
-
-def read_figures(run_dir: str | Path) -> dict[str, Any]:
-    """The content of a run directory's result.json.
-
-    Raises:
-        ValueError: the search has not finished.
-    """
-    storage = open_storage(run_dir)
-    if not storage.exists(RESULT):
-        raise ValueError(f"{storage.location} holds no {RESULT}: the search there has not finished")
-    figures: dict[str, Any] = json.loads(storage.read(RESULT))
-    return figures
-
-
-@contextmanager
-def network_files(
-    run_dir: str | Path, macs_cut: float | None = None
-) -> Iterator[tuple[Path, Path]]:
-    """Weights and recipe of a smaller network, as files of this machine while the context lasts.
-
-    Args:
-        run_dir: Of a finished search.
-        macs_cut: Which budget's, of several.
-
-    Raises:
-        FileNotFoundError: a file was removed from an object store.
-        ValueError: the search has not finished, or the budget is none of its.
-    """
-    storage = open_storage(run_dir)
-    weights, recipe = names = network_names(_budget(read_figures(run_dir), macs_cut))
-    if storage.local is not None:
-        yield storage.local / weights, storage.local / recipe
-        return
-    with TemporaryDirectory() as folder:
-        for name in names:
-            (Path(folder) / name).write_bytes(storage.read(name))
-        yield Path(folder) / weights, Path(folder) / recipe
-
-
-def _budget(figures: dict[str, Any], macs_cut: float | None) -> float | None:
-    """What tells a budget's files from others: nothing, where there is one budget."""
-    known = _budgets(figures)
-    if macs_cut in known or (macs_cut is None and len(known) == 1):
-        return macs_cut if len(known) > 1 else None
-    listed = ", ".join(map(str, known))
-    got = "none" if macs_cut is None else macs_cut
-    raise ValueError(f"macs_cut must be one of the search's budgets, {listed}, got {got}")
-
-
-def _budgets(figures: dict[str, Any]) -> list[float]:
-    asked = figures["settings"]["macs_cut"]
-    return asked if isinstance(asked, list) else [asked]
-
-
-_COLUMNS = [
-    "id",
-    "generation",
-    "budget",
-    "macs",
-    "rung",
-    "val_loss",
-    "val_accuracy",
-    "score",
-    "seconds",
-    "worker",
-    "at",
-    "error",
-]
-
-
-def read_history(run_dir: str | Path) -> pd.DataFrame:
-    """Scores of a run directory, a row for every proposal and rung.
-
-    Columns: the proposal's id, generation, budget (a macs_cut, where the search has several) and
-    MACs; the rung in fine-tuning steps, loss and accuracy, the score (the accuracy, or that of the
-    user's own task), seconds, worker, time or error.
-    """
-    facts = read_journal(run_dir)
-    asked = {fact.id: fact for fact in facts if isinstance(fact, Asked)}
-    rows = [
-        {
-            "id": end.id,
-            "generation": asked[end.id].generation,
-            "budget": asked[end.id].macs_cut,
-            "macs": asked[end.id].macs,
-            **{name: getattr(end, name, None) for name in _COLUMNS[4:]},
-        }
-        for end in ends_of_scores(facts).values()
-    ]
-    return pd.DataFrame(rows, columns=_COLUMNS).sort_values(["id", "rung"], ignore_index=True)

@@ -16,7 +16,7 @@ from fppmo_ray.distribution import (
 from fppmo_ray.distribution.logits import uniform_priority
 from fppmo_ray.pruning import extract
 from fppmo_ray.pruning.scatter import scatter
-from fppmo_ray.service.finalists import IMPORTANCE_ONLY
+from fppmo_ray.service.record.artifacts import IMPORTANCE_ONLY
 from fppmo_ray.service.rounds import Context, RoundWeights, freeze, put_weights
 from fppmo_ray.service.training_tasks import Training
 from fppmo_ray.service.weights import to_arrays

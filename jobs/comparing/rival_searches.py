@@ -23,8 +23,8 @@ from fppmo_ray.distribution import (
     pack_mask,
 )
 from fppmo_ray.distribution.logits import layer_mean
-from fppmo_ray.service.finalists import IMPORTANCE_ONLY
 from fppmo_ray.service.probability_model import Advance
+from fppmo_ray.service.record.artifacts import IMPORTANCE_ONLY
 
 Costs = Mapping[int, float]
 """Of every proposal that was scored, by its id; lower is better."""

@@ -15,8 +15,8 @@ from job_files import load_job
 
 from fppmo_ray import Placement, Recipe, SearchSettings, load_network
 from fppmo_ray.service.record.facts import EngineChosen
+from fppmo_ray.service.record.history import read_history
 from fppmo_ray.service.record.run_directory import read_journal
-from fppmo_ray.service.result import read_history
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SETTINGS = SearchSettings(

@@ -28,8 +28,8 @@ from fppmo_ray.service.pretend import (
 )
 from fppmo_ray.service.probability_model import ProbabilityModel
 from fppmo_ray.service.record.facts import Fact, Failed, Rescored, Scored, Updated
+from fppmo_ray.service.record.history import read_history
 from fppmo_ray.service.record.run_directory import RunDirectory
-from fppmo_ray.service.result import read_history
 from fppmo_ray.service.scoring import Scoring, score_proposals
 from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.watching.progress import watch
