@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, replace
 
 from fppmo_ray.pruning.score import Candidate, Fidelity, ScoreInRungs
-from fppmo_ray.training import Engine
+from fppmo_ray.training import Engine, slow_bfloat16
 
 _STEPS = 4  # of fine-tuning that are timed
 _FEW_IMAGES = 250
@@ -18,23 +18,32 @@ class EngineTrial:
 
     engine: Engine
     seconds: float | None
-    """Of a whole score, extrapolated from some of its steps; None: it does not run."""
+    """Of a whole score, extrapolated from some of its steps; None: it was not measured."""
     val_loss: float | None
     """After those steps; engines that agree differ by rounding."""
     error: str | None = None
+    """Why it was not measured: it does not run, or would be slower for sure."""
 
 
-def try_engine(candidate: Candidate) -> EngineTrial:
+def try_engine(candidate: Candidate, given: Engine) -> EngineTrial:
     """Time the score of a candidate, with few of its fine-tuning steps, by its engine.
 
     What is made once in a process (kernels, caches) is not counted.
+
+    Args:
+        candidate: With the engine to try.
+        given: The engine to begin with, which may not be left out, however slow.
     """
+    engine = candidate.engine
+    device = candidate.held_out.labels.device
+    if engine.dtype != given.dtype and (why := slow_bfloat16(engine, device)):
+        return EngineTrial(engine=engine, seconds=None, val_loss=None, error=why)
     first = replace(candidate, fidelity=_shortest(candidate.fidelity))
     try:
         ScoreInRungs(first).measure_at(first.fidelity.steps)
         return _timed(candidate)
     except (RuntimeError, ValueError) as error:  # it cannot be folded, captured, or held in memory
-        return EngineTrial(engine=candidate.engine, seconds=None, val_loss=None, error=str(error))
+        return EngineTrial(engine=engine, seconds=None, val_loss=None, error=str(error))
 
 
 def _shortest(fidelity: Fidelity) -> Fidelity:

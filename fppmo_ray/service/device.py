@@ -7,11 +7,9 @@ import logging
 import torch
 
 from fppmo_ray.service.problem import Prunable
-from fppmo_ray.training import Engine, bfloat16_slowdown, keep_freed_memory
+from fppmo_ray.training import keep_freed_memory, slow_bfloat16
 
 logger = logging.getLogger(__name__)
-
-_SLOW = 1.5  # bfloat16 over float32, above which nobody can have wanted it
 
 
 def claim_device(problem: Prunable) -> torch.device:
@@ -23,7 +21,9 @@ def claim_device(problem: Prunable) -> torch.device:
     torch.set_num_threads(problem.threads)
     if problem.device_type == "cpu":
         keep_freed_memory()
-        _warn_of_slow_bfloat16(problem.engine)
+        # Only where it was asked for: else a measurement chooses it, or does not.
+        if why := slow_bfloat16(problem.engine, torch.device("cpu")):
+            logger.warning("%s; use dtype float32, or auto, which takes the faster of the two", why)
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise RuntimeError(
@@ -33,16 +33,3 @@ def claim_device(problem: Prunable) -> torch.device:
     if problem.gpu_share < 1:
         torch.cuda.set_per_process_memory_fraction(problem.gpu_share)
     return torch.device("cuda")
-
-
-def _warn_of_slow_bfloat16(engine: Engine) -> None:
-    """Only where it was asked for: else a measurement chooses it, or does not."""
-    if engine.dtype != "bfloat16":
-        return
-    slowdown = bfloat16_slowdown()
-    if slowdown > _SLOW:
-        logger.warning(
-            "bfloat16 takes %.1f times as long as float32 on this CPU, which has no units for it; "
-            "use dtype float32, or auto, which takes the faster of the two",
-            slowdown,
-        )

@@ -130,7 +130,7 @@ def _better(tried: list[EngineTrial], best: EngineTrial, first: EngineTrial) -> 
     better = []
     for trial in tried:
         if trial.seconds is None:
-            logger.warning("engine %s does not run here: %s", trial.engine, trial.error)
+            logger.info("engine %s is not used: %s", trial.engine, trial.error)
         elif not _agree(trial, first):
             logger.warning(
                 "engine %s is not used: its loss is %s, that of %s is %s",

@@ -17,8 +17,8 @@ from fppmo_ray.training.engine import (
     DType,
     Engine,
     arithmetic,
-    bfloat16_slowdown,
     lay_out,
+    slow_bfloat16,
 )
 from fppmo_ray.training.evaluate import Metrics, evaluate
 from fppmo_ray.training.fine_tune import EpochReport, fine_tune, train_epoch
@@ -80,7 +80,6 @@ __all__ = [
     "StepTraining",
     "TrainingState",
     "arithmetic",
-    "bfloat16_slowdown",
     "build_network",
     "build_torchvision_network",
     "capture",
@@ -95,6 +94,7 @@ __all__ = [
     "load_weights",
     "open_images",
     "recalibrate_batchnorm",
+    "slow_bfloat16",
     "source_of",
     "splits_from_files",
     "state_from_bytes",

@@ -52,6 +52,8 @@ class Engine:
         return ", ".join(way for way, is_used in ways.items() if is_used)
 
 
+_SLOW = 1.5  # bfloat16 over float32, above which nobody can have wanted it
+
 PLAIN = Engine()
 """The network as it is written, in float32."""
 
@@ -59,6 +61,19 @@ PLAIN = Engine()
 def arithmetic(device: torch.device, dtype: DType) -> torch.autocast:
     """The autocast context for a dtype; float32 switches it off."""
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
+
+
+def slow_bfloat16(engine: Engine, device: torch.device) -> str | None:
+    """What speaks against an engine's bfloat16 on a CPU without units for it; None: nothing."""
+    if engine.dtype != "bfloat16" or device.type != "cpu":
+        return None
+    slowdown = bfloat16_slowdown()
+    if slowdown <= _SLOW:
+        return None
+    return (
+        f"bfloat16 takes {slowdown:.1f} times as long as float32 on this CPU, "
+        "which has no units for it"
+    )
 
 
 def bfloat16_slowdown() -> float:

@@ -83,7 +83,7 @@ class FidelityWorker:
     def try_engine(self, engine: Engine, keep: BoolArray) -> EngineTrial:
         """What a score of a mask costs with an engine."""
         torch.set_num_threads(engine.threads)
-        return try_engine(self._candidate("dense", keep, engine))
+        return try_engine(self._candidate("dense", keep, engine), self._problem.engine)
 
     def score(self, engine: Engine, keep: BoolArray, depth: Depth, seed: Sequence[int]) -> Measured:
         """Loss and accuracy on search-val, as a search would score the mask."""

@@ -62,7 +62,8 @@ class SearchWorker:
     def try_engine(self, engine: Engine, keep: BoolArray) -> EngineTrial:
         """What a score of a mask costs with an engine."""
         torch.set_num_threads(engine.threads)
-        return try_engine(self._candidate(engine, keep, "search_val", self._problem.fidelity))
+        candidate = self._candidate(engine, keep, "search_val", self._problem.fidelity)
+        return try_engine(candidate, self._problem.engine)
 
     def measure(self, task: SearchTask) -> Measured | None:
         """Score some more proposals; after the last, look at what the search found.

@@ -23,6 +23,7 @@ from fppmo_ray.training import (
     open_images,
     train_steps,
 )
+from fppmo_ray.training import engine as engine_module
 
 RECIPE = Recipe(batch_size=64, distillation_weight=0.0)
 FLOAT32_ENGINES = [
@@ -80,12 +81,24 @@ def test_all_engines_give_the_same_score_within_a_third_of_its_noise(
 
 def test_a_trial_counts_all_steps_of_a_score_but_trains_few(trained: Candidate) -> None:
     few, many = (
-        try_engine(replace(trained, fidelity=Fidelity(steps=steps))) for steps in (4, 4000)
+        try_engine(replace(trained, fidelity=Fidelity(steps=steps)), PLAIN) for steps in (4, 4000)
     )
     assert few.val_loss == many.val_loss  # both after four steps
     assert few.seconds is not None
     assert many.seconds is not None
     assert many.seconds > 20 * few.seconds
+
+
+def test_bfloat16_that_the_cpu_has_no_units_for_is_measured_only_where_it_was_asked_for(
+    trained: Candidate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "bfloat16_slowdown", lambda: 8.13)
+    bfloat16 = Engine(dtype="bfloat16")
+    candidate = replace(trained, fidelity=Fidelity(steps=0), engine=bfloat16)
+    left_out = try_engine(candidate, PLAIN)
+    assert (left_out.seconds, left_out.val_loss) == (None, None)
+    assert "8.1 times as long as float32" in str(left_out.error)
+    assert try_engine(candidate, bfloat16).val_loss is not None
 
 
 class Undecided(nn.Module):
@@ -111,6 +124,6 @@ def test_an_engine_that_does_not_fit_the_network_says_why(trained: Candidate) ->
         fidelity=Fidelity(steps=0),
         engine=Engine(fold_batchnorm=True),
     )
-    trial = try_engine(candidate)
+    trial = try_engine(candidate, PLAIN)
     assert trial.seconds is None
     assert "torch.fx cannot follow" in str(trial.error)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fppmo_ray.training import PLAIN, Engine, bfloat16_slowdown, lay_out
+from fppmo_ray.training import PLAIN, DType, Engine, lay_out, slow_bfloat16
 from fppmo_ray.training import engine as engine_module
 
 
@@ -52,4 +52,21 @@ def test_the_slowdown_of_bfloat16_is_its_least_time_over_that_of_float32(
     times = [0.0, *seconds]
     ticks = iter(sum(times[: i // 2 + 1 + i % 2]) for i in range(12))
     monkeypatch.setattr(engine_module.time, "perf_counter", lambda: next(ticks))
-    assert bfloat16_slowdown() == 2.0 / 0.25
+    assert engine_module.bfloat16_slowdown() == 2.0 / 0.25
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device", "slowdown", "why"),
+    [
+        ("bfloat16", "cpu", 8.13, "bfloat16 takes 8.1 times as long as float32 on this CPU"),
+        ("bfloat16", "cpu", 0.5, None),
+        ("bfloat16", "cuda", 8.13, None),
+        ("float32", "cpu", 8.13, None),
+    ],
+)
+def test_bfloat16_is_spoken_against_where_the_cpu_has_no_units_for_it(
+    monkeypatch: pytest.MonkeyPatch, dtype: DType, device: str, slowdown: float, why: str | None
+) -> None:
+    monkeypatch.setattr(engine_module, "bfloat16_slowdown", lambda: slowdown)
+    said = slow_bfloat16(Engine(dtype=dtype), torch.device(device))
+    assert said == (why if why is None else f"{why}, which has no units for it")

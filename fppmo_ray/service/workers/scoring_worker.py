@@ -88,7 +88,7 @@ class ScoringWorker:
     def try_engine(self, engine: Engine, keep: BoolArray) -> EngineTrial:
         """What a score of a mask costs with an engine."""
         torch.set_num_threads(engine.threads)
-        return try_engine(self._candidate(self._dense.network, keep, engine))
+        return try_engine(self._candidate(self._dense.network, keep, engine), self._problem.engine)
 
     def importance(self, basis: Basis, criterion: Criterion, seed: int) -> FloatArray:
         """Importance of every filter, ``(num_filters,)``."""
