@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ from fppmo_ray.training import (
 WEIGHTS, ROWS, CELL = "weights.pt", "search_val_rows.npy", "baseline"
 _ANY_CUT = 0.5  # a problem names one; nothing is pruned here
 _HELD_OUT_SHARE = 0.1
+RECIPE = Recipe(distillation_weight=0.0)
+"""Where it differs from the default, for want of a network to learn from."""
 
 
 def leave_weights(tuner: Tuner, tuned: Tuned) -> Mapping[str, Any]:
@@ -57,8 +59,8 @@ def leave_weights(tuner: Tuner, tuned: Tuned) -> Mapping[str, Any]:
 def main(
     data: Path,
     output: Path,
-    recipe: Recipe,
     placement: Placement,
+    recipe: Recipe = RECIPE,
     *,
     network: str = "resnet56",
     weights: Path | None = None,
@@ -71,8 +73,8 @@ def main(
     Args:
         data: Folder with CIFAR-10 as parquet files or in torchvision's layout.
         output: Folder for weights, rows and figures; all workers must see it.
-        recipe: How it is trained; from labels alone.
         placement: Where it is trained; there is work for one worker.
+        recipe: How it is trained; from labels alone.
         network: Which network: resnet20, 32, 44, 56 or 110 (``_b``: projection shortcuts), or
             vgg16_bn.
         weights: Where training begins; by default with random weights.
@@ -83,7 +85,11 @@ def main(
     require_lasting(output)
     if recipe.epochs < 1:
         raise ValueError("--fine-tune-epochs must be at least 1: a baseline is trained")
-    recipe = replace(recipe, distillation_weight=0.0)  # there is nobody to learn from yet
+    if recipe.distillation_weight:
+        raise ValueError(
+            "--distillation-weight must be 0, the default here: there is no network to learn from, "
+            f"got {recipe.distillation_weight}"
+        )
     dataset = load_dataset("cifar10", data)
     dense = build_network(network, dataset.num_classes, seed=seed)
     if weights is not None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
+import baseline
+import cells
+import fine_tuning
 import numpy as np
 import pytest
 import ray
+from fine_tuning import TuningTask, TuningWorker
 from small_problem import small_problem
 
 from fppmo_ray import Placement, Recipe, SearchSettings, load_dataset
@@ -19,17 +22,10 @@ from fppmo_ray.training import (
     open_images,
 )
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "jobs"))
-
-import baseline
-import cells
-import fine_tuning
-from fine_tuning import TuningTask, TuningWorker
-
 for module in (baseline, cells, fine_tuning):  # Ray's workers do not find them
     ray.cloudpickle.register_pickle_by_value(module)
 
-RECIPE = Recipe(epochs=2, batch_size=64)
+RECIPE = Recipe(epochs=2, batch_size=64, distillation_weight=0.0)
 
 
 def test_the_weights_left_behind_are_those_whose_accuracy_is_told(
@@ -58,7 +54,7 @@ def test_the_job_trains_once_and_holds_a_tenth_of_every_class_out(
 ) -> None:
     def run(seed: int) -> dict[str, bytes]:
         baseline.main(
-            few_images, tmp_path, RECIPE, Placement(workers=1), network="resnet20", seed=seed
+            few_images, tmp_path, Placement(workers=1), RECIPE, network="resnet20", seed=seed
         )
         return {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
@@ -75,6 +71,15 @@ def test_the_job_trains_once_and_holds_a_tenth_of_every_class_out(
         run(1)
 
 
-def test_a_baseline_without_epochs_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--fine-tune-epochs must be at least 1"):
-        baseline.main(tmp_path, tmp_path, Recipe(epochs=0), Placement())
+@pytest.mark.parametrize(
+    ("recipe", "complaint"),
+    [
+        (Recipe(epochs=0, distillation_weight=0.0), "--fine-tune-epochs must be at least 1"),
+        (Recipe(), "--distillation-weight must be 0, .*no network to learn from, got 0.5"),
+    ],
+)
+def test_a_baseline_without_epochs_or_with_a_teacher_is_refused(
+    tmp_path: Path, recipe: Recipe, complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        baseline.main(tmp_path, tmp_path, Placement(), recipe)
