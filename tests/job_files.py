@@ -1,36 +1,19 @@
-"""Job files as modules, and their command lines: jobs are run, not installed."""
+"""Command lines of job files, as the jobs hear them."""
 
 from __future__ import annotations
 
 import functools
-import importlib.util
+import importlib
 import inspect
 import re
 import shlex
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import tyro
 
 from fppmo_ray.cluster_commands import part_flags
 from fppmo_ray.flags import comma_lists
-
-_JOBS = Path(__file__).resolve().parents[1] / "jobs"
-
-
-def load_job(name: str) -> ModuleType:
-    """The module of ``jobs/<name>.py``, without running its ``main``."""
-    if str(_JOBS) not in sys.path:  # as Python itself puts it there for a script
-        sys.path.insert(0, str(_JOBS))
-    specification = importlib.util.spec_from_file_location(name, _JOBS / f"{name}.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[name] = module  # dataclasses look there
-    specification.loader.exec_module(module)
-    return module
 
 
 def parse_job(words: list[str]) -> dict[str, Any]:
@@ -40,7 +23,7 @@ def parse_job(words: list[str]) -> dict[str, Any]:
         SystemExit: the job refuses its flags.
     """
     position = next(index for index, word in enumerate(words) if re.search(r"jobs/\w+\.py$", word))
-    module = load_job(Path(words[position]).stem)
+    module = importlib.import_module(Path(words[position]).stem)
     heard: dict[str, Any] = {}
 
     @functools.wraps(module.main)

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from torch import nn
-from torch.nn.modules.module import register_module_forward_pre_hook
-
-from fppmo_ray.training import Engine
-from fppmo_ray.training.networks.cifar_resnet import CifarResNet
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "jobs"))
-
 from measuring import layouts, scoring
 from measuring.convolutions import Convolutions
 from measuring.decoding import decoding_table
 from measuring.passes import bare_passes
 from measuring.rivals import Task, Turn, naively_pruned, rival, task_of
 from measuring.subject import MACS_CUT, Plan, Subject, make_subject
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from fppmo_ray.training import Engine
+from fppmo_ray.training.networks.cifar_resnet import CifarResNet
 
 SMALL = Plan(steps=(0, 2), repeats=1, recalibrate_images=20, score_images=30, batch_size=8)
 

@@ -7,6 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
+import cells
 import pytest
 import ray
 
@@ -15,10 +16,6 @@ from fppmo_ray.service.pool.place import Place, here
 from fppmo_ray.service.pool.work import Work
 from fppmo_ray.service.pool.worker_pool import worker_pool
 from fppmo_ray.service.stopping import SearchStopped
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "jobs"))
-
-import cells
 
 for module in (cells, sys.modules[__name__]):  # Ray's workers do not find them
     ray.cloudpickle.register_pickle_by_value(module)

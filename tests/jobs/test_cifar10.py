@@ -6,12 +6,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
+import cifar10 as job
 import numpy as np
 import pytest
 import torch
-from job_files import load_job
 
 from fppmo_ray import Placement, Recipe, SearchSettings, load_network
 from fppmo_ray.service.record.facts import EngineChosen
@@ -32,15 +31,10 @@ SETTINGS = SearchSettings(
 )
 
 
-@pytest.fixture(scope="module")
-def job() -> ModuleType:
-    return load_job("cifar10")
-
-
 @pytest.mark.filterwarnings("ignore:channel groups left whole")  # option-A shortcuts
 @pytest.mark.usefixtures("local_ray")
 def test_the_job_ends_with_a_network_of_less_than_half_the_macs(
-    job: ModuleType, few_images: Path, weights: Path, tmp_path: Path
+    few_images: Path, weights: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
     job.main(few_images, run_dir, SETTINGS, Placement(), network="resnet20", weights=weights)
@@ -55,14 +49,12 @@ def test_the_job_ends_with_a_network_of_less_than_half_the_macs(
     assert sum(parameter.numel() for parameter in network.parameters()) < 150_000
 
 
-def test_an_untrained_network_is_refused(job: ModuleType, tmp_path: Path) -> None:
+def test_an_untrained_network_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give --weights or --baseline-epochs"):
         job.main(tmp_path, tmp_path / "run", SETTINGS, Placement())
 
 
-def test_an_unfit_run_directory_is_refused_before_the_data_is_read(
-    job: ModuleType, tmp_path: Path
-) -> None:
+def test_an_unfit_run_directory_is_refused_before_the_data_is_read(tmp_path: Path) -> None:
     no_data = tmp_path / "no data"
     with pytest.raises(ValueError, match=r"--resume: .* holds no journal"):
         job.main(no_data, str(tmp_path / "run"), SETTINGS, Placement(), resume=True)
@@ -71,15 +63,13 @@ def test_an_unfit_run_directory_is_refused_before_the_data_is_read(
 
 
 def test_another_networks_checkpoint_is_refused(
-    job: ModuleType, few_images: Path, weights: Path, tmp_path: Path
+    few_images: Path, weights: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match="holds the weights of another network"):
         job.main(few_images, tmp_path / "run", SETTINGS, Placement(), weights=weights)
 
 
-def test_overlapping_rows_are_refused(
-    job: ModuleType, few_images: Path, weights: Path, tmp_path: Path
-) -> None:
+def test_overlapping_rows_are_refused(few_images: Path, weights: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "search_val.npy", tmp_path / "choose_val.npy"
     np.save(first, np.arange(0, 50))
     np.save(second, np.arange(49, 90))

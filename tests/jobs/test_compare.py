@@ -16,8 +16,18 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import fine_tuning
 import numpy as np
 import pytest
+from cells import Measured, Record, read_all
+from comparing.equal_tuning import look_before_and_after
+from comparing.fastnas import mask_of, require_fastnas
+from comparing.intervals import paired_difference, t_95
+from comparing.methods import ONE_SHOT, Case, control, method_of, one_shot, settings_of
+from comparing.rankings import ranked_globally
+from comparing.rival_searches import AffineRanking, LeGR, RivalSearch, random_widths
+from comparing.table import comparison_tables
+from fine_tuning import TuningTask, TuningWorker
 from ray_head import Head, stop_and_go_on
 
 from fppmo_ray import Recipe, SearchSettings, load_dataset
@@ -33,19 +43,6 @@ from fppmo_ray.training import (
     load_weights,
     recalibrate_batchnorm,
 )
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "jobs"))
-
-import fine_tuning
-from cells import Measured, Record, read_all
-from comparing.equal_tuning import look_before_and_after
-from comparing.fastnas import mask_of, require_fastnas
-from comparing.intervals import paired_difference, t_95
-from comparing.methods import ONE_SHOT, Case, control, method_of, one_shot, settings_of
-from comparing.rankings import ranked_globally
-from comparing.rival_searches import AffineRanking, LeGR, RivalSearch, random_widths
-from comparing.table import comparison_tables
-from fine_tuning import TuningTask, TuningWorker
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SETTINGS = SearchSettings(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from job_files import load_job
+from denoise import DnCNN, main
 
 from fppmo_ray import Placement, SearchSettings
 from fppmo_ray.service.result import SearchResult
@@ -15,17 +15,16 @@ from fppmo_ray.service.result import SearchResult
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_denoiser_keeps_its_psnr_above_that_of_the_noisy_images(tmp_path: Path) -> None:
-    job = load_job("denoise")
     settings = SearchSettings(macs_cut=0.5, proposals=4, population=4, rescore_seeds=1)
     weights, run_dir = tmp_path / "dncnn.pt", tmp_path / "run"
-    job.main(
+    main(
         *(run_dir, weights, settings, Placement(workers=1)),
         dataset="digits",
         width=12,
         depth=4,
         steps=150,
     )
-    result = SearchResult(run_dir, job.DnCNN(1, 12, 4))
+    result = SearchResult(run_dir, DnCNN(1, 12, 4))
     assert result.best.macs_cut >= 0.5
     assert result.best.test_score > 20.17  # -20 log10(25 / 255): that of the noise itself
     assert torch.load(weights, weights_only=True).keys() == result.dense.state_dict().keys()

@@ -4,18 +4,37 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cells
+import fidelity
+import fine_tuning
 import numpy as np
 import pytest
 import ray
 import torch
+from fine_tuning import TuningTask
+from judging import agreement
+from judging import worker as fidelity_worker
+from judging.agreement import interval, noise, noise_beside_others
+from judging.agreement import top_quarter_recall as recall
+from judging.masks import (
+    Mask,
+    different_masks,
+    masks_from_json,
+    masks_of_search,
+    masks_to_json,
+    near_masks,
+)
+from judging.study import Plan, Study, Task, seconds_left, tasks
+from judging.table import Results, tables
+from judging.worker import Depth, FidelityWorker
 from ray_head import Head, stop_and_go_on
 from rich.console import Console
 from small_problem import small_problem
+from trained import Trained
 
 from fppmo_ray import Placement, Recipe, SearchSettings
 from fppmo_ray.distribution import (
@@ -37,29 +56,6 @@ from fppmo_ray.service.weights import to_arrays
 from fppmo_ray.service.workers.assignments import Basis, TrainingTask
 from fppmo_ray.service.workers.scoring_worker import ScoringWorker
 from fppmo_ray.training import Engine
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "jobs"))
-
-import cells
-import fidelity
-import fine_tuning
-from fine_tuning import TuningTask
-from judging import agreement
-from judging import worker as fidelity_worker
-from judging.agreement import interval, noise, noise_beside_others
-from judging.agreement import top_quarter_recall as recall
-from judging.masks import (
-    Mask,
-    different_masks,
-    masks_from_json,
-    masks_of_search,
-    masks_to_json,
-    near_masks,
-)
-from judging.study import Plan, Study, Task, seconds_left, tasks
-from judging.table import Results, tables
-from judging.worker import Depth, FidelityWorker
-from trained import Trained
 
 for module in (cells, fidelity_worker, fine_tuning):  # Ray's workers do not find them
     ray.cloudpickle.register_pickle_by_value(module)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
+import imagenet as job
 import pytest
 import torch
-from job_files import load_job
 
 from fppmo_ray import Placement, Recipe, SearchSettings, load_network
 from fppmo_ray.training import build_torchvision_network
@@ -18,12 +17,7 @@ SIZES = {"crop": 32, "resize": 36, "search_val": 40, "choose_val": 40}
 
 
 @pytest.fixture(scope="module")
-def job() -> ModuleType:
-    return load_job("imagenet")
-
-
-@pytest.fixture(scope="module")
-def settings(job: ModuleType) -> SearchSettings:
+def settings() -> SearchSettings:
     """The job's own, with next to no work."""
     return replace(
         job.SETTINGS,
@@ -50,7 +44,6 @@ def resnet18(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.usefixtures("local_ray")
 def test_the_job_halves_a_resnet_and_tells_top_1_and_top_5(
-    job: ModuleType,
     settings: SearchSettings,
     resnet18: Path,
     image_folder: Path,
@@ -86,7 +79,6 @@ def test_the_job_halves_a_resnet_and_tells_top_1_and_top_5(
     ],
 )
 def test_what_does_not_fit_is_refused_before_ray_is_asked(
-    job: ModuleType,
     settings: SearchSettings,
     resnet18: Path,
     image_folder: Path,

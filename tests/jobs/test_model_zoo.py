@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
-import pytest
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "jobs"))
-
 import model_zoo  # jobs are run, not installed
+import pytest
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torchvision's own

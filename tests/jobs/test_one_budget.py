@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-
-import pytest
-
-from fppmo_ray import Placement, SearchSettings
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "jobs"))
 
 import compare
 import fidelity
+import pytest
+
+from fppmo_ray import Placement, SearchSettings
 
 SETTINGS = SearchSettings(macs_cut=(0.4, 0.57))
 SENTENCE = r"macs_cut must be a single one here, got 0\.4,0\.57; give one of them"

@@ -4,36 +4,31 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import cells
+import fine_tuning
 import numpy as np
 import pytest
 import ray
-from rich.console import Console
-from small_problem import small_problem
-
-from fppmo_ray import Placement, Recipe, SearchSettings
-from fppmo_ray.pruning import importance
-from fppmo_ray.service.problem import Problem
-from fppmo_ray.training import PLAIN
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "jobs"))
-
-import cells
-import fine_tuning
 import recipes
 from fine_tuning import Tuner, TuningTask, TuningWorker
 from judging.masks import different_masks
+from rich.console import Console
 from selecting import both_weights
 from selecting.both_weights import look_at_both_weights
 from selecting.table import recipe_tables
 from selecting.variants import VARIANTS, recipe_of
+from small_problem import small_problem
 from trained import Trained
 
+from fppmo_ray import Placement, Recipe, SearchSettings
 from fppmo_ray.distribution import Budget
+from fppmo_ray.pruning import importance
+from fppmo_ray.service.problem import Problem
+from fppmo_ray.training import PLAIN
 
 for module in (cells, both_weights, fine_tuning):  # Ray's workers do not find them
     ray.cloudpickle.register_pickle_by_value(module)

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cells
 import numpy as np
 import pytest
 import ray
+import searches
 from rich.console import Console
 from small_problem import small_problem
+from trained import Trained
+from tuning_rules import worker as search_worker
+from tuning_rules.table import searches_table
+from tuning_rules.variants import VARIANTS, way_of
+from tuning_rules.worker import SearchTask, SearchWorker
 
 from fppmo_ray import Placement, SearchSettings
 from fppmo_ray.distribution import Feedback, MaskOptimizer
@@ -24,16 +30,6 @@ from fppmo_ray.service.weights import to_arrays
 from fppmo_ray.service.workers.assignments import Basis
 from fppmo_ray.service.workers.scoring_worker import ScoringWorker
 from fppmo_ray.training import PLAIN
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "jobs"))
-
-import cells
-import searches
-from trained import Trained
-from tuning_rules import worker as search_worker
-from tuning_rules.table import searches_table
-from tuning_rules.variants import VARIANTS, way_of
-from tuning_rules.worker import SearchTask, SearchWorker
 
 for module in (cells, search_worker):  # Ray's workers do not find them
     ray.cloudpickle.register_pickle_by_value(module)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from job_files import load_job
+import table
 
 
 def row(name: str, before: float, after: float, **budget: float) -> dict[str, object]:
@@ -25,7 +25,7 @@ def result(folder: Path, seed: int, *variants: dict[str, object]) -> Path:
 
 
 def printed(capsys: pytest.CaptureFixture[str], *paths: Path) -> list[str]:
-    load_job("table").main(paths)
+    table.main(paths)
     lines = capsys.readouterr().out.replace("│", " ").splitlines()
     return [" ".join(line.split()) for line in lines]
 
@@ -71,4 +71,4 @@ def test_runs_with_different_budgets_are_refused(tmp_path: Path) -> None:
     one = result(tmp_path, 0, row("fppmo", 0.5, 0.8))
     several = result(tmp_path, 1, row("fppmo", 0.5, 0.8, budget=0.4))
     with pytest.raises(ValueError, match=r"the same budgets, got \[\[None\], \[0\.4\]\]"):
-        load_job("table").main((one, several))
+        table.main((one, several))

@@ -6,12 +6,11 @@ import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from job_files import load_job
+import tune_cifar10 as job
 
 from fppmo_ray import Placement, Recipe, SearchSettings, load_network
 from fppmo_ray.service.stopping import SearchStopped
@@ -31,11 +30,6 @@ SETTINGS = SearchSettings(
 RUNGS = (0, 1, 2)
 
 pytestmark = pytest.mark.filterwarnings("ignore:channel groups left whole")  # option-A shortcuts
-
-
-@pytest.fixture(scope="module")
-def job() -> ModuleType:
-    return load_job("tune_cifar10")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +56,7 @@ def stop_after_the_first_trial(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("local_ray")
 def test_the_job_ends_with_the_best_trials_network(
-    job: ModuleType, flags: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    flags: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_dir = tmp_path / "run"
     job.main(settings=SETTINGS, run_dir=run_dir, resume_or_start=True, **flags)
@@ -83,7 +77,7 @@ def plain_interrupts() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("plain_interrupts")
-def test_the_first_sigterm_interrupts_and_the_second_does_what_it_did(job: ModuleType) -> None:
+def test_the_first_sigterm_interrupts_and_the_second_does_what_it_did() -> None:
     handler = signal.getsignal(signal.SIGTERM)
     with job._stopped_by_sigterm():
         with pytest.raises(KeyboardInterrupt):
@@ -97,7 +91,6 @@ def test_the_first_sigterm_interrupts_and_the_second_does_what_it_did(job: Modul
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_stopped_job_goes_on_alike_and_ends_with_the_best_trials_network(
-    job: ModuleType,
     flags: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -118,16 +111,14 @@ def test_a_stopped_job_goes_on_alike_and_ends_with_the_best_trials_network(
 
 
 def test_a_time_limit_that_tune_does_not_have_is_refused(
-    job: ModuleType, flags: dict[str, Any], tmp_path: Path
+    flags: dict[str, Any], tmp_path: Path
 ) -> None:
     limited = flags | {"placement": Placement(workers=1, score_timeout=60)}
     with pytest.raises(ValueError, match="Tune has no limit for a trial's time: leave --score-t"):
         job.main(settings=SETTINGS, run_dir=tmp_path / "run", **limited)
 
 
-def test_what_ended_before_tune_had_saved_a_state_is_begun_again(
-    job: ModuleType, tmp_path: Path
-) -> None:
+def test_what_ended_before_tune_had_saved_a_state_is_begun_again(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     for name in ("tuner.pkl", "experiment_state-2026.json"):
@@ -138,8 +129,6 @@ def test_what_ended_before_tune_had_saved_a_state_is_begun_again(
         job._require_fit(run_dir, resume=False)
 
 
-def test_resuming_nothing_is_refused(
-    job: ModuleType, flags: dict[str, Any], tmp_path: Path
-) -> None:
+def test_resuming_nothing_is_refused(flags: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--resume: .* holds no experiment; start it without"):
         job.main(settings=SETTINGS, run_dir=tmp_path / "run", resume=True, **flags)

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "jobs"))
-
 from tuning_rules.candidates import DEFAULTS
 from tuning_rules.landscapes import landscape
 from tuning_rules.spaces import SPACES, cifar_space
