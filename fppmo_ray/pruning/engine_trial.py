@@ -18,11 +18,13 @@ class EngineTrial:
 
     engine: Engine
     seconds: float | None
-    """Of a whole score, extrapolated from some of its steps; None: it was not measured."""
+    """Of a whole score, extrapolated from some of its steps; None: there is no measurement."""
     val_loss: float | None
     """After those steps; engines that agree differ by rounding."""
     error: str | None = None
-    """Why it was not measured: it does not run, or would be slower for sure."""
+    """Why it does not run."""
+    left_out: str | None = None
+    """Why it was not even tried: it would be slower for sure."""
 
 
 def try_engine(candidate: Candidate, given: Engine) -> EngineTrial:
@@ -37,7 +39,7 @@ def try_engine(candidate: Candidate, given: Engine) -> EngineTrial:
     engine = candidate.engine
     device = candidate.held_out.labels.device
     if engine.dtype != given.dtype and (why := slow_bfloat16(engine, device)):
-        return EngineTrial(engine=engine, seconds=None, val_loss=None, error=why)
+        return EngineTrial(engine=engine, seconds=None, val_loss=None, left_out=why)
     first = replace(candidate, fidelity=_shortest(candidate.fidelity))
     try:
         ScoreInRungs(first).measure_at(first.fidelity.steps)

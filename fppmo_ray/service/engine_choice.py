@@ -129,8 +129,10 @@ def _better(tried: list[EngineTrial], best: EngineTrial, first: EngineTrial) -> 
     """Those that are clearly faster than the best so far and agree with the first."""
     better = []
     for trial in tried:
-        if trial.seconds is None:
-            logger.info("engine %s is not used: %s", trial.engine, trial.error)
+        if trial.left_out is not None:
+            logger.info("engine %s is not tried: %s", trial.engine, trial.left_out)
+        elif trial.seconds is None:
+            logger.warning("engine %s does not run here: %s", trial.engine, trial.error)
         elif not _agree(trial, first):
             logger.warning(
                 "engine %s is not used: its loss is %s, that of %s is %s",

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+_SLOW = 1.5  # bfloat16 over float32, above which nobody can have wanted it
+
 DType = Literal["float32", "bfloat16"]
 """Of convolutions and products in a forward pass (autocast); weights always stay float32."""
 
@@ -51,8 +53,6 @@ class Engine:
         }
         return ", ".join(way for way, is_used in ways.items() if is_used)
 
-
-_SLOW = 1.5  # bfloat16 over float32, above which nobody can have wanted it
 
 PLAIN = Engine()
 """The network as it is written, in float32."""

@@ -61,11 +61,27 @@ def test_an_engine_with_another_loss_is_not_used(caplog: pytest.LogCaptureFixtur
 
 def test_an_engine_that_does_not_run_is_named_and_left(caplog: pytest.LogCaptureFixture) -> None:
     trials = {PLAIN: (4.0, 2.0), Engine(fold_batchnorm=True): "cannot be followed"}
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.WARNING):
         fact = chosen(trials, [FOLDED])
     assert Engine(**fact.engine) == PLAIN
     assert fact.trials[1]["error"] == "cannot be followed"
-    assert f"engine {Engine(fold_batchnorm=True)} is not used: cannot be followed" in caplog.text
+    assert "does not run here: cannot be followed" in caplog.text
+
+
+def test_an_engine_that_is_left_out_is_told_without_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bfloat16 = Engine(dtype="bfloat16")
+    trials = {
+        PLAIN: EngineTrial(engine=PLAIN, seconds=4.0, val_loss=2.0),
+        bfloat16: EngineTrial(engine=bfloat16, seconds=None, val_loss=None, left_out="it is slow"),
+    }
+    with caplog.at_level(logging.INFO):
+        fact = choose_engine(PLAIN, [[BFLOAT16]], trials.__getitem__)
+    assert Engine(**fact.engine) == PLAIN
+    assert fact.trials[1]["left_out"] == "it is slow"
+    [told] = [record for record in caplog.records if "it is slow" in record.message]
+    assert told.levelno == logging.INFO
 
 
 def test_a_network_that_cannot_be_scored_at_all_ends_the_search() -> None:
