@@ -212,7 +212,11 @@ SEARCHES: dict[str, Callable[[Case, Context], Found]] = {
     "random": _own_search,
     "legr": partial(_rival_search, draw_of=_legr),
     "random-widths": partial(_rival_search, draw_of=_random_widths),
+    "legr-weighed": partial(_rival_search, draw_of=_legr),
+    "random-widths-weighed": partial(_rival_search, draw_of=_random_widths),
 }
+_WEIGHED = ("legr-weighed", "random-widths-weighed")
+"""Rivals that judge as FPPMO does, by weighed losses: what is left is how masks are proposed."""
 
 
 def foreign_choice(case: Case, memory: Path) -> Choice:
@@ -242,16 +246,16 @@ def settings_of(method: Method, settings: SearchSettings) -> SearchSettings:
     """The search's settings of a method: all alike but for the rule and the scores asked for.
 
     Rivals prune the weights as they are, in one shot, learn nothing by our rules and judge by loss
-    or accuracy alone: cells of theirs do not depend on ``--rule``, ``--capacity-weight``,
-    ``--adapt-epochs`` and ``--stages``. Those with a search of their own score every proposal at
-    once, whatever ``--screen-steps`` says.
+    or accuracy alone: cells of theirs do not depend on ``--rule``, ``--capacity-weight`` (but for
+    those named weighed), ``--adapt-epochs`` and ``--stages``. Those with a
+    search of their own score every proposal at once, whatever ``--screen-steps`` says.
     """
     is_rival = method.is_search and method.name != FPPMO
     if is_rival:
         settings = replace(
             settings,
             rule="random",
-            capacity_weight=0.0,
+            capacity_weight=settings.capacity_weight if method.name in _WEIGHED else 0.0,
             adapt_epochs=0,
             tune_from="given",
             stages=(),
@@ -288,5 +292,8 @@ def control(case: Case, name: str, chosen: BoolArray, untrained: Arrays) -> Choi
 DENSE = "dense"
 CONTROLS = (DENSE, "scratch", "chosen-widths-l1", "chosen-widths-random")
 FIRST_GROUP = (UNIFORM, "fpgm", "global-l1", "bn-scale", "random", "legr", FPPMO)
-SECOND_GROUP = ("taylor", "random-widths", "torch-pruning", "torch-pruning-global", FASTNAS)
+SECOND_GROUP = (
+    *("taylor", "random-widths", *_WEIGHED),
+    *("torch-pruning", "torch-pruning-global", FASTNAS),
+)
 METHODS = (*FIRST_GROUP, *SECOND_GROUP, *CONTROLS)

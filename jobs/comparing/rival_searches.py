@@ -22,6 +22,7 @@ from fppmo_ray.distribution import (
     Proposal,
     pack_mask,
 )
+from fppmo_ray.distribution.capacity import capacity_factor
 from fppmo_ray.distribution.logits import layer_mean
 from fppmo_ray.service.probability_model import Advance
 from fppmo_ray.service.record.artifacts import IMPORTANCE_ONLY
@@ -102,8 +103,13 @@ class RivalSearch:
             if item is None or item.val_loss is None or item.val_accuracy is None:
                 continue
             by_loss = self._settings.rank_by == "val_loss"
-            costs[proposal_id] = item.val_loss if by_loss else -item.val_accuracy
+            weighed = item.val_loss * self._capacity_factor(proposal_id)
+            costs[proposal_id] = weighed if by_loss else -item.val_accuracy
         return costs
+
+    def _capacity_factor(self, proposal_id: int) -> float:
+        keep, weight = self._masks[proposal_id], self._settings.capacity_weight
+        return capacity_factor(self._budget.space, keep, weight)
 
 
 def random_widths(budget: Budget, importance: FloatArray, seed: int) -> Draw:

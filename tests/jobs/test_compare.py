@@ -111,11 +111,12 @@ def scored(case: Case, search: RivalSearch, target: np.ndarray) -> list[tuple[Bo
     return [(keep, loss) for _, keep, loss in sorted(done, key=lambda item: item[0])]
 
 
-def legr_search(case: Case) -> RivalSearch:
+def legr_search(case: Case, capacity_weight: float = 0.0) -> RivalSearch:
     draw = LeGR(case.budget, case.importance("l2"), 320, seed=3)
     keep = one_shot(case, "uniform-l1").keep
     assert keep is not None
-    return RivalSearch(draw, case.budget, SETTINGS.optimizer_settings(), keep)
+    settings = replace(SETTINGS, capacity_weight=capacity_weight).optimizer_settings()
+    return RivalSearch(draw, case.budget, settings, keep)
 
 
 TARGET = np.array([2, 4, 10, 14, 5, 9, 52, 37, 41])
@@ -130,6 +131,30 @@ def test_legr_spends_all_its_scores_and_nears_what_they_reward(case: Case) -> No
     assert len(names) == 4
     assert names[0] == f"sample {int(np.argmin(losses))}"
     assert names[-1] == "importance-only"
+
+
+def test_a_weighed_rival_prefers_what_leaves_more_parameters_at_the_same_loss(case: Case) -> None:
+    search = legr_search(case, capacity_weight=2.0)
+    proposals = list(search.advance([]).proposals)
+    search.advance(
+        [Feedback(proposal_id=p.proposal_id, val_loss=1.0, val_accuracy=0.5) for p in proposals]
+    )
+    parameters = [case.problem.tracing.space.parameters(p.keep) for p in proposals]
+    assert search.finalists()[0].name == f"sample {int(np.argmax(parameters))}"
+
+
+def test_rivals_judge_by_losses_as_they_are_unless_named_weighed() -> None:
+    weights = {
+        name: settings_of(method_of(name), replace(SETTINGS, capacity_weight=2.0)).capacity_weight
+        for name in ("fppmo", "random", "legr", "random-widths", "legr-weighed")
+    }
+    assert weights == {
+        "fppmo": 2.0,
+        "random": 0.0,
+        "legr": 0.0,
+        "random-widths": 0.0,
+        "legr-weighed": 2.0,
+    }
 
 
 def test_a_rival_told_a_whole_journal_proposes_the_same_masks(case: Case) -> None:
