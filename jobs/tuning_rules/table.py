@@ -32,7 +32,7 @@ def searches_table(records: Sequence[Record]) -> Table:
     for variant in sorted(rows, key=lambda variant: _mean(rows[variant], _MODE, "loss")):
         of_seed = rows[variant]
         table.add_row(
-            variant,
+            variant.replace(",", ",\n"),  # a line for each setting, or the figures have no room
             str(len(of_seed)),
             f"{fmean(record.figures['scores'] for record in of_seed.values()):.0f}",
             f"{_mean(of_seed, _MODE, 'loss'):.3f}",
