@@ -42,11 +42,13 @@ def require_fastnas() -> None:
     Raises:
         ValueError: it is not installed.
     """
-    missing = [name for name in ("modelopt", "torchprofile") if not importlib.util.find_spec(name)]
+    needed = ("modelopt", "huggingface_hub", "torchprofile")  # it imports the second unasked
+    missing = [name for name in needed if not importlib.util.find_spec(name)]
     if missing:
         raise ValueError(
-            f"method fastnas needs {' and '.join(missing)}, which is not installed: "
-            "pip install nvidia-modelopt torchprofile==0.0.4, or leave the method out"
+            f"method fastnas needs {', '.join(missing)}, which is not installed: "
+            "pip install nvidia-modelopt huggingface_hub torchprofile==0.0.4, "
+            "or leave the method out"
         )
 
 

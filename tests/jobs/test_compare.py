@@ -220,7 +220,9 @@ def test_a_mask_is_read_from_weights_in_any_order(case: Case) -> None:
 
 def test_fastnas_is_refused_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="needs modelopt and torchprofile, which is not installed"):
+    with pytest.raises(
+        ValueError, match="needs modelopt, huggingface_hub, torchprofile, which is not installed"
+    ):
         require_fastnas()
 
 
