@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from cells import Record
 
-from comparing.methods import DENSE, FPPMO, UNIFORM
+from comparing.methods import DENSE, FPPMO, SCRATCH, UNIFORM
 from comparing.table import Rows, accuracies_on_test, by_cut
 
 if TYPE_CHECKING:
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 def draw_comparison(records: Iterable[Record], path: Path) -> None:
     """Write the figure; nothing is drawn where no method was measured.
+
+    What was trained from random weights is left to the table: it lies so far below after a short
+    fine-tuning that it would press all others together.
 
     Raises:
         ValueError: the records are not of one comparison.
@@ -31,7 +34,7 @@ def draw_comparison(records: Iterable[Record], path: Path) -> None:
     axes: list[Axes] = list(figure.subplots(1, 3))
     first, second, third = axes
     names = list(dict.fromkeys(method for rows in cuts.values() for method in rows))
-    plain = [name for name in names if "@" not in name]
+    plain = [name for name in names if "@" not in name and name != SCRATCH]
     colours = dict(zip(plain, _colours(len(plain)), strict=True))
     _draw_macs(first, cuts, colours)
     cut, rows = max(cuts.items(), key=lambda item: len(item[1]))

@@ -277,7 +277,7 @@ def control(case: Case, name: str, chosen: BoolArray, untrained: Arrays) -> Choi
         chosen: FPPMO's mask.
         untrained: Fresh dense weights.
     """
-    if name == "scratch":
+    if name == SCRATCH:
         return Choice(keep=chosen, weights=untrained)
     space = case.problem.tracing.space
     if name == "chosen-widths-l1":
@@ -289,8 +289,8 @@ def control(case: Case, name: str, chosen: BoolArray, untrained: Arrays) -> Choi
     return Choice(keep=with_widths(space, space.widths(chosen), order), weights=case.trained)
 
 
-DENSE = "dense"
-CONTROLS = (DENSE, "scratch", "chosen-widths-l1", "chosen-widths-random")
+DENSE, SCRATCH = "dense", "scratch"
+CONTROLS = (DENSE, SCRATCH, "chosen-widths-l1", "chosen-widths-random")
 FIRST_GROUP = (UNIFORM, "fpgm", "global-l1", "bn-scale", "random", "legr", FPPMO)
 SECOND_GROUP = (
     *("taylor", "random-widths", *_WEIGHED),
