@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fppmo_ray.distribution import RULES, UpdateRule
-from fppmo_ray.distribution.rules import Elite, LayerES, Ridge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,16 +19,30 @@ class Candidate:
     """Of ``OptimizerSettings``, where they differ from the defaults."""
 
 
-DEFAULTS = tuple(Candidate(name=name, rule=rule) for name, rule in RULES.items())
+_DEFAULT = "layer_es"  # of searches
+DEFAULTS = tuple(
+    Candidate(name=name, rule=RULES[name])
+    for name in sorted(RULES, key=lambda name: name != _DEFAULT)
+)
+"""All rules as they come, the default one first."""
 
-_RIDGE: Mapping[str, tuple[float, ...]] = {
-    "layer_step": (0.05, 0.2),
-    "filter_step": (0.1, 0.4),
-    "memory": (0.8, 1.0),
-    "width_scale": (1.0, 4.0),
-    "penalty": (0.1, 1.0),
-    "sigma": (0.0, 0.5),
-    "scale": (0.4, 1.0),
+_STEPS: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
+    _DEFAULT: {
+        "layer_step": (0.35, 1.4),
+        "filter_step": (0.25, 1.0, 2.0),
+        "sigma": ((0.6, 0.15), (0.35, 0.35)),
+        "temperatures": ((0.5, 0.3), (1.0, 1.0)),
+    },
+    "ridge": {
+        "layer_step": (0.05, 0.2),
+        "filter_step": (0.1, 0.4),
+        "memory": (0.8, 1.0),
+        "width_scale": (1.0, 4.0),
+        "penalty": (0.1, 1.0),
+        "sigma": (0.0, 0.5),
+        "scale": (0.4, 1.0),
+    },
+    "elite": {"step": (0.3,)},
 }
 _LAYOUTS: tuple[Mapping[str, Any], ...] = (
     {"population_size": 8},
@@ -39,28 +52,22 @@ _LAYOUTS: tuple[Mapping[str, Any], ...] = (
 
 
 def variations() -> list[Candidate]:
-    """The rules, ridge with one setting changed at a time, others with other steps."""
-    ridge = [
-        Candidate(name=f"ridge {name} {value}", rule=replace(Ridge(), **{name: value}))
-        for name, values in _RIDGE.items()
+    """The rules, the default one first, then each with one of its settings changed at a time."""
+    stepped = [
+        Candidate(name=f"{rule} {name} {value}", rule=_with(RULES[rule], name, value))
+        for rule, settings in _STEPS.items()
+        for name, values in settings.items()
         for value in values
     ]
     laid_out = [
-        Candidate(name=f"ridge {name} {value}", rule=Ridge(), settings={name: value})
+        Candidate(name=f"{_DEFAULT} {name} {value}", rule=RULES[_DEFAULT], settings={name: value})
         for layout in _LAYOUTS
         for name, value in layout.items()
     ]
-    others = [
-        Candidate(
-            name=f"layer_es {layer} {filters}",
-            rule=LayerES(layer_step=layer, filter_step=filters),
-        )
-        for layer, filters in ((1.0, 1.0), (1.0, 2.0))
-    ]
-    return [
-        *DEFAULTS,
-        *ridge,
-        *laid_out,
-        *others,
-        Candidate(name="elite 0.3", rule=Elite(step=0.3)),
-    ]
+    return [*DEFAULTS, *laid_out, *stepped]
+
+
+def _with(rule: Any, name: str, value: object) -> UpdateRule:
+    """The rule, a dataclass, with another value of one of its settings."""
+    changed: UpdateRule = replace(rule, **{name: value})
+    return changed

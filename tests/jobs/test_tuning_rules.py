@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tuning_rules.candidates import DEFAULTS
+from tuning_rules.candidates import DEFAULTS, variations
 from tuning_rules.landscapes import landscape
 from tuning_rules.spaces import SPACES, cifar_space
 from tuning_rules.study import rows
 
+from fppmo_ray import SearchSettings
+from fppmo_ray.distribution import RULES
 from fppmo_ray.distribution.logits import uniform_priority
 
 
@@ -34,6 +36,14 @@ def test_a_landscape_is_a_function_of_its_number():
     keep = np.ones((1, one.space.num_filters), dtype=bool)
     keep[0, ::3] = False
     assert one.loss(keep) == same.loss(keep) != other.loss(keep)
+
+
+def test_variations_are_compared_with_the_default_rule_and_none_repeats_another():
+    first, *others = variations()
+    assert first.rule == RULES[SearchSettings(macs_cut=0.5).rule]
+    assert not first.settings
+    ways = [(item.rule, *item.settings.items()) for item in (first, *others)]
+    assert len(set(ways)) == len(ways)
 
 
 def test_candidates_are_compared_with_the_first_on_the_same_landscapes():
