@@ -70,10 +70,10 @@ def start_logits(budget: Budget, importance: FloatArray) -> FloatArray:
             f"importance must be finite and > 0, got {importance[worst]} for filter {worst} in "
             f"{space.groups[space.group_of[worst]].name}; add a small constant to all of them"
         )
-    # Of half and of twice the spread, neither is better: searches of 320 proposals on landscapes
-    # like ResNet-20 / 56 / 50 (jobs/rules.py) gain 0.58 / 0.31 / 0.21 with half of it,
-    # 0.56 / 0.35 / 0.30 with it, 0.48 / 0.35 / 0.32 with twice; one of 640 on ResNet-20 ends at a
-    # loss of 0.917, 0.919 and 0.982.
+    # Half and twice the spread were tried once, by hand, and neither is better: searches of 320
+    # proposals on the landscapes of jobs/rules.py like ResNet-20 / 56 / 50 gain
+    # 0.58 / 0.31 / 0.21 with half of it, 0.56 / 0.35 / 0.30 with it, 0.48 / 0.35 / 0.32 with twice;
+    # one of 640 on ResNet-20 ends at a loss of 0.917, 0.919 and 0.982.
     z = _standardised(space, np.log(importance))
     share = _uniform_share(budget)
     offsets = _bisect(

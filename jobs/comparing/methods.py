@@ -207,16 +207,14 @@ def _random_widths(case: Case) -> Draw:
     return random_widths(case.budget, case.importance("l1"), case.settings.seed)
 
 
+_DRAWS: dict[str, Callable[[Case], Draw]] = {"legr": _legr, "random-widths": _random_widths}
+_WEIGHED = {f"{name}-weighed": draw for name, draw in _DRAWS.items()}
+"""Rivals that judge as FPPMO does, by weighed losses: what is left is how masks are proposed."""
 SEARCHES: dict[str, Callable[[Case, Context], Found]] = {
     FPPMO: _own_search,
     "random": _own_search,
-    "legr": partial(_rival_search, draw_of=_legr),
-    "random-widths": partial(_rival_search, draw_of=_random_widths),
-    "legr-weighed": partial(_rival_search, draw_of=_legr),
-    "random-widths-weighed": partial(_rival_search, draw_of=_random_widths),
+    **{name: partial(_rival_search, draw_of=draw) for name, draw in (_DRAWS | _WEIGHED).items()},
 }
-_WEIGHED = ("legr-weighed", "random-widths-weighed")
-"""Rivals that judge as FPPMO does, by weighed losses: what is left is how masks are proposed."""
 
 
 def foreign_choice(case: Case, memory: Path) -> Choice:
@@ -247,8 +245,8 @@ def settings_of(method: Method, settings: SearchSettings) -> SearchSettings:
 
     Rivals prune the weights as they are, in one shot, learn nothing by our rules and judge by loss
     or accuracy alone: cells of theirs do not depend on ``--rule``, ``--capacity-weight`` (but for
-    those named weighed), ``--adapt-epochs`` and ``--stages``. Those with a
-    search of their own score every proposal at once, whatever ``--screen-steps`` says.
+    those named weighed), ``--adapt-epochs`` and ``--stages``. Those with a search of their own
+    score every proposal at once, whatever ``--screen-steps`` says.
     """
     is_rival = method.is_search and method.name != FPPMO
     if is_rival:
