@@ -13,7 +13,7 @@ from rich.console import Console
 
 from fppmo_ray import cluster_commands
 from fppmo_ray.demo import demo
-from fppmo_ray.job import say_errors
+from fppmo_ray.job import exit_on_error
 
 
 def status(target: tyro.conf.Positional[str], /, *, address: str | None = None) -> None:
@@ -50,16 +50,16 @@ def export(
         constructor: What makes the dense network, where that is your own: ``MODULE:FUNCTION``,
             called without arguments; the module may lie in the working directory.
     """
-    from fppmo_ray.service.delivery import constructor_of, deliver
+    from fppmo_ray.service.export import export_result, load_constructor
 
     if constructor is not None:
         sys.path.insert(0, str(Path.cwd()))
-    paths = deliver(
+    paths = export_result(
         run_dir,
         output,
         format=format,
         macs_cut=macs_cut,
-        constructor=None if constructor is None else constructor_of(constructor),
+        constructor=None if constructor is None else load_constructor(constructor),
     )
     for path in paths:
         print(path)
@@ -122,7 +122,7 @@ def main() -> None:
         "logs": cluster_commands.logs,
         "stop": cluster_commands.stop,
     }
-    say_errors(
+    exit_on_error(
         lambda: tyro.extras.subcommand_cli_from_dict(
             commands, prog="fppmo-ray", args=arguments, config=(tyro.conf.OmitArgPrefixes,)
         )

@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from fppmo_ray.service.submitting.search_jobs import (
+from fppmo_ray.service.job_client.search_jobs import (
     SearchJob,
     find_job,
     follow_log,
@@ -20,7 +20,7 @@ from fppmo_ray.service.submitting.search_jobs import (
     search_jobs,
     stop_job,
 )
-from fppmo_ray.service.submitting.submission import Submission, send
+from fppmo_ray.service.job_client.submission import Submission, send
 
 _LAST_LINES = 8
 

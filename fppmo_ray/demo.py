@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from fppmo_ray.job import goes_on, present
+from fppmo_ray.job import resume_mode, show_result
 
 
 def demo(
@@ -34,7 +34,7 @@ def demo(
     from fppmo_ray.training.networks import build_network, source_of
 
     run_dir = run_dir or f"runs/digits-{datetime.now():%Y%m%d-%H%M%S}"
-    resuming = goes_on(run_dir, resume=resume, resume_or_start=resume_or_start)
+    resuming = resume_mode(run_dir, resume=resume, resume_or_start=resume_or_start)
     settings = SearchSettings(
         macs_cut=0.65,
         proposals=proposals,
@@ -59,4 +59,4 @@ def demo(
         resume=resuming,
         source=source_of("digits_cnn", 10),
     )
-    present(run_dir)
+    show_result(run_dir)

@@ -14,10 +14,10 @@ import tyro
 from rich.console import Console
 
 from fppmo_ray.flags import comma_lists
+from fppmo_ray.service.job_client import submission
 from fppmo_ray.service.record.run_directory import require_fit
 from fppmo_ray.service.record.storage import local_folder, location_of
 from fppmo_ray.service.stopping import SearchStopped
-from fppmo_ray.service.submitting import submission
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +33,10 @@ def run_job(job: Callable[..., None]) -> None:
     came from.
     """
     config = (tyro.conf.OmitArgPrefixes,)
-    say_errors(lambda: tyro.cli(job, config=config, registry=comma_lists()))
+    exit_on_error(lambda: tyro.cli(job, config=config, registry=comma_lists()))
 
 
-def say_errors(run: Callable[[], object]) -> None:
+def exit_on_error(run: Callable[[], object]) -> None:
     """Run with a log on stderr; end the process with a sentence where the user can mend it."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     warnings.showwarning = _log_warning
@@ -71,7 +71,7 @@ def require_lasting(run_dir: str | Path) -> None:
         submission.require_lasting(run_dir)
 
 
-def goes_on(run_dir: str | Path, *, resume: bool, resume_or_start: bool = False) -> bool | None:
+def resume_mode(run_dir: str | Path, *, resume: bool, resume_or_start: bool = False) -> bool | None:
     """How a job is to resume; an unfit run directory is refused before anything is loaded.
 
     Args:
@@ -92,7 +92,7 @@ def goes_on(run_dir: str | Path, *, resume: bool, resume_or_start: bool = False)
     return wanted
 
 
-def present(run_dir: str | Path) -> None:
+def show_result(run_dir: str | Path) -> None:
     """Draw a finished search's figures and print its table: the end of every job."""
     from fppmo_ray.report import draw_figures, print_result
 

@@ -31,7 +31,7 @@ from fppmo_ray import (
     search,
 )
 from fppmo_ray.durable_files import write_whole
-from fppmo_ray.job import goes_on, present, run_job
+from fppmo_ray.job import resume_mode, run_job, show_result
 from fppmo_ray.training import DatasetName, load_weights
 
 _SIGMA = 25 / 255
@@ -124,7 +124,7 @@ def main(
         resume: Go on with the search in the run directory.
         resume_or_start: The same, but begin it where there is none yet.
     """
-    resuming = goes_on(run_dir, resume=resume, resume_or_start=resume_or_start)
+    resuming = resume_mode(run_dir, resume=resume, resume_or_start=resume_or_start)
     denoising = _denoising(dataset, data, steps)
     channels = denoising.train.shape[3]
     torch.manual_seed(settings.seed)
@@ -145,7 +145,7 @@ def main(
         measure="PSNR, dB",
     )
     search(dense, task, settings, run_dir=run_dir, placement=placement, resume=resuming)
-    present(run_dir)
+    show_result(run_dir)
 
 
 def _denoising(name: DatasetName, data: Path | None, steps: int) -> Denoising:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fppmo_ray import Placement, Recipe, SearchSettings, search
-from fppmo_ray.job import goes_on, present, run_job
+from fppmo_ray.job import resume_mode, run_job, show_result
 from fppmo_ray.training import (
     build_torchvision_network,
     load_imagenet,
@@ -79,7 +79,7 @@ def main(
         resume: Go on with the search in the run directory.
         resume_or_start: The same, but begin it where there is none yet.
     """
-    resuming = goes_on(run_dir, resume=resume, resume_or_start=resume_or_start)
+    resuming = resume_mode(run_dir, resume=resume, resume_or_start=resume_or_start)
     if weights is None and not settings.baseline_epochs:
         raise ValueError("an untrained network tells nothing: give --weights or --baseline-epochs")
     dataset = load_imagenet(data, crop=crop, resize=resize, interpolation=interpolation)
@@ -101,7 +101,7 @@ def main(
         resume=resuming,
         source=torchvision_source(network, dataset.num_classes),
     )
-    present(run_dir)
+    show_result(run_dir)
 
 
 if __name__ == "__main__":

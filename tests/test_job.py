@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fppmo_ray.job import goes_on, require_lasting, say_errors
+from fppmo_ray.job import exit_on_error, require_lasting, resume_mode
 from fppmo_ray.service.record.facts import Started
 from fppmo_ray.service.record.run_directory import open_run
 
@@ -26,17 +26,17 @@ def test_a_job_that_is_started_again_while_it_is_about_to_begin_elsewhere_goes_o
     tmp_path: Path,
 ) -> None:
     run_dir = str(tmp_path / "run")
-    resume = goes_on(run_dir, resume=False, resume_or_start=True)
+    resume = resume_mode(run_dir, resume=False, resume_or_start=True)
     with open_run(run_dir, resume=False, started=STARTED):
         pass  # the other one, while this one loads its data
     with open_run(run_dir, resume=resume, started=STARTED) as run:
         assert run.facts == [STARTED]
-    assert goes_on(run_dir, resume=True)
+    assert resume_mode(run_dir, resume=True)
 
 
 def test_a_run_directory_that_does_not_fit_the_flags_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no journal"):
-        goes_on(str(tmp_path), resume=True)
+        resume_mode(str(tmp_path), resume=True)
 
 
 def test_an_interrupt_ends_in_a_word(capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,6 +44,6 @@ def test_an_interrupt_ends_in_a_word(capsys: pytest.CaptureFixture[str]) -> None
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as end:
-        say_errors(interrupted)
+        exit_on_error(interrupted)
     assert end.value.code == 130
     assert capsys.readouterr().err == "interrupted\n"

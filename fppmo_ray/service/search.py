@@ -18,6 +18,7 @@ from fppmo_ray.service.conclusion import conclude
 from fppmo_ray.service.connection import connection, package_versions
 from fppmo_ray.service.engine_choice import settle_engine
 from fppmo_ray.service.finalists import Choice, choose
+from fppmo_ray.service.job_client.submission import search_id
 from fppmo_ray.service.latency_limit import with_latency
 from fppmo_ray.service.model_handle import ModelHandle
 from fppmo_ray.service.pool.own_modules import carried
@@ -31,7 +32,6 @@ from fppmo_ray.service.scoring import Proposer, Scoring, score_proposals
 from fppmo_ray.service.settings import Placement, SearchSettings
 from fppmo_ray.service.stages import Stage, in_one_shot, tune_between
 from fppmo_ray.service.stopping import stop_on_signal
-from fppmo_ray.service.submitting.submission import search_id
 from fppmo_ray.service.task import Task, settings_of_task
 from fppmo_ray.service.task_problem import TaskProblem, state_task
 from fppmo_ray.service.watching.progress import Progress, watch

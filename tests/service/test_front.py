@@ -19,9 +19,9 @@ from fppmo_ray import (
     load_network,
     search,
 )
-from fppmo_ray.job import present
+from fppmo_ray.job import show_result
 from fppmo_ray.report import print_status
-from fppmo_ray.service.delivery import deliver
+from fppmo_ray.service.export import export_result
 from fppmo_ray.service.record.facts import Asked, Chosen, EpochFinished, Fact, Scored
 from fppmo_ray.service.record.run_directory import JOURNAL, read_journal
 from fppmo_ray.training import build_network, evaluate, open_images, source_of
@@ -61,7 +61,7 @@ def run(run_dir: Path, *, resume: bool = False, workers: int = 1) -> SearchResul
 def finished(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("runs") / "front"
     run(run_dir)
-    present(run_dir)
+    show_result(run_dir)
     return run_dir
 
 
@@ -118,7 +118,7 @@ def test_without_a_budget_neither_mask_nor_network_is_the_best(
     with pytest.raises(ValueError, match=f"{sentence} none"):
         result.network()
     with pytest.raises(ValueError, match=f"{sentence} 0.57"):
-        deliver(finished, tmp_path, macs_cut=0.57)
+        export_result(finished, tmp_path, macs_cut=0.57)
 
 
 @pytest.mark.slow
@@ -132,13 +132,13 @@ def test_the_record_holds_a_network_for_each_budget_and_the_front(
     print_status(finished, Console(file=text, width=200))
     for part in ("finished", "0.4, 0.65 of", "best on search-val, budget 0.65"):
         assert part in text.getvalue()
-    assert deliver(finished, tmp_path, macs_cut=0.65) == [
+    assert export_result(finished, tmp_path, macs_cut=0.65) == [
         tmp_path / "network-0.65.pt",
         tmp_path / "network-0.65.json",
     ]
     network = load_network(tmp_path / "network-0.65.json")
     images = torch.rand(2, 1, 8, 8)
-    [path] = deliver(finished, tmp_path, macs_cut=0.65, format="torch.export")
+    [path] = export_result(finished, tmp_path, macs_cut=0.65, format="torch.export")
     assert path == tmp_path / "network-0.65.pt2"
     torch.testing.assert_close(torch.export.load(path).module()(images), network(images))
 

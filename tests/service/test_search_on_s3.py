@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from fppmo_ray import Placement, Recipe, SearchResult, SearchSettings, cli, load_dataset, search
-from fppmo_ray.job import present
-from fppmo_ray.service.delivery import deliver
+from fppmo_ray.job import show_result
+from fppmo_ray.service.export import export_result
 from fppmo_ray.service.record.facts import (
     Asked,
     Chosen,
@@ -122,7 +122,7 @@ def test_the_network_on_s3_is_the_local_one(
 ) -> None:
     images = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(remote.network()(images), local.network()(images))
-    for path in deliver(str(remote.run_dir), tmp_path):
+    for path in export_result(str(remote.run_dir), tmp_path):
         assert path.read_bytes() == (Path(local.run_dir) / path.name).read_bytes()
 
 
@@ -138,7 +138,7 @@ def test_only_the_last_checkpoint_of_every_training_stays_on_s3(remote: SearchRe
 def test_table_and_figures_are_made_from_s3_and_kept_there(
     remote: SearchResult, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    present(remote.run_dir)
+    show_result(remote.run_dir)
     assert "4 scores of" in (printed := capsys.readouterr().out)
     assert f"run directory: {location_of(remote.run_dir)}" in printed
     assert set(open_storage(remote.run_dir).names("")) == {

@@ -13,9 +13,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from fppmo_ray.service.job_client.project_archive import pack
+from fppmo_ray.service.job_client.search_jobs import SearchJob, search_jobs
 from fppmo_ray.service.record.storage import local_folder, location_of, shows_credentials
-from fppmo_ray.service.submitting.project_archive import pack
-from fppmo_ray.service.submitting.search_jobs import SearchJob, search_jobs
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ Format = Literal["torch"] | ExchangeFormat
 """``torch``: the state dict and the recipe that rebuilds the network."""
 
 
-def deliver(
+def export_result(
     run_dir: str | Path,
     output: Path,
     *,
@@ -56,7 +56,7 @@ def deliver(
         return [export_network(network, target, format=format, example_inputs=inputs)]
 
 
-def constructor_of(name: str) -> Callable[[], nn.Module]:
+def load_constructor(name: str) -> Callable[[], nn.Module]:
     """The function called ``MODULE:FUNCTION``; its module is imported, and runs as it is.
 
     Raises:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from fppmo_ray.pruning import extract, save_network, trace
-from fppmo_ray.service.delivery import constructor_of, deliver
+from fppmo_ray.service.export import export_result, load_constructor
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 MY_NETWORK = """
@@ -76,7 +76,7 @@ def test_without_a_name_the_way_out_is_told(finished: Path) -> None:
 @pytest.mark.parametrize("name", ["", "make", "not_there:make", "torch.nn:NotThere"])
 def test_constructors_that_are_not_there_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"expected MODULE:FUNCTION as a constructor, got {name}"):
-        constructor_of(name)
+        load_constructor(name)
 
 
 def test_a_run_that_does_not_tell_its_inputs_is_handed_out_as_a_state_dict_alone(
@@ -84,12 +84,12 @@ def test_a_run_that_does_not_tell_its_inputs_is_handed_out_as_a_state_dict_alone
 ) -> None:
     (finished / "result.json").write_text(json.dumps({"settings": {"macs_cut": 0.5}}))
     output = tmp_path / "out"
-    weights, recipe = deliver(finished, output, constructor=dense_network)
+    weights, recipe = export_result(finished, output, constructor=dense_network)
     assert (weights, recipe) == (output / "network.pt", output / "network.json")
     with pytest.raises(ValueError, match="of a version that did not keep the inputs' shapes"):
-        deliver(finished, output, format="torch.export", constructor=dense_network)
+        export_result(finished, output, format="torch.export", constructor=dense_network)
 
 
 def test_a_constructor_of_another_network_is_refused(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected a network whose 0\.weight has length 8"):
-        deliver(finished, tmp_path / "out", constructor=nn.Identity)
+        export_result(finished, tmp_path / "out", constructor=nn.Identity)
