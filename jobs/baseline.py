@@ -102,7 +102,9 @@ def main(
     cell = Cell(name=CELL, key=_key(problem, seed))
     under_way = output.resolve() / "under-way"
 
-    task = TuningTask(keep=None, recipe=recipe, seed=seed, engine=problem.engine, folder=under_way)
+    task = TuningTask(
+        keep=None, recipe=recipe, seed=seed, compute=problem.compute, folder=under_way
+    )
     work = Work(name=f"training of {network}", method="measure", arguments=(task, leave_weights))
     with (
         connection(placement),
@@ -133,7 +135,7 @@ def _splits(labels: np.ndarray, rows: Path | None, seed: int) -> Splits:
 def _key(problem: Problem, seed: int) -> dict[str, object]:
     return {
         **fixed_key(problem),
-        "engine": asdict(problem.engine),
+        "engine": asdict(problem.compute),
         "recipe": recipe_key(problem.recipe),
         "seed": seed,
     }

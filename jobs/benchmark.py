@@ -80,7 +80,7 @@ def main(
     if scaling:
         console.print(scaling_table())
     elif scoring:
-        torch.set_num_threads(plan.engine.threads)
+        torch.set_num_threads(plan.compute.threads)
         if plan.device == "cpu":
             keep_freed_memory()  # as workers do
         console.print(*scoring_tables(networks, plan), sep="\n")

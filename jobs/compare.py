@@ -56,8 +56,8 @@ from rich.console import Console
 from fppmo_ray import Dataset, Placement, SearchSettings, Splits, load_dataset
 from fppmo_ray.distribution import BoolArray, unpack_mask
 from fppmo_ray.job import require_lasting, run_job
+from fppmo_ray.service.compute_choice import choose_compute, ways_to_try
 from fppmo_ray.service.connection import connection
-from fppmo_ray.service.engine_choice import settle_engine, ways_to_try
 from fppmo_ray.service.pool.work import Work
 from fppmo_ray.service.pool.worker_pool import WorkerPool, worker_pool
 from fppmo_ray.service.problem import Problem, identity_of, state_problem
@@ -66,7 +66,7 @@ from fppmo_ray.service.search import start_of
 from fppmo_ray.service.stopping import StopRequest
 from fppmo_ray.service.weights import Arrays, to_arrays
 from fppmo_ray.service.workers.scoring_worker import ScoringWorker
-from fppmo_ray.training import Engine, build_network, load_weights, splits_from_files
+from fppmo_ray.training import ComputeConfig, build_network, load_weights, splits_from_files
 
 logger = logging.getLogger(__name__)
 
@@ -202,8 +202,8 @@ class Comparison:
             splits=self._splits(seed),
             placement=self.placement,
         )
-        engine = self._engine(problem, settings, stop)
-        return Case(problem=problem, settings=settings, engine=engine)
+        compute = self._compute(problem, settings, stop)
+        return Case(problem=problem, settings=settings, compute=compute)
 
     def _splits(self, seed: int) -> Splits | None:
         search_val, choose_val = self.rows
@@ -213,19 +213,21 @@ class Comparison:
             self.dataset.train.labels, search_val=search_val, choose_val=choose_val, seed=seed
         )
 
-    def _engine(self, problem: Problem, settings: SearchSettings, stop: StopRequest) -> Engine:
-        """The engine of the cells that are there; else chosen as at the start of any search."""
+    def _compute(
+        self, problem: Problem, settings: SearchSettings, stop: StopRequest
+    ) -> ComputeConfig:
+        """The compute configuration of the cells that are there; else chosen as a search would."""
         if not any(ways_to_try(problem, settings)):
-            return problem.engine
+            return problem.compute
         for record in read_all(self.results).values():
-            return Engine(**record.key["engine"])
-        run_dir = self.work_dir / f"engine-{digest(identity_of(problem, settings))}"
+            return ComputeConfig(**record.key["engine"])
+        run_dir = self.work_dir / f"compute-{digest(identity_of(problem, settings))}"
         alone = replace(self, placement=replace(self.placement, workers=1))
         with (
             open_run(run_dir, resume=None, started=start_of(problem, settings)) as run,
             alone._pool(ScoringWorker, problem, stop) as pool,
         ):
-            return settle_engine(problem, settings, run, pool)
+            return choose_compute(problem, settings, run, pool)
 
     def _cell(self, case: Case, method: Method) -> Cell:
         return cell_of(case, method, self.network)
@@ -277,7 +279,7 @@ class Comparison:
             keep=choice.keep,
             recipe=case.settings.recipe,
             seed=case.settings.seed,
-            engine=case.engine,
+            compute=case.compute,
             folder=self._folder(cell) / "tuning",
         )
         look = partial(look_before_and_after, known=figures_of(case, choice))

@@ -44,7 +44,7 @@ from judging.table import Results, tables
 from judging.worker import FidelityWorker
 from rich.console import Console
 from torch import nn
-from trained import Trained, fixed_key, known_engine, settle_engine
+from trained import Trained, choose_compute, fixed_key, known_compute
 
 from fppmo_ray import Placement, SearchSettings
 from fppmo_ray.distribution import Budget
@@ -76,10 +76,10 @@ def main(
 
     Args:
         trained: Which network is pruned, and on what data.
-        settings: Budget, recipe, images and engine, as of a search; what is of its proposals, its
-            rule, its finalists and its baseline plays no part, nor do --score-steps and
-            --compensate but in the choice of the engine. --proposals says of how many scores the
-            cost is told, --rank-by which figure of a score counts.
+        settings: Budget, recipe, images and compute configuration, as of a search; what is of its
+            proposals, its rule, its finalists and its baseline plays no part, nor do --score-steps
+            and --compensate but in the choice of the compute configuration. --proposals says of how
+            many scores the cost is told, --rank-by which figure of a score counts.
         placement: Where it runs.
         plan: How much is measured.
         searches: Run directories of finished searches for the same cut: half of the masks are
@@ -98,7 +98,7 @@ def main(
     adapted = _adapted(plan.adapted_weights, problem.network)
     study = Study(
         problem=problem,
-        engine=known_engine(problem, settings, results),
+        compute=known_compute(problem, settings, results),
         adapted_weights=None if adapted is None else digest(adapted),
         masks=_masks(problem, settings, searches, plan.masks, results),
         plan=plan,
@@ -171,7 +171,7 @@ def _measure_missing(
     placement: Placement,
     folder: Path,
 ) -> Study:
-    """Do what is missing; the study with the engine that it was done with."""
+    """Do what is missing; the study with the compute configuration that it was done with."""
     with (
         connection(placement),
         stopped_by_signal(folder) as stop,
@@ -184,10 +184,10 @@ def _measure_missing(
             stop=stop,
         ) as pool,
     ):
-        if study.engine is None:
+        if study.compute is None:
             mask = study.masks[0].keep
-            engine = settle_engine(study.problem, settings, folder, pool, mask)
-            study = replace(study, engine=engine)
+            compute = choose_compute(study.problem, settings, folder, pool, mask)
+            study = replace(study, compute=compute)
         todo = tasks(study)
         records = done(folder, todo)
         say = _progress(study, todo, records, placement.workers)
@@ -203,7 +203,7 @@ def _measure_missing(
 
 
 def _print_tables(study: Study, settings: SearchSettings, folder: Path) -> None:
-    if study.engine is None:
+    if study.compute is None:
         raise ValueError(f"{folder} holds no results yet; measure some without --only-tables")
     todo = tasks(study)
     found = Results(tasks=todo, records=done(folder, todo), space=study.problem.tracing.space)

@@ -23,7 +23,7 @@ from fppmo_ray.service.pool.place import Place, here
 from fppmo_ray.service.problem import Problem, open_split, pruned_network
 from fppmo_ray.service.weights import Arrays, load_arrays
 from fppmo_ray.training import (
-    Engine,
+    ComputeConfig,
     Recipe,
     TrainingState,
     capture,
@@ -49,7 +49,7 @@ class TuningTask:
     keep: BoolArray | None
     recipe: Recipe
     seed: int
-    engine: Engine
+    compute: ComputeConfig
     folder: Path
     """Of its checkpoint and its curve, which all workers must see."""
 
@@ -106,10 +106,10 @@ class Tuner:
             task: What to train.
             weights: Dense ones to begin from; by default the problem's.
         """
-        torch.set_num_threads(task.engine.threads)
+        torch.set_num_threads(task.compute.threads)
         task.folder.mkdir(parents=True, exist_ok=True)
         checkpoint, curve = task.folder / "checkpoint.pt", task.folder / "epochs.json"
-        run = run_of(task.recipe, task.engine, task.seed)
+        run = run_of(task.recipe, task.compute, task.seed)
         network = self.untrained(task, weights)
         state = read_checkpoint(checkpoint, run)
         epochs: Epochs = []
@@ -139,11 +139,11 @@ class Tuner:
         if task.keep is not None:
             images = self.split("search_train")
             network = pruned_network(self._problem, network, task.keep, images)
-        lay_out(network, task.engine)
+        lay_out(network, task.compute)
         return network
 
     def look(self, network: nn.Module, split: str) -> Figures:
-        """Loss and accuracy in float32, as the service evaluates its results, whatever the engine.
+        """Loss and accuracy in float32, as the service evaluates its results.
 
         Args:
             network: Of the problem.
@@ -167,7 +167,7 @@ class Tuner:
             epoch=epoch,
             seed=task.seed,
             state=state,
-            engine=task.engine,
+            compute=task.compute,
             teacher=self._dense() if task.recipe.distillation_weight > 0 else None,
         )
         val = self.look(network, "choose_val")

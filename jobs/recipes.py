@@ -32,7 +32,7 @@ from rich.console import Console
 from selecting.both_weights import look_at_both_weights
 from selecting.table import recipe_tables
 from selecting.variants import VARIANTS, recipe_of
-from trained import Trained, fixed_key, known_engine, settle_engine
+from trained import Trained, choose_compute, fixed_key, known_compute
 
 from fppmo_ray import Placement, SearchSettings
 from fppmo_ray.distribution import Budget, pack_mask
@@ -44,7 +44,7 @@ from fppmo_ray.service.pool.worker_pool import worker_pool
 from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.stopping import StopRequest
 from fppmo_ray.service.workers.scoring_worker import ScoringWorker
-from fppmo_ray.training import Engine
+from fppmo_ray.training import ComputeConfig
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +89,8 @@ def main(
 
     Args:
         trained: Which network is pruned, and on what data.
-        settings: Budget, recipe and engine, as of a search; what is of scores and proposals plays
-            no part but in the choice of the engine.
+        settings: Budget, recipe and compute, as of a search; what is of scores and proposals plays
+            no part but in the choice of the compute configuration.
         placement: Where it runs.
         plan: What is measured.
         results: Folder that keeps every fine-tuning in a file.
@@ -130,7 +130,7 @@ def _masks(problem: Problem, settings: SearchSettings, searches: Sequence[str]) 
 
 
 def _measure_missing(selection: Selection, placement: Placement, stop: StopRequest) -> None:
-    engine = _engine(selection, placement, stop)
+    compute = _compute(selection, placement, stop)
 
     def clear(cell: Cell, _: Record) -> None:
         shutil.rmtree(folder_under_way(selection.work_dir, cell), ignore_errors=True)
@@ -142,22 +142,22 @@ def _measure_missing(selection: Selection, placement: Placement, stop: StopReque
         demand=placement.demand,
         stop=stop,
     ) as pool:
-        measure_missing(selection.results, _works(selection, engine), pool, on_kept=clear)
+        measure_missing(selection.results, _works(selection, compute), pool, on_kept=clear)
 
 
-def _engine(selection: Selection, placement: Placement, stop: StopRequest) -> Engine:
-    """The engine of the cells that are there; else chosen as at the start of a search."""
+def _compute(selection: Selection, placement: Placement, stop: StopRequest) -> ComputeConfig:
+    """The compute configuration of the cells that are there; else chosen as a search would."""
     problem, settings, results = selection.problem, selection.settings, selection.results
-    engine = known_engine(problem, settings, results)
-    if engine is not None:
-        return engine
+    compute = known_compute(problem, settings, results)
+    if compute is not None:
+        return compute
     with worker_pool(
         ScoringWorker, problem, num_workers=1, demand=placement.demand, stop=stop
     ) as pool:
-        return settle_engine(problem, settings, results, pool, selection.masks[0].keep)
+        return choose_compute(problem, settings, results, pool, selection.masks[0].keep)
 
 
-def _works(selection: Selection, engine: Engine) -> Iterator[tuple[Cell, Work]]:
+def _works(selection: Selection, compute: ComputeConfig) -> Iterator[tuple[Cell, Work]]:
     """Every cell with its work, in an order in which an early stop leaves the most."""
     plan, fixed = selection.plan, fixed_key(selection.problem)
     for seed in plan.seeds:
@@ -166,7 +166,7 @@ def _works(selection: Selection, engine: Engine) -> Iterator[tuple[Cell, Work]]:
             for number, mask in enumerate(selection.masks):
                 key = {
                     **fixed,
-                    "engine": asdict(engine),
+                    "engine": asdict(compute),
                     "variant": variant,
                     "recipe": asdict(recipe),
                     "mask": mask.name,
@@ -178,7 +178,7 @@ def _works(selection: Selection, engine: Engine) -> Iterator[tuple[Cell, Work]]:
                     keep=mask.keep,
                     recipe=recipe,
                     seed=seed,
-                    engine=engine,
+                    compute=compute,
                     folder=folder_under_way(selection.work_dir, cell),
                 )
                 yield (
@@ -189,10 +189,10 @@ def _works(selection: Selection, engine: Engine) -> Iterator[tuple[Cell, Work]]:
 
 def _print_tables(selection: Selection) -> None:
     settings, results = selection.settings, selection.results
-    engine = known_engine(selection.problem, settings, results)
-    if engine is None:
+    compute = known_compute(selection.problem, settings, results)
+    if compute is None:
         raise ValueError(f"{results} holds no results yet; measure some without --only-tables")
-    found = [find(results, cell) for cell, _ in _works(selection, engine)]
+    found = [find(results, cell) for cell, _ in _works(selection, compute)]
     records = [record for record in found if record is not None]
     tables = recipe_tables(records, default_ema_decay=settings.recipe.ema_decay)
     Console(width=150).print(*tables, sep="\n")

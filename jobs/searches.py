@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from cells import Cell, Record, find, folder_under_way, measure_missing, stopped_by_signal
 from rich.console import Console
-from trained import Trained, fixed_key, known_engine, settle_engine
+from trained import Trained, choose_compute, fixed_key, known_compute
 from tuning_rules.table import searches_table
 from tuning_rules.variants import VARIANTS, Way, way_of
 from tuning_rules.worker import SearchTask, SearchWorker
@@ -31,7 +31,7 @@ from fppmo_ray.service.connection import connection
 from fppmo_ray.service.pool.work import Work
 from fppmo_ray.service.pool.worker_pool import WorkerPool, worker_pool
 from fppmo_ray.service.problem import Problem
-from fppmo_ray.training import Engine
+from fppmo_ray.training import ComputeConfig
 
 _OF_SEARCHES = (
     *("macs_cut", "min_keep", "width_multiple", "compensate", "importance"),
@@ -94,39 +94,41 @@ def main(
                 stop=stop,
             ) as pool,
         ):
-            engine = _engine(problem, settings, results, pool)
+            compute = _compute(problem, settings, results, pool)
             folder = (work_dir or results / "under-way").resolve()
 
             def clear(cell: Cell, _: Record) -> None:
                 shutil.rmtree(folder_under_way(folder, cell), ignore_errors=True)
 
-            works = _works(problem, ways, plan, engine, folder)
+            works = _works(problem, ways, plan, compute, folder)
             measure_missing(results, works, pool, on_kept=clear)
     _print_table(problem, settings, ways, plan, results)
 
 
-def _engine(problem: Problem, settings: SearchSettings, results: Path, pool: WorkerPool) -> Engine:
-    """The engine of the cells that are there; else chosen as at the start of a search."""
-    engine = known_engine(problem, settings, results)
-    if engine is not None:
-        return engine
+def _compute(
+    problem: Problem, settings: SearchSettings, results: Path, pool: WorkerPool
+) -> ComputeConfig:
+    """The compute configuration of the cells that are there; else chosen as a search would."""
+    compute = known_compute(problem, settings, results)
+    if compute is not None:
+        return compute
     space = problem.tracing.space
     mask = Budget.from_cut(space, settings.only_macs_cut()).fill(np.zeros(space.num_filters))
-    return settle_engine(problem, settings, results, pool, mask)
+    return choose_compute(problem, settings, results, pool, mask)
 
 
 def _works(
-    problem: Problem, ways: dict[str, Way], plan: Plan, engine: Engine, folder: Path
+    problem: Problem, ways: dict[str, Way], plan: Plan, compute: ComputeConfig, folder: Path
 ) -> Iterator[tuple[Cell, Work]]:
     """Every cell with its work, seed by seed."""
-    fixed = {**fixed_key(problem), "engine": asdict(engine)}
+    fixed = {**fixed_key(problem), "engine": asdict(compute)}
     for seed in plan.seeds:
         for variant, way in ways.items():
             cell = Cell(name=f"{variant}-s{seed}", key={**fixed, **_key(variant, way, seed)})
             task = SearchTask(
                 settings=replace(way.settings, seed=seed),
                 rule=way.rule,
-                engine=engine,
+                compute=compute,
                 folder=folder_under_way(folder, cell),
             )
             yield cell, Work(name=cell.name, method="measure", arguments=(task,))
@@ -146,10 +148,10 @@ def _key(variant: str, way: Way, seed: int) -> dict[str, Any]:
 def _print_table(
     problem: Problem, settings: SearchSettings, ways: dict[str, Way], plan: Plan, results: Path
 ) -> None:
-    engine = known_engine(problem, settings, results)
-    if engine is None:
+    compute = known_compute(problem, settings, results)
+    if compute is None:
         raise ValueError(f"{results} holds no results yet; measure some without --only-tables")
-    found = (find(results, cell) for cell, _ in _works(problem, ways, plan, engine, results))
+    found = (find(results, cell) for cell, _ in _works(problem, ways, plan, compute, results))
     Console(width=150).print(searches_table([record for record in found if record is not None]))
 
 

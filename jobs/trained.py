@@ -1,4 +1,4 @@
-"""What a job on a trained network starts from: the network, its data, and the engine."""
+"""What a job on a trained network starts from: network, data, compute configuration."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from cells import Cell, Measured, find, keep
 
 from fppmo_ray import Placement, SearchSettings, load_dataset
 from fppmo_ray.distribution import BoolArray
-from fppmo_ray.service.engine_choice import choose_engine, trials_on, ways_to_try
+from fppmo_ray.service.compute_choice import choose_fastest, trials_on, ways_to_try
 from fppmo_ray.service.pool.worker_pool import WorkerPool
 from fppmo_ray.service.problem import Problem, state_problem
 from fppmo_ray.service.weights import digest, digest_data, to_arrays
-from fppmo_ray.training import Engine, build_network, load_weights, splits_from_files
+from fppmo_ray.training import ComputeConfig, build_network, load_weights, splits_from_files
 
 logger = logging.getLogger(__name__)
 
@@ -62,33 +62,33 @@ def fixed_key(problem: Problem) -> dict[str, Any]:
     }
 
 
-def known_engine(problem: Problem, settings: SearchSettings, folder: Path) -> Engine | None:
-    """The engine that the results in a folder were begun with."""
-    record = find(folder, _engine_cell(problem, settings))
-    return None if record is None else Engine(**record.figures["engine"])
+def known_compute(problem: Problem, settings: SearchSettings, folder: Path) -> ComputeConfig | None:
+    """The compute configuration that the results in a folder were begun with."""
+    record = find(folder, _compute_cell(problem, settings))
+    return None if record is None else ComputeConfig(**record.figures["engine"])
 
 
-def settle_engine(
+def choose_compute(
     problem: Problem, settings: SearchSettings, folder: Path, pool: WorkerPool, mask: BoolArray
-) -> Engine:
-    """The engine that a search would choose, kept for all that follows.
+) -> ComputeConfig:
+    """The compute configuration that a search would choose, kept for all that follows.
 
     Args:
-        problem: Its engine is where the measurements begin.
+        problem: Its compute configuration is where the measurements begin.
         settings: What is asked for.
         folder: Of the results.
-        pool: With nothing unfinished, of workers with ``try_engine``.
+        pool: With nothing unfinished, of workers with ``try_compute``.
         mask: What is scored.
     """
     begin = time.perf_counter()
     ways, measure = ways_to_try(problem, settings), trials_on(pool, mask)
-    choice = choose_engine(problem.engine, ways, measure)
+    choice = choose_fastest(problem.compute, ways, measure)
     measured = Measured(figures=asdict(choice), seconds=time.perf_counter() - begin)
-    keep(folder, _engine_cell(problem, settings), measured)
-    logger.info("engine  %s", choice.why)
-    return Engine(**choice.engine)
+    keep(folder, _compute_cell(problem, settings), measured)
+    logger.info("compute  %s", choice.why)
+    return ComputeConfig(**choice.compute)
 
 
-def _engine_cell(problem: Problem, settings: SearchSettings) -> Cell:
+def _compute_cell(problem: Problem, settings: SearchSettings) -> Cell:
     asked = {"dtype": settings.dtype, "engine": settings.engine, "threads": problem.threads}
     return Cell(name="engine", key={**fixed_key(problem), **asked})

@@ -19,8 +19,8 @@ from fppmo_ray.distribution.space import BoolArray, IntArray
 from fppmo_ray.pruning.extract import check_axes, select
 from fppmo_ray.pruning.slices import Axis, Tracing
 from fppmo_ray.training import (
-    PLAIN,
-    Engine,
+    PLAIN_COMPUTE,
+    ComputeConfig,
     EpochReport,
     Images,
     Recipe,
@@ -43,7 +43,7 @@ def adapt_epoch(
     epoch: int,
     seed: Seed,
     state: TrainingState | None,
-    engine: Engine = PLAIN,
+    compute: ComputeConfig = PLAIN_COMPUTE,
     teacher: nn.Module | None = None,
 ) -> tuple[TrainingState, EpochReport]:
     """Train dense weights for one epoch under masks, in place; ``train_epoch`` in all else.
@@ -61,7 +61,7 @@ def adapt_epoch(
         epoch: In [0, recipe.epochs), equal to ``state.epochs_done``.
         seed: Of the images.
         state: What the epoch before returned, None before epoch 0; it is not changed.
-        engine: How the passes are computed; CUDA graphs are not, since every step has new shapes.
+        compute: How the passes are computed; CUDA graphs are not, since every step has new shapes.
         teacher: The dense network as it was, for distillation.
 
     Raises:
@@ -73,7 +73,7 @@ def adapt_epoch(
     check_axes(dense, tracing.axis_lengths)
     steps_done = epoch * images.num_training_batches(recipe.batch_size)
     turns = islice(cycle(masks), steps_done % len(masks), None)
-    with _pruned_passes(dense, tracing, turns, engine):
+    with _pruned_passes(dense, tracing, turns, compute):
         trained, report = train_epoch(
             dense,
             images,
@@ -81,11 +81,11 @@ def adapt_epoch(
             epoch=epoch,
             seed=seed,
             state=state,
-            engine=engine,
+            compute=compute,
             teacher=teacher,
         )
     few = islice(images.batches(_RECALIBRATION_BATCH), _RECALIBRATION_BATCHES)
-    recalibrate_batchnorm(dense, few, dtype=engine.dtype)
+    recalibrate_batchnorm(dense, few, dtype=compute.dtype)
     statistics = {
         name: buffer.to("cpu", copy=True)
         for name, buffer in dense.named_buffers()
@@ -96,7 +96,7 @@ def adapt_epoch(
 
 @contextmanager
 def _pruned_passes(
-    dense: nn.Module, tracing: Tracing, turns: Iterator[BoolArray], engine: Engine
+    dense: nn.Module, tracing: Tracing, turns: Iterator[BoolArray], compute: ComputeConfig
 ) -> Iterator[None]:
     """For a while, each call of the network runs what the next mask leaves of it."""
 
@@ -104,7 +104,7 @@ def _pruned_passes(
         kept = tracing.kept_indices(next(turns))
         smaller = select(dense, kept)
         smaller.__dict__.pop("forward")  # this one, copied with the rest
-        logits: Tensor = functional_call(smaller, _parameters(dense, kept, engine), inputs)
+        logits: Tensor = functional_call(smaller, _parameters(dense, kept, compute), inputs)
         return logits
 
     dense.__dict__["forward"] = forward  # stands in front of the class's own
@@ -115,10 +115,10 @@ def _pruned_passes(
 
 
 def _parameters(
-    dense: nn.Module, kept: Mapping[Axis, IntArray], engine: Engine
+    dense: nn.Module, kept: Mapping[Axis, IntArray], compute: ComputeConfig
 ) -> dict[str, Tensor]:
     """The pruned network's parameters as functions of the dense ones."""
-    layout = torch.channels_last if engine.channels_last else torch.contiguous_format
+    layout = torch.channels_last if compute.channels_last else torch.contiguous_format
     selected: dict[str, Tensor] = {}
     for name, parameter in dense.named_parameters():
         tensor: Tensor = parameter

@@ -15,8 +15,8 @@ from fppmo_ray.pruning.compensate import compensate
 from fppmo_ray.pruning.extract import extract
 from fppmo_ray.pruning.trace import Tracing
 from fppmo_ray.training import (
-    PLAIN,
-    Engine,
+    PLAIN_COMPUTE,
+    ComputeConfig,
     Images,
     Metrics,
     Recipe,
@@ -67,8 +67,8 @@ class Candidate:
     steps' cost."""
     seed: tuple[int, ...] = (0,)
     """Decides which images are drawn and their order."""
-    engine: Engine = PLAIN
-    """How the passes are computed; two engines differ by rounding."""
+    compute: ComputeConfig = PLAIN_COMPUTE
+    """How the passes are computed; two compute configurations differ by rounding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ class ScoreInRungs:
         self._recalibration = _first(train_order, fidelity.recalibrate_images)
         self._scoring = _first(rng.permutation(len(candidate.held_out)), fidelity.score_images)
         self.network = extract(dense, tracing, keep)
-        lay_out(self.network, candidate.engine)
+        lay_out(self.network, candidate.compute)
         if fidelity.compensate:
             few = _first(train_order, _COMPENSATE_IMAGES)
             compensate(self.network, dense, tracing, keep, search_train.batches(_BATCH, few))
@@ -120,7 +120,7 @@ class ScoreInRungs:
             replace(candidate.recipe, distillation_weight=0.0),
             steps=fidelity.steps,
             seed=int(rng.integers(2**31)),
-            engine=candidate.engine,
+            compute=candidate.compute,
         )
 
     def measure_at(self, rung: int) -> Metrics:
@@ -142,15 +142,15 @@ class ScoreInRungs:
         """Re-estimate the batch-norm statistics, in place; what training learns is not touched."""
         candidate = self._candidate
         batches = candidate.search_train.batches(_BATCH, self._recalibration)
-        recalibrate_batchnorm(self.network, batches, dtype=candidate.engine.dtype)
+        recalibrate_batchnorm(self.network, batches, dtype=candidate.compute.dtype)
 
     def look(self) -> Metrics:
         """Loss and accuracy on the held-out images of the score."""
-        network, engine = self.network.eval(), self._candidate.engine
-        if engine.fold_batchnorm:
+        network, compute = self.network.eval(), self._candidate.compute
+        if compute.fold_batchnorm:
             network = fold_batchnorm(network)
-        batches = self._candidate.held_out.batches(engine.scoring_batch, self._scoring)
-        return evaluate(network, batches, dtype=engine.dtype)
+        batches = self._candidate.held_out.batches(compute.scoring_batch, self._scoring)
+        return evaluate(network, batches, dtype=compute.dtype)
 
     def state(self) -> dict[str, Any]:
         """Where the score stands; see ``StepTraining.state``."""

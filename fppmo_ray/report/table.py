@@ -16,7 +16,7 @@ from fppmo_ray.service.record.artifacts import FPPMO, read_figures
 from fppmo_ray.service.record.facts import (
     Asked,
     Chosen,
-    EngineChosen,
+    ComputeChosen,
     EpochFinished,
     Fact,
     Failed,
@@ -149,7 +149,7 @@ def status_lines(facts: list[Fact]) -> list[tuple[str, str]]:
         ("proposals", f"{num_scored} scored, {len(failed)} failed of {settings['proposals']}"),
         ("asked", str(_count(facts, Asked))),
     ]
-    lines += [("engine", fact.why) for fact in facts if isinstance(fact, EngineChosen)]
+    lines += [("compute", fact.why) for fact in facts if isinstance(fact, ComputeChosen)]
     lines += [("latency", str(fact)) for fact in facts if isinstance(fact, LatencyMeasured)]
     by_rung = Counter(fact.rung for fact in scored)
     if len(by_rung) > 1:

@@ -122,7 +122,9 @@ class Adaptations:
     def _take_in(self, index: int, state: bytes) -> None:
         """Freeze the weights of a round, which are in a checkpoint by now."""
         context = self._context
-        weights = put_weights(self._weights[0].round + index, trained_arrays(state), context.engine)
+        weights = put_weights(
+            self._weights[0].round + index, trained_arrays(state), context.compute
+        )
         freeze(weights, context.run)
         self._weights[index] = weights
         self._under_way = None

@@ -87,7 +87,7 @@ def conclude(
     [started] = context.run.all(Started)
     result = {
         "settings": context.settings.journaled(),
-        "engine": asdict(context.engine),
+        "compute": asdict(context.compute),
         "chosen": ", ".join(choice.chosen.name for choice in choices),
         "num_filters": context.problem.tracing.space.num_filters,
         "inputs": [

@@ -51,7 +51,7 @@ def _exact(space: PruningSpace, resource: Resource, keep: BoolArray) -> dict[str
 
 def _latencies(context: Context, keeps: Sequence[BoolArray]) -> list[dict[str, Any]]:
     space, batch = context.problem.tracing.space, context.settings.latency_batch
-    work = Work(name="latencies", method="time_masks", arguments=(context.engine, keeps, batch))
+    work = Work(name="latencies", method="time_masks", arguments=(context.compute, keeps, batch))
     measured: list[int]
     [measured] = context.pool.run([work])
     predicted = [cost_of(space, "latency").total(space.widths(keep)) for keep in keeps]

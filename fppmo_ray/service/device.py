@@ -22,7 +22,7 @@ def claim_device(problem: Prunable) -> torch.device:
     if problem.device_type == "cpu":
         keep_freed_memory()
         # Only where it was asked for: else a measurement chooses it, or does not.
-        if why := slow_bfloat16(problem.engine, torch.device("cpu")):
+        if why := slow_bfloat16(problem.compute, torch.device("cpu")):
             logger.warning("%s; use dtype float32, or auto, which takes the faster of the two", why)
         return torch.device("cpu")
     if not torch.cuda.is_available():

@@ -18,7 +18,7 @@ from fppmo_ray.service.record.facts import LatencyMeasured
 from fppmo_ray.service.record.run_directory import RunDirectory
 from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.task_problem import TaskProblem
-from fppmo_ray.training import Engine
+from fppmo_ray.training import ComputeConfig
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def with_latency(
     settings: SearchSettings,
     run: RunDirectory,
     pool: WorkerPool,
-    engine: Engine,
+    compute: ComputeConfig,
 ) -> Problem | TaskProblem:
     """The problem with a space that tells latencies, where the settings limit them.
 
@@ -42,7 +42,7 @@ def with_latency(
         settings: What is limited, and for which batch.
         run: Where the table is kept.
         pool: With nothing unfinished, so that nothing else slows the worker down.
-        engine: Whose threads the network is timed with.
+        compute: Whose threads the network is timed with.
 
     Raises:
         ValueError: the cut is out of reach on this device, or the table is not the journal's.
@@ -50,7 +50,7 @@ def with_latency(
     if settings.latency_cut is None:
         return problem
     known = run.all(LatencyMeasured)
-    fact = known[0] if known else _measure(settings, run, pool, engine)
+    fact = known[0] if known else _measure(settings, run, pool, compute)
     content = json.loads(run.read_artifact(fact.artifact, fact.sha256))
     table = LatencyTable.from_json(content["table"])
     space = replace(problem.tracing.space, latency=table)
@@ -59,16 +59,16 @@ def with_latency(
 
 
 def _measure(
-    settings: SearchSettings, run: RunDirectory, pool: WorkerPool, engine: Engine
+    settings: SearchSettings, run: RunDirectory, pool: WorkerPool, compute: ComputeConfig
 ) -> LatencyMeasured:
     work = Work(
         name="latency table",
         method="measure_latency_table",
-        arguments=(engine, settings.latency_batch, settings.seed),
+        arguments=(compute, settings.latency_batch, settings.seed),
     )
     measured: MeasuredLatency
     [measured] = pool.run([work])
-    content = json.dumps(_to_json(measured, settings, engine)).encode()
+    content = json.dumps(_to_json(measured, settings, compute)).encode()
     fact = LatencyMeasured(
         artifact=ARTIFACT,
         sha256=run.write_artifact(ARTIFACT, content),
@@ -89,10 +89,12 @@ def _measure(
     return fact
 
 
-def _to_json(measured: MeasuredLatency, settings: SearchSettings, engine: Engine) -> dict[str, Any]:
+def _to_json(
+    measured: MeasuredLatency, settings: SearchSettings, compute: ComputeConfig
+) -> dict[str, Any]:
     return {
         "device": measured.device,
-        "threads": engine.threads,
+        "threads": compute.threads,
         "batch": settings.latency_batch,
         "checks": [asdict(check) for check in measured.checks],
         "table": measured.table.to_json(),

@@ -17,8 +17,8 @@ from fppmo_ray.service.budgets import budgets_of
 from fppmo_ray.service.settings import Placement, SearchSettings
 from fppmo_ray.service.weights import digest, digest_data, to_arrays
 from fppmo_ray.training import (
+    ComputeConfig,
     Dataset,
-    Engine,
     Images,
     Recipe,
     Shard,
@@ -50,7 +50,7 @@ class Problem:
     threads: int
     """CPUs that a worker holds."""
     gpu_share: float
-    engine: Engine
+    compute: ComputeConfig
     """How passes are computed as far as it was asked for; where a measured choice begins."""
     fine_tune_workers: int = 1
     """Processes that share the training of the baseline, between stages and in the end."""
@@ -107,7 +107,7 @@ def state_problem(
         device_type=placement.device_type,
         threads=placement.cpus_per_worker,
         gpu_share=placement.gpus_per_worker,
-        engine=settings.plain_engine(threads=placement.cpus_per_worker),
+        compute=settings.plain_compute(threads=placement.cpus_per_worker),
         fine_tune_workers=placement.fine_tune_workers,
     )
 
@@ -159,7 +159,7 @@ class Prunable(Protocol):
         """GPUs that a worker holds."""
 
     @property
-    def engine(self) -> Engine:
+    def compute(self) -> ComputeConfig:
         """How passes are computed as far as it was asked for."""
 
     @property

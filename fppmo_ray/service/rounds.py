@@ -20,7 +20,7 @@ from fppmo_ray.service.training_tasks import Training
 from fppmo_ray.service.weights import Arrays, digest, to_arrays
 from fppmo_ray.service.whole_trainings import train_whole
 from fppmo_ray.service.workers.assignments import Basis, TrainingTask
-from fppmo_ray.training import Engine, state_from_bytes
+from fppmo_ray.training import ComputeConfig, state_from_bytes
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Context:
     settings: SearchSettings
     run: RunDirectory
     pool: WorkerPool
-    engine: Engine
+    compute: ComputeConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ def prepare_round(context: Context) -> RoundWeights:
     Raises:
         ValueError: the weights are not those of the journal.
     """
-    given = put_weights(0, to_arrays(context.problem.network), context.engine)
+    given = put_weights(0, to_arrays(context.problem.network), context.compute)
     weights = _train_baseline(context, given) if context.settings.baseline_epochs else given
     freeze(weights, context.run)
     return weights
@@ -73,9 +73,9 @@ def freeze(weights: RoundWeights, run: RunDirectory) -> None:
         )
 
 
-def put_weights(round_: int, arrays: Arrays, engine: Engine) -> RoundWeights:
+def put_weights(round_: int, arrays: Arrays, compute: ComputeConfig) -> RoundWeights:
     """Weights with a copy in the object store, for the workers."""
-    reference = ray.put(Basis(round=round_, arrays=arrays, engine=engine))
+    reference = ray.put(Basis(round=round_, arrays=arrays, compute=compute))
     return RoundWeights(round=round_, arrays=arrays, reference=reference)
 
 
@@ -96,7 +96,7 @@ def _train_baseline(context: Context, given: RoundWeights) -> RoundWeights:
     task = TrainingTask(name="baseline", keep=None, recipe=recipe, seed=settings.seed)
     training = Training(task=task, weights=given.reference)
     states = train_whole([training], context.problem, context.pool, context.run)
-    return put_weights(1, trained_arrays(states[task.name]), context.engine)
+    return put_weights(1, trained_arrays(states[task.name]), context.compute)
 
 
 def measure_importance(context: Context, weights: RoundWeights) -> FloatArray:

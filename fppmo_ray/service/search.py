@@ -14,9 +14,9 @@ from torch import nn
 
 from fppmo_ray.distribution import Inheritance
 from fppmo_ray.service.adaptation import Adaptations
+from fppmo_ray.service.compute_choice import choose_compute
 from fppmo_ray.service.conclusion import conclude
 from fppmo_ray.service.connection import connection, package_versions
-from fppmo_ray.service.engine_choice import settle_engine
 from fppmo_ray.service.finalists import Choice, choose
 from fppmo_ray.service.job_client.submission import search_id
 from fppmo_ray.service.latency_limit import with_latency
@@ -103,9 +103,9 @@ def search(
                     stop=stop,
                 ) as pool,
             ):
-                engine = settle_engine(problem, settings, run, pool)
-                priced = with_latency(problem, settings, run, pool, engine)
-                context = Context(priced, settings, run, pool, engine)
+                compute = choose_compute(problem, settings, run, pool)
+                priced = with_latency(problem, settings, run, pool, compute)
+                context = Context(priced, settings, run, pool, compute)
                 _run_phases(context, placement.score_timeout, source, console or Console())
     return SearchResult(run_dir, network)
 

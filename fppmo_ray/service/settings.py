@@ -11,7 +11,7 @@ from fppmo_ray.pruning.importance import Criterion
 from fppmo_ray.pruning.score import Fidelity
 from fppmo_ray.service.pool.resources import Demand
 from fppmo_ray.service.schedule import as_one, in_stages
-from fppmo_ray.training import DType, Engine, Recipe
+from fppmo_ray.training import ComputeConfig, DType, Recipe
 
 _AT_LEAST_1 = (
     *("score_images", "score_recalibrate_images", "rescore_images", "recalibrate_images"),
@@ -218,10 +218,10 @@ class SearchSettings:
         cuts = self.stages if isinstance(self.stages, tuple) else (self.stages,)
         return in_stages(in_one_stage, cuts, self.adapt_rounds if self.adapt_epochs else 0)
 
-    def plain_engine(self, *, threads: int) -> Engine:
-        """As far as an engine is asked for; float32 where the dtype is to be measured."""
+    def plain_compute(self, *, threads: int) -> ComputeConfig:
+        """The configuration asked for; float32 where the dtype is to be measured."""
         dtype: DType = "float32" if self.dtype == "auto" else self.dtype
-        return Engine(dtype=dtype, threads=threads)
+        return ComputeConfig(dtype=dtype, threads=threads)
 
     def fidelity(self) -> Fidelity:
         """How much work a proposal's score is."""

@@ -72,7 +72,7 @@ def tune_between(
     dense = copy.deepcopy(problem.network)
     scatter(smaller, dense, problem.tracing, keep)
     round_ = stage.first.round + len(stage.settings.round_starts) + 1
-    tuned = put_weights(round_, to_arrays(dense), context.engine)
+    tuned = put_weights(round_, to_arrays(dense), context.compute)
     freeze(tuned, context.run)
     return tuned
 

@@ -12,7 +12,7 @@ from fppmo_ray.pruning import Tracing
 from fppmo_ray.service.problem import prunable_tracing
 from fppmo_ray.service.settings import Placement, SearchSettings
 from fppmo_ray.service.task import Task
-from fppmo_ray.training import Engine
+from fppmo_ray.training import ComputeConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class TaskProblem:
     threads: int
     """CPUs that a worker holds."""
     gpu_share: float
-    engine: Engine
+    compute: ComputeConfig
     """Of which a task's functions take nothing but the threads."""
 
     @property
@@ -76,5 +76,5 @@ def state_task(
         device_type=placement.device_type,
         threads=placement.cpus_per_worker,
         gpu_share=placement.gpus_per_worker,
-        engine=settings.plain_engine(threads=placement.cpus_per_worker),
+        compute=settings.plain_compute(threads=placement.cpus_per_worker),
     )

@@ -11,15 +11,15 @@ a network reaches on images, once its batch norm has been *recalibrated* where f
 from __future__ import annotations
 
 from fppmo_ray.training.checkpoints import load_weights
-from fppmo_ray.training.datasets import DatasetName, load_dataset
-from fppmo_ray.training.engine import (
-    PLAIN,
+from fppmo_ray.training.compute import (
+    PLAIN_COMPUTE,
+    ComputeConfig,
     DType,
-    Engine,
     arithmetic,
     lay_out,
     slow_bfloat16,
 )
+from fppmo_ray.training.datasets import DatasetName, load_dataset
 from fppmo_ray.training.evaluate import Metrics, evaluate
 from fppmo_ray.training.fine_tune import EpochReport, fine_tune, train_epoch
 from fppmo_ray.training.folding import fold_batchnorm
@@ -56,15 +56,15 @@ from fppmo_ray.training.training_state import (
 
 __all__ = [
     "NETWORKS",
-    "PLAIN",
+    "PLAIN_COMPUTE",
     "WHOLE",
     "Augmentation",
     "Batch",
     "CentreCrop",
+    "ComputeConfig",
     "DType",
     "Dataset",
     "DatasetName",
-    "Engine",
     "EpochReport",
     "ImageArrays",
     "ImageFiles",

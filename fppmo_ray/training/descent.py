@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from fppmo_ray.training.engine import DType, arithmetic
+from fppmo_ray.training.compute import DType, arithmetic
 from fppmo_ray.training.images import Batch, Images, Seed, derive_seed
 from fppmo_ray.training.modes import in_mode
 from fppmo_ray.training.recipe import Recipe, training_loss

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fppmo_ray.training.engine import DType, arithmetic
+from fppmo_ray.training.compute import DType, arithmetic
 from fppmo_ray.training.modes import in_mode
 
 _TOP = 5

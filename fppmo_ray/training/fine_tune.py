@@ -15,8 +15,8 @@ from pathlib import Path
 from torch import nn
 
 from fppmo_ray.training.averaging import WeightAverage
+from fppmo_ray.training.compute import PLAIN_COMPUTE, ComputeConfig, lay_out
 from fppmo_ray.training.descent import NetworkRandomness, descend, make_optimizer
-from fppmo_ray.training.engine import PLAIN, Engine, lay_out
 from fppmo_ray.training.images import Images, Seed
 from fppmo_ray.training.recipe import Recipe, learning_rate_at
 from fppmo_ray.training.replicas import average_statistics, means_over_replicas, replicated
@@ -55,7 +55,7 @@ def train_epoch(
     epoch: int,
     seed: Seed,
     state: TrainingState | None,
-    engine: Engine = PLAIN,
+    compute: ComputeConfig = PLAIN_COMPUTE,
     teacher: nn.Module | None = None,
     shard: Shard = WHOLE,
 ) -> tuple[TrainingState, EpochReport]:
@@ -72,7 +72,7 @@ def train_epoch(
         epoch: In [0, recipe.epochs), equal to ``state.epochs_done``.
         seed: Of the whole run.
         state: What the epoch before returned, None before epoch 0; it is not changed.
-        engine: How the passes are computed.
+        compute: How the passes are computed.
         teacher: The dense network, for distillation.
         shard: The part of every batch that this process trains on; torch.distributed must be up
             where there are several, and each must make this call.
@@ -89,7 +89,7 @@ def train_epoch(
             f"the state's next epoch is {expected} of a recipe of {recipe.epochs} "
             f"(counted from 0), got epoch {epoch}"
         )
-    lay_out(network, engine)
+    lay_out(network, compute)
     optimizer = make_optimizer(network, recipe)
     per_epoch = images.num_training_batches(recipe.batch_size)
     num_steps = recipe.epochs * per_epoch
@@ -108,7 +108,7 @@ def train_epoch(
             optimizer,
             zip(rates, batches, strict=True),
             recipe,
-            dtype=engine.dtype,
+            dtype=compute.dtype,
             teacher=teacher,
             place=f"epoch {epoch}, ",
         )
@@ -154,7 +154,7 @@ def fine_tune(
     recipe: Recipe,
     *,
     seed: Seed,
-    engine: Engine = PLAIN,
+    compute: ComputeConfig = PLAIN_COMPUTE,
     teacher: nn.Module | None = None,
     checkpoint: Path | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
@@ -166,7 +166,7 @@ def fine_tune(
         images: Search-train.
         recipe: How to train.
         seed: Of all that is random.
-        engine: How the passes are computed.
+        compute: How the passes are computed.
         teacher: The dense network, for distillation.
         checkpoint: File that is written after every epoch and, if it exists, read at the start.
         on_epoch: Called after every epoch that was trained here.
@@ -175,11 +175,11 @@ def fine_tune(
         The final state.
 
     Raises:
-        ValueError: the checkpoint is corrupt or of another recipe, engine, seed or network; the
+        ValueError: the checkpoint is corrupt or of another recipe, compute, seed or network; the
             recipe wants a teacher and there is none.
         RuntimeError: training diverged; the checkpoint is that of the last good epoch.
     """
-    run = run_of(recipe, engine, seed)
+    run = run_of(recipe, compute, seed)
     state = read_checkpoint(checkpoint, run) if checkpoint is not None else None
     if state is not None:
         restore(state, network)
@@ -191,7 +191,7 @@ def fine_tune(
             epoch=epoch,
             seed=seed,
             state=state,
-            engine=engine,
+            compute=compute,
             teacher=teacher,
         )
         if checkpoint is not None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from fppmo_ray.training.engine import DType
+from fppmo_ray.training.compute import DType
 from fppmo_ray.training.modes import in_mode
 
 
@@ -32,7 +32,7 @@ def captured_passes(network: nn.Module, images: Tensor, dtype: DType) -> Iterato
     if images.device.type != "cuda":
         raise ValueError(
             f"CUDA graphs need a CUDA device, the images are on {images.device}; "
-            "use an engine without cuda_graphs"
+            "use a compute configuration without cuda_graphs"
         )
     try:
         with torch.random.fork_rng([images.device]), in_mode(network, training=True):

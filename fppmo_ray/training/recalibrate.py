@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fppmo_ray.training.engine import DType, arithmetic
+from fppmo_ray.training.compute import DType, arithmetic
 from fppmo_ray.training.modes import in_mode
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from fppmo_ray.training.compute import PLAIN_COMPUTE, ComputeConfig, lay_out
 from fppmo_ray.training.descent import NetworkRandomness, descend, make_optimizer
-from fppmo_ray.training.engine import PLAIN, Engine, lay_out
 from fppmo_ray.training.graphs import captured_passes
 from fppmo_ray.training.images import Batch, Images, Seed
 from fppmo_ray.training.recipe import Recipe, learning_rate_at
@@ -24,7 +24,7 @@ def train_steps(
     *,
     steps: int,
     seed: Seed,
-    engine: Engine = PLAIN,
+    compute: ComputeConfig = PLAIN_COMPUTE,
     teacher: nn.Module | None = None,
 ) -> None:
     """Train for some steps, in place, with the schedule laid over just these.
@@ -35,7 +35,7 @@ def train_steps(
         recipe: Its ``epochs`` and ``ema_decay`` play no part.
         steps: Batches to train on, at least 0.
         seed: Of all that is random.
-        engine: How the passes are computed.
+        compute: How the passes are computed.
         teacher: The dense network, for distillation.
 
     Raises:
@@ -43,7 +43,7 @@ def train_steps(
         RuntimeError: training diverged.
     """
     training = StepTraining(
-        network, images, recipe, steps=steps, seed=seed, engine=engine, teacher=teacher
+        network, images, recipe, steps=steps, seed=seed, compute=compute, teacher=teacher
     )
     training.run_to(steps)
 
@@ -60,7 +60,7 @@ class StepTraining:
         recipe: Its ``epochs`` and ``ema_decay`` play no part.
         steps: Of the whole training, at least 0: the schedule is laid over these.
         seed: Of all that is random.
-        engine: How the passes are computed.
+        compute: How the passes are computed.
         teacher: The dense network, for distillation.
 
     Raises:
@@ -75,7 +75,7 @@ class StepTraining:
         *,
         steps: int,
         seed: Seed,
-        engine: Engine = PLAIN,
+        compute: ComputeConfig = PLAIN_COMPUTE,
         teacher: nn.Module | None = None,
     ) -> None:
         if steps < 0:
@@ -86,8 +86,8 @@ class StepTraining:
         self._steps = steps
         self._seed = seed
         self._teacher = teacher
-        self._engine = engine
-        lay_out(network, engine)
+        self._compute = compute
+        lay_out(network, compute)
         self._optimizer = make_optimizer(network, recipe)
         self._randomness = NetworkRandomness(images, seed, 0)
         self._steps_done = 0
@@ -112,7 +112,7 @@ class StepTraining:
                 self._optimizer,
                 zip(rates, batches, strict=True),
                 self._recipe,
-                dtype=self._engine.dtype,
+                dtype=self._compute.dtype,
                 teacher=self._teacher,
                 first_step=done,
             )
@@ -120,10 +120,10 @@ class StepTraining:
 
     def _passes(self, steps: int) -> AbstractContextManager[None]:
         """How the passes of so many steps are run."""
-        if not (self._engine.cuda_graphs and steps):
+        if not (self._compute.cuda_graphs and steps):
             return nullcontext()
         sample, _ = next(_batches(self._images, self._recipe, self._seed, 0))
-        return captured_passes(self._network, sample, self._engine.dtype)
+        return captured_passes(self._network, sample, self._compute.dtype)
 
     def state(self) -> dict[str, Any]:
         """Where the training stands, as tensors and numbers on the CPU; a copy."""

@@ -15,7 +15,7 @@ from torch.optim import SGD
 
 from fppmo_ray.durable_files import write_whole
 from fppmo_ray.training.checkpoints import assign_weights
-from fppmo_ray.training.engine import Engine
+from fppmo_ray.training.compute import ComputeConfig
 from fppmo_ray.training.images import Seed
 from fppmo_ray.training.recipe import Recipe
 
@@ -84,10 +84,10 @@ def state_from_bytes(content: bytes) -> TrainingState:
     return _from_dict(_from_bytes(content, "the training state"), "the training state")
 
 
-def run_of(recipe: Recipe, engine: Engine, seed: Seed) -> dict[str, Any]:
+def run_of(recipe: Recipe, compute: ComputeConfig, seed: Seed) -> dict[str, Any]:
     """All that tells one training of a network from another, as plain values."""
     seeds = [seed] if isinstance(seed, int) else list(seed)
-    return {**asdict(recipe), **asdict(engine), "seed": seeds}
+    return {**asdict(recipe), **asdict(compute), "seed": seeds}
 
 
 def write_checkpoint(path: Path, state: TrainingState, run: Mapping[str, Any]) -> None:

@@ -27,7 +27,7 @@ def _key(case: Case, method: Method, network: str) -> dict[str, Any]:
         "method": str(method),
         "seed": settings.seed,
         "recipe": recipe_key(settings.recipe),
-        "engine": asdict(case.engine),
+        "engine": asdict(case.compute),
         "device_type": identity["device_type"],
         "weights": identity["network"],
         "data": identity["data"],

@@ -19,7 +19,7 @@ from torch import nn
 from fppmo_ray.distribution import BoolArray, Budget
 from fppmo_ray.pruning import Tracing
 from fppmo_ray.service.problem import Problem, open_split
-from fppmo_ray.training import Engine, evaluate, example_batch
+from fppmo_ray.training import ComputeConfig, evaluate, example_batch
 
 _BATCHES = 50  # it re-estimates batch-norm statistics on that many, or not at all
 _DIVISOR = 1  # of widths: as free as everybody else's; of its own 32, 16 filters are no choice
@@ -53,7 +53,7 @@ def require_fastnas() -> None:
 
 
 def fastnas_choice(
-    problem: Problem, budget: Budget, *, score_images: int, engine: Engine, seed: int
+    problem: Problem, budget: Budget, *, score_images: int, compute: ComputeConfig, seed: int
 ) -> FastNASChoice:
     """Let FastNAS prune to the budget, scoring by the loss on search-val images.
 
@@ -64,7 +64,7 @@ def fastnas_choice(
         RuntimeError: what it pruned is no mask of the space, or is over the budget.
     """
     device = torch.device("cpu")
-    torch.set_num_threads(engine.threads)
+    torch.set_num_threads(compute.threads)
     held_out = open_split(problem, "search_val", device)
     images = open_split(problem, "search_train", device)
     rng = np.random.default_rng(seed)
@@ -78,8 +78,8 @@ def fastnas_choice(
         nonlocal num_scores
         num_scores += 1
         network.eval()  # re-estimates the statistics
-        batches = held_out.batches(engine.scoring_batch, drawn)
-        return -evaluate(network, batches, dtype=engine.dtype).loss
+        batches = held_out.batches(compute.scoring_batch, drawn)
+        return -evaluate(network, batches, dtype=compute.dtype).loss
 
     begin = time.perf_counter()
     with _quietly():

@@ -34,7 +34,7 @@ from fppmo_ray.service.rounds import Context, prepare_round
 from fppmo_ray.service.search import Found, find_mask, find_mask_with, start_of
 from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.weights import Arrays, to_arrays
-from fppmo_ray.training import Engine, example_batch
+from fppmo_ray.training import ComputeConfig, example_batch
 
 FPPMO, UNIFORM, FASTNAS = "fppmo", "uniform-l1", "fastnas"
 _TAYLOR_BATCH, _TAYLOR_BATCHES = 125, 8
@@ -85,7 +85,7 @@ class Case:
     problem: Problem
     settings: SearchSettings
     """Its seed is the case's."""
-    engine: Engine
+    compute: ComputeConfig
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def search_choice(case: Case, name: str, pool: WorkerPool, run_dir: Path) -> Cho
     """What a search chooses, gone on with where its journal ends."""
     problem, settings = case.problem, case.settings
     with open_run(run_dir, resume=None, started=start_of(problem, settings)) as run:
-        found = SEARCHES[name](case, Context(problem, settings, run, pool, case.engine))
+        found = SEARCHES[name](case, Context(problem, settings, run, pool, case.compute))
         return _choice(found, run)
 
 
@@ -225,7 +225,7 @@ def foreign_choice(case: Case, memory: Path) -> Choice:
             case.problem,
             case.budget,
             score_images=case.settings.rescore_images,
-            engine=case.engine,
+            compute=case.compute,
             seed=case.settings.seed,
         )
         known = {"scores": found.scores, "seconds": found.seconds, "mask": pack_mask(found.keep)}

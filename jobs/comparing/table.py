@@ -30,7 +30,7 @@ def by_cut(records: Iterable[Record]) -> dict[float, Rows]:
     """The records by the cut asked for, in order; the dense network's are in every cut.
 
     Raises:
-        ValueError: networks, weights, recipes or engines differ.
+        ValueError: networks, weights, recipes or compute configurations differ.
     """
     known = list(records)
     _require_alike(known)

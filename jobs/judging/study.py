@@ -16,7 +16,7 @@ from trained import fixed_key
 from fppmo_ray.distribution import pack_mask
 from fppmo_ray.service.pool.work import Work
 from fppmo_ray.service.problem import Problem
-from fppmo_ray.training import Engine
+from fppmo_ray.training import ComputeConfig
 from judging.masks import Mask
 from judging.worker import Depth, fidelity_of
 
@@ -81,7 +81,7 @@ class Study:
     """All that is to be measured."""
 
     problem: Problem
-    engine: Engine | None
+    compute: ComputeConfig | None
     """How all passes are computed; None until that is measured."""
     adapted_weights: str | None
     """Digest of the adapted weights, where there are any."""
@@ -117,8 +117,8 @@ def tasks(study: Study) -> list[Task]:
     First one score of each mask at every depth, the cheapest first, then the truths, mask by mask,
     then the repeats that tell the noise.
     """
-    assert study.engine is not None  # whoever asks for tasks has settled it
-    fixed = {**fixed_key(study.problem), "engine": asdict(study.engine)}
+    assert study.compute is not None  # whoever asks for tasks has settled it
+    fixed = {**fixed_key(study.problem), "engine": asdict(study.compute)}
     plan, in_turn = study.plan, _in_turn(study.masks)
     depths = plan.depths(with_adapted=study.adapted_weights is not None)
 
@@ -212,7 +212,7 @@ def _score_task(
     work = Work(
         name=name,
         method="score",
-        arguments=(study.engine, mask.keep, depth, seed),
+        arguments=(study.compute, mask.keep, depth, seed),
         timeout=study.score_timeout or _PATIENCE_S,
     )
     return Task(cell=Cell(name=name, key=key), work=work, mask=mask, depth=depth, repeat=repeat)
@@ -226,13 +226,13 @@ def _truth_task(study: Study, fixed: Mapping[str, Any], file: str, mask: Mask, r
         "recipe": recipe_key(recipe),
         "seed": seed,
     }
-    assert study.engine is not None  # it was settled before there were tasks
+    assert study.compute is not None  # it was settled before there were tasks
     cell = Cell(name=f"{file}-{TRUTH}-{repeat}", key=key)
     tuning = TuningTask(
         keep=mask.keep,
         recipe=recipe,
         seed=seed,
-        engine=study.engine,
+        compute=study.compute,
         folder=folder_under_way(study.work_dir, cell),
     )
     work = Work(name=cell.name, method="truth", arguments=(tuning,), timeout=_PATIENCE_S)

@@ -14,11 +14,11 @@ from torch import nn
 
 from fppmo_ray.distribution import BoolArray
 from fppmo_ray.pruning import Candidate, Fidelity, score
-from fppmo_ray.pruning.engine_trial import EngineTrial, try_engine
+from fppmo_ray.pruning.compute_trial import ComputeTrial, try_compute
 from fppmo_ray.service.pool.place import Place, here
 from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.weights import Arrays, load_arrays
-from fppmo_ray.training import Engine
+from fppmo_ray.training import ComputeConfig
 
 Weights = Literal["dense", "adapted"]
 """Those that masks are cut from."""
@@ -80,15 +80,17 @@ class FidelityWorker:
         self._tuner.open()
         return here(self._slot)
 
-    def try_engine(self, engine: Engine, keep: BoolArray) -> EngineTrial:
-        """What a score of a mask costs with an engine."""
-        torch.set_num_threads(engine.threads)
-        return try_engine(self._candidate("dense", keep, engine), self._problem.engine)
+    def try_compute(self, compute: ComputeConfig, keep: BoolArray) -> ComputeTrial:
+        """What a score of a mask costs with a compute configuration."""
+        torch.set_num_threads(compute.threads)
+        return try_compute(self._candidate("dense", keep, compute), self._problem.compute)
 
-    def score(self, engine: Engine, keep: BoolArray, depth: Depth, seed: Sequence[int]) -> Measured:
+    def score(
+        self, compute: ComputeConfig, keep: BoolArray, depth: Depth, seed: Sequence[int]
+    ) -> Measured:
         """Loss and accuracy on search-val, as a search would score the mask."""
-        torch.set_num_threads(engine.threads)
-        candidate = self._candidate(depth.weights, keep, engine)
+        torch.set_num_threads(compute.threads)
+        candidate = self._candidate(depth.weights, keep, compute)
         fidelity = fidelity_of(self._problem, depth)
         scored = score(replace(candidate, fidelity=fidelity, seed=tuple(seed)))
         figures = {"val_loss": scored.val_loss, "val_accuracy": scored.val_accuracy}
@@ -103,7 +105,7 @@ class FidelityWorker:
         tuned = self._tuner.train(task)
         return None if tuned is None else seen(self._tuner, tuned, _look)
 
-    def _candidate(self, weights: Weights, keep: BoolArray, engine: Engine) -> Candidate:
+    def _candidate(self, weights: Weights, keep: BoolArray, compute: ComputeConfig) -> Candidate:
         problem = self._problem
         return Candidate(
             dense=self._dense[weights],
@@ -113,7 +115,7 @@ class FidelityWorker:
             held_out=self._tuner.split("search_val"),
             fidelity=problem.fidelity,
             recipe=problem.recipe,
-            engine=engine,
+            compute=compute,
         )
 
     def _network_with(self, arrays: Arrays | None) -> nn.Module:

@@ -24,15 +24,15 @@ class _Convolution:
 class Convolutions:
     """Those of the extracted network, on tensors that lie ready, without autocast.
 
-    All tensors are one piece of memory in the engine's dtype, seen in the shape and layout that
+    All tensors are one piece of memory in the configured dtype, seen in the shape and layout that
     the layer meets.
     """
 
     def __init__(self, subject: Subject) -> None:
         network, self._batches = subject.extracted().eval(), subject.batches()
         self._layers = _convolutions(network, self._batches.scoring[0][0][:1])
-        self._is_channels_last = subject.engine.channels_last
-        dtype: torch.dtype = getattr(torch, subject.engine.dtype)
+        self._is_channels_last = subject.compute.channels_last
+        dtype: torch.dtype = getattr(torch, subject.compute.dtype)
         network.to(dtype)
         shapes = [shape for conv in self._layers for shape in (conv.input_shape, conv.output_shape)]
         size = self._batches.rows * max(math.prod(shape) for shape in shapes)

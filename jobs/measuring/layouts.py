@@ -43,7 +43,7 @@ def layouts_table(name: str, proposals: int, plan: Plan) -> Table:
         ray.shutdown()
     table = Table(
         *("workers", "threads of each", "scores per second"),
-        title=f"{name}, {plan.steps[0]} steps, {plan.engine.dtype}, medians of {plan.repeats}",
+        title=f"{name}, {plan.steps[0]} steps, {plan.compute.dtype}, medians of {plan.repeats}",
     )
     for layout, measured in zip(layouts, rates, strict=True):
         rate = f"{statistics.median(measured):.3f}"
@@ -61,7 +61,7 @@ def random_search(name: str, proposals: int, plan: Plan, placement: Placement) -
         score_images=plan.score_images,
         rescore_seeds=1,
         recipe=Recipe(epochs=0, batch_size=plan.batch_size),
-        dtype=plan.engine.dtype,
+        dtype=plan.compute.dtype,
         engine="plain",  # a chosen one may take fewer threads
     )
     with tempfile.TemporaryDirectory() as folder:

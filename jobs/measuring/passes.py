@@ -22,11 +22,11 @@ def bare_passes(subject: Subject) -> Run:
     def run() -> None:
         network.train()
         for images, _ in batches.training:
-            with arithmetic(subject.device, subject.engine.dtype):
+            with arithmetic(subject.device, subject.compute.dtype):
                 logits = network(images)
             logits.sum().backward()
             network.zero_grad()
-        with torch.no_grad(), arithmetic(subject.device, subject.engine.dtype):
+        with torch.no_grad(), arithmetic(subject.device, subject.compute.dtype):
             for images, _ in batches.recalibration:
                 network(images)
             network.eval()
@@ -51,18 +51,18 @@ def work_around(subject: Subject) -> dict[str, Run]:
 
     - ``extract``: build the smaller network and lay it out.
     - ``copy``: gather, augment and normalise all batches on the device.
-    - ``BN``: what a recalibration does besides its passes, and folding where the engine folds.
+    - ``BN``: what a recalibration does besides its passes, and folding where it is configured.
     - ``metrics``: losses and accuracies, of training steps too.
     - ``optimizer``: its steps, on gradients that lie ready.
     """
     network, batches = subject.extracted(), subject.batches()
     instant = _Instant(network, batches)
-    recipe, dtype = subject.recipe, subject.engine.dtype
+    recipe, dtype = subject.recipe, subject.compute.dtype
     resting = make_optimizer(network, recipe)  # steps without gradients do nothing
 
     def take_statistics() -> None:
         recalibrate_batchnorm(instant, batches.recalibration, dtype=dtype)
-        if subject.engine.fold_batchnorm:
+        if subject.compute.fold_batchnorm:
             fold_batchnorm(network.eval())
 
     def take_metrics() -> None:

@@ -48,7 +48,7 @@ class Load:
 
 _FEW = Load(seconds=0.5, workers=1, proposals=64)
 _MANY = Load(seconds=0.5, workers=32, proposals=2048)
-_FAST = [  # a fast engine on a GPU
+_FAST = [  # a fast configuration on a GPU
     Load(seconds=0.05, workers=workers, proposals=256 * workers) for workers in (1, 2, 4)
 ]
 

@@ -93,7 +93,7 @@ def scoring_tables(networks: Sequence[str], plan: Plan) -> tuple[Table, Table]:
 
 def _describe(plan: Plan) -> str:
     device = torch.cuda.get_device_name() if plan.device == "cuda" else "CPU"
-    return f"{device}; {plan.engine}; load {os.getloadavg()[0]:.1f}"
+    return f"{device}; {plan.compute}; load {os.getloadavg()[0]:.1f}"
 
 
 def _speed(cost: Cost) -> list[str]:

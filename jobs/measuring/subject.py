@@ -17,10 +17,10 @@ from fppmo_ray.distribution.logits import uniform_priority
 from fppmo_ray.pruning import Fidelity, Tracing, extract, importance, trace
 from fppmo_ray.pruning.score import Candidate, score
 from fppmo_ray.training import (
-    PLAIN,
+    PLAIN_COMPUTE,
     Augmentation,
     Batch,
-    Engine,
+    ComputeConfig,
     Images,
     build_network,
     lay_out,
@@ -42,7 +42,7 @@ class Plan:
     """Fine-tuning steps of a score, one row of the tables for each number."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where scores are computed."""
-    engine: Engine = PLAIN
+    compute: ComputeConfig = PLAIN_COMPUTE
     """How the scores' passes are computed; the bare ones have its dtype and layout."""
     repeats: int = 5
     """Of each measurement, after a first one that does not count; medians are taken."""
@@ -67,7 +67,7 @@ class Subject:
     dataset: Dataset
     fidelity: Fidelity
     recipe: Recipe
-    engine: Engine
+    compute: ComputeConfig
 
     @property
     def device(self) -> torch.device:
@@ -89,14 +89,14 @@ class Subject:
             fidelity=self.fidelity,
             recipe=self.recipe,
             seed=(0, 0),
-            engine=self.engine,
+            compute=self.compute,
         )
         score(candidate)
 
     def extracted(self) -> nn.Module:
         """The network that the mask leaves over, laid out as in a score."""
         network = extract(self.dense, self.tracing, self.keep)
-        lay_out(network, self.engine)
+        lay_out(network, self.compute)
         return network
 
     def batches(self) -> Batches:
@@ -106,7 +106,7 @@ class Subject:
         return Batches(
             training=list(islice(chain.from_iterable(epochs), steps)),
             recalibration=self._first(self.fidelity.recalibrate_images, RECALIBRATION_BATCH),
-            scoring=self._first(self.fidelity.score_images, self.engine.scoring_batch),
+            scoring=self._first(self.fidelity.score_images, self.compute.scoring_batch),
         )
 
     def _first(self, num_images: int, batch_size: int) -> list[Batch]:
@@ -162,7 +162,7 @@ def make_subject(name: str, plan: Plan) -> Subject:
         dataset=dataset,
         fidelity=fidelity,
         recipe=recipe,
-        engine=plan.engine,
+        compute=plan.compute,
     )
 
 

@@ -24,11 +24,11 @@ from fppmo_ray.distribution import (
 )
 from fppmo_ray.durable_files import write_whole
 from fppmo_ray.pruning import Candidate, Fidelity, Score, importance, score
-from fppmo_ray.pruning.engine_trial import EngineTrial, try_engine
+from fppmo_ray.pruning.compute_trial import ComputeTrial, try_compute
 from fppmo_ray.service.pool.place import Place, here
 from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.settings import SearchSettings
-from fppmo_ray.training import Engine
+from fppmo_ray.training import ComputeConfig
 
 _SCORES_A_CALL = 80  # what ends a job costs it so many at most
 _LOOK_STREAM = 3  # seeds [seed, repeat, 3]: never those of proposals or of rescored finalists
@@ -40,7 +40,7 @@ class SearchTask:
 
     settings: SearchSettings
     rule: UpdateRule
-    engine: Engine
+    compute: ComputeConfig
     folder: Path
     """Of its scores, which all workers must see."""
 
@@ -59,11 +59,11 @@ class SearchWorker:
         self._tuner.open()
         return here(self._slot)
 
-    def try_engine(self, engine: Engine, keep: BoolArray) -> EngineTrial:
-        """What a score of a mask costs with an engine."""
-        torch.set_num_threads(engine.threads)
-        candidate = self._candidate(engine, keep, "search_val", self._problem.fidelity)
-        return try_engine(candidate, self._problem.engine)
+    def try_compute(self, compute: ComputeConfig, keep: BoolArray) -> ComputeTrial:
+        """What a score of a mask costs with a compute configuration."""
+        torch.set_num_threads(compute.threads)
+        candidate = self._candidate(compute, keep, "search_val", self._problem.fidelity)
+        return try_compute(candidate, self._problem.compute)
 
     def measure(self, task: SearchTask) -> Measured | None:
         """Score some more proposals; after the last, look at what the search found.
@@ -71,7 +71,7 @@ class SearchWorker:
         Returns:
             None while there are more proposals to come.
         """
-        torch.set_num_threads(task.engine.threads)
+        torch.set_num_threads(task.compute.threads)
         task.folder.mkdir(parents=True, exist_ok=True)
         file = task.folder / "scores.json"
         scores: list[list[float]] = json.loads(file.read_bytes()) if file.is_file() else []
@@ -110,7 +110,7 @@ class SearchWorker:
 
     def _score(self, task: SearchTask, proposal: Proposal) -> Score:
         fidelity, seed = task.settings.fidelity(), proposal.score_seed
-        return score(self._candidate(task.engine, proposal.keep, "search_val", fidelity, seed))
+        return score(self._candidate(task.compute, proposal.keep, "search_val", fidelity, seed))
 
     def _found(self, task: SearchTask, optimizer: MaskOptimizer) -> dict[str, dict[str, Any]]:
         """Each finalist on choose-val: which one is best is not what is asked."""
@@ -121,7 +121,7 @@ class SearchWorker:
         looks = [
             score(
                 self._candidate(
-                    *(task.engine, keep, "choose_val", settings.rescore_fidelity()),
+                    *(task.compute, keep, "choose_val", settings.rescore_fidelity()),
                     (settings.seed, repeat, _LOOK_STREAM),
                 )
             )
@@ -136,7 +136,7 @@ class SearchWorker:
 
     def _candidate(
         self,
-        engine: Engine,
+        compute: ComputeConfig,
         keep: BoolArray,
         split: str,
         fidelity: Fidelity,
@@ -152,7 +152,7 @@ class SearchWorker:
             fidelity=fidelity,
             recipe=problem.recipe,
             seed=seed,
-            engine=engine,
+            compute=compute,
         )
 
 

@@ -15,7 +15,7 @@ from small_problem import small_problem
 
 from fppmo_ray import Placement, Recipe, SearchSettings, load_dataset
 from fppmo_ray.training import (
-    PLAIN,
+    PLAIN_COMPUTE,
     build_network,
     evaluate,
     load_weights,
@@ -33,7 +33,7 @@ def test_the_weights_left_behind_are_those_whose_accuracy_is_told(
 ) -> None:
     settings = SearchSettings(macs_cut=0.5, dtype="float32", engine="plain", recipe=RECIPE)
     problem = small_problem(few_images, weights, settings)
-    task = TuningTask(keep=None, recipe=RECIPE, seed=0, engine=PLAIN, folder=tmp_path)
+    task = TuningTask(keep=None, recipe=RECIPE, seed=0, compute=PLAIN_COMPUTE, folder=tmp_path)
     worker = TuningWorker(problem, 0)
     assert worker.measure(task, baseline.leave_weights) is None  # one epoch a call
     measured = worker.measure(task, baseline.leave_weights)

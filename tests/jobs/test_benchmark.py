@@ -18,7 +18,7 @@ from measuring.subject import MACS_CUT, Plan, Subject, make_subject
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from fppmo_ray.training import Engine
+from fppmo_ray.training import ComputeConfig
 from fppmo_ray.training.networks.cifar_resnet import CifarResNet
 
 SMALL = Plan(steps=(0, 2), repeats=1, recalibrate_images=20, score_images=30, batch_size=8)
@@ -52,7 +52,7 @@ def calls(kind: type[nn.Module], run: Callable[[], object]) -> list[tuple[int, .
 
 
 def test_the_bare_passes_are_those_of_a_score() -> None:
-    plan = replace(SMALL, recalibrate_images=255, engine=Engine(scoring_batch=20))
+    plan = replace(SMALL, recalibrate_images=255, compute=ComputeConfig(scoring_batch=20))
     trained = make_subject("resnet20", plan).at(2)
     shapes = calls(CifarResNet, bare_passes(trained))
     rows = [8, 8, 250, 5, 20, 10]  # two steps, recalibration, scoring
@@ -87,7 +87,7 @@ def test_the_mask_cuts_what_the_table_says(subject: Subject) -> None:
 
 @pytest.mark.parametrize("fold_batchnorm", [False, True])
 def test_every_part_of_a_score_is_measured(fold_batchnorm: bool) -> None:
-    plan = replace(SMALL, engine=Engine(dtype="bfloat16", fold_batchnorm=fold_batchnorm))
+    plan = replace(SMALL, compute=ComputeConfig(dtype="bfloat16", fold_batchnorm=fold_batchnorm))
     cost = scoring.measure(make_subject("resnet20", plan).at(2), repeats=1)
     assert set(cost.around) == {"extract", "copy", "BN", "metrics", "optimizer"}
     assert all(seconds > 0 for seconds in cost.around.values())
@@ -143,7 +143,7 @@ def test_scores_count_from_when_all_workers_are_up() -> None:
 
 @pytest.mark.gpu
 def test_launching_is_told_apart_on_a_gpu() -> None:
-    plan = replace(SMALL, device="cuda", engine=Engine(dtype="bfloat16"))
+    plan = replace(SMALL, device="cuda", compute=ComputeConfig(dtype="bfloat16"))
     for steps in plan.steps:
         cost = scoring.measure(make_subject("resnet20", plan).at(steps), repeats=1)
         assert 0 < cost.launch < cost.bare

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fppmo_ray import Placement, Recipe, SearchSettings, load_network
-from fppmo_ray.service.record.facts import EngineChosen
+from fppmo_ray.service.record.facts import ComputeChosen
 from fppmo_ray.service.record.history import read_history
 from fppmo_ray.service.record.run_directory import read_journal
 
@@ -41,9 +41,9 @@ def test_the_job_ends_with_a_network_of_less_than_half_the_macs(
     history = read_history(run_dir)
     assert history["val_accuracy"].notna().all()
     assert (history["macs"] <= 0.43 * 40_551_040).all()  # ResNet-20, option A
-    [chosen] = [fact for fact in read_journal(run_dir) if isinstance(fact, EngineChosen)]
-    assert [trial["engine"]["dtype"] for trial in chosen.trials[:2]] == ["float32", "bfloat16"]
-    assert chosen.engine in [trial["engine"] for trial in chosen.trials]
+    [chosen] = [fact for fact in read_journal(run_dir) if isinstance(fact, ComputeChosen)]
+    assert [trial["compute"]["dtype"] for trial in chosen.trials[:2]] == ["float32", "bfloat16"]
+    assert chosen.compute in [trial["compute"] for trial in chosen.trials]
     network = load_network(run_dir / "network.json")
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
     assert sum(parameter.numel() for parameter in network.parameters()) < 150_000

@@ -35,7 +35,7 @@ from fppmo_ray.distribution import BoolArray, Feedback, MaskOptimizer
 from fppmo_ray.pruning import extract
 from fppmo_ray.service.problem import state_problem
 from fppmo_ray.training import (
-    PLAIN,
+    PLAIN_COMPUTE,
     TrainingState,
     build_network,
     evaluate,
@@ -62,7 +62,7 @@ def case(few_images: Path, weights: Path) -> Case:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # option-A shortcuts are left whole
         problem = state_problem(dense, load_dataset("cifar10", few_images), SETTINGS)
-    return Case(problem=problem, settings=SETTINGS, engine=PLAIN)
+    return Case(problem=problem, settings=SETTINGS, compute=PLAIN_COMPUTE)
 
 
 def require_budget(case: Case, keep: BoolArray) -> None:
@@ -237,7 +237,9 @@ def test_methods_are_named_and_searches_take_a_number_of_scores() -> None:
 
 def task(case: Case, folder: Path) -> TuningTask:
     keep = one_shot(case, "uniform-l1").keep
-    return TuningTask(keep=keep, recipe=SETTINGS.recipe, seed=5, engine=case.engine, folder=folder)
+    return TuningTask(
+        keep=keep, recipe=SETTINGS.recipe, seed=5, compute=case.compute, folder=folder
+    )
 
 
 @pytest.fixture

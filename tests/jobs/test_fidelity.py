@@ -55,12 +55,12 @@ from fppmo_ray.service.record.journal import to_lines
 from fppmo_ray.service.weights import to_arrays
 from fppmo_ray.service.workers.assignments import Basis, TrainingTask
 from fppmo_ray.service.workers.scoring_worker import ScoringWorker
-from fppmo_ray.training import Engine
+from fppmo_ray.training import ComputeConfig
 
 for module in (cells, fidelity_worker, fine_tuning):  # Ray's workers do not find them
     ray.cloudpickle.register_pickle_by_value(module)
 
-ENGINE = Engine()
+COMPUTE = ComputeConfig()
 CUT = 0.57
 BUDGET = Budget.from_cut(PRETEND_SPACE, CUT)
 SETTINGS = SearchSettings(
@@ -285,10 +285,10 @@ def mask(problem: Problem) -> Mask:
 
 def test_a_score_of_the_job_is_that_of_a_search(problem: Problem, mask: Mask) -> None:
     worker = FidelityWorker(problem, to_arrays(problem.network), 0)
-    plain = worker.score(ENGINE, mask.keep, Depth(steps=1, compensate=True), (0, 1, 2))
+    plain = worker.score(COMPUTE, mask.keep, Depth(steps=1, compensate=True), (0, 1, 2))
     adapted = Depth(steps=1, compensate=True, weights="adapted")
-    assert worker.score(ENGINE, mask.keep, adapted, (0, 1, 2)).figures == plain.figures
-    few = worker.score(ENGINE, mask.keep, Depth(steps=1, images="few"), (0, 1, 2))
+    assert worker.score(COMPUTE, mask.keep, adapted, (0, 1, 2)).figures == plain.figures
+    few = worker.score(COMPUTE, mask.keep, Depth(steps=1, images="few"), (0, 1, 2))
     candidate = Candidate(
         dense=problem.network.eval(),
         tracing=problem.tracing,
@@ -298,7 +298,7 @@ def test_a_score_of_the_job_is_that_of_a_search(problem: Problem, mask: Mask) ->
         fidelity=replace(problem.rescore_fidelity, steps=1, compensate=True),
         recipe=problem.recipe,
         seed=(0, 1, 2),
-        engine=ENGINE,
+        compute=COMPUTE,
     )
     expected = score(candidate)
     assert plain.figures["val_loss"] == expected.val_loss
@@ -311,12 +311,12 @@ def test_the_truth_is_the_fine_tuning_of_a_search(
     problem: Problem, mask: Mask, tmp_path: Path
 ) -> None:
     recipe = replace(problem.recipe, epochs=2, distillation_weight=0.5, ema_decay=0.5)
-    tuned = TuningTask(keep=mask.keep, recipe=recipe, seed=3, engine=ENGINE, folder=tmp_path)
+    tuned = TuningTask(keep=mask.keep, recipe=recipe, seed=3, compute=COMPUTE, folder=tmp_path)
     worker = FidelityWorker(problem, None, 0)
     assert worker.truth(tuned) is None  # one epoch a call
     truth = worker.truth(tuned).figures
     service = ScoringWorker(problem, 0)
-    basis = Basis(round=0, arrays=to_arrays(problem.network), engine=ENGINE)
+    basis = Basis(round=0, arrays=to_arrays(problem.network), compute=COMPUTE)
     task = TrainingTask(name="random", keep=mask.keep, recipe=recipe, seed=3)
     state, first = service.train_epoch(basis, task, 0, None)
     state, second = service.train_epoch(basis, task, 1, state)
@@ -331,7 +331,7 @@ def test_the_truth_is_the_fine_tuning_of_a_search(
 def study_of(problem: Problem, masks: list[Mask], plan: Plan) -> Study:
     return Study(
         problem=problem,
-        engine=ENGINE,
+        compute=COMPUTE,
         adapted_weights=None,
         masks=masks,
         plan=plan,
@@ -462,7 +462,7 @@ def test_the_job_does_what_is_missing(
         run(0, only_tables=True)
     first = run(0)
     assert not any((tmp_path / "results" / "under-way").iterdir())
-    assert len(first) == 2 + 4 * (4 + 1)  # engine, masks; four scores and the truth of four masks
+    assert len(first) == 2 + 4 * (4 + 1)  # compute, masks; four scores and the truth of four masks
     assert "fine-tuned again" not in capsys.readouterr().out
     second = run(0, 1)
     assert first.items() <= second.items()
@@ -511,7 +511,7 @@ def test_a_stopped_ray_job_keeps_its_scores_and_epochs_and_goes_on(
     assert f"stopped on request: 8 cells in {results}; the same command goes on" in log
     assert "Traceback" not in log
     records = cells.read_all(results)
-    assert len(records) == 2 + 2 * 3 + 2  # engine, masks; three scores and a truth of each
+    assert len(records) == 2 + 2 * 3 + 2  # compute, masks; three scores and a truth of each
     [(path, known)] = list(curves.items())[:1]
     truth = records[path.parent.name.rpartition("-")[0]].figures
     seconds = [round(epoch["seconds"], 3) for epoch in known]

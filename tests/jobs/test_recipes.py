@@ -28,7 +28,7 @@ from fppmo_ray import Placement, Recipe, SearchSettings
 from fppmo_ray.distribution import Budget
 from fppmo_ray.pruning import importance
 from fppmo_ray.service.problem import Problem
-from fppmo_ray.training import PLAIN
+from fppmo_ray.training import PLAIN_COMPUTE
 
 for module in (cells, both_weights, fine_tuning):  # Ray's workers do not find them
     ray.cloudpickle.register_pickle_by_value(module)
@@ -119,7 +119,7 @@ def test_the_last_weights_of_a_cell_are_those_of_training_without_an_average(
     budget = Budget.from_cut(problem.tracing.space, 0.57)
     [mask] = different_masks(budget, {"l1": l1}, 1, seed=0)
     plain = TuningTask(
-        keep=mask.keep, recipe=DEFAULT, seed=0, engine=PLAIN, folder=tmp_path / "plain"
+        keep=mask.keep, recipe=DEFAULT, seed=0, compute=PLAIN_COMPUTE, folder=tmp_path / "plain"
     )
     worker, tuner = TuningWorker(problem, 0), Tuner(problem)
     assert tuner.train(plain) is None

@@ -29,7 +29,7 @@ from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.weights import to_arrays
 from fppmo_ray.service.workers.assignments import Basis
 from fppmo_ray.service.workers.scoring_worker import ScoringWorker
-from fppmo_ray.training import PLAIN
+from fppmo_ray.training import PLAIN_COMPUTE
 
 for module in (cells, search_worker):  # Ray's workers do not find them
     ray.cloudpickle.register_pickle_by_value(module)
@@ -83,7 +83,7 @@ def test_a_search_in_parts_is_that_of_the_service(
     monkeypatch.setattr(search_worker, "_SCORES_A_CALL", 3)
     rule = LayerES(filter_step=2.0)
     settings = replace(SETTINGS, seed=5, proposals=12)
-    task = SearchTask(settings=settings, rule=rule, engine=PLAIN, folder=tmp_path)
+    task = SearchTask(settings=settings, rule=rule, compute=PLAIN_COMPUTE, folder=tmp_path)
     assert [SearchWorker(problem, 0).measure(task) for _ in range(3)] == [None] * 3
     measured = SearchWorker(problem, 0).measure(task)
     assert measured is not None
@@ -94,7 +94,7 @@ def test_a_search_in_parts_is_that_of_the_service(
         tracing.space, start, replace(settings.optimizer_settings(), rule=rule)
     )
     service = ScoringWorker(problem, 0)
-    basis = Basis(round=0, arrays=to_arrays(problem.network), engine=PLAIN)
+    basis = Basis(round=0, arrays=to_arrays(problem.network), compute=PLAIN_COMPUTE)
     losses = []
     while proposals := optimizer.ask():
         for item in proposals:

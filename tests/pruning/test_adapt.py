@@ -14,7 +14,7 @@ from fppmo_ray.distribution import Budget
 from fppmo_ray.pruning import extract, trace
 from fppmo_ray.pruning.adapt import adapt_epoch
 from fppmo_ray.training import (
-    Engine,
+    ComputeConfig,
     Recipe,
     TrainingState,
     build_network,
@@ -142,10 +142,10 @@ def test_under_the_full_mask_it_is_plain_training_but_for_the_statistics(
         assert torch.equal(adapted.network[name], parameter), name
 
 
-def test_the_engine_s_arithmetic_is_used(dense, tracing, images) -> None:
+def test_the_configured_arithmetic_is_used(dense, tracing, images) -> None:
     masks, recipe = random_masks(tracing, 2), replace(RECIPE, epochs=1)
     states = [
-        adapt(dense, tracing, masks, images, recipe=recipe, engine=Engine(dtype=dtype))
+        adapt(dense, tracing, masks, images, recipe=recipe, compute=ComputeConfig(dtype=dtype))
         for dtype in ("float32", "bfloat16")
     ]
     weights = [state.network["conv2.weight"] for state in states]

@@ -11,7 +11,7 @@ from fppmo_ray.report import print_result, print_status
 from fppmo_ray.service.record.facts import (
     Asked,
     Chosen,
-    EngineChosen,
+    ComputeChosen,
     Failed,
     Rescored,
     Scored,
@@ -195,7 +195,9 @@ def test_a_proposal_with_a_score_after_its_failure_has_not_failed(tmp_path: Path
         id=0, round=0, rung=0, val_loss=1, val_accuracy=0.5, seconds=1, worker="0@a:1", at=0
     )
     with open_run(tmp_path, resume=False, started=started) as run:
-        run.record([EngineChosen(engine={}, trials=[], why="slow, as asked for"), *failures, score])
+        run.record(
+            [ComputeChosen(compute={}, trials=[], why="slow, as asked for"), *failures, score]
+        )
     text = io.StringIO()
     print_status(tmp_path, Console(file=text, width=200))
     assert "1 scored, 1 failed of 3" in text.getvalue()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fppmo_ray.service.device import claim_device
-from fppmo_ray.training import Engine, engine
+from fppmo_ray.training import ComputeConfig, compute
 
 
 def problem(dtype: Any, device_type: str = "cpu") -> Any:
@@ -16,14 +16,14 @@ def problem(dtype: Any, device_type: str = "cpu") -> Any:
         threads=torch.get_num_threads(),
         device_type=device_type,
         gpu_share=1.0,
-        engine=Engine(dtype=dtype),
+        compute=ComputeConfig(dtype=dtype),
     )
 
 
 def test_bfloat16_that_is_slow_on_a_cpu_is_warned_of(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(engine, "bfloat16_slowdown", lambda: 8.13)
+    monkeypatch.setattr(compute, "bfloat16_slowdown", lambda: 8.13)
     assert claim_device(problem("bfloat16")) == torch.device("cpu")
     [warning] = caplog.messages
     assert "bfloat16 takes 8.1 times as long as float32 on this CPU" in warning
@@ -33,7 +33,7 @@ def test_bfloat16_that_is_slow_on_a_cpu_is_warned_of(
 def test_bfloat16_that_is_fast_is_not_warned_of(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(engine, "bfloat16_slowdown", lambda: 0.5)
+    monkeypatch.setattr(compute, "bfloat16_slowdown", lambda: 0.5)
     claim_device(problem("bfloat16"))
     assert caplog.messages == []
 
@@ -44,7 +44,7 @@ def test_bfloat16_is_not_measured_where_nobody_asked_for_it(
     def never() -> float:
         raise AssertionError("measured")
 
-    monkeypatch.setattr(engine, "bfloat16_slowdown", never)
+    monkeypatch.setattr(compute, "bfloat16_slowdown", never)
     claim_device(problem("float32"))
     assert caplog.messages == []
 

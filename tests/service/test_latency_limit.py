@@ -19,7 +19,7 @@ from fppmo_ray.service.pretend import pretend_run
 from fppmo_ray.service.problem import Problem, state_problem
 from fppmo_ray.service.record.facts import LatencyMeasured
 from fppmo_ray.service.record.run_directory import read_journal
-from fppmo_ray.training import PLAIN, build_network
+from fppmo_ray.training import PLAIN_COMPUTE, build_network
 
 SETTINGS = SearchSettings(latency_cut=0.3, latency_batch=2)
 PROBLEM = state_problem(build_network("digits_cnn", 10), load_dataset("digits"), SETTINGS)
@@ -59,7 +59,7 @@ class OneWorker:
 
 def limited(folder: Path, worker: Any, settings: SearchSettings = SETTINGS) -> Problem:
     with pretend_run(folder, settings.optimizer_settings(), resume=None) as run:
-        return with_latency(PROBLEM, settings, run, worker, PLAIN)
+        return with_latency(PROBLEM, settings, run, worker, PLAIN_COMPUTE)
 
 
 def test_the_table_is_measured_once_kept_and_read_again(
@@ -69,7 +69,7 @@ def test_the_table_is_measured_once_kept_and_read_again(
     with caplog.at_level(logging.INFO, "fppmo_ray"), warnings.catch_warnings():
         warnings.simplefilter("error")  # the median is below what is warned of
         first = limited(tmp_path, worker).tracing.space.latency
-    assert worker.asked == [("measure_latency_table", (PLAIN, 2, 0))]
+    assert worker.asked == [("measure_latency_table", (PLAIN_COMPUTE, 2, 0))]
     assert first == TABLE
     nobody: Any = None  # to measure it again
     assert limited(tmp_path, nobody).tracing.space.latency == TABLE

@@ -72,7 +72,7 @@ def run(problem: Problem) -> Callable[..., tuple[Found, PoolHere]]:
     ) -> tuple[Found, PoolHere]:
         pool: Any = PoolHere(PretendTrainer(problem), seed, num_workers)
         with open_run(run_dir, resume=None, started=start_of(problem, settings)) as directory:
-            context = Context(problem, settings, directory, pool, problem.engine)
+            context = Context(problem, settings, directory, pool, problem.compute)
             console = Console(quiet=True)
             return find_mask(context, score_timeout=None, console=console), pool
 

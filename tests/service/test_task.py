@@ -207,7 +207,7 @@ def test_seeds_are_a_generations_and_without_fine_tuning_networks_stay_as_they_w
 
 
 def basis(network: nn.Module, problem: TaskProblem) -> Basis:
-    return Basis(round=0, arrays=to_arrays(network), engine=problem.engine)
+    return Basis(round=0, arrays=to_arrays(network), compute=problem.compute)
 
 
 class Sum(nn.Module):
@@ -247,10 +247,10 @@ def test_a_network_may_take_several_inputs() -> None:
 
 def test_the_latency_of_a_task_s_network_is_measured_too() -> None:
     problem = state_task(blur(), task(), SearchSettings(latency_cut=0.3))
-    found = TaskWorker(problem, 0).measure_latency_table(problem.engine, 2, 0)
+    found = TaskWorker(problem, 0).measure_latency_table(problem.compute, 2, 0)
     assert [layer.layer for layer in found.table.layers] == ["0", "3", "6"]
     masks = [np.ones(16, dtype=bool)] * 2
-    assert len(TaskWorker(problem, 0).time_masks(problem.engine, masks, 2)) == 2
+    assert len(TaskWorker(problem, 0).time_masks(problem.compute, masks, 2)) == 2
 
 
 @pytest.mark.slow

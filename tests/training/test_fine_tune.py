@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from fppmo_ray.training import (
-    PLAIN,
-    Engine,
+    PLAIN_COMPUTE,
+    ComputeConfig,
     ImageArrays,
     Recipe,
     build_network,
@@ -28,14 +28,14 @@ from fppmo_ray.training import (
 
 RECIPE = Recipe(epochs=3, batch_size=32, learning_rate=0.05, distillation_weight=0.0)
 VARIANTS = {
-    "plain": (RECIPE, PLAIN),
-    "bfloat16": (RECIPE, Engine(dtype="bfloat16")),
-    "contiguous": (RECIPE, Engine(channels_last=False)),
+    "plain": (RECIPE, PLAIN_COMPUTE),
+    "bfloat16": (RECIPE, ComputeConfig(dtype="bfloat16")),
+    "contiguous": (RECIPE, ComputeConfig(channels_last=False)),
     "one cycle, smoothing, clipping": (
         replace(RECIPE, schedule="one_cycle", label_smoothing=0.1, clip_norm=1.0),
-        PLAIN,
+        PLAIN_COMPUTE,
     ),
-    "averaged": (replace(RECIPE, ema_decay=0.9), PLAIN),
+    "averaged": (replace(RECIPE, ema_decay=0.9), PLAIN_COMPUTE),
 }
 
 
@@ -68,16 +68,16 @@ def same(first, second):
     return all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-@pytest.mark.parametrize(("recipe", "engine"), VARIANTS.values(), ids=VARIANTS)
-def test_stopping_after_every_epoch_changes_no_bit(images, recipe, engine):
+@pytest.mark.parametrize(("recipe", "compute"), VARIANTS.values(), ids=VARIANTS)
+def test_stopping_after_every_epoch_changes_no_bit(images, recipe, compute):
     straight = fresh()
-    fine_tune(straight, images, recipe, seed=5, engine=engine)
+    fine_tune(straight, images, recipe, seed=5, compute=compute)
     content = None
     network = fresh()
     for epoch in range(3):
         state = None if content is None else state_from_bytes(content)
         state, _ = train_epoch(
-            network, images, recipe, epoch=epoch, seed=5, state=state, engine=engine
+            network, images, recipe, epoch=epoch, seed=5, state=state, compute=compute
         )
         content = state_to_bytes(state)
         torch.manual_seed(epoch)
@@ -236,7 +236,7 @@ def test_training_leaves_modes_and_torchs_generator_alone(images):
 
 def test_weights_stay_float32_in_bfloat16(images):
     network = fresh()
-    train_steps(network, images, RECIPE, steps=2, seed=0, engine=Engine(dtype="bfloat16"))
+    train_steps(network, images, RECIPE, steps=2, seed=0, compute=ComputeConfig(dtype="bfloat16"))
     assert {value.dtype for value in network.parameters()} == {torch.float32}
 
 

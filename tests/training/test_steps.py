@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from fppmo_ray.training import (
-    PLAIN,
+    PLAIN_COMPUTE,
+    ComputeConfig,
     DType,
-    Engine,
     Images,
     Recipe,
     StepTraining,
@@ -54,9 +54,12 @@ def fresh(seed: int = 0) -> nn.Module:
 
 
 def begin(
-    network: nn.Module, images: Images, recipe: Recipe = RECIPE, engine: Engine = PLAIN
+    network: nn.Module,
+    images: Images,
+    recipe: Recipe = RECIPE,
+    compute: ComputeConfig = PLAIN_COMPUTE,
 ) -> StepTraining:
-    return StepTraining(network, images, recipe, steps=STEPS, seed=(3, 1), engine=engine)
+    return StepTraining(network, images, recipe, steps=STEPS, seed=(3, 1), compute=compute)
 
 
 def learnt(network: nn.Module) -> dict[str, Tensor]:
@@ -76,28 +79,28 @@ def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "engine"),
+    ("recipe", "compute"),
     [
-        (RECIPE, PLAIN),
-        (RECIPE, Engine(dtype="bfloat16")),
-        (replace(RECIPE, schedule="one_cycle"), PLAIN),
+        (RECIPE, PLAIN_COMPUTE),
+        (RECIPE, ComputeConfig(dtype="bfloat16")),
+        (replace(RECIPE, schedule="one_cycle"), PLAIN_COMPUTE),
     ],
     ids=["plain", "bfloat16", "one cycle"],
 )
 def test_pausing_measuring_and_moving_to_another_process_change_no_bit(
-    images: Images, recipe: Recipe, engine: Engine
+    images: Images, recipe: Recipe, compute: ComputeConfig
 ) -> None:
     straight = fresh()
-    train_steps(straight, images, recipe, steps=STEPS, seed=(3, 1), engine=engine)
+    train_steps(straight, images, recipe, steps=STEPS, seed=(3, 1), compute=compute)
     network = fresh()
-    training = begin(network, images, recipe, engine)
+    training = begin(network, images, recipe, compute)
     for step in (0, 1, 7, 7, STEPS):
         training.run_to(step)
         recalibrate_batchnorm(network, images.batches(100))
         state = through_a_file(training.state())
         torch.manual_seed(step)
         network = fresh(seed=99)  # another process starts with other weights
-        training = begin(network, images, recipe, engine)
+        training = begin(network, images, recipe, compute)
         training.restore(state)
     assert same(learnt(straight), learnt(network))
 
@@ -173,7 +176,7 @@ def test_a_paused_training_that_is_dropped_lets_its_network_go(images: Images) -
 
 def test_cuda_graphs_without_a_gpu_are_refused(images: Images) -> None:
     with pytest.raises(ValueError, match="CUDA graphs need a CUDA device, the images are on cpu"):
-        begin(fresh(), images, engine=Engine(cuda_graphs=True)).run_to(1)
+        begin(fresh(), images, compute=ComputeConfig(cuda_graphs=True)).run_to(1)
 
 
 @pytest.mark.gpu
@@ -184,8 +187,8 @@ def test_replayed_steps_learn_what_launched_ones_do_and_leave_nothing_behind(dty
     losses = []
     for cuda_graphs in (False, True):
         network = build_network("digits_cnn", 10).cuda()
-        engine = Engine(dtype=dtype, cuda_graphs=cuda_graphs)
-        training = begin(network, on_gpu, engine=engine)
+        compute = ComputeConfig(dtype=dtype, cuda_graphs=cuda_graphs)
+        training = begin(network, on_gpu, compute=compute)
         for step in (0, 7, STEPS):
             training.run_to(step)
             recalibrate_batchnorm(network, on_gpu.batches(100), dtype=dtype)

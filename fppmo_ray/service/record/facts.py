@@ -17,7 +17,7 @@ class Started:
 
     search_id: str
     identity: dict[str, Any]
-    """Settings, engine (device type, threads) and digests of network, space and data."""
+    """Settings, device type, threads and digests of network, space and data."""
     versions: dict[str, str]
     groups: list[str]
     """Names of the channel groups, in the order of the masks."""
@@ -25,10 +25,10 @@ class Started:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineChosen:
+class ComputeChosen:
     """How all passes of the search are computed, whatever a later measurement would say."""
 
-    engine: dict[str, Any]
+    compute: dict[str, Any]
     trials: list[dict[str, Any]]
     """What was measured, in this order; none where everything was asked for."""
     why: str
@@ -185,7 +185,7 @@ class Finished:
 
 Fact = (
     Started
-    | EngineChosen
+    | ComputeChosen
     | LatencyMeasured
     | EpochFinished
     | RoundStarted

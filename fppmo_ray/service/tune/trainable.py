@@ -112,7 +112,7 @@ class PruneTrainable(tune.Trainable):
             fidelity=problem.fidelity,
             recipe=problem.recipe,
             seed=tuple(config["score_seed"]),
-            engine=problem.engine,
+            compute=problem.compute,
         )
         self._score: ScoreInRungs = ScoreInRungs(candidate)
 

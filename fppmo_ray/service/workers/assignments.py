@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fppmo_ray.distribution import BoolArray
 from fppmo_ray.service.weights import Arrays
-from fppmo_ray.training import Engine, Metrics, Recipe
+from fppmo_ray.training import ComputeConfig, Metrics, Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +16,7 @@ class Basis:
     round: int
     arrays: Arrays
     """The dense weights."""
-    engine: Engine
+    compute: ComputeConfig
     """How all passes are computed."""
 
 

@@ -12,7 +12,7 @@ from fppmo_ray.distribution import BoolArray
 from fppmo_ray.pruning import Tracing, extract
 from fppmo_ray.service.weights import load_arrays
 from fppmo_ray.service.workers.assignments import Basis
-from fppmo_ray.training import Engine, TrainingState
+from fppmo_ray.training import ComputeConfig, TrainingState
 
 
 class DenseNetwork:
@@ -26,17 +26,17 @@ class DenseNetwork:
         self._round: int | None = None
 
     def on(self, basis: Basis) -> nn.Module:
-        """The network with a round's weights, and torch with its engine's threads."""
-        torch.set_num_threads(basis.engine.threads)
+        """The network with a round's weights, with torch's threads set as configured."""
+        torch.set_num_threads(basis.compute.threads)
         if self._round != basis.round:
             load_arrays(self.network, basis.arrays)
             self.network.eval()
             self._round = basis.round
         return self.network
 
-    def timed_on(self, engine: Engine) -> nn.Module:
-        """The network with whatever weights it has, and torch with an engine's threads."""
-        torch.set_num_threads(engine.threads)
+    def timed_on(self, compute: ComputeConfig) -> nn.Module:
+        """The network with its present weights, with torch's threads set as configured."""
+        torch.set_num_threads(compute.threads)
         return self.network
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from fppmo_ray.distribution import BoolArray, FloatArray
 from fppmo_ray.pruning import importance
 from fppmo_ray.pruning.adapt import adapt_epoch
-from fppmo_ray.pruning.engine_trial import EngineTrial, try_engine
+from fppmo_ray.pruning.compute_trial import ComputeTrial, try_compute
 from fppmo_ray.pruning.importance import Criterion
 from fppmo_ray.pruning.latency import MeasuredLatency, measure_latency_table, time_masks
 from fppmo_ray.pruning.score import Candidate, Score, score
@@ -27,7 +27,7 @@ from fppmo_ray.service.workers.dense import DenseNetwork, own_network, saved_byt
 from fppmo_ray.service.workers.latency import Latency, measure_latency
 from fppmo_ray.training import (
     WHOLE,
-    Engine,
+    ComputeConfig,
     EpochReport,
     Metrics,
     Recipe,
@@ -75,7 +75,7 @@ class ScoringWorker:
         """
         problem = self._problem
         fidelity = problem.rescore_fidelity if held_out == "choose_val" else problem.fidelity
-        candidate = self._candidate(self._dense.on(basis), keep, basis.engine)
+        candidate = self._candidate(self._dense.on(basis), keep, basis.compute)
         return score(
             replace(
                 candidate,
@@ -85,10 +85,12 @@ class ScoringWorker:
             )
         )
 
-    def try_engine(self, engine: Engine, keep: BoolArray) -> EngineTrial:
-        """What a score of a mask costs with an engine."""
-        torch.set_num_threads(engine.threads)
-        return try_engine(self._candidate(self._dense.network, keep, engine), self._problem.engine)
+    def try_compute(self, compute: ComputeConfig, keep: BoolArray) -> ComputeTrial:
+        """What a score of a mask costs with a compute configuration."""
+        torch.set_num_threads(compute.threads)
+        return try_compute(
+            self._candidate(self._dense.network, keep, compute), self._problem.compute
+        )
 
     def importance(self, basis: Basis, criterion: Criterion, seed: int) -> FloatArray:
         """Importance of every filter, ``(num_filters,)``."""
@@ -128,7 +130,7 @@ class ScoringWorker:
             epoch=epoch,
             seed=task.seed,
             state=begin,
-            engine=basis.engine,
+            compute=basis.compute,
             teacher=self._teacher_on(teacher or basis, task.recipe),
             shard=shard,
         )
@@ -153,7 +155,7 @@ class ScoringWorker:
             epoch=epoch,
             seed=task.seed,
             state=begin,
-            engine=basis.engine,
+            compute=basis.compute,
             teacher=self._teacher_on(teacher or basis, task.recipe),
         )
         return state_to_bytes(new_state), report
@@ -179,14 +181,18 @@ class ScoringWorker:
         networks = [self._network(basis, keep).eval() for keep in masks]
         return [measure_latency(network, *self._inputs()) for network in networks]
 
-    def measure_latency_table(self, engine: Engine, batch: int, seed: int) -> MeasuredLatency:
+    def measure_latency_table(
+        self, compute: ComputeConfig, batch: int, seed: int
+    ) -> MeasuredLatency:
         """Latency over all widths; see ``fppmo_ray.pruning.latency``."""
-        dense, tracing = self._dense.timed_on(engine), self._problem.tracing
+        dense, tracing = self._dense.timed_on(compute), self._problem.tracing
         return measure_latency_table(dense, tracing, self._inputs(), batch=batch, seed=seed)
 
-    def time_masks(self, engine: Engine, masks: Sequence[BoolArray], batch: int) -> list[int]:
+    def time_masks(
+        self, compute: ComputeConfig, masks: Sequence[BoolArray], batch: int
+    ) -> list[int]:
         """Nanoseconds of masks' networks, measured as for the table."""
-        dense, tracing = self._dense.timed_on(engine), self._problem.tracing
+        dense, tracing = self._dense.timed_on(compute), self._problem.tracing
         return time_masks(dense, tracing, self._inputs(), masks, batch=batch)
 
     def _inputs(self) -> tuple[torch.Tensor]:
@@ -194,7 +200,7 @@ class ScoringWorker:
         image, _ = next(iter(self._split("choose_val").batches(1)))
         return (image,)
 
-    def _candidate(self, dense: nn.Module, keep: BoolArray, engine: Engine) -> Candidate:
+    def _candidate(self, dense: nn.Module, keep: BoolArray, compute: ComputeConfig) -> Candidate:
         problem = self._problem
         return Candidate(
             dense=dense,
@@ -204,7 +210,7 @@ class ScoringWorker:
             held_out=self._split("search_val"),
             fidelity=problem.fidelity,
             recipe=problem.recipe,
-            engine=engine,
+            compute=compute,
         )
 
     def _metrics(self, network: nn.Module, split: str) -> Metrics:

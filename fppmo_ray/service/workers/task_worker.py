@@ -27,7 +27,7 @@ from fppmo_ray.service.workers.assignments import (
 )
 from fppmo_ray.service.workers.dense import DenseNetwork, own_network, saved_bytes
 from fppmo_ray.service.workers.latency import Latency, measure_latency
-from fppmo_ray.training import Engine, capture, state_from_bytes, state_to_bytes
+from fppmo_ray.training import ComputeConfig, capture, state_from_bytes, state_to_bytes
 
 _CHOOSE_VAL, _TEST = 2, 3  # last numbers of seeds that no score of the search has
 _LATENCY_BATCHES = (1,)  # what a larger one would need of memory, nobody here knows
@@ -126,14 +126,18 @@ class TaskWorker:
         inputs, networks = self._inputs(), [self._cut(basis, keep).eval() for keep in masks]
         return [measure_latency(network, *inputs, batches=_LATENCY_BATCHES) for network in networks]
 
-    def measure_latency_table(self, engine: Engine, batch: int, seed: int) -> MeasuredLatency:
+    def measure_latency_table(
+        self, compute: ComputeConfig, batch: int, seed: int
+    ) -> MeasuredLatency:
         """Latency over all widths; see ``fppmo_ray.pruning.latency``."""
-        dense, tracing = self._dense.timed_on(engine), self._problem.tracing
+        dense, tracing = self._dense.timed_on(compute), self._problem.tracing
         return measure_latency_table(dense, tracing, self._inputs(), batch=batch, seed=seed)
 
-    def time_masks(self, engine: Engine, masks: Sequence[BoolArray], batch: int) -> list[int]:
+    def time_masks(
+        self, compute: ComputeConfig, masks: Sequence[BoolArray], batch: int
+    ) -> list[int]:
         """Nanoseconds of masks' networks, measured as for the table."""
-        dense, tracing = self._dense.timed_on(engine), self._problem.tracing
+        dense, tracing = self._dense.timed_on(compute), self._problem.tracing
         return time_masks(dense, tracing, self._inputs(), masks, batch=batch)
 
     def _inputs(self) -> tuple[Tensor, ...]:

@@ -40,7 +40,7 @@ class Bench:
         problem = state_problem(network, load_dataset("digits"), settings, placement=placement)
         space = problem.tracing.space
         self.keep = np.arange(space.num_filters) % 2 == 0
-        self.basis = Basis(round=0, arrays=to_arrays(network), engine=problem.engine)
+        self.basis = Basis(round=0, arrays=to_arrays(network), compute=problem.compute)
         self.worker = ScoringWorker(problem, 0)
 
     def score(self) -> float:

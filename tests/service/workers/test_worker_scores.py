@@ -35,7 +35,7 @@ def test_a_score_of_any_depth_begins_anew_and_that_of_a_finalist_has_images_of_i
     network, dataset = build_network("digits_cnn", 10, seed=0), load_dataset("digits")
     problem = state_problem(network, dataset, settings, placement=Placement())
     keep = np.arange(problem.tracing.space.num_filters) % 2 == 0
-    basis = Basis(round=0, arrays=to_arrays(network), engine=problem.engine)
+    basis = Basis(round=0, arrays=to_arrays(network), compute=problem.compute)
     worker, device = ScoringWorker(problem, 0), torch.device("cpu")
 
     for split, steps, recalibrated, scored_on in (
@@ -53,7 +53,7 @@ def test_a_score_of_any_depth_begins_anew_and_that_of_a_finalist_has_images_of_i
             fidelity=fidelity,
             recipe=settings.recipe,
             seed=(0, 3),
-            engine=problem.engine,
+            compute=problem.compute,
         )
         expected = score(candidate)
         scored = worker.score(basis, keep, (0, 3), split, steps)

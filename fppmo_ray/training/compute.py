@@ -17,7 +17,7 @@ DType = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Engine:
+class ComputeConfig:
     """Chosen once for a search, since even rounding changes which mask wins a close race."""
 
     dtype: DType = "float32"
@@ -54,7 +54,7 @@ class Engine:
         return ", ".join(way for way, is_used in ways.items() if is_used)
 
 
-PLAIN = Engine()
+PLAIN_COMPUTE = ComputeConfig()
 """The network as it is written, in float32."""
 
 
@@ -63,9 +63,9 @@ def arithmetic(device: torch.device, dtype: DType) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
 
-def slow_bfloat16(engine: Engine, device: torch.device) -> str | None:
-    """What speaks against an engine's bfloat16 on a CPU without units for it; None: nothing."""
-    if engine.dtype != "bfloat16" or device.type != "cpu":
+def slow_bfloat16(compute: ComputeConfig, device: torch.device) -> str | None:
+    """Why bfloat16 is slow on this CPU, or None where it is not used or not slow."""
+    if compute.dtype != "bfloat16" or device.type != "cpu":
         return None
     slowdown = bfloat16_slowdown()
     if slowdown <= _SLOW:
@@ -94,7 +94,7 @@ def bfloat16_slowdown() -> float:
     return slow / fast
 
 
-def lay_out(network: nn.Module, engine: Engine) -> None:
-    """Lay the network's weights out as the engine wants them, in place."""
-    layout = torch.channels_last if engine.channels_last else torch.contiguous_format
+def lay_out(network: nn.Module, compute: ComputeConfig) -> None:
+    """Lay the network's weights out as the compute configuration wants them, in place."""
+    layout = torch.channels_last if compute.channels_last else torch.contiguous_format
     network.to(memory_format=layout)  # type: ignore[call-overload]  # missing in torch's stubs

@@ -1,4 +1,4 @@
-"""Engines: the same score from all of them, and what each would cost."""
+"""Compute configurations: the same score from all of them, and what each would cost."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from fppmo_ray.pruning import Candidate, Fidelity, score, trace
-from fppmo_ray.pruning.engine_trial import try_engine
+from fppmo_ray.pruning.compute_trial import try_compute
 from fppmo_ray.training import (
-    PLAIN,
-    Engine,
+    PLAIN_COMPUTE,
+    ComputeConfig,
     Recipe,
     build_network,
     example_batch,
@@ -23,15 +23,18 @@ from fppmo_ray.training import (
     open_images,
     train_steps,
 )
-from fppmo_ray.training import engine as engine_module
+from fppmo_ray.training import compute as compute_module
 
 RECIPE = Recipe(batch_size=64, distillation_weight=0.0)
-FLOAT32_ENGINES = [
-    Engine(fold_batchnorm=True),
-    Engine(channels_last=False),
-    Engine(scoring_batch=64),
+FLOAT32_CONFIGS = [
+    ComputeConfig(fold_batchnorm=True),
+    ComputeConfig(channels_last=False),
+    ComputeConfig(scoring_batch=64),
 ]
-BFLOAT16_ENGINES = [Engine(dtype="bfloat16"), Engine(dtype="bfloat16", fold_batchnorm=True)]
+BFLOAT16_CONFIGS = [
+    ComputeConfig(dtype="bfloat16"),
+    ComputeConfig(dtype="bfloat16", fold_batchnorm=True),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -62,26 +65,27 @@ def trained() -> Candidate:
 
 
 @pytest.mark.parametrize("steps", [0, 10])
-def test_all_engines_give_the_same_score_within_a_third_of_its_noise(
+def test_all_compute_configurations_give_the_same_score_within_a_third_of_its_noise(
     trained: Candidate, steps: int
 ) -> None:
     fidelity = Fidelity(steps=steps, recalibrate_images=500, score_images=400)
 
-    def loss(engine: Engine, seed: int = 0) -> float:
-        candidate = replace(trained, fidelity=fidelity, seed=(0, seed), engine=engine)
+    def loss(compute: ComputeConfig, seed: int = 0) -> float:
+        candidate = replace(trained, fidelity=fidelity, seed=(0, seed), compute=compute)
         return score(candidate).val_loss
 
-    plain = loss(PLAIN)
-    noise = statistics.stdev(loss(PLAIN, seed) for seed in range(6))
-    for engine in FLOAT32_ENGINES:
-        assert loss(engine) == pytest.approx(plain, rel=1e-5), str(engine)
-    for engine in BFLOAT16_ENGINES:
-        assert abs(loss(engine) - plain) < noise / 3, str(engine)
+    plain = loss(PLAIN_COMPUTE)
+    noise = statistics.stdev(loss(PLAIN_COMPUTE, seed) for seed in range(6))
+    for compute in FLOAT32_CONFIGS:
+        assert loss(compute) == pytest.approx(plain, rel=1e-5), str(compute)
+    for compute in BFLOAT16_CONFIGS:
+        assert abs(loss(compute) - plain) < noise / 3, str(compute)
 
 
 def test_a_trial_counts_all_steps_of_a_score_but_trains_few(trained: Candidate) -> None:
     few, many = (
-        try_engine(replace(trained, fidelity=Fidelity(steps=steps)), PLAIN) for steps in (4, 4000)
+        try_compute(replace(trained, fidelity=Fidelity(steps=steps)), PLAIN_COMPUTE)
+        for steps in (4, 4000)
     )
     assert few.val_loss == many.val_loss  # both after four steps
     assert few.seconds is not None
@@ -92,13 +96,13 @@ def test_a_trial_counts_all_steps_of_a_score_but_trains_few(trained: Candidate) 
 def test_bfloat16_that_the_cpu_has_no_units_for_is_measured_only_where_it_was_asked_for(
     trained: Candidate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "bfloat16_slowdown", lambda: 8.13)
-    bfloat16 = Engine(dtype="bfloat16")
-    candidate = replace(trained, fidelity=Fidelity(steps=0), engine=bfloat16)
-    trial = try_engine(candidate, PLAIN)
+    monkeypatch.setattr(compute_module, "bfloat16_slowdown", lambda: 8.13)
+    bfloat16 = ComputeConfig(dtype="bfloat16")
+    candidate = replace(trained, fidelity=Fidelity(steps=0), compute=bfloat16)
+    trial = try_compute(candidate, PLAIN_COMPUTE)
     assert (trial.seconds, trial.val_loss, trial.error) == (None, None, None)
     assert "8.1 times as long as float32" in str(trial.left_out)
-    assert try_engine(candidate, bfloat16).val_loss is not None
+    assert try_compute(candidate, bfloat16).val_loss is not None
 
 
 class Undecided(nn.Module):
@@ -113,7 +117,7 @@ class Undecided(nn.Module):
         return logits if logits.sum() < 1e9 else -logits
 
 
-def test_an_engine_that_does_not_fit_the_network_says_why(trained: Candidate) -> None:
+def test_a_compute_configuration_that_does_not_fit_the_network_says_why(trained: Candidate) -> None:
     dense = Undecided().eval()
     tracing = trace(dense, torch.zeros(1, 1, 8, 8))
     candidate = replace(
@@ -122,8 +126,8 @@ def test_an_engine_that_does_not_fit_the_network_says_why(trained: Candidate) ->
         tracing=tracing,
         keep=np.ones(tracing.space.num_filters) > 0,
         fidelity=Fidelity(steps=0),
-        engine=Engine(fold_batchnorm=True),
+        compute=ComputeConfig(fold_batchnorm=True),
     )
-    trial = try_engine(candidate, PLAIN)
+    trial = try_compute(candidate, PLAIN_COMPUTE)
     assert trial.seconds is None
     assert "torch.fx cannot follow" in str(trial.error)

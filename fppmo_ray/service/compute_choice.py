@@ -1,4 +1,4 @@
-"""The engine of a search: asked for, or chosen by measurement at its start, and journaled."""
+"""The compute configuration of a search: asked for or measured at its start, and journaled."""
 
 from __future__ import annotations
 
@@ -11,30 +11,32 @@ import numpy as np
 
 from fppmo_ray.distribution import BoolArray
 from fppmo_ray.distribution.logits import uniform_priority
-from fppmo_ray.pruning.engine_trial import EngineTrial
+from fppmo_ray.pruning.compute_trial import ComputeTrial
 from fppmo_ray.service.budgets import budgets_of
 from fppmo_ray.service.pool.work import Work
 from fppmo_ray.service.pool.worker_pool import WorkerPool
 from fppmo_ray.service.problem import Problem, Prunable
-from fppmo_ray.service.record.facts import EngineChosen
+from fppmo_ray.service.record.facts import ComputeChosen
 from fppmo_ray.service.record.run_directory import RunDirectory
 from fppmo_ray.service.settings import SearchSettings
-from fppmo_ray.training import Engine
+from fppmo_ray.training import ComputeConfig
 
 logger = logging.getLogger(__name__)
 
-_MARGIN = 0.05  # an engine must be faster by this share: less may be chance
-_AGREEMENT = 0.1  # losses of engines that compute the same differ by less than this share
+_MARGIN = 0.05  # a compute configuration must be faster by this share: less may be chance
+_AGREEMENT = (
+    0.1  # losses of compute configurations that compute the same differ by less than this share
+)
 _LARGE_BATCH = 2500  # images per pass that keep a GPU busy
 
 
-def settle_engine(
+def choose_compute(
     problem: Prunable, settings: SearchSettings, run: RunDirectory, pool: WorkerPool
-) -> Engine:
-    """The journal's engine; else the fastest one, measured on a worker, or the one asked for.
+) -> ComputeConfig:
+    """The journal's compute; else the fastest one, measured on a worker, or the one asked for.
 
     Args:
-        problem: Its engine is where the measurements begin.
+        problem: Its compute configuration is where the measurements begin.
         settings: What is asked for. A task of the user's own computes its passes by itself.
         run: Where the choice is recorded.
         pool: With nothing unfinished, so that nothing else slows the worker down.
@@ -42,72 +44,72 @@ def settle_engine(
     Raises:
         RuntimeError: the network cannot be scored at all, or the user's own task fails at it.
     """
-    if known := run.all(EngineChosen):
-        return Engine(**known[0].engine)
+    if known := run.all(ComputeChosen):
+        return ComputeConfig(**known[0].compute)
     keep = _some_mask(problem, settings)
     if isinstance(problem, Problem):
         measure = trials_on(pool, keep)
-        chosen = choose_engine(problem.engine, ways_to_try(problem, settings), measure)
+        chosen = choose_fastest(problem.compute, ways_to_try(problem, settings), measure)
     else:
         # What is wrong with a task is known after one score, not after all of a generation.
         pool.run([Work(name="first score of the task", method="try_score", arguments=(keep,))])
         why = "all passes are computed by the task's own functions"
-        chosen = EngineChosen(engine=asdict(problem.engine), trials=[], why=why)
+        chosen = ComputeChosen(compute=asdict(problem.compute), trials=[], why=why)
     run.record([chosen])
-    logger.info("engine  %s", chosen.why)
-    return Engine(**chosen.engine)
+    logger.info("compute  %s", chosen.why)
+    return ComputeConfig(**chosen.compute)
 
 
-def trials_on(pool: WorkerPool, keep: BoolArray) -> Callable[[Engine], EngineTrial]:
-    """Trials on whichever worker is free, each by its ``try_engine``.
+def trials_on(pool: WorkerPool, keep: BoolArray) -> Callable[[ComputeConfig], ComputeTrial]:
+    """Trials on whichever worker is free, each by its ``try_compute``.
 
     Args:
         pool: With nothing unfinished.
         keep: The mask that is scored.
     """
 
-    def measure(engine: Engine) -> EngineTrial:
-        work = Work(name=f"trial of {engine}", method="try_engine", arguments=(engine, keep))
-        trial: EngineTrial
+    def measure(compute: ComputeConfig) -> ComputeTrial:
+        work = Work(name=f"trial of {compute}", method="try_compute", arguments=(compute, keep))
+        trial: ComputeTrial
         [trial] = pool.run([work])
         return trial
 
     return measure
 
 
-def choose_engine(
-    engine: Engine,
+def choose_fastest(
+    compute: ComputeConfig,
     ways: list[list[Mapping[str, Any]]],
-    measure: Callable[[Engine], EngineTrial],
-) -> EngineChosen:
+    measure: Callable[[ComputeConfig], ComputeTrial],
+) -> ComputeChosen:
     """Change one thing after the other, and keep what is faster and gives the same score.
 
     Args:
-        engine: The first, against which scores are checked.
+        compute: The first, against which scores are checked.
         ways: For each thing, the changes to try.
-        measure: Gives the trial of an engine.
+        measure: Gives the trial of a compute configuration.
 
     Raises:
-        RuntimeError: the first engine does not run.
+        RuntimeError: the first compute configuration does not run.
     """
     if not any(ways):
-        return EngineChosen(engine=asdict(engine), trials=[], why=f"{engine}, as asked for")
-    first = best = measure(engine)
+        return ComputeChosen(compute=asdict(compute), trials=[], why=f"{compute}, as asked for")
+    first = best = measure(compute)
     if first.seconds is None:
-        raise RuntimeError(f"the network cannot be scored with {engine}: {first.error}")
+        raise RuntimeError(f"the network cannot be scored with {compute}: {first.error}")
     trials = [first]
     for changes in ways:
-        tried = [measure(replace(best.engine, **change)) for change in changes]
+        tried = [measure(replace(best.compute, **change)) for change in changes]
         trials += tried
         best = min([best, *_better(tried, best, first)], key=_seconds)
-    why = "; ".join(f"{item.engine}: {_seconds(item):.3g} s a score" for item in (best, first))
-    return EngineChosen(
-        engine=asdict(best.engine), trials=[asdict(trial) for trial in trials], why=why
+    why = "; ".join(f"{item.compute}: {_seconds(item):.3g} s a score" for item in (best, first))
+    return ComputeChosen(
+        compute=asdict(best.compute), trials=[asdict(trial) for trial in trials], why=why
     )
 
 
 def ways_to_try(problem: Problem, settings: SearchSettings) -> list[list[Mapping[str, Any]]]:
-    """What may be changed about the problem's engine; nothing where all is asked for."""
+    """What may be changed about the problem's compute; nothing where all is asked for."""
     dtypes: list[Mapping[str, Any]] = [{"dtype": "bfloat16"}] if settings.dtype == "auto" else []
     if settings.engine == "plain":
         return [dtypes]
@@ -125,31 +127,33 @@ def _fewer(threads: int) -> Iterator[int]:
         yield threads
 
 
-def _better(tried: list[EngineTrial], best: EngineTrial, first: EngineTrial) -> list[EngineTrial]:
+def _better(
+    tried: list[ComputeTrial], best: ComputeTrial, first: ComputeTrial
+) -> list[ComputeTrial]:
     """Those that are clearly faster than the best so far and agree with the first."""
     better = []
     for trial in tried:
         if trial.left_out is not None:
-            logger.info("engine %s is not tried: %s", trial.engine, trial.left_out)
+            logger.info("compute %s is not tried: %s", trial.compute, trial.left_out)
         elif trial.seconds is None:
-            logger.warning("engine %s does not run here: %s", trial.engine, trial.error)
+            logger.warning("compute %s does not run here: %s", trial.compute, trial.error)
         elif not _agree(trial, first):
             logger.warning(
-                "engine %s is not used: its loss is %s, that of %s is %s",
-                *(trial.engine, trial.val_loss, first.engine, first.val_loss),
+                "compute %s is not used: its loss is %s, that of %s is %s",
+                *(trial.compute, trial.val_loss, first.compute, first.val_loss),
             )
         elif trial.seconds < (1 - _MARGIN) * _seconds(best):
             better.append(trial)
     return better
 
 
-def _agree(trial: EngineTrial, first: EngineTrial) -> bool:
+def _agree(trial: ComputeTrial, first: ComputeTrial) -> bool:
     assert trial.val_loss is not None  # both ran
     assert first.val_loss is not None
     return abs(trial.val_loss - first.val_loss) <= _AGREEMENT * abs(first.val_loss)
 
 
-def _seconds(trial: EngineTrial) -> float:
+def _seconds(trial: ComputeTrial) -> float:
     assert trial.seconds is not None  # only those that ran are compared
     return trial.seconds
 
@@ -157,7 +161,7 @@ def _seconds(trial: EngineTrial) -> float:
 def _some_mask(problem: Prunable, settings: SearchSettings) -> BoolArray:
     """A mask that meets the budget with equal rates: its widths are what costs time.
 
-    How latency is measured depends on the engine, so that it is not limited yet.
+    How latency is measured depends on the compute configuration, so that it is not limited yet.
     """
     space = problem.tracing.space
     order = uniform_priority(space, np.arange(1.0, space.num_filters + 1))

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from fppmo_ray.training import PLAIN, DType, Engine, lay_out, slow_bfloat16
-from fppmo_ray.training import engine as engine_module
+from fppmo_ray.training import PLAIN_COMPUTE, ComputeConfig, DType, lay_out, slow_bfloat16
+from fppmo_ray.training import compute as compute_module
 
 
-def test_an_engine_says_what_it_does() -> None:
-    assert str(PLAIN) == "float32, channels last, scored by 250, 1 thread"
-    engine = Engine(
+def test_a_compute_configuration_says_what_it_does() -> None:
+    assert str(PLAIN_COMPUTE) == "float32, channels last, scored by 250, 1 thread"
+    compute = ComputeConfig(
         dtype="bfloat16",
         channels_last=False,
         fold_batchnorm=True,
@@ -20,7 +20,7 @@ def test_an_engine_says_what_it_does() -> None:
         scoring_batch=1000,
         threads=4,
     )
-    assert str(engine) == ("bfloat16, folded batch norm, CUDA graphs, scored by 1000, 4 threads")
+    assert str(compute) == ("bfloat16, folded batch norm, CUDA graphs, scored by 1000, 4 threads")
 
 
 @pytest.mark.parametrize(
@@ -33,14 +33,14 @@ def test_an_engine_says_what_it_does() -> None:
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, object], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        Engine(**wrong)  # type: ignore[arg-type]
+        ComputeConfig(**wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_weights_are_laid_out_as_the_engine_says(channels_last: bool) -> None:
+def test_weights_are_laid_out_as_the_compute_configuration_says(channels_last: bool) -> None:
     network = nn.Conv2d(4, 8, 3)
-    lay_out(network, Engine(channels_last=not channels_last))
-    lay_out(network, Engine(channels_last=channels_last))
+    lay_out(network, ComputeConfig(channels_last=not channels_last))
+    lay_out(network, ComputeConfig(channels_last=channels_last))
     is_channels_last = network.weight.is_contiguous(memory_format=torch.channels_last)
     assert (is_channels_last, network.weight.is_contiguous()) == (channels_last, not channels_last)
 
@@ -51,8 +51,8 @@ def test_the_slowdown_of_bfloat16_is_its_least_time_over_that_of_float32(
     seconds = [1.0, 0.25, 0.5, 3.0, 2.0, 4.0]  # of three passes in float32, three in bfloat16
     times = [0.0, *seconds]
     ticks = iter(sum(times[: i // 2 + 1 + i % 2]) for i in range(12))
-    monkeypatch.setattr(engine_module.time, "perf_counter", lambda: next(ticks))
-    assert engine_module.bfloat16_slowdown() == 2.0 / 0.25
+    monkeypatch.setattr(compute_module.time, "perf_counter", lambda: next(ticks))
+    assert compute_module.bfloat16_slowdown() == 2.0 / 0.25
 
 
 @pytest.mark.parametrize(
@@ -67,6 +67,6 @@ def test_the_slowdown_of_bfloat16_is_its_least_time_over_that_of_float32(
 def test_bfloat16_is_spoken_against_where_the_cpu_has_no_units_for_it(
     monkeypatch: pytest.MonkeyPatch, dtype: DType, device: str, slowdown: float, why: str | None
 ) -> None:
-    monkeypatch.setattr(engine_module, "bfloat16_slowdown", lambda: slowdown)
-    said = slow_bfloat16(Engine(dtype=dtype), torch.device(device))
+    monkeypatch.setattr(compute_module, "bfloat16_slowdown", lambda: slowdown)
+    said = slow_bfloat16(ComputeConfig(dtype=dtype), torch.device(device))
     assert said == (why if why is None else f"{why}, which has no units for it")

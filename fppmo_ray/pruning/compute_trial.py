@@ -1,4 +1,4 @@
-"""What a score would cost with an engine, measured on a part of it."""
+"""What a score would cost with a compute configuration, measured on a part of it."""
 
 from __future__ import annotations
 
@@ -6,46 +6,46 @@ import time
 from dataclasses import dataclass, replace
 
 from fppmo_ray.pruning.score import Candidate, Fidelity, ScoreInRungs
-from fppmo_ray.training import Engine, slow_bfloat16
+from fppmo_ray.training import ComputeConfig, slow_bfloat16
 
 _STEPS = 4  # of fine-tuning that are timed
 _FEW_IMAGES = 250
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineTrial:
-    """How an engine did."""
+class ComputeTrial:
+    """How a compute configuration did."""
 
-    engine: Engine
+    compute: ComputeConfig
     seconds: float | None
     """Of a whole score, extrapolated from some of its steps; None: there is no measurement."""
     val_loss: float | None
-    """After those steps; engines that agree differ by rounding."""
+    """After those steps; compute configurations that agree differ by rounding."""
     error: str | None = None
     """Why it does not run."""
     left_out: str | None = None
     """Why it was not even tried: it would be slower for sure."""
 
 
-def try_engine(candidate: Candidate, given: Engine) -> EngineTrial:
-    """Time the score of a candidate, with few of its fine-tuning steps, by its engine.
+def try_compute(candidate: Candidate, given: ComputeConfig) -> ComputeTrial:
+    """Time the score of a candidate, with few of its fine-tuning steps.
 
     What is made once in a process (kernels, caches) is not counted.
 
     Args:
-        candidate: With the engine to try.
-        given: The engine to begin with, which may not be left out, however slow.
+        candidate: With the compute configuration to try.
+        given: The compute configuration to begin with, which may not be left out, however slow.
     """
-    engine = candidate.engine
+    compute = candidate.compute
     device = candidate.held_out.labels.device
-    if engine.dtype != given.dtype and (why := slow_bfloat16(engine, device)):
-        return EngineTrial(engine=engine, seconds=None, val_loss=None, left_out=why)
+    if compute.dtype != given.dtype and (why := slow_bfloat16(compute, device)):
+        return ComputeTrial(compute=compute, seconds=None, val_loss=None, left_out=why)
     first = replace(candidate, fidelity=_shortest(candidate.fidelity))
     try:
         ScoreInRungs(first).measure_at(first.fidelity.steps)
         return _timed(candidate)
     except (RuntimeError, ValueError) as error:  # it cannot be folded, captured, or held in memory
-        return EngineTrial(engine=engine, seconds=None, val_loss=None, error=str(error))
+        return ComputeTrial(compute=compute, seconds=None, val_loss=None, error=str(error))
 
 
 def _shortest(fidelity: Fidelity) -> Fidelity:
@@ -57,7 +57,7 @@ def _shortest(fidelity: Fidelity) -> Fidelity:
     )
 
 
-def _timed(candidate: Candidate) -> EngineTrial:
+def _timed(candidate: Candidate) -> ComputeTrial:
     fidelity = candidate.fidelity
     steps = min(_STEPS, fidelity.steps)
     started = time.perf_counter()
@@ -69,4 +69,6 @@ def _timed(candidate: Candidate) -> EngineTrial:
     metrics = score.look()
     untrained = (trained_from - started) + (time.perf_counter() - trained)
     training = (trained - trained_from) / max(1, steps) * fidelity.steps
-    return EngineTrial(engine=candidate.engine, seconds=untrained + training, val_loss=metrics.loss)
+    return ComputeTrial(
+        compute=candidate.compute, seconds=untrained + training, val_loss=metrics.loss
+    )
