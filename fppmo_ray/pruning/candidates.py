@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from fppmo_ray.pruning.coupling import Coupling
-from fppmo_ray.pruning.following import RETURNED
+from fppmo_ray.pruning.dependency import RETURNED
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,8 +11,16 @@ from torch import Tensor, nn
 from fppmo_ray.distribution.space import IntArray
 from fppmo_ray.pruning.activations import CoupledTensor
 from fppmo_ray.pruning.costs import CoupledCost, first_of, run_and_count
+from fppmo_ray.pruning.dependency import (
+    FIXED,
+    Allocation,
+    Dependencies,
+    DisjointSets,
+    Product,
+    follow,
+    start,
+)
 from fppmo_ray.pruning.extract import named_tensors
-from fppmo_ray.pruning.following import FIXED, Allocation, Following, Product, Units, follow, start
 from fppmo_ray.pruning.slices import Axis, Side
 
 
@@ -62,32 +70,32 @@ def couple(model: nn.Module, inputs: tuple[Tensor, ...]) -> Coupling:
         model: The network on the CPU. It is left in eval mode, its batch-norm statistics change.
         inputs: What its forward takes, with a batch of two or more.
     """
-    following = start(model)
-    follow(following, model.train(), inputs)  # heads that only train are cut too
+    dependencies = start(model)
+    follow(dependencies, model.train(), inputs)  # heads that only train are cut too
     model.eval()
-    _, macs = run_and_count(lambda *image: follow(following, model, image), first_of(inputs))
-    costs = _costs(following)
+    _, macs = run_and_count(lambda *image: follow(dependencies, model, image), first_of(inputs))
+    costs = _costs(dependencies)
     tensors = named_tensors(model)
     return Coupling(
         axes=[
             CoupledAxis(
                 axis=axis,
-                side=_side(following.units, along),
-                units=following.units.roots(along),
+                side=_side(dependencies.units, along),
+                units=dependencies.units.roots(along),
                 is_convolution=tensors[axis[0]].dim() > 2,
             )
-            for axis, along in following.positions.items()
+            for axis, along in dependencies.positions.items()
         ],
-        kept=following.units.kept(),
-        doubted=following.units.doubted(),
+        kept=dependencies.units.kept(),
+        doubted=dependencies.units.doubted(),
         costs=costs,
         constant_macs=macs - sum(cost.macs for cost in costs),
-        tensors=[_tensor(following.units, made) for made in following.storages.allocations],
-        moments=following.storages.largest_moments(),
+        tensors=[_tensor(dependencies.units, made) for made in dependencies.memory.allocations],
+        moments=dependencies.memory.largest_moments(),
     )
 
 
-def _tensor(units: Units, made: Allocation) -> CoupledTensor:
+def _tensor(units: DisjointSets, made: Allocation) -> CoupledTensor:
     along = made.tensor.channels.items()
     return CoupledTensor(
         module=made.module,
@@ -97,29 +105,29 @@ def _tensor(units: Units, made: Allocation) -> CoupledTensor:
     )
 
 
-def _side(units: Units, along: IntArray) -> Side:
+def _side(units: DisjointSets, along: IntArray) -> Side:
     if units.is_made(along):
         return "output"
     return "input" if units.is_read(along) else "along"
 
 
-def _costs(following: Following) -> list[CoupledCost]:
+def _costs(dependencies: Dependencies) -> list[CoupledCost]:
     """What every layer costs; a layer that is used twice has the cost of both uses."""
     layer_of = {
         position: tensor.rpartition(".")[0]
-        for (tensor, _), along in following.positions.items()
+        for (tensor, _), along in dependencies.positions.items()
         for position in along.tolist()
     }
     found: dict[tuple[str, bytes, bytes], CoupledCost] = {}
-    for product in following.products:
+    for product in dependencies.products:
         layer = _layer(product, layer_of)
         key = (layer, product.out.tobytes(), product.read.tobytes())
         before = found[key].macs if key in found else 0
         found[key] = CoupledCost(
             layer=layer,
             macs=before + product.macs,
-            out_units=following.units.roots(product.out),
-            in_units=following.units.roots(product.read),
+            out_units=dependencies.units.roots(product.out),
+            in_units=dependencies.units.roots(product.read),
         )
     return list(found.values())
 

@@ -13,8 +13,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from fppmo_ray.pruning.dependency.outputs import flat_tensors
 from fppmo_ray.pruning.examples import ExampleInputs, checked, random_inputs
-from fppmo_ray.pruning.following.outputs import flat_tensors
 
 ExchangeFormat = Literal["torchscript", "torch.export", "onnx"]
 

@@ -17,6 +17,7 @@ from fppmo_ray.pruning.activations import activations
 from fppmo_ray.pruning.candidates import Candidate, candidate_groups, ignored_modules
 from fppmo_ray.pruning.costs import layer_costs, tensor_sizes
 from fppmo_ray.pruning.coupling import Coupling, couple
+from fppmo_ray.pruning.dependency.outputs import OutputError
 from fppmo_ray.pruning.equivalence import (
     FORWARD_ERRORS,
     disagreement,
@@ -24,7 +25,6 @@ from fppmo_ray.pruning.equivalence import (
     randomised_copy,
 )
 from fppmo_ray.pruning.examples import ExampleInputs
-from fppmo_ray.pruning.following.outputs import OutputError
 from fppmo_ray.pruning.slices import AxisUnits, Tracing
 
 __all__ = ["Tracing", "trace"]

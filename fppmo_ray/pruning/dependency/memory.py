@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from fppmo_ray.pruning.following.call import Followed
+from fppmo_ray.pruning.dependency.operation import TracedTensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,10 +19,10 @@ class Allocation:
     """Class of the module that computes it."""
     integer_bytes: int | None
     """Of an element; None of floating-point numbers, whose precision is the network's."""
-    tensor: Followed
+    tensor: TracedTensor
 
 
-class Storages:
+class MemoryTracker:
     """The memory of one pass. Tensors are watched, never held, so that they end when they would.
 
     ``allocations`` are in the order in which they were made; ``moments`` are the sets of them, by
@@ -44,7 +44,7 @@ class Storages:
             self._ended.append(reference)
             self._seen.add(reference.cdata)
 
-    def note(self, module: str, tensors: Sequence[tuple[Tensor, Followed]]) -> None:
+    def note(self, module: str, tensors: Sequence[tuple[Tensor, TracedTensor]]) -> None:
         """Take in the results of an operation, or the network's inputs."""
         for tensor, followed in tensors:
             reference = _reference(tensor)

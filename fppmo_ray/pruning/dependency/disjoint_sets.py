@@ -14,7 +14,7 @@ FIXED = -1
 _PADDED = "padding, which always stays, is added to it"
 
 
-class Units:
+class DisjointSets:
     """Disjoint sets of positions (union-find over arrays), and why some are never removed."""
 
     def __init__(self) -> None:

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fppmo_ray.distribution.space import IntArray
-from fppmo_ray.pruning.following.units import Units
+from fppmo_ray.pruning.dependency.disjoint_sets import DisjointSets
 
 Channels = dict[int, IntArray]
 """Per axis of a tensor that is followed, the position of every index along it."""
 
 
 @dataclass(frozen=True, eq=False)
-class Followed:
+class TracedTensor:
     """A tensor: its shape, and which of its axes follow axes of weights."""
 
     shape: tuple[int, ...]
@@ -48,44 +48,44 @@ class Product:
 
 
 @dataclass(frozen=True, eq=False)
-class Call:
+class Operation:
     """One operation on tensors of which some are followed."""
 
     name: str
     """As in ``torch.ops.aten``, without overload and in-place underscore."""
     arguments: dict[str, Any]
-    """By the schema's names, a ``Followed`` in place of every tensor, defaults filled in."""
+    """By the schema's names, a ``TracedTensor`` in place of every tensor, defaults filled in."""
     outputs: tuple[tuple[int, ...], ...]
     """Shapes of the resulting tensors."""
-    units: Units
+    units: DisjointSets
     module: str
     """Class of the module that computes it."""
     products: list[Product] = field(default_factory=list)
     """To which a rule adds what it costs."""
 
     @property
-    def tensors(self) -> list[Followed]:
+    def tensors(self) -> list[TracedTensor]:
         """All tensors it reads, those of lists included."""
         return list(_tensors(list(self.arguments.values())))
 
     @property
-    def first(self) -> Followed:
+    def first(self) -> TracedTensor:
         """The tensor it is about."""
         return self.tensors[0]
 
-    def tensor(self, name: str) -> Followed | None:
+    def tensor(self, name: str) -> TracedTensor | None:
         """An argument that is a tensor, or None."""
         value = self.arguments.get(name)
-        return value if isinstance(value, Followed) else None
+        return value if isinstance(value, TracedTensor) else None
 
     def doubt(self, positions: IntArray, reason: str) -> None:
-        """See ``Units.doubt``; what one class of modules does counts as one case."""
+        """See ``DisjointSets.doubt``; what one class of modules does counts as one case."""
         self.units.doubt(positions, f"{reason}, in {self.module}")
 
 
-def _tensors(values: list[Any]) -> Iterator[Followed]:
+def _tensors(values: list[Any]) -> Iterator[TracedTensor]:
     for value in values:
-        if isinstance(value, Followed):
+        if isinstance(value, TracedTensor):
             yield value
         elif isinstance(value, list | tuple):
             yield from _tensors(list(value))

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch._ops import OpOverload
 
-from fppmo_ray.pruning.following import elementwise, movement, products
-from fppmo_ray.pruning.following.call import Call, Channels
+from fppmo_ray.pruning.dependency import elementwise, products, shape_ops
+from fppmo_ray.pruning.dependency.operation import Channels, Operation
 
-Rule = Callable[[Call], list[Channels]]
+Rule = Callable[[Operation], list[Channels]]
 """From an operation to what the axes of each of its results are."""
 
 _RULES: Mapping[Rule, str] = {
@@ -49,57 +49,57 @@ _RULES: Mapping[Rule, str] = {
         "_scaled_dot_product_efficient_attention scaled_dot_product_attention "
         "_scaled_dot_product_attention_math"
     ),
-    movement.reshaped: (
+    shape_ops.reshaped: (
         "view _unsafe_view reshape _reshape_alias squeeze unsqueeze flatten unflatten"
     ),
-    movement.restrided: "as_strided",
-    movement.permuted: "permute transpose t",
-    movement.expanded: "expand",
-    movement.repeated: "repeat",
-    movement.concatenated: "cat",
-    movement.stacked: "stack",
-    movement.split: "split split_with_sizes",
-    movement.sliced: "slice",
-    movement.selected: "select unbind",
-    movement.rearranged: "roll flip index_select",
-    movement.indexed: "index",
-    movement.embedded: "embedding",
-    movement.padded: "constant_pad_nd",
-    movement.pixel_shuffled: "pixel_shuffle",
-    movement.pixel_unshuffled: "pixel_unshuffle",
-    movement.channel_shuffled: "channel_shuffle native_channel_shuffle",
-    movement.columns: "im2col",
-    movement.windows: "unfold",
-    movement.gated: "glu",
+    shape_ops.restrided: "as_strided",
+    shape_ops.permuted: "permute transpose t",
+    shape_ops.expanded: "expand",
+    shape_ops.repeated: "repeat",
+    shape_ops.concatenated: "cat",
+    shape_ops.stacked: "stack",
+    shape_ops.split: "split split_with_sizes",
+    shape_ops.sliced: "slice",
+    shape_ops.selected: "select unbind",
+    shape_ops.rearranged: "roll flip index_select",
+    shape_ops.indexed: "index",
+    shape_ops.embedded: "embedding",
+    shape_ops.padded: "constant_pad_nd",
+    shape_ops.pixel_shuffled: "pixel_shuffle",
+    shape_ops.pixel_unshuffled: "pixel_unshuffle",
+    shape_ops.channel_shuffled: "channel_shuffle native_channel_shuffle",
+    shape_ops.columns: "im2col",
+    shape_ops.windows: "unfold",
+    shape_ops.gated: "glu",
 }
 _UNEXPECTED_FORM = (AssertionError, LookupError, TypeError, ValueError)
 _BY_NAME = {name: rule for rule, names in _RULES.items() for name in names.split()}
 
 
-def operation_name(operation: OpOverload) -> str:
+def operation_name(overload: OpOverload) -> str:
     """``add`` for ``aten::add_.Tensor``."""
-    return str(operation.overloadpacket.__name__).removesuffix("_")
+    return str(overload.overloadpacket.__name__).removesuffix("_")
 
 
-def apply_rule(operation: OpOverload, call: Call) -> list[Channels]:
+def apply_rule(overload: OpOverload, op: Operation) -> list[Channels]:
     """What the axes of the results are; an operation in a form that its rule does not know is none.
 
     Such an operation keeps all that it reads, which says so when the groups are chosen.
     """
     try:
-        results = _rule_of(operation)(call)
+        results = _rule_of(overload)(op)
     except _UNEXPECTED_FORM:
-        return elementwise.not_followed(call)
-    if not results or len(results) != len(call.outputs):
-        return elementwise.not_followed(call)
+        return elementwise.not_followed(op)
+    if not results or len(results) != len(op.outputs):
+        return elementwise.not_followed(op)
     return results
 
 
-def _rule_of(operation: OpOverload) -> Rule:
+def _rule_of(overload: OpOverload) -> Rule:
     """The rule by name, or by torch's own tag for what works element by element."""
-    rule = _BY_NAME.get(operation_name(operation))
+    rule = _BY_NAME.get(operation_name(overload))
     if rule is not None:
         return rule
-    if torch.Tag.pointwise in operation.tags:
+    if torch.Tag.pointwise in overload.tags:
         return elementwise.elementwise
     return elementwise.not_followed

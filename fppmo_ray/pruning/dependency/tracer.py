@@ -16,11 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from fppmo_ray.distribution.space import IntArray
-from fppmo_ray.pruning.following.call import Call, Followed, Product
-from fppmo_ray.pruning.following.outputs import flat_tensors
-from fppmo_ray.pruning.following.rules import apply_rule, operation_name
-from fppmo_ray.pruning.following.storages import Storages
-from fppmo_ray.pruning.following.units import Units
+from fppmo_ray.pruning.dependency.disjoint_sets import DisjointSets
+from fppmo_ray.pruning.dependency.memory import MemoryTracker
+from fppmo_ray.pruning.dependency.operation import Operation, Product, TracedTensor
+from fppmo_ray.pruning.dependency.outputs import flat_tensors
+from fppmo_ray.pruning.dependency.rules import apply_rule, operation_name
 from fppmo_ray.pruning.slices import Axis
 
 RETURNED = "the network returns it"
@@ -28,65 +28,65 @@ RETURNED = "the network returns it"
 
 
 @dataclass(eq=False)
-class Following:
+class Dependencies:
     """What forward passes told of a network."""
 
     positions: dict[Axis, IntArray]
     """Of every axis longer than one of every parameter and buffer, ``(length,)``."""
-    units: Units
+    units: DisjointSets
     products: list[Product]
     """All that the last pass spent multiply-accumulates on, as far as it is followed."""
-    storages: Storages = field(default_factory=Storages)
+    memory: MemoryTracker = field(default_factory=MemoryTracker)
     """The memory of the last pass."""
 
 
-def start(model: nn.Module) -> Following:
+def start(model: nn.Module) -> Dependencies:
     """Nothing is known yet: every position is a unit of its own."""
-    units = Units()
+    units = DisjointSets()
     positions = {
         (name, axis): units.new(length)
         for name, tensor in chain(model.named_parameters(), model.named_buffers())
         for axis, length in enumerate(tensor.shape)
         if length > 1
     }
-    return Following(positions, units, [])
+    return Dependencies(positions, units, [])
 
 
 @torch.no_grad()
-def follow(following: Following, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+def follow(dependencies: Dependencies, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     """Run a network in the mode it is in, and add what it tells.
 
     Args:
-        following: Of this network; changes in place.
+        dependencies: Of this network; changes in place.
         model: On the CPU. Its batch-norm statistics change if it is in training mode.
         inputs: What its forward takes, with a batch of two or more.
     """
-    following.products.clear()
-    following.storages = Storages()
-    follower = _Follower(following)
+    dependencies.products.clear()
+    dependencies.memory = MemoryTracker()
+    tracer = _Tracer(dependencies)
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         channels = {
-            axis: following.positions[name, axis]
+            axis: dependencies.positions[name, axis]
             for axis in range(tensor.dim())
-            if (name, axis) in following.positions
+            if (name, axis) in dependencies.positions
         }
-        follower.known[tensor] = Followed(tuple(tensor.shape), channels, is_weight=True)
-        following.storages.overlook([tensor])
-    images = [(tensor, Followed(tuple(tensor.shape))) for tensor in inputs]
-    following.storages.note("image", images)
-    with _noting_modules(follower.modules), follower:
+        tracer.known[tensor] = TracedTensor(tuple(tensor.shape), channels, is_weight=True)
+        dependencies.memory.overlook([tensor])
+    images = [(tensor, TracedTensor(tuple(tensor.shape))) for tensor in inputs]
+    dependencies.memory.note("image", images)
+    with _noting_modules(tracer.modules), tracer:
         output = model(*inputs)
     for tensor in flat_tensors(output):
-        for along in follower.known.get(tensor, Followed(())).channels.values():
-            following.units.keep(along, RETURNED)
+        for along in tracer.known.get(tensor, TracedTensor(())).channels.values():
+            dependencies.units.keep(along, RETURNED)
 
 
-class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every operation below autograd, where there are few kinds of them."""
 
-    def __init__(self, following: Following) -> None:
+    def __init__(self, dependencies: Dependencies) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.following = following
+        self.dependencies = dependencies
         self.known: Any = WeakTensorKeyDictionary()
         self.modules: list[str] = [""]
 
@@ -102,21 +102,21 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **kwargs)
         tensors = [tensor for tensor in _results(result) if isinstance(tensor, Tensor)]
         shapes = tuple(tuple(tensor.shape) for tensor in tensors)
-        call = Call(
+        op = Operation(
             name=operation_name(func),
             arguments=arguments,
             outputs=shapes,
-            units=self.following.units,
+            units=self.dependencies.units,
             module=self.modules[-1],
-            products=self.following.products,
+            products=self.dependencies.products,
         )
-        read = call.tensors
+        read = op.tensors
         if any(tensor.channels for tensor in read):
             is_weight = all(tensor.is_weight for tensor in read)
-            for tensor, channels in zip(tensors, apply_rule(func, call), strict=True):
-                self.known[tensor] = Followed(tuple(tensor.shape), channels, is_weight)
+            for tensor, channels in zip(tensors, apply_rule(func, op), strict=True):
+                self.known[tensor] = TracedTensor(tuple(tensor.shape), channels, is_weight)
         made = [(tensor, self._followed(tensor)) for tensor in tensors]
-        self.following.storages.note(self.modules[-1], made)
+        self.dependencies.memory.note(self.modules[-1], made)
         return result
 
     def _arguments(
@@ -134,7 +134,7 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _followed(self, value: Any) -> Any:
         if isinstance(value, Tensor):
-            return self.known.get(value) or Followed(tuple(value.shape))
+            return self.known.get(value) or TracedTensor(tuple(value.shape))
         if isinstance(value, list | tuple):
             return [self._followed(part) for part in value]
         return value
