@@ -22,7 +22,11 @@ def parse_job(words: list[str]) -> dict[str, Any]:
     Raises:
         SystemExit: the job refuses its flags.
     """
-    position = next(index for index, word in enumerate(words) if re.search(r"jobs/\w+\.py$", word))
+    position = next(
+        index
+        for index, word in enumerate(words)
+        if re.search(r"jobs/(?:experiments/)?\w+\.py$", word)
+    )
     module = importlib.import_module(Path(words[position]).stem)
     heard: dict[str, Any] = {}
 

@@ -17,12 +17,16 @@ def commands() -> list[str]:
     """Of blocks and of the text, those that name a job with flags."""
     in_text = [part for found in re.findall(r"`([^`]+)`", PROSE) for part in found.split("; ")]
     texts = [" ".join(text.split()) for text in [*shell_commands(README), *in_text]]
-    of_jobs = re.compile(r"(python|fppmo-ray submit) jobs/\w+\.py")
+    of_jobs = re.compile(r"(python|fppmo-ray submit) jobs/(?:experiments/)?\w+\.py")
     return [text for text in texts if of_jobs.match(text)]
 
 
 def test_the_readme_shows_every_job_that_measures_or_searches() -> None:
-    shown = {name for command in commands() for name in re.findall(r"jobs/(\w+)\.py", command)}
+    shown = {
+        name
+        for command in commands()
+        for name in re.findall(r"jobs/(?:experiments/)?(\w+)\.py", command)
+    }
     assert shown == {
         *("baseline", "benchmark", "chaos", "cifar10", "compare", "denoise", "fidelity"),
         *("imagenet", "model_zoo", "recipes", "rules", "searches", "tune_cifar10"),

@@ -71,7 +71,7 @@ def start_logits(budget: Budget, importance: FloatArray) -> FloatArray:
             f"{space.groups[space.group_of[worst]].name}; add a small constant to all of them"
         )
     # Half and twice the spread were tried once, by hand, and neither is better: searches of 320
-    # proposals on the landscapes of jobs/rules.py like ResNet-20 / 56 / 50 gain
+    # proposals on the landscapes of jobs/experiments/rules.py like ResNet-20 / 56 / 50 gain
     # 0.58 / 0.31 / 0.21 with half of it, 0.56 / 0.35 / 0.30 with it, 0.48 / 0.35 / 0.32 with twice;
     # one of 640 on ResNet-20 ends at a loss of 0.917, 0.919 and 0.982.
     z = _standardised(space, np.log(importance))

@@ -77,8 +77,8 @@ class SearchSettings:
     seed: int = 0
     """Of the masks, the scores and the training."""
     score_steps: int = 0
-    """Fine-tuning steps inside a score. 0 only recalibrates: ``jobs/fidelity.py`` found no deeper
-    score that agreed better with long fine-tuning, and 50 steps cost 36 times as much."""
+    """Fine-tuning steps inside a score. 0 only recalibrates: in ``jobs/experiments/fidelity.py`` no
+    deeper score agreed better with long fine-tuning, and 50 steps cost 36 times as much."""
     screen_steps: int | None = None
     """Fine-tuning steps of a first, cheap score of every proposal: only the best third of a
     generation is then scored with score_steps, which must be more. None scores all at once."""
@@ -98,7 +98,7 @@ class SearchSettings:
     """Fresh seeds with which every finalist is rescored on choose-val."""
     rescore_steps: int | None = None
     """Fine-tuning steps inside these scores; None: score_steps. Finalists are few, so deeper scores
-    would cost little; ``jobs/fidelity.py`` found none that told good masks better apart."""
+    would cost little; in ``jobs/experiments/fidelity.py`` none told good masks better apart."""
     baseline_epochs: int = 0
     """Epochs of training for the dense network before it is pruned; 0 takes it as it is."""
     baseline_learning_rate: float = 0.1

@@ -41,8 +41,8 @@ class Recipe:
     """In [0, 1)."""
     distillation_weight: float = 0.5
     """Share of the loss that is the distance to the answers of the dense network, the teacher, in
-    [0, 1]. More accurate by ``jobs/recipes.py`` (see the README), for a pass more per step. What
-    has no teacher, such as the training of a baseline, takes 0."""
+    [0, 1]. More accurate by ``jobs/experiments/recipes.py``, for a pass more per step. What has no
+    teacher, such as the training of a baseline, takes 0."""
     distillation_temperature: float = 4.0
     """> 0; softens the answers of teacher and student (Hinton et al. 2015, 1503.02531)."""
     clip_norm: float | None = None

@@ -23,7 +23,7 @@ class Ridge:
     a given distance, each in the root mean square.
 
     Noise on whole layers matters to wide ones: without it, the widths of a layer of 512 filters
-    hardly vary. The defaults, on which little depends, come from ``jobs/rules.py``.
+    hardly vary. The defaults, on which little depends, come from ``jobs/experiments/rules.py``.
     """
 
     layer_step: float = 0.1

@@ -1,0 +1,252 @@
+"""The cells of the fidelity job: what is measured of which mask, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import chain, zip_longest
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from cells import Cell, Record, find, folder_under_way, recipe_key
+from fine_tuning import TuningTask
+from trained import fixed_key
+
+from agreement.masks import Mask
+from agreement.worker import Depth, fidelity_of
+from fppmo_ray.distribution import pack_mask
+from fppmo_ray.service.pool.work import Work
+from fppmo_ray.service.problem import Problem
+from fppmo_ray.training import ComputeConfig
+
+TRUTH = "truth"
+_SCORE_STREAM = 2  # seeds [seed, repeat, 2]: never those of proposals or of rescored finalists
+_PATIENCE_S = 24 * 3600.0  # limits are not learned: the first cells take seconds, the last minutes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How much is measured; more masks, steps and seeds add to what is there."""
+
+    masks: int = 24
+    """How many are judged, half of them near the searches' optimum; at least 2."""
+    steps: tuple[int, ...] = (0, 50, 150, 500)
+    """Fine-tuning steps of scores; 0 recalibrates only."""
+    compensated_steps: tuple[int, ...] = (0, 50, 150)
+    """The same for scores with compensation."""
+    few_images_steps: tuple[int, ...] = (0,)
+    """The same for scores on as few images as a search's proposals have."""
+    adapted_weights: Path | None = None
+    """The network's weights fine-tuned under random masks. Scores that begin from them are measured
+    too; the truth always begins from --weights."""
+    adapted_steps: tuple[int, ...] = (0, 50)
+    """Fine-tuning steps of the scores that begin from the adapted weights."""
+    score_seeds: int = 3
+    """Repeats of each score, which tell its noise. All masks share a repeat's seed, as those of a
+    generation do."""
+    truth_seeds: int = 1
+    """Fine-tunings of each mask; the second tells how well any score could agree."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("masks", 2), ("score_seeds", 1), ("truth_seeds", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for count in self._all_steps():
+            if count < 0:
+                raise ValueError(f"fine-tuning steps of scores must be at least 0, got {count}")
+
+    def _all_steps(self) -> tuple[int, ...]:
+        given = (self.steps, self.compensated_steps, self.few_images_steps, self.adapted_steps)
+        return tuple(chain.from_iterable(given))
+
+    def depths(self, *, with_adapted: bool) -> list[Depth]:
+        """The depths of the scores, the shallowest first."""
+        adapted = self.adapted_steps if with_adapted else ()
+        depths = {
+            *(Depth(steps=count) for count in self.steps),
+            *(Depth(steps=count, compensate=True) for count in self.compensated_steps),
+            *(Depth(steps=count, images="few") for count in self.few_images_steps),
+            *(Depth(steps=count, weights="adapted") for count in adapted),
+        }
+
+        def place(depth: Depth) -> tuple[int, bool, bool, bool]:
+            return depth.steps, depth.weights != "dense", depth.compensate, depth.images != "few"
+
+        return sorted(depths, key=place)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """All that is to be measured."""
+
+    problem: Problem
+    compute: ComputeConfig | None
+    """How all passes are computed; None until that is measured."""
+    adapted_weights: str | None
+    """Digest of the adapted weights, where there are any."""
+    masks: Sequence[Mask]
+    plan: Plan
+    seed: int
+    score_timeout: float | None
+    """Seconds after which a score is taken from its worker; None: a day."""
+    work_dir: Path
+    """Absolute; for the checkpoints of fine-tunings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A cell, with what it is in the tables."""
+
+    cell: Cell
+    work: Work
+    mask: Mask
+    depth: Depth | None
+    """None: the truth."""
+    repeat: int
+
+    @property
+    def kind(self) -> str:
+        """Tasks of a kind cost about the same."""
+        return TRUTH if self.depth is None else str(self.depth)
+
+
+def tasks(study: Study) -> list[Task]:
+    """Every task, in an order in which an early stop leaves the most.
+
+    First one score of each mask at every depth, the cheapest first, then the truths, mask by mask,
+    then the repeats that tell the noise.
+    """
+    assert study.compute is not None  # whoever asks for tasks has settled it
+    fixed = {**fixed_key(study.problem), "engine": asdict(study.compute)}
+    plan, in_turn = study.plan, _in_turn(study.masks)
+    depths = plan.depths(with_adapted=study.adapted_weights is not None)
+
+    def scores(repeat: int) -> Iterator[Task]:
+        for depth in depths:
+            for file, mask in in_turn:
+                yield _score_task(study, fixed, file, mask, depth, repeat)
+
+    def truths(repeat: int) -> Iterator[Task]:
+        for file, mask in in_turn:
+            yield _truth_task(study, fixed, file, mask, repeat)
+
+    return [
+        *scores(0),
+        *truths(0),
+        *(task for repeat in range(1, plan.score_seeds) for task in scores(repeat)),
+        *(task for repeat in range(1, plan.truth_seeds) for task in truths(repeat)),
+    ]
+
+
+def done(folder: Path, todo: Sequence[Task]) -> dict[str, Record]:
+    """The records of those tasks that have one, by the name of the cell."""
+    found = {task.cell.name: find(folder, task.cell) for task in todo}
+    return {name: record for name, record in found.items() if record is not None}
+
+
+def seconds_left(study: Study, todo: Sequence[Task], records: Mapping[str, Record]) -> float | None:
+    """Seconds of one worker for what is missing; None while nothing is measured.
+
+    A kind of which nothing is measured yet is judged by how many images it passes.
+    """
+    timed = [(task, records[task.cell.name].seconds) for task in todo if task.cell.name in records]
+    if not timed:
+        return None
+    per_image = sum(seconds for _, seconds in timed) / sum(_passes(study, t) for t, _ in timed)
+    of_kind = {
+        kind: fmean(seconds for task, seconds in timed if task.kind == kind)
+        for kind in {task.kind for task, _ in timed}
+    }
+    return sum(
+        of_kind.get(task.kind, per_image * _passes(study, task))
+        for task in todo
+        if task.cell.name not in records
+    )
+
+
+def _passes(study: Study, task: Task) -> int:
+    """Images passed forward; one that is trained on counts thrice."""
+    problem = study.problem
+    if task.depth is None:
+        return 3 * problem.recipe.epochs * len(problem.splits.search_train)
+    fidelity = fidelity_of(problem, task.depth)
+    trained = task.depth.steps * problem.recipe.batch_size
+    return 3 * trained + fidelity.recalibrate_images + fidelity.score_images
+
+
+def _in_turn(masks: Sequence[Mask]) -> list[tuple[str, Mask]]:
+    """The masks with their names in files; near ones and others take turns."""
+    halves = [[mask for mask in masks if mask.is_near == is_near] for is_near in (False, True)]
+    return [
+        (f"{'near' if mask.is_near else 'different'}{number:02d}", mask)
+        for number, pair in enumerate(zip_longest(*halves))
+        for mask in pair
+        if mask is not None
+    ]
+
+
+def _score_task(
+    study: Study, fixed: Mapping[str, Any], file: str, mask: Mask, depth: Depth, repeat: int
+) -> Task:
+    # Neither plays a part in scores.
+    recipe = recipe_key(replace(study.problem.recipe, ema_decay=0))
+    del recipe["epochs"]
+    seed = (study.seed, repeat, _SCORE_STREAM)
+    fidelity = fidelity_of(study.problem, depth)
+    key = {
+        **fixed,
+        **_mask_key(mask),
+        **asdict(depth),
+        "score_images": fidelity.score_images,
+        "recipe": recipe,
+        "seed": seed,
+    }
+    if depth.images == "few":
+        key["score_recalibrate_images"] = fidelity.recalibrate_images
+    else:
+        del key["images"]  # as before there was a choice
+    if depth.weights == "adapted":
+        key["adapted_weights"] = study.adapted_weights
+    name = _cell_name(file, depth, repeat)
+    work = Work(
+        name=name,
+        method="score",
+        arguments=(study.compute, mask.keep, depth, seed),
+        timeout=study.score_timeout or _PATIENCE_S,
+    )
+    return Task(cell=Cell(name=name, key=key), work=work, mask=mask, depth=depth, repeat=repeat)
+
+
+def _truth_task(study: Study, fixed: Mapping[str, Any], file: str, mask: Mask, repeat: int) -> Task:
+    recipe, seed = study.problem.recipe, study.seed + repeat
+    key = {
+        **fixed,
+        **_mask_key(mask),
+        "recipe": recipe_key(recipe),
+        "seed": seed,
+    }
+    assert study.compute is not None  # it was settled before there were tasks
+    cell = Cell(name=f"{file}-{TRUTH}-{repeat}", key=key)
+    tuning = TuningTask(
+        keep=mask.keep,
+        recipe=recipe,
+        seed=seed,
+        compute=study.compute,
+        folder=folder_under_way(study.work_dir, cell),
+    )
+    work = Work(name=cell.name, method="truth", arguments=(tuning,), timeout=_PATIENCE_S)
+    return Task(cell=cell, work=work, mask=mask, depth=None, repeat=repeat)
+
+
+def _mask_key(mask: Mask) -> dict[str, Any]:
+    return {"mask": mask.name, "keep": pack_mask(mask.keep), "is_near": mask.is_near}
+
+
+def _cell_name(file: str, depth: Depth, repeat: int) -> str:
+    ways = [
+        *(["compensated"] * depth.compensate),
+        *(["adapted"] * (depth.weights == "adapted")),
+        *(["few"] * (depth.images == "few")),
+    ]
+    return "-".join([file, f"{depth.steps}steps", *ways, str(repeat)])

@@ -1,0 +1,299 @@
+"""FPPMO against its rivals: same MACs, same data, same fine-tuning, same seeds.
+
+    python jobs/experiments/compare.py --data DIR --network resnet20 --weights FILE \
+        --search-val-rows FILE --macs-cut 0.57 --proposals 320 --fine-tune-epochs 6 --workers 2 \
+        --results jobs/results/compare/resnet20 --work-dir runs/compare
+    fppmo-ray submit jobs/experiments/compare.py ... --results /absolute/path \
+        --work-dir /absolute/path
+
+Every method and seed is a cell, kept in a file of its own: the same command goes on where it was
+stopped, which it can be at any time (control-C and ``fppmo-ray stop`` wait for running scores and
+epochs). Other ``--macs-cut`` or ``--methods`` add to the folder, and the table shows what is there.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import ray
+from cells import (
+    Cell,
+    digest,
+    find,
+    folder_under_way,
+    measure_missing,
+    read_all,
+    stopped_by_signal,
+)
+from fine_tuning import TuningTask, TuningWorker
+from rich.console import Console
+from rivals.cell_keys import cell_of, figures_of
+from rivals.equal_tuning import look_before_and_after
+from rivals.fastnas import require_fastnas
+from rivals.figure import draw_comparison
+from rivals.methods import (
+    DENSE,
+    FASTNAS,
+    FIRST_GROUP,
+    FPPMO,
+    Case,
+    Choice,
+    Method,
+    control,
+    foreign_choice,
+    method_of,
+    one_shot,
+    search_choice,
+    settings_of,
+)
+from rivals.table import comparison_tables
+
+from fppmo_ray import Dataset, Placement, SearchSettings, Splits, load_dataset
+from fppmo_ray.distribution import BoolArray, unpack_mask
+from fppmo_ray.job import require_lasting, run_job
+from fppmo_ray.service.compute_choice import choose_compute, ways_to_try
+from fppmo_ray.service.connection import connection
+from fppmo_ray.service.pool.work import Work
+from fppmo_ray.service.pool.worker_pool import WorkerPool, worker_pool
+from fppmo_ray.service.problem import Problem, identity_of, state_problem
+from fppmo_ray.service.record.run_directory import open_run
+from fppmo_ray.service.search import start_of
+from fppmo_ray.service.stopping import StopRequest
+from fppmo_ray.service.weights import Arrays, to_arrays
+from fppmo_ray.service.workers.scoring_worker import ScoringWorker
+from fppmo_ray.training import ComputeConfig, build_network, load_weights, splits_from_files
+
+logger = logging.getLogger(__name__)
+
+_UNTRAINED = 10_000  # what is added to a seed for weights that nothing was trained from
+
+
+def main(
+    data: Path,
+    weights: Path,
+    results: Path,
+    work_dir: Path,
+    settings: SearchSettings,
+    placement: Placement,
+    *,
+    network: str = "resnet20",
+    search_val_rows: Path | None = None,
+    choose_val_rows: Path | None = None,
+    methods: tuple[str, ...] = FIRST_GROUP,
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
+) -> None:
+    """Measure the cells that are missing, seed by seed; print the table, draw the figure.
+
+    Args:
+        data: Folder with CIFAR-10 as parquet files or in torchvision's layout.
+        weights: Trained weights of the network, best of one that never saw search-val.
+        results: Folder of the cells.
+        work_dir: Folder for journals and checkpoints of what is being measured; all workers must
+            see it.
+        settings: Of all searches; its seed is not used.
+        placement: Where the work runs.
+        network: Which network to prune: resnet20, 32, 44, 56 or 110 (``_b``: projection shortcuts),
+            or vgg16_bn.
+        search_val_rows: .npy file of training rows that the weights have never seen; by default
+            10 % of every class.
+        choose_val_rows: .npy file of further such rows; by default 40 % of the search-val rows.
+        methods: What to compare; ``fppmo@80`` is the search with 80 scores.
+        seeds: Of searches, fine-tuning and the choice of choose-val.
+    """
+    for folder in (results, work_dir):
+        require_lasting(folder)
+    _check(settings, seeds)
+    wanted = [method_of(text) for text in dict.fromkeys(methods)]
+    if any(method.name == FASTNAS for method in wanted):
+        require_fastnas()
+    comparison = Comparison(
+        dataset=load_dataset("cifar10", data),
+        network=network,
+        weights=weights,
+        rows=(search_val_rows, choose_val_rows),
+        settings=settings,
+        placement=placement,
+        results=results,
+        work_dir=work_dir.resolve(),
+    )
+    with connection(placement), stopped_by_signal(results) as stop:
+        for seed in seeds:
+            comparison.measure(seed, wanted, stop)
+    present(results)
+
+
+def present(results: Path) -> None:
+    """Print the tables of a folder of cells, and draw their figure beside them."""
+    console = Console(width=None if sys.stdout.isatty() else 170)
+    records = list(read_all(results).values())
+    for table in comparison_tables(records):
+        console.print(table)
+    draw_comparison(records, results / "comparison.png")
+
+
+def _check(settings: SearchSettings, seeds: Sequence[int]) -> None:
+    if settings.seed:
+        raise ValueError(
+            f"a comparison has several seeds: give --seeds, not --seed {settings.seed}"
+        )
+    if settings.baseline_epochs:
+        raise ValueError("a comparison starts from --weights, so --baseline-epochs must be 0")
+    if not seeds:
+        raise ValueError("a comparison needs at least one seed")
+    settings.only_macs_cut()  # refuses several
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Comparison:
+    """What is compared, and where its cells are kept."""
+
+    dataset: Dataset
+    network: str
+    weights: Path
+    rows: tuple[Path | None, Path | None]
+    """Files of search-val and choose-val."""
+    settings: SearchSettings
+    placement: Placement
+    results: Path
+    work_dir: Path
+
+    def measure(self, seed: int, methods: Sequence[Method], stop: StopRequest) -> None:
+        """Measure a seed's missing cells: first find all masks, then fine-tune side by side.
+
+        Raises:
+            SearchStopped: the stop was requested.
+        """
+        case = self._case(seed, stop)
+        cells = {method: self._cell(case, method) for method in methods}
+        missing = {
+            method: cell for method, cell in cells.items() if find(self.results, cell) is None
+        }
+        if not missing:
+            logger.info("seed %d  all %d cells are there", seed, len(cells))
+            return
+        with self._pool(ScoringWorker, case.problem, stop) as pool:
+            choices = self._choices(case, missing, pool)
+        with self._pool(TuningWorker, case.problem, stop) as pool:
+            works = [
+                (missing[method], self._tuning(case, missing[method], choice))
+                for method, choice in choices.items()
+            ]
+            measure_missing(self.results, works, pool)
+
+    def _pool(
+        self, worker: type, problem: Problem, stop: StopRequest
+    ) -> AbstractContextManager[WorkerPool]:
+        workers, demand = self.placement.workers, self.placement.demand
+        return worker_pool(worker, problem, num_workers=workers, demand=demand, stop=stop)
+
+    def _case(self, seed: int, stop: StopRequest) -> Case:
+        settings = replace(self.settings, seed=seed)
+        dense = build_network(self.network, self.dataset.num_classes, seed=seed)
+        load_weights(dense, self.weights)
+        problem = state_problem(
+            dense,
+            self.dataset,
+            settings,
+            splits=self._splits(seed),
+            placement=self.placement,
+        )
+        compute = self._compute(problem, settings, stop)
+        return Case(problem=problem, settings=settings, compute=compute)
+
+    def _splits(self, seed: int) -> Splits | None:
+        search_val, choose_val = self.rows
+        if search_val is None:
+            return None
+        return splits_from_files(
+            self.dataset.train.labels, search_val=search_val, choose_val=choose_val, seed=seed
+        )
+
+    def _compute(
+        self, problem: Problem, settings: SearchSettings, stop: StopRequest
+    ) -> ComputeConfig:
+        """The compute configuration of the cells that are there; else chosen as a search would."""
+        if not any(ways_to_try(problem, settings)):
+            return problem.compute
+        for record in read_all(self.results).values():
+            return ComputeConfig(**record.key["engine"])
+        run_dir = self.work_dir / f"compute-{digest(identity_of(problem, settings))}"
+        alone = replace(self, placement=replace(self.placement, workers=1))
+        with (
+            open_run(run_dir, resume=None, started=start_of(problem, settings)) as run,
+            alone._pool(ScoringWorker, problem, stop) as pool,
+        ):
+            return choose_compute(problem, settings, run, pool)
+
+    def _cell(self, case: Case, method: Method) -> Cell:
+        return cell_of(case, method, self.network)
+
+    def _choices(
+        self, case: Case, missing: Mapping[Method, Cell], pool: WorkerPool
+    ) -> dict[Method, Choice]:
+        """What every method keeps; the dense network comes first, since it trains longest."""
+        found: dict[Method, Choice] = {}
+        for method, cell in sorted(missing.items(), key=lambda item: item[0].name != DENSE):
+            if method.name == DENSE:
+                found[method] = Choice(keep=None, weights=case.trained)
+            elif method.is_search:
+                found[method] = self._search(case, method, pool)
+            elif method.name == FASTNAS:
+                found[method] = foreign_choice(case, self._folder(cell) / "choice.json")
+            elif method.needs_fppmo:
+                chosen = self._chosen(case, found, pool)
+                found[method] = control(case, method.name, chosen, self._untrained(case))
+            else:
+                found[method] = one_shot(case, method.name)
+        return found
+
+    def _search(self, case: Case, method: Method, pool: WorkerPool) -> Choice:
+        cell = self._cell(case, method)
+        with_settings = replace(case, settings=settings_of(method, case.settings))
+        logger.info("search  %s", cell.name)
+        return search_choice(with_settings, method.name, pool, self._folder(cell) / "search")
+
+    def _chosen(self, case: Case, found: Mapping[Method, Choice], pool: WorkerPool) -> BoolArray:
+        """FPPMO's mask: of this run, of its cell, or of a search made for it."""
+        method = Method(name=FPPMO)
+        if method in found:
+            keep = found[method].keep
+        elif (record := find(self.results, self._cell(case, method))) is not None:
+            num_filters = case.problem.tracing.space.num_filters
+            keep = unpack_mask(record.figures["mask"], num_filters)
+        else:
+            keep = self._search(case, method, pool).keep
+        assert keep is not None  # a search's is a mask
+        return keep
+
+    def _untrained(self, case: Case) -> Arrays:
+        seed = _UNTRAINED + case.settings.seed
+        return to_arrays(build_network(self.network, self.dataset.num_classes, seed=seed))
+
+    def _tuning(self, case: Case, cell: Cell, choice: Choice) -> Work:
+        task = TuningTask(
+            keep=choice.keep,
+            recipe=case.settings.recipe,
+            seed=case.settings.seed,
+            compute=case.compute,
+            folder=self._folder(cell) / "tuning",
+        )
+        look = partial(look_before_and_after, known=figures_of(case, choice))
+        return Work(
+            name=f"fine-tuning of {cell.name}",
+            method="measure",
+            arguments=(task, look, ray.put(choice.weights)),
+        )
+
+    def _folder(self, cell: Cell) -> Path:
+        """Of the cell while it is measured; other settings get another one."""
+        return folder_under_way(self.work_dir, cell)
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,238 @@
+"""Which score is right? Scores of every depth against long fine-tuning, mask by mask.
+
+python jobs/experiments/fidelity.py --data DIR --network resnet20 --weights FILE \
+        --search-val-rows FILE --macs-cut 0.57 --searches runs/a runs/b \
+        --fine-tune-epochs 6 --workers 2 --results jobs/results/fidelity/resnet20
+fppmo-ray submit jobs/experiments/fidelity.py ... --results /absolute/path --address http://HEAD:8265
+
+Every score and every fine-tuning is a file in the folder of the results, so the same command goes
+on where it was stopped (after the scores and epochs that were running). In the end it prints the
+tables of what is there.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from agreement.masks import (
+    CRITERIA,
+    Mask,
+    different_masks,
+    masks_from_json,
+    masks_of_search,
+    masks_to_json,
+    near_masks,
+)
+from agreement.study import Plan, Study, Task, done, seconds_left, tasks
+from agreement.table import Results, tables
+from agreement.worker import FidelityWorker
+from cells import (
+    Cell,
+    Measured,
+    Record,
+    find,
+    folder_under_way,
+    keep,
+    measure_missing,
+    stopped_by_signal,
+)
+from rich.console import Console
+from torch import nn
+from trained import Trained, choose_compute, fixed_key, known_compute
+
+from fppmo_ray import Placement, SearchSettings
+from fppmo_ray.distribution import Budget
+from fppmo_ray.job import require_lasting, run_job
+from fppmo_ray.pruning import importance
+from fppmo_ray.service.connection import connection
+from fppmo_ray.service.pool.worker_pool import worker_pool
+from fppmo_ray.service.problem import Problem
+from fppmo_ray.service.weights import Arrays, digest, to_arrays
+from fppmo_ray.training import load_weights
+
+logger = logging.getLogger(__name__)
+
+_SAY_EVERY_S = 60.0
+
+
+def main(
+    trained: Trained,
+    settings: SearchSettings,
+    placement: Placement,
+    plan: Plan,
+    *,
+    searches: tuple[str, ...] = (),
+    results: Path,
+    work_dir: Path | None = None,
+    only_tables: bool = False,
+) -> None:
+    """Measure what is missing, then print what is there.
+
+    Args:
+        trained: Which network is pruned, and on what data.
+        settings: Budget, recipe, images and compute configuration, as of a search; what is of its
+            proposals, its rule, its finalists and its baseline plays no part, nor do --score-steps
+            and --compensate but in the choice of the compute configuration. --proposals says of how
+            many scores the cost is told, --rank-by which figure of a score counts.
+        placement: Where it runs.
+        plan: How much is measured.
+        searches: Run directories of finished searches for the same cut: half of the masks are
+            taken from there and from around. The results keep them, and go on without searches.
+        results: Folder that keeps every measurement in a file.
+        work_dir: Folder for the checkpoints of fine-tunings; all workers must see it. By default
+            under-way in the results.
+        only_tables: Print what is there and measure nothing; another process may be speed.
+    """
+    for folder in (results, work_dir or results):
+        require_lasting(folder)
+    if settings.recipe.epochs < 1:
+        raise ValueError("--fine-tune-epochs must be at least 1: the truth is a fine-tuned network")
+    settings.only_macs_cut()  # refuses several
+    problem = trained.problem(settings, placement)
+    adapted = _adapted(plan.adapted_weights, problem.network)
+    study = Study(
+        problem=problem,
+        compute=known_compute(problem, settings, results),
+        adapted_weights=None if adapted is None else digest(adapted),
+        masks=_masks(problem, settings, searches, plan.masks, results),
+        plan=plan,
+        seed=settings.seed,
+        score_timeout=placement.score_timeout,
+        work_dir=(work_dir or results / "under-way").resolve(),
+    )
+    if not only_tables:
+        study = _measure_missing(study, adapted, settings, placement, results)
+    _print_tables(study, settings, results)
+
+
+def _masks(
+    problem: Problem,
+    settings: SearchSettings,
+    searches: Sequence[str],
+    num_masks: int,
+    folder: Path,
+) -> list[Mask]:
+    """Those that the results were begun with, or, given searches, those of these."""
+    key = {"macs_cut": settings.only_macs_cut(), "seed": settings.seed, **fixed_key(problem)}
+    cell = Cell(name="masks", key=key)
+    record = find(folder, cell)
+    known = [] if record is None else record.figures["masks"]
+    if searches:
+        masks = _masks_of(problem, settings, searches, num_masks)
+        new = masks_to_json(masks)
+        if not all(item in new for item in known) and not all(item in known for item in new):
+            raise ValueError(
+                f"{folder} was begun with the masks of other searches; give it none to go on with "
+                "those, or choose another --results"
+            )
+        if len(new) > len(known):
+            keep(folder, cell, Measured(figures={"masks": new}, seconds=0.0))
+        return masks
+    if not known:
+        raise ValueError("--searches must name at least one run directory of a finished search")
+    return masks_from_json(known, num_masks, problem.tracing.space.num_filters)
+
+
+def _masks_of(
+    problem: Problem, settings: SearchSettings, searches: Sequence[str], num_masks: int
+) -> list[Mask]:
+    """Half of the masks very different, half near the optimum of the searches."""
+    space = problem.tracing.space
+    budget = Budget.from_cut(space, settings.only_macs_cut())
+    importances = {name: importance(problem.network, problem.tracing, name) for name in CRITERIA}
+    found = [
+        masks_of_search(run_dir, number, space, settings.only_macs_cut())
+        for number, run_dir in enumerate(searches)
+    ]
+    num_near = num_masks // 2
+    different = different_masks(budget, importances, num_masks - num_near, settings.seed)
+    return different + near_masks(budget, found, num_near, settings.seed, taken=different)
+
+
+def _adapted(path: Path | None, network: nn.Module) -> Arrays | None:
+    """The adapted weights of a network, which is left as it is."""
+    if path is None:
+        return None
+    network = copy.deepcopy(network)
+    load_weights(network, path)
+    return to_arrays(network)
+
+
+def _measure_missing(
+    study: Study,
+    adapted: Arrays | None,
+    settings: SearchSettings,
+    placement: Placement,
+    folder: Path,
+) -> Study:
+    """Do what is missing; the study with the compute configuration that it was done with."""
+    with (
+        connection(placement),
+        stopped_by_signal(folder) as stop,
+        worker_pool(
+            FidelityWorker,
+            study.problem,
+            adapted,
+            num_workers=placement.workers,
+            demand=placement.demand,
+            stop=stop,
+        ) as pool,
+    ):
+        if study.compute is None:
+            mask = study.masks[0].keep
+            compute = choose_compute(study.problem, settings, folder, pool, mask)
+            study = replace(study, compute=compute)
+        todo = tasks(study)
+        records = done(folder, todo)
+        say = _progress(study, todo, records, placement.workers)
+        say()
+
+        def take(cell: Cell, record: Record) -> None:
+            records[cell.name] = record
+            shutil.rmtree(folder_under_way(study.work_dir, cell), ignore_errors=True)
+            say()
+
+        measure_missing(folder, [(task.cell, task.work) for task in todo], pool, on_kept=take)
+    return study
+
+
+def _print_tables(study: Study, settings: SearchSettings, folder: Path) -> None:
+    if study.compute is None:
+        raise ValueError(f"{folder} holds no results yet; measure some without --only-tables")
+    todo = tasks(study)
+    found = Results(tasks=todo, records=done(folder, todo), space=study.problem.tracing.space)
+    shown = tables(
+        found,
+        rank_by=settings.rank_by,
+        proposals=settings.proposals,
+        capacity_weight=settings.optimizer_settings().capacity_weight,
+    )
+    Console(width=140).print(*shown, sep="\n")
+
+
+def _progress(
+    study: Study, todo: Sequence[Task], records: dict[str, Record], workers: int
+) -> Callable[[], None]:
+    """Says from time to time what is left."""
+    last = float("-inf")
+
+    def say() -> None:
+        nonlocal last
+        seconds = seconds_left(study, todo, records)
+        if seconds is None or time.monotonic() < last + _SAY_EVERY_S:
+            return
+        last = time.monotonic()
+        left = len(todo) - len(records)
+        logger.info("%d of %d cells left, about %.0f s", left, len(todo), seconds / workers)
+
+    return say
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,78 @@
+"""The cells of a comparison: their names, what tells them apart, what is known beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from cells import Cell, recipe_key
+
+from fppmo_ray.distribution import pack_mask
+from rivals.methods import DENSE, FASTNAS, Case, Choice, Method, settings_of
+
+
+def cell_of(case: Case, method: Method, network: str) -> Cell:
+    """The cell of a method and a case's seed, for a network of some name."""
+    cut = "" if method.name == DENSE else f"-{100 * case.settings.only_macs_cut():g}"
+    name = f"{method}{cut}-s{case.settings.seed}"
+    return Cell(name=name, key=_key(case, method, network))
+
+
+def _key(case: Case, method: Method, network: str) -> dict[str, Any]:
+    """All that a cell's figures depend on, and nothing that they do not."""
+    settings, identity = case.settings, case.identity
+    key: dict[str, Any] = {
+        "network": network,
+        "method": str(method),
+        "seed": settings.seed,
+        "recipe": recipe_key(settings.recipe),
+        "engine": asdict(case.compute),
+        "device_type": identity["device_type"],
+        "weights": identity["network"],
+        "data": identity["data"],
+    }
+    if method.name == DENSE:
+        return key
+    names = ("macs_cut", "min_keep", "width_multiple", "ignore", "recalibrate_images")
+    key |= {name: identity["settings"][name] for name in names}
+    if settings.layer_limits:  # else as before there were any
+        key["layer_limits"] = settings.layer_limits
+    if method.name == FASTNAS:
+        key["search"] = {"score_images": settings.rescore_images}
+    if method.is_search or method.needs_fppmo:
+        searching = settings_of(method, settings).journaled()
+        known = (*key, "layer_limits", "dtype", "baseline_epochs", "baseline_learning_rate")
+        unused = _unused(searching)
+        key["search"] = {k: v for k, v in searching.items() if k not in known and k not in unused}
+    return key
+
+
+def _unused(searching: Mapping[str, Any]) -> set[str]:
+    """Settings that play no part, as before there were such."""
+    weighed = searching["capacity_weight"] and searching["rank_by"] == "val_loss"
+    rounds = {"adapt_epochs", "adapt_rounds", "adapt_learning_rate", "tune_from"}
+    stages = {"stages", "stage_epochs"}
+    return (
+        (set() if searching["adapt_epochs"] else rounds)
+        | (set() if searching["stages"] else stages)
+        | (set() if weighed else {"capacity_weight"})
+    )
+
+
+def figures_of(case: Case, choice: Choice) -> dict[str, Any]:
+    """What is known of a network before it is fine-tuned."""
+    space = case.problem.tracing.space
+    keep = choice.keep
+    widths = space.dense_widths if keep is None else space.widths(keep)
+    macs = space.macs_of_widths(widths)
+    return {
+        "macs": macs,
+        "macs_cut": 1 - macs / space.dense_macs,
+        "widths": dict(zip([group.name for group in space.groups], widths.tolist(), strict=True)),
+        "mask": None if keep is None else pack_mask(keep),
+        "finalist": choice.finalist,
+        "scores": choice.scores,
+        "rescores": choice.rescores,
+        "score_seconds": choice.score_seconds,
+    }

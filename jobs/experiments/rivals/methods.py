@@ -1,0 +1,297 @@
+"""The methods of a comparison: each names the filters to keep, all at the same MACs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from fppmo_ray.distribution import BoolArray, Budget, FloatArray, pack_mask, unpack_mask
+from fppmo_ray.durable_files import write_whole
+from fppmo_ray.pruning import Criterion, importance
+from fppmo_ray.service.pool.worker_pool import WorkerPool
+from fppmo_ray.service.problem import Problem, identity_of, open_split
+from fppmo_ray.service.record.facts import Rescored, Scored
+from fppmo_ray.service.record.run_directory import RunDirectory, open_run
+from fppmo_ray.service.rounds import Context, prepare_round
+from fppmo_ray.service.search import Found, find_mask, find_mask_with, start_of
+from fppmo_ray.service.settings import SearchSettings
+from fppmo_ray.service.weights import Arrays, to_arrays
+from fppmo_ray.training import ComputeConfig, example_batch
+from rivals.fastnas import fastnas_choice
+from rivals.rankings import (
+    batchnorm_scales,
+    ranked_globally,
+    taylor_scores,
+    uniform,
+    with_widths,
+)
+from rivals.searches import Draw, LeGR, RivalSearch, random_widths
+from rivals.torch_pruning_masks import magnitude_mask
+
+FPPMO, UNIFORM, FASTNAS = "fppmo", "uniform-l1", "fastnas"
+_TAYLOR_BATCH, _TAYLOR_BATCHES = 125, 8
+_RANDOM_FILTERS = 3  # stream of random numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A method, with a number of scores of its own if it was asked for as ``name@scores``."""
+
+    name: str
+    scores: int | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.scores is None else f"{self.name}@{self.scores}"
+
+    @property
+    def is_search(self) -> bool:
+        """Whether it spends scores."""
+        return self.name in SEARCHES
+
+    @property
+    def needs_fppmo(self) -> bool:
+        """Whether it is a control that takes something over from FPPMO's network."""
+        return self.name in CONTROLS and self.name != DENSE
+
+
+def method_of(text: str) -> Method:
+    """The method that a flag names.
+
+    Raises:
+        ValueError: there is none of that name, or it takes no number of scores.
+    """
+    name, at, scores = text.partition("@")
+    if name not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {name!r}")
+    if not at:
+        return Method(name=name)
+    if name not in SEARCHES or not scores.isdecimal():
+        raise ValueError(f"expected NAME@SCORES with a name of {', '.join(SEARCHES)}, got {text!r}")
+    return Method(name=name, scores=int(scores))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Case:
+    """One seed of a comparison: what all its methods start from."""
+
+    problem: Problem
+    settings: SearchSettings
+    """Its seed is the case's."""
+    compute: ComputeConfig
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Digests of weights and data, and what else a search's journal is opened with."""
+        return identity_of(self.problem, self.settings)
+
+    @property
+    def budget(self) -> Budget:
+        """That every method meets."""
+        return Budget.from_cut(self.problem.tracing.space, self.settings.only_macs_cut())
+
+    def importance(self, criterion: Criterion) -> FloatArray:
+        """What the weights say of each filter, scaled to mean 1 in every layer."""
+        return importance(self.problem.network, self.problem.tracing, criterion)
+
+    @property
+    def trained(self) -> Arrays:
+        """The dense weights."""
+        return to_arrays(self.problem.network)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Choice:
+    """What a method chose, and what that cost."""
+
+    keep: BoolArray | None
+    """None: the dense network."""
+    weights: Arrays
+    """Dense ones that fine-tuning starts from, cut by ``keep``."""
+    finalist: str | None = None
+    """Of a search: which of its candidates won."""
+    scores: int = 0
+    rescores: int = 0
+    """Scores on choose-val that picked the finalist."""
+    score_seconds: float = 0.0
+    """Of all scores and rescores, on the workers."""
+
+
+def one_shot(case: Case, name: str) -> Choice:
+    """The mask of a method that scores nothing."""
+    return Choice(keep=ONE_SHOT[name](case), weights=case.trained)
+
+
+def _taylor(case: Case) -> BoolArray:
+    images = open_split(case.problem, "search_train", torch.device("cpu"))
+    count = min(_TAYLOR_BATCH * _TAYLOR_BATCHES, len(images))
+    chosen = np.sort(np.random.default_rng(case.settings.seed).permutation(len(images))[:count])
+    network = case.problem.network.eval()
+    batches = images.batches(_TAYLOR_BATCH, chosen)
+    return case.budget.fill(taylor_scores(network, case.problem.tracing, batches))
+
+
+def _bn_scale(case: Case) -> BoolArray:
+    return case.budget.fill(batchnorm_scales(case.problem.network, case.problem.tracing))
+
+
+def _torch_pruning(case: Case, *, global_pruning: bool) -> BoolArray:
+    problem = case.problem
+    return magnitude_mask(
+        problem.network,
+        problem.tracing,
+        case.budget,
+        example_batch(problem.dataset),
+        global_pruning=global_pruning,
+    )
+
+
+ONE_SHOT: dict[str, Callable[[Case], BoolArray]] = {
+    UNIFORM: lambda case: uniform(case.budget, case.importance("l1")),
+    "fpgm": lambda case: uniform(case.budget, case.importance("fpgm")),
+    "global-l1": lambda case: ranked_globally(case.budget, case.importance("l1")),
+    "bn-scale": _bn_scale,
+    "taylor": _taylor,
+    "torch-pruning": partial(_torch_pruning, global_pruning=False),
+    "torch-pruning-global": partial(_torch_pruning, global_pruning=True),
+}
+
+
+def search_choice(case: Case, name: str, pool: WorkerPool, run_dir: Path) -> Choice:
+    """What a search chooses, gone on with where its journal ends."""
+    problem, settings = case.problem, case.settings
+    with open_run(run_dir, resume=None, started=start_of(problem, settings)) as run:
+        found = SEARCHES[name](case, Context(problem, settings, run, pool, case.compute))
+        return _choice(found, run)
+
+
+def _choice(found: Found, run: RunDirectory) -> Choice:
+    scored, rescored = run.all(Scored), run.all(Rescored)
+    seconds = [*(fact.seconds for fact in scored), *(fact.seconds or 0.0 for fact in rescored)]
+    [choice] = found.choices
+    return Choice(
+        keep=choice.chosen.keep,
+        weights=found.weights.arrays,
+        finalist=choice.chosen.name,
+        scores=len(scored),
+        rescores=len(rescored),
+        score_seconds=sum(seconds),
+    )
+
+
+def _own_search(_: Case, context: Context) -> Found:
+    return find_mask(context, score_timeout=None, console=Console())
+
+
+def _rival_search(case: Case, context: Context, *, draw_of: Callable[[Case], Draw]) -> Found:
+    importance_only = uniform(case.budget, case.importance(case.settings.importance))
+    search = RivalSearch(
+        draw_of(case), case.budget, case.settings.optimizer_settings(), importance_only
+    )
+    return find_mask_with(search, context, prepare_round(context), None, Console())
+
+
+def _legr(case: Case) -> Draw:
+    settings = case.settings
+    return LeGR(case.budget, case.importance("l2"), settings.proposals, settings.seed)
+
+
+def _random_widths(case: Case) -> Draw:
+    return random_widths(case.budget, case.importance("l1"), case.settings.seed)
+
+
+_DRAWS: dict[str, Callable[[Case], Draw]] = {"legr": _legr, "random-widths": _random_widths}
+_WEIGHED = {f"{name}-weighed": draw for name, draw in _DRAWS.items()}
+"""Rivals that judge as FPPMO does, by weighed losses: what is left is how masks are proposed."""
+SEARCHES: dict[str, Callable[[Case, Context], Found]] = {
+    FPPMO: _own_search,
+    "random": _own_search,
+    **{name: partial(_rival_search, draw_of=draw) for name, draw in (_DRAWS | _WEIGHED).items()},
+}
+
+
+def foreign_choice(case: Case, memory: Path) -> Choice:
+    """What FastNAS chooses; it is remembered in a file, since its search cannot be resumed."""
+    space = case.problem.tracing.space
+    if not memory.is_file():
+        found = fastnas_choice(
+            case.problem,
+            case.budget,
+            score_images=case.settings.rescore_images,
+            compute=case.compute,
+            seed=case.settings.seed,
+        )
+        known = {"scores": found.scores, "seconds": found.seconds, "mask": pack_mask(found.keep)}
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(memory, json.dumps(known).encode())
+    known = json.loads(memory.read_bytes())
+    return Choice(
+        keep=unpack_mask(known["mask"], space.num_filters),
+        weights=case.trained,
+        scores=known["scores"],
+        score_seconds=known["seconds"],
+    )
+
+
+def settings_of(method: Method, settings: SearchSettings) -> SearchSettings:
+    """The search's settings of a method: all alike but for the rule and the scores asked for.
+
+    Rivals prune the weights as they are, in one shot, learn nothing by our rules and judge by loss
+    or accuracy alone: cells of theirs do not depend on ``--rule``, ``--capacity-weight`` (but for
+    those named weighed), ``--adapt-epochs`` and ``--stages``. Those with a search of their own
+    score every proposal at once, whatever ``--screen-steps`` says.
+    """
+    is_rival = method.is_search and method.name != FPPMO
+    if is_rival:
+        settings = replace(
+            settings,
+            rule="random",
+            capacity_weight=settings.capacity_weight if method.name in _WEIGHED else 0.0,
+            adapt_epochs=0,
+            tune_from="given",
+            stages=(),
+        )
+    is_screened = not is_rival or SEARCHES[method.name] is _own_search
+    return replace(
+        settings,
+        proposals=method.scores or settings.proposals,
+        screen_steps=settings.screen_steps if is_screened else None,
+    )
+
+
+def control(case: Case, name: str, chosen: BoolArray, untrained: Arrays) -> Choice:
+    """A network that shares only something with FPPMO's.
+
+    Args:
+        case: Its seed also draws random filters.
+        name: Of ``CONTROLS``, but not the dense one.
+        chosen: FPPMO's mask.
+        untrained: Fresh dense weights.
+    """
+    if name == SCRATCH:
+        return Choice(keep=chosen, weights=untrained)
+    space = case.problem.tracing.space
+    if name == "chosen-widths-l1":
+        order = case.importance("l1")
+    else:
+        order = np.random.default_rng([case.settings.seed, _RANDOM_FILTERS]).random(
+            space.num_filters
+        )
+    return Choice(keep=with_widths(space, space.widths(chosen), order), weights=case.trained)
+
+
+DENSE, SCRATCH = "dense", "scratch"
+CONTROLS = (DENSE, SCRATCH, "chosen-widths-l1", "chosen-widths-random")
+FIRST_GROUP = (UNIFORM, "fpgm", "global-l1", "bn-scale", "random", "legr", FPPMO)
+SECOND_GROUP = (
+    *("taylor", "random-widths", *_WEIGHED),
+    *("torch-pruning", "torch-pruning-global", FASTNAS),
+)
+METHODS = (*FIRST_GROUP, *SECOND_GROUP, *CONTROLS)

@@ -1,1 +1,0 @@
-"""How recipes.py selects a recipe: its variants, their fine-tuning, tables."""

@@ -1,1 +1,0 @@
-"""What the survey of torchvision's networks is made of."""
