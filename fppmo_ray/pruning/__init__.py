@@ -10,11 +10,10 @@ is at its ``Fidelity`` (``ScoreInRungs``: also on the way there), and ``save_net
 
 from fppmo_ray.pruning.compensate import compensate
 from fppmo_ray.pruning.equivalence import check_equivalence
-from fppmo_ray.pruning.extract import extract
+from fppmo_ray.pruning.extract import AxisUnits, extract
 from fppmo_ray.pruning.files import load_network, save_network
 from fppmo_ray.pruning.importance import Criterion, importance
 from fppmo_ray.pruning.score import Candidate, Fidelity, Score, ScoreInRungs, score
-from fppmo_ray.pruning.slices import AxisUnits
 from fppmo_ray.pruning.trace import Tracing, trace
 
 __all__ = [

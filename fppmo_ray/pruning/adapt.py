@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fppmo_ray.distribution.space import BoolArray, IntArray
-from fppmo_ray.pruning.extract import check_axes, select
-from fppmo_ray.pruning.slices import Axis, Tracing
+from fppmo_ray.pruning.extract import Axis, Tracing, check_axes, select
 from fppmo_ray.training import (
     PLAIN_COMPUTE,
     ComputeConfig,

@@ -18,7 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
 from fppmo_ray.distribution.space import BoolArray
-from fppmo_ray.pruning.slices import Tracing
+from fppmo_ray.pruning.extract import Tracing
 from fppmo_ray.training.modes import in_mode
 
 # ResNet-20 with 57 % of its MACs cut, mean of eight sampled masks, CIFAR-10 (JPEG), 2,000 rows of

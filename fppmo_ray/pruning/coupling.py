@@ -1,18 +1,21 @@
-"""Which positions of which layers are coupled, and what the layers cost."""
+"""Coupled axes of a network, and the channel groups that they form."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import fnmatch
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from torch import Tensor, nn
 
 from fppmo_ray.distribution.space import IntArray
-from fppmo_ray.pruning.activations import CoupledTensor
-from fppmo_ray.pruning.costs import CoupledCost, first_of, run_and_count
+from fppmo_ray.pruning.costs import CoupledCost, CoupledTensor, first_of, run_and_count
 from fppmo_ray.pruning.dependency import (
     FIXED,
+    RETURNED,
     Allocation,
     Dependencies,
     DisjointSets,
@@ -20,8 +23,7 @@ from fppmo_ray.pruning.dependency import (
     follow,
     start,
 )
-from fppmo_ray.pruning.extract import named_tensors
-from fppmo_ray.pruning.slices import Axis, Side
+from fppmo_ray.pruning.extract import Axis, Side, named_tensors
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -138,3 +140,83 @@ def _layer(product: Product, layer_of: Mapping[int, str]) -> str:
         return product.module
     followed = np.concatenate([product.out, product.read])
     return layer_of[int(followed[followed != FIXED][0])]
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """Units with the same number of positions on the same axes: a channel group, if it is sound."""
+
+    layer: str
+    namesakes: int
+    """How many groups before it begin with the same layer."""
+    units: list[int]
+    doubt: str | None
+    """What must turn out well for it to be sound; what has the same turns out alike."""
+
+    @property
+    def name(self) -> str:
+        """Of the group: its first layer, and a number from the second such group on."""
+        return f"{self.layer} ({self.namesakes + 1})" if self.namesakes else self.layer
+
+
+def candidate_groups(
+    coupling: Coupling, ignored: Collection[str]
+) -> tuple[list[Candidate], dict[str, str]]:
+    """Groups of two or more filters that some layer reads, and the groups that must stay."""
+    places: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
+    for index, part in enumerate(coupling.axes):
+        units, counts = np.unique(part.units, return_counts=True)
+        for unit, count in zip(units.tolist(), counts.tolist(), strict=True):
+            places[unit].append((index, count))
+    groups: defaultdict[tuple[tuple[int, int], ...], dict[int, None]] = defaultdict(dict)
+    for part in coupling.axes:
+        if part.side == "output":
+            for unit in part.units.tolist():
+                groups[tuple(places[unit])][unit] = None
+    candidates: list[Candidate] = []
+    unsound: dict[str, str] = {}
+    for signature, members in groups.items():
+        parts = [coupling.axes[index] for index, _ in signature]
+        makers = [part.layer for part in parts if part.side == "output"]
+        is_read = any(part.side == "input" for part in parts)
+        of_filters = any(part.side == "output" and part.is_convolution for part in parts)
+        if len(members) < 2 or any(_is_within(maker, ignored) for maker in makers):
+            continue
+        for kept, alike in _by_fate(members, coupling.kept).items():
+            if kept is not None and (is_read or (of_filters and kept != RETURNED)):
+                unsound[makers[0]] = kept
+            elif kept is None and is_read and len(alike) > 1:
+                namesakes = sum(makers[0] == candidate.layer for candidate in candidates)
+                doubt = coupling.doubted.get(alike[0])
+                candidates.append(Candidate(makers[0], namesakes, alike, doubt))
+    return candidates, unsound
+
+
+def _by_fate(members: Iterable[int], kept: Mapping[int, str]) -> dict[str | None, list[int]]:
+    """Units by the reason for which they must stay; None where there is none."""
+    fates: dict[str | None, list[int]] = {}
+    for unit in members:
+        fates.setdefault(kept.get(unit), []).append(unit)
+    return fates
+
+
+def _is_within(layer: str, modules: Collection[str]) -> bool:
+    parts = layer.split(".")
+    return any(".".join(parts[:depth]) in modules for depth in range(1, len(parts) + 1))
+
+
+def ignored_modules(model: nn.Module, patterns: Sequence[str]) -> set[str]:
+    """The modules whose names match.
+
+    Raises:
+        ValueError: a pattern matches none.
+    """
+    names = [name for name, _ in model.named_modules() if name]
+    matching = {pattern: fnmatch.filter(names, pattern) for pattern in patterns}
+    unknown = [pattern for pattern, matches in matching.items() if not matches]
+    if unknown:
+        raise ValueError(
+            f"ignore names layers that the network does not have: {unknown}; its layers are "
+            f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
+        )
+    return set(chain.from_iterable(matching.values()))

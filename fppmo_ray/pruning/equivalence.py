@@ -16,10 +16,8 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from fppmo_ray.distribution.space import BoolArray, PruningSpace
 from fppmo_ray.pruning.costs import first_of, run_and_count
-from fppmo_ray.pruning.dependency.outputs import flat_tensors
-from fppmo_ray.pruning.examples import ExampleInputs, checked, random_inputs
-from fppmo_ray.pruning.extract import extract
-from fppmo_ray.pruning.slices import Tracing
+from fppmo_ray.pruning.extract import Tracing, extract
+from fppmo_ray.pruning.network_io import ExampleInputs, checked, flat_tensors, random_inputs
 
 TOLERANCE = 1e-9
 """Largest error relative to the output's largest magnitude."""

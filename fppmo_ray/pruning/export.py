@@ -13,8 +13,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from fppmo_ray.pruning.dependency.outputs import flat_tensors
-from fppmo_ray.pruning.examples import ExampleInputs, checked, random_inputs
+from fppmo_ray.pruning.network_io import ExampleInputs, checked, flat_tensors, random_inputs
 
 ExchangeFormat = Literal["torchscript", "torch.export", "onnx"]
 

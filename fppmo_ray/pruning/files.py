@@ -20,8 +20,7 @@ from torch import nn
 
 from fppmo_ray.distribution.space import BoolArray, IntArray
 from fppmo_ray.durable_files import write_whole
-from fppmo_ray.pruning.extract import check_axes, select
-from fppmo_ray.pruning.slices import Axis, Tracing
+from fppmo_ray.pruning.extract import Axis, Tracing, check_axes, select
 
 _FORMAT = 1
 _TRUSTED_MODULES = ("fppmo_ray.training.networks", "torchvision.models")

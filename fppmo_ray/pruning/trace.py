@@ -13,19 +13,22 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from fppmo_ray.distribution.space import ChannelGroup, PruningSpace
-from fppmo_ray.pruning.activations import activations
-from fppmo_ray.pruning.candidates import Candidate, candidate_groups, ignored_modules
-from fppmo_ray.pruning.costs import layer_costs, tensor_sizes
-from fppmo_ray.pruning.coupling import Coupling, couple
-from fppmo_ray.pruning.dependency.outputs import OutputError
+from fppmo_ray.pruning.costs import activations, layer_costs, tensor_sizes
+from fppmo_ray.pruning.coupling import (
+    Candidate,
+    Coupling,
+    candidate_groups,
+    couple,
+    ignored_modules,
+)
 from fppmo_ray.pruning.equivalence import (
     FORWARD_ERRORS,
     disagreement,
     proof_batch,
     randomised_copy,
 )
-from fppmo_ray.pruning.examples import ExampleInputs
-from fppmo_ray.pruning.slices import AxisUnits, Tracing
+from fppmo_ray.pruning.extract import AxisUnits, Tracing
+from fppmo_ray.pruning.network_io import ExampleInputs, OutputError
 
 __all__ = ["Tracing", "trace"]
 

@@ -15,7 +15,7 @@ from fppmo_ray.distribution import (
 )
 from fppmo_ray.distribution.logits import uniform_priority
 from fppmo_ray.pruning import extract
-from fppmo_ray.pruning.scatter import scatter
+from fppmo_ray.pruning.extract import scatter
 from fppmo_ray.service.record.artifacts import IMPORTANCE_ONLY
 from fppmo_ray.service.rounds import Context, RoundWeights, freeze, put_weights
 from fppmo_ray.service.training_tasks import Training

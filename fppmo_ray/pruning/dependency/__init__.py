@@ -8,9 +8,8 @@ rule keeps all that it reads, so that what is not understood is never cut.
 """
 
 from fppmo_ray.pruning.dependency.disjoint_sets import FIXED, DisjointSets
-from fppmo_ray.pruning.dependency.memory import Allocation
 from fppmo_ray.pruning.dependency.operation import Product
-from fppmo_ray.pruning.dependency.tracer import RETURNED, Dependencies, follow, start
+from fppmo_ray.pruning.dependency.tracer import RETURNED, Allocation, Dependencies, follow, start
 
 __all__ = [
     "FIXED",

@@ -7,25 +7,25 @@ from collections.abc import Callable, Mapping
 import torch
 from torch._ops import OpOverload
 
-from fppmo_ray.pruning.dependency import elementwise, products, shape_ops
+from fppmo_ray.pruning.dependency import compute_ops, shape_ops
 from fppmo_ray.pruning.dependency.operation import Channels, Operation
 
 Rule = Callable[[Operation], list[Channels]]
 """From an operation to what the axes of each of its results are."""
 
 _RULES: Mapping[Rule, str] = {
-    elementwise.elementwise: "copy hardswish hardsigmoid hardtanh mish _prelu_kernel prelu lerp",
-    elementwise.like_first: (
+    compute_ops.elementwise: "copy hardswish hardsigmoid hardtanh mish _prelu_kernel prelu lerp",
+    compute_ops.like_first: (
         "_to_copy native_dropout empty_like zeros_like ones_like full_like rand_like randn_like "
         "new_empty new_zeros new_ones new_full bernoulli fill zero normal uniform dropout "
         "alpha_dropout lift_fresh detach alias rrelu_with_noise"
     ),
-    elementwise.mixed: "_softmax _log_softmax cumsum cumprod logcumsumexp sort",
-    elementwise.reduced: (
+    compute_ops.mixed: "_softmax _log_softmax cumsum cumprod logcumsumexp sort",
+    compute_ops.reduced: (
         "mean sum amax amin max min var std var_mean std_mean prod logsumexp linalg_vector_norm "
         "norm argmax argmin any all median mode"
     ),
-    elementwise.pooled: (
+    compute_ops.pooled: (
         "max_pool2d_with_indices max_pool3d_with_indices max_pool2d max_pool3d avg_pool1d "
         "avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d _adaptive_avg_pool2d "
         "adaptive_avg_pool3d _adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d "
@@ -35,16 +35,16 @@ _RULES: Mapping[Rule, str] = {
         "_upsample_bicubic2d_aa reflection_pad1d reflection_pad2d reflection_pad3d "
         "replication_pad1d replication_pad2d replication_pad3d"
     ),
-    elementwise.batch_norm: (
+    compute_ops.batch_norm: (
         "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training "
         "_batch_norm_with_update cudnn_batch_norm"
     ),
-    elementwise.group_norm: "native_group_norm",
-    elementwise.layer_norm: "native_layer_norm _fused_rms_norm",
-    products.convolution: "convolution",
-    products.matrix_product: "mm bmm addmm baddbmm",
-    products.linear: "linear",
-    products.attention: (
+    compute_ops.group_norm: "native_group_norm",
+    compute_ops.layer_norm: "native_layer_norm _fused_rms_norm",
+    compute_ops.convolution: "convolution",
+    compute_ops.matrix_product: "mm bmm addmm baddbmm",
+    compute_ops.linear: "linear",
+    compute_ops.attention: (
         "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
         "_scaled_dot_product_efficient_attention scaled_dot_product_attention "
         "_scaled_dot_product_attention_math"
@@ -89,9 +89,9 @@ def apply_rule(overload: OpOverload, op: Operation) -> list[Channels]:
     try:
         results = _rule_of(overload)(op)
     except _UNEXPECTED_FORM:
-        return elementwise.not_followed(op)
+        return compute_ops.not_followed(op)
     if not results or len(results) != len(op.outputs):
-        return elementwise.not_followed(op)
+        return compute_ops.not_followed(op)
     return results
 
 
@@ -101,5 +101,5 @@ def _rule_of(overload: OpOverload) -> Rule:
     if rule is not None:
         return rule
     if torch.Tag.pointwise in overload.tags:
-        return elementwise.elementwise
-    return elementwise.not_followed
+        return compute_ops.elementwise
+    return compute_ops.not_followed

@@ -3,23 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, replace
+from itertools import combinations, product
 from statistics import median
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fppmo_ray.distribution.latency_table import LatencyTable, LayerLatency, monotone
-from fppmo_ray.distribution.products import BoolArray, FloatArray
+from fppmo_ray.distribution.activations import as_products
+from fppmo_ray.distribution.latency_table import FS_PER_NS, LatencyTable, LayerLatency, monotone
+from fppmo_ray.distribution.products import BoolArray, FloatArray, IntArray
 from fppmo_ray.distribution.space import PruningSpace
-from fppmo_ray.pruning.extract import extract
-from fppmo_ray.pruning.latency.fit import fit_table
-from fppmo_ray.pruning.latency.layers import TimedLayer, timed_layers
-from fppmo_ray.pruning.latency.masks import mask_at, random_masks
-from fppmo_ray.pruning.latency.timing import Call, seconds_in_turns
-from fppmo_ray.pruning.slices import Tracing
+from fppmo_ray.pruning.extract import Tracing, extract
+from fppmo_ray.pruning.latency.timing import Call, TimedLayer, seconds_in_turns, timed_layers
+
+_SPREAD = 0.25
+
+
+def mask_at(space: PruningSpace, level: float | FloatArray) -> BoolArray:
+    """The mask whose groups lie so far between their smallest legal width and all filters.
+
+    Args:
+        space: Of the mask.
+        level: In [0, 1], one for all or ``(num_groups,)``.
+    """
+    smallest, dense = space.min_widths, space.dense_widths
+    multiples = np.array([group.multiple for group in space.groups])
+    wanted = smallest + level * (dense - smallest)
+    legal = np.clip(np.rint(wanted / multiples) * multiples, smallest, dense).astype(np.int64)
+    widths: IntArray = np.where(wanted == dense, dense, legal)
+    rank = np.arange(space.num_filters) - space.offsets[space.group_of]
+    keep: BoolArray = rank < widths[space.group_of]
+    return keep
+
+
+def random_masks(space: PruningSpace, count: int, rng: np.random.Generator) -> list[BoolArray]:
+    """Masks from nearly dense to nearly smallest, with uneven widths."""
+    base = (np.arange(count) + rng.random(count)) / count
+    noise = _SPREAD * rng.standard_normal((count, len(space.groups)))
+    levels = np.clip(base[:, None] + noise, 0, 1)
+    return [mask_at(space, level) for level in rng.permutation(levels)]
+
 
 _LEVELS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # from the smallest legal widths to the dense ones
 _FITTED, _CHECKED = 12, 8  # whole networks at random masks
@@ -168,3 +193,64 @@ def _latency(layer: TimedLayer, grid: _Grid, seconds: list[list[float]]) -> Laye
         in_points=in_points,
         ns=tuple(map(tuple, np.rint(ns).astype(np.int64).tolist())),
     )
+
+
+def fit_table(
+    space: PruningSpace,
+    layers: Sequence[LayerLatency],
+    widths: Sequence[IntArray],
+    measured_ns: Sequence[int],
+) -> LatencyTable:
+    """A factor on all layers, a time per byte written and a constant that explain whole networks.
+
+    Within a network a layer finds other data in the caches than by itself, hence the factor. None
+    of the three is negative, so that the table never falls as widths rise; relative errors count.
+
+    Args:
+        space: Tells what networks write.
+        layers: As measured by themselves.
+        widths: Kept filters per group of the networks, each ``(num_groups,)``; the dense first.
+        measured_ns: What they take.
+    """
+    assert space.activations is not None  # trace tells them
+    written = space.activations.written()
+    bytes_of = as_products(written, len(space.groups))
+    table = LatencyTable(
+        num_groups=len(space.groups),
+        layers=tuple(layers),
+        written=written,
+        fs_per_byte=0,
+        constant_ns=0,
+        dense_ns=measured_ns[0],
+    )
+    causes = np.array([[table.total(w), bytes_of.total(w), 1.0] for w in widths])
+    factor, ns_per_byte, constant = _least_squares(causes / np.array(measured_ns)[:, None])
+    return replace(
+        table,
+        layers=tuple(_scaled(layer, factor) for layer in layers),
+        fs_per_byte=round(ns_per_byte * FS_PER_NS),
+        constant_ns=round(constant),
+    )
+
+
+def _scaled(layer: LayerLatency, factor: float) -> LayerLatency:
+    ns = np.rint(factor * np.array(layer.ns)).astype(np.int64)
+    return replace(layer, ns=tuple(map(tuple, ns.tolist())))
+
+
+def _least_squares(causes: FloatArray) -> FloatArray:
+    """Non-negative factors ``(num_causes,)`` by which the causes come nearest to one.
+
+    There are few causes, so every subset of them is tried.
+    """
+    rows, columns = causes.shape
+    best, least = np.zeros(columns), np.inf
+    for count in range(1, columns + 1):
+        for chosen in combinations(range(columns), count):
+            part = causes[:, chosen]
+            factors, *_ = np.linalg.lstsq(part, np.ones(rows))
+            error = float(np.sum((part @ factors - 1) ** 2))
+            if (factors >= 0).all() and error < least:
+                best, least = np.zeros(columns), error
+                best[list(chosen)] = factors
+    return best

@@ -8,7 +8,7 @@ from torch import nn, zeros
 from fppmo_ray.distribution.latency_table import LayerLatency
 from fppmo_ray.distribution.products import Width
 from fppmo_ray.pruning import trace
-from fppmo_ray.pruning.latency.fit import fit_table
+from fppmo_ray.pruning.latency.measure import fit_table
 
 NETWORK = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 1))
 SPACE = trace(NETWORK, zeros(1, 3, 4, 4)).space

@@ -10,7 +10,7 @@ from torch import nn
 
 from fppmo_ray.pruning import trace
 from fppmo_ray.pruning.latency import measure_latency_table, time_masks
-from fppmo_ray.pruning.latency.masks import mask_at
+from fppmo_ray.pruning.latency.measure import mask_at
 from fppmo_ray.pruning.latency.timing import seconds_in_turns
 
 NETWORK = nn.Sequential(

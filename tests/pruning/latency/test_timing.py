@@ -8,8 +8,8 @@ from torch import nn
 
 from fppmo_ray.distribution.products import Width
 from fppmo_ray.pruning import trace
-from fppmo_ray.pruning.latency.layers import timed_layers
-from fppmo_ray.pruning.latency.masks import mask_at, random_masks
+from fppmo_ray.pruning.latency.measure import mask_at, random_masks
+from fppmo_ray.pruning.latency.timing import timed_layers
 
 NETWORK = nn.Sequential(
     *(nn.Conv2d(3, 8, 3), nn.ReLU()),

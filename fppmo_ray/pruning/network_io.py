@@ -1,6 +1,11 @@
-"""Example inputs: what a network's forward takes, and random batches of the same shapes."""
+"""Example inputs that a network's forward takes, and the tensors that it returns."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import is_dataclass
+from numbers import Number
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,3 +52,37 @@ def random_inputs(
         else example[:1].cpu().expand(batch, *example.shape[1:]).clone()
         for example in examples
     )
+
+
+_RETURNS = "the network must return tensors, alone or nested in tuples, lists, dicts or dataclasses"
+
+
+class OutputError(ValueError):
+    """A network returned what nothing can be proven of."""
+
+
+def flat_tensors(output: Any) -> list[Tensor]:
+    """All tensors of a network's output, however nested; there is at least one.
+
+    Raises:
+        OutputError: there is none, or a part of it may hold tensors that are not seen.
+    """
+    tensors = [part for part in _parts(output) if isinstance(part, Tensor)]
+    if not tensors:
+        raise OutputError(f"{_RETURNS}, got {type(output).__name__} without any")
+    return tensors
+
+
+def _parts(output: Any) -> Iterator[Any]:
+    """Tensors and plain values, depth first."""
+    if isinstance(output, Tensor | str | Number | None):
+        yield output
+        return
+    if isinstance(output, Mapping):
+        output = output.values()
+    elif is_dataclass(output) and not isinstance(output, type):
+        output = vars(output).values()
+    if not isinstance(output, Iterable):
+        raise OutputError(f"{_RETURNS}, got a part of class {type(output).__name__}")
+    for part in output:
+        yield from _parts(part)
