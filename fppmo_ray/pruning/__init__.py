@@ -3,12 +3,11 @@
 ``trace`` reads a network once and yields a ``Tracing``: its space of masks and, for every tensor
 axis, which filter each position belongs to (``AxisUnits``). ``extract`` turns a mask into a
 physically smaller network; ``importance`` says what the weights alone think of every filter,
-``compensate`` re-fits layers to the inputs they have left, ``score`` says how good a ``Candidate``
+``score`` says how good a ``Candidate``
 is at its ``Fidelity`` (``ScoreInRungs``: also on the way there), and ``save_network`` and
 ``load_network`` carry a pruned network from one machine to another.
 """
 
-from fppmo_ray.pruning.compensate import compensate
 from fppmo_ray.pruning.equivalence import check_equivalence
 from fppmo_ray.pruning.extract import AxisUnits, extract
 from fppmo_ray.pruning.files import load_network, save_network
@@ -25,7 +24,6 @@ __all__ = [
     "ScoreInRungs",
     "Tracing",
     "check_equivalence",
-    "compensate",
     "extract",
     "importance",
     "load_network",

@@ -11,7 +11,6 @@ import numpy as np
 from torch import nn
 
 from fppmo_ray.distribution import BoolArray, IntArray
-from fppmo_ray.pruning.compensate import compensate
 from fppmo_ray.pruning.extract import extract
 from fppmo_ray.pruning.trace import Tracing
 from fppmo_ray.training import (
@@ -29,7 +28,6 @@ from fppmo_ray.training import (
 
 # Of recalibration: divides the usual image counts, and statistics of 250 images are steady.
 _BATCH = 250
-_COMPENSATE_IMAGES = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +36,6 @@ class Fidelity:
 
     steps: int = 0
     """Fine-tuning steps; 0 = recalibrate only."""
-    compensate: bool = False
-    """Re-fit the layers behind removed channels by least squares first."""
     recalibrate_images: int = 1000
     """Search-train images that re-estimate the batch-norm statistics."""
     score_images: int = 2000
@@ -106,14 +102,12 @@ class ScoreInRungs:
         search_train, fidelity = candidate.search_train, candidate.fidelity
         rng = np.random.default_rng(candidate.seed)
         self._candidate = candidate
-        train_order = rng.permutation(len(search_train))
-        self._recalibration = _first(train_order, fidelity.recalibrate_images)
+        self._recalibration = _first(
+            rng.permutation(len(search_train)), fidelity.recalibrate_images
+        )
         self._scoring = _first(rng.permutation(len(candidate.held_out)), fidelity.score_images)
         self.network = extract(dense, tracing, keep)
         lay_out(self.network, candidate.compute)
-        if fidelity.compensate:
-            few = _first(train_order, _COMPENSATE_IMAGES)
-            compensate(self.network, dense, tracing, keep, search_train.batches(_BATCH, few))
         self._training = StepTraining(
             self.network,
             search_train,

@@ -29,7 +29,7 @@ class Agreement:
     """A kind of score on several masks, beside what fine-tuning came to."""
 
     kind: str
-    """Such as ``50steps-compensated``."""
+    """Such as ``50steps-adapted``."""
     losses: tuple[float, ...]
     """Of the scores, a mask each."""
     true_losses: tuple[float, ...]

@@ -85,8 +85,6 @@ class SearchSettings:
     recalibrate_images: int = 1000
     """Search-train images that re-estimate the batch-norm statistics of finalists, and of networks
     before they are fine-tuned or handed out."""
-    compensate: bool = False
-    """Re-fit the layers behind removed channels by least squares before a score's first step."""
     score_images: int = 500
     """Search-val images that a score is read on (all of them where there are fewer). Proposals are
     many, so few images serve each: see "Which score is right" in the README."""
@@ -227,7 +225,6 @@ class SearchSettings:
         """How much work a proposal's score is."""
         return Fidelity(
             steps=self.score_steps,
-            compensate=self.compensate,
             recalibrate_images=self.score_recalibrate_images,
             score_images=self.score_images,
         )
@@ -236,7 +233,6 @@ class SearchSettings:
         """How much work each score of a finalist is: they are few, and one of them is chosen."""
         return Fidelity(
             steps=self.score_steps if self.rescore_steps is None else self.rescore_steps,
-            compensate=self.compensate,
             recalibrate_images=self.recalibrate_images,
             score_images=self.rescore_images,
         )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fppmo_ray.service.settings import SearchSettings
 
 _OF_IMAGES = (
-    *("score_steps", "screen_steps", "rescore_steps", "compensate", "rank_by", "capacity_weight"),
+    *("score_steps", "screen_steps", "rescore_steps", "rank_by", "capacity_weight"),
     *("score_images", "score_recalibrate_images", "rescore_images", "recalibrate_images"),
     *("baseline_epochs", "adapt_epochs", "stages", "dtype", "engine", "recipe"),
 )

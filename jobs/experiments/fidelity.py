@@ -77,9 +77,9 @@ def main(
     Args:
         trained: Which network is pruned, and on what data.
         settings: Budget, recipe, images and compute configuration, as of a search; what is of its
-            proposals, its rule, its finalists and its baseline plays no part, nor do --score-steps
-            and --compensate but in the choice of the compute configuration. --proposals says of how
-            many scores the cost is told, --rank-by which figure of a score counts.
+            proposals, its rule, its finalists and its baseline plays no part, and
+            --score-steps only in the choice of the compute configuration. --proposals is the number
+            of scores whose cost is printed, --rank-by the figure of a score that counts.
         placement: Where it runs.
         plan: How much is measured.
         searches: Run directories of finished searches for the same cut: half of the masks are

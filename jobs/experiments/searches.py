@@ -34,7 +34,7 @@ from fppmo_ray.service.problem import Problem
 from fppmo_ray.training import ComputeConfig
 
 _OF_SEARCHES = (
-    *("macs_cut", "min_keep", "width_multiple", "compensate", "importance"),
+    *("macs_cut", "min_keep", "width_multiple", "importance"),
     *("proposals", "population", "lag", "rank_by", "score_images", "score_recalibrate_images"),
     *("rescore_images", "rescore_seeds"),
 )

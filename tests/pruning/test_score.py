@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pytest
@@ -69,9 +67,8 @@ def setting() -> Setting:
     )
 
 
-@pytest.mark.parametrize("compensate", [False, True])
-def test_the_last_rung_is_the_score_to_the_bit(setting: Setting, compensate: bool) -> None:
-    fidelity = Fidelity(steps=12, compensate=compensate, recalibrate_images=200, score_images=250)
+def test_the_last_rung_is_the_score_to_the_bit(setting: Setting) -> None:
+    fidelity = Fidelity(steps=12, recalibrate_images=200, score_images=250)
     candidate = setting.candidate(fidelity)
     at_once = score(candidate)
     first = ScoreInRungs(candidate)
@@ -102,19 +99,3 @@ def test_scoring_leaves_the_dense_network_alone(setting: Setting) -> None:
     score(setting.candidate(Fidelity(steps=2, recalibrate_images=100, score_images=100)))
     after = setting.dense.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
-
-
-@pytest.mark.parametrize("recalibrate_images", [50, 600])
-def test_compensation_has_512_images_however_many_recalibrate(
-    setting: Setting, monkeypatch: pytest.MonkeyPatch, recalibrate_images: int
-) -> None:
-    counts = []
-
-    def count(*arguments: Any) -> None:
-        batches = arguments[-1]
-        counts.append(sum(len(images) for images, _ in batches))
-
-    monkeypatch.setattr(importlib.import_module("fppmo_ray.pruning.score"), "compensate", count)
-    fidelity = Fidelity(compensate=True, recalibrate_images=recalibrate_images, score_images=50)
-    score(setting.candidate(fidelity))
-    assert counts == [512]

@@ -35,7 +35,7 @@ def cells(tmp_path: Path) -> Path:
     folder = tmp_path / "cells"
     for mask, loss in TRUE.items():
         a_cell(folder, f"{mask}-truth-0", {"held_out": {"loss": loss}})
-        a_cell(folder, f"{mask}-50steps-compensated-0", {"val_loss": DEEP[mask]})
+        a_cell(folder, f"{mask}-50steps-adapted-0", {"val_loss": DEEP[mask]})
         a_cell(folder, f"{mask}-0steps-0", {"val_loss": SHALLOW[mask]})
     a_cell(folder, "near00-0steps-1", {"val_loss": 9.0})  # a repeat with another seed
     a_cell(folder, "near07-0steps-0", {"val_loss": 9.0})  # not fine-tuned yet
@@ -46,14 +46,14 @@ def cells(tmp_path: Path) -> Path:
 def test_scores_are_told_from_the_rightest_on(cells: Path) -> None:
     told = [(one.kind, one.correlation) for one in read_agreements(cells, STARTED)]
     # 1 - 6 (1 + 1 + 1 + 1) / (4 * 15)
-    assert told == [("0steps", pytest.approx(1)), ("50steps-compensated", pytest.approx(0.6))]
+    assert told == [("0steps", pytest.approx(1)), ("50steps-adapted", pytest.approx(0.6))]
 
 
 def test_the_page_tells_and_draws_how_right_scores_are(cells: Path, tmp_path: Path) -> None:
     run_dir = a_run(tmp_path / "run", identity=STARTED.identity)
     page, *figures = write_report(run_dir, tmp_path / "report.html", fidelity=cells)
     text = page.read_text()
-    assert "<td>50steps-compensated</td><td>4</td><td>0.60</td>" in text
+    assert "<td>50steps-adapted</td><td>4</td><td>0.60</td>" in text
     [drawn] = [path for path in figures if path.name == "report-fidelity.svg"]
     assert "Spearman up to 1.00" in drawn.read_text()
 

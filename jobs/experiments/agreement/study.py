@@ -33,8 +33,6 @@ class Plan:
     """How many are judged, half of them near the searches' optimum; at least 2."""
     steps: tuple[int, ...] = (0, 50, 150, 500)
     """Fine-tuning steps of scores; 0 recalibrates only."""
-    compensated_steps: tuple[int, ...] = (0, 50, 150)
-    """The same for scores with compensation."""
     few_images_steps: tuple[int, ...] = (0,)
     """The same for scores on as few images as a search's proposals have."""
     adapted_weights: Path | None = None
@@ -57,7 +55,7 @@ class Plan:
                 raise ValueError(f"fine-tuning steps of scores must be at least 0, got {count}")
 
     def _all_steps(self) -> tuple[int, ...]:
-        given = (self.steps, self.compensated_steps, self.few_images_steps, self.adapted_steps)
+        given = (self.steps, self.few_images_steps, self.adapted_steps)
         return tuple(chain.from_iterable(given))
 
     def depths(self, *, with_adapted: bool) -> list[Depth]:
@@ -65,13 +63,12 @@ class Plan:
         adapted = self.adapted_steps if with_adapted else ()
         depths = {
             *(Depth(steps=count) for count in self.steps),
-            *(Depth(steps=count, compensate=True) for count in self.compensated_steps),
             *(Depth(steps=count, images="few") for count in self.few_images_steps),
             *(Depth(steps=count, weights="adapted") for count in adapted),
         }
 
-        def place(depth: Depth) -> tuple[int, bool, bool, bool]:
-            return depth.steps, depth.weights != "dense", depth.compensate, depth.images != "few"
+        def place(depth: Depth) -> tuple[int, bool, bool]:
+            return depth.steps, depth.weights != "dense", depth.images != "few"
 
         return sorted(depths, key=place)
 
@@ -245,7 +242,6 @@ def _mask_key(mask: Mask) -> dict[str, Any]:
 
 def _cell_name(file: str, depth: Depth, repeat: int) -> str:
     ways = [
-        *(["compensated"] * depth.compensate),
         *(["adapted"] * (depth.weights == "adapted")),
         *(["few"] * (depth.images == "few")),
     ]

@@ -32,17 +32,14 @@ class Depth:
 
     steps: int
     """Fine-tuning steps; 0 = recalibrate only."""
-    compensate: bool = False
-    """Whether the layers behind removed channels are re-fitted first."""
     weights: Weights = "dense"
     images: NumImages = "many"
 
     def __str__(self) -> str:
         ways = {
             "adapted weights": self.weights == "adapted",
-            "compensated": self.compensate,
             f"{self.steps} steps": self.steps > 0,
-            "recalibrated": not self.steps and not self.compensate,
+            "recalibrated": not self.steps,
             "few images": self.images == "few",
         }
         return ", ".join(way for way, is_used in ways.items() if is_used)
@@ -51,7 +48,7 @@ class Depth:
 def fidelity_of(problem: Problem, depth: Depth) -> Fidelity:
     """How much work a score of a depth is."""
     images = problem.fidelity if depth.images == "few" else problem.rescore_fidelity
-    return replace(images, steps=depth.steps, compensate=depth.compensate)
+    return replace(images, steps=depth.steps)
 
 
 class FidelityWorker:

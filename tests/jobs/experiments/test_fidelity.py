@@ -285,8 +285,8 @@ def mask(problem: Problem) -> Mask:
 
 def test_a_score_of_the_job_is_that_of_a_search(problem: Problem, mask: Mask) -> None:
     worker = FidelityWorker(problem, to_arrays(problem.network), 0)
-    plain = worker.score(COMPUTE, mask.keep, Depth(steps=1, compensate=True), (0, 1, 2))
-    adapted = Depth(steps=1, compensate=True, weights="adapted")
+    plain = worker.score(COMPUTE, mask.keep, Depth(steps=1), (0, 1, 2))
+    adapted = Depth(steps=1, weights="adapted")
     assert worker.score(COMPUTE, mask.keep, adapted, (0, 1, 2)).figures == plain.figures
     few = worker.score(COMPUTE, mask.keep, Depth(steps=1, images="few"), (0, 1, 2))
     candidate = Candidate(
@@ -295,7 +295,7 @@ def test_a_score_of_the_job_is_that_of_a_search(problem: Problem, mask: Mask) ->
         keep=mask.keep,
         search_train=open_split(problem, "search_train", torch.device("cpu")),
         held_out=open_split(problem, "search_val", torch.device("cpu")),
-        fidelity=replace(problem.rescore_fidelity, steps=1, compensate=True),
+        fidelity=replace(problem.rescore_fidelity, steps=1),
         recipe=problem.recipe,
         seed=(0, 1, 2),
         compute=COMPUTE,
@@ -341,7 +341,7 @@ def study_of(problem: Problem, masks: list[Mask], plan: Plan) -> Study:
     )
 
 
-TWICE = Plan(steps=(50, 0), compensated_steps=(), few_images_steps=(), score_seeds=2, truth_seeds=2)
+TWICE = Plan(steps=(50, 0), few_images_steps=(), score_seeds=2, truth_seeds=2)
 
 
 def record_of(task: Task, cost: float) -> cells.Record:
@@ -434,7 +434,6 @@ def test_the_job_does_what_is_missing(
     trained = Trained(data=few_images, weights=weights, search_val_rows=rows, network="resnet20")
     plan = Plan(
         masks=4,
-        compensated_steps=(0,),
         adapted_weights=weights,
         adapted_steps=(0,),
         score_seeds=1,
@@ -462,7 +461,7 @@ def test_the_job_does_what_is_missing(
         run(0, only_tables=True)
     first = run(0)
     assert not any((tmp_path / "results" / "under-way").iterdir())
-    assert len(first) == 2 + 4 * (4 + 1)  # compute, masks; four scores and the truth of four masks
+    assert len(first) == 2 + 4 * (3 + 1)  # compute, masks; three scores and the truth of four masks
     assert "fine-tuned again" not in capsys.readouterr().out
     second = run(0, 1)
     assert first.items() <= second.items()
@@ -471,7 +470,6 @@ def test_the_job_does_what_is_missing(
     ]
     figures = {name: json.loads(text)["figures"] for name, text in second.items()}
     assert figures["near00-0steps-0"] == figures["near00-0steps-adapted-0"]
-    assert figures["near00-0steps-0"] != figures["near00-0steps-compensated-0"]
     with pytest.raises(ValueError, match=r"was measured with score_images = 32, this run has 31"):
         run(0, settings=replace(SETTINGS, rescore_images=31))
     with pytest.raises(ValueError, match=r"was measured with score_images = 16, this run has 15"):
@@ -496,7 +494,7 @@ def test_a_stopped_ray_job_keeps_its_scores_and_epochs_and_goes_on(
     flags = {
         **{"data": few_images, "network": "resnet20", "weights": weights, "search-val-rows": rows},
         **{"searches": search, "results": results, "macs-cut": CUT, "masks": 2, "steps": 0},
-        **{"compensated-steps": 0, "score-seeds": 1, "recalibrate-images": 64, "workers": 1},
+        **{"score-seeds": 1, "recalibrate-images": 64, "workers": 1},
         **{"dtype": "float32", "engine": "plain", "fine-tune-epochs": 20},
     }
     parts = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
@@ -508,10 +506,10 @@ def test_a_stopped_ray_job_keeps_its_scores_and_epochs_and_goes_on(
         return bool(curves)
 
     log = stop_and_go_on(head, "jobs/experiments/fidelity.py", *parts, begun=begun)
-    assert f"stopped on request: 8 cells in {results}; the same command goes on" in log
+    assert f"stopped on request: 6 cells in {results}; the same command goes on" in log
     assert "Traceback" not in log
     records = cells.read_all(results)
-    assert len(records) == 2 + 2 * 3 + 2  # compute, masks; three scores and a truth of each
+    assert len(records) == 2 + 2 * 2 + 2  # compute, masks; two scores and a truth of each
     [(path, known)] = list(curves.items())[:1]
     truth = records[path.parent.name.rpartition("-")[0]].figures
     seconds = [round(epoch["seconds"], 3) for epoch in known]
@@ -534,4 +532,4 @@ def test_what_measures_nothing_is_refused(
     with pytest.raises(ValueError, match="masks must be at least 2, got 1"):
         Plan(masks=1)
     with pytest.raises(ValueError, match="steps of scores must be at least 0, got -1"):
-        Plan(compensated_steps=(0, -1))
+        Plan(adapted_steps=(0, -1))

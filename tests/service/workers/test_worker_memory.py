@@ -34,9 +34,7 @@ class Bench:
 
     def __init__(self, placement: Placement) -> None:
         network = build_network("digits_cnn", 10)
-        settings = SearchSettings(
-            macs_cut=0.5, score_steps=4, compensate=True, recipe=Recipe(epochs=0)
-        )
+        settings = SearchSettings(macs_cut=0.5, score_steps=4, recipe=Recipe(epochs=0))
         problem = state_problem(network, load_dataset("digits"), settings, placement=placement)
         space = problem.tracing.space
         self.keep = np.arange(space.num_filters) % 2 == 0
