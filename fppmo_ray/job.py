@@ -1,4 +1,4 @@
-"""The frame that jobs run in: flags, log, errors as sentences, the closing table."""
+"""The frame of a command-line job: flags, log, errors as sentences, the closing table."""
 
 from __future__ import annotations
 
@@ -7,62 +7,116 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import tyro
 from rich.console import Console
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from fppmo_ray.flags import comma_lists
 from fppmo_ray.service.job_client import submission
 from fppmo_ray.service.record.run_directory import require_fit
 from fppmo_ray.service.record.storage import local_folder, location_of
-from fppmo_ray.service.stopping import SearchStopped
+from fppmo_ray.service.stopping import SearchStopped, signals_stop_searches
 
 logger = logging.getLogger(__name__)
 
 _TRACEBACK = "FPPMO_TRACEBACK"
 _STOPPED = 128 + signal.SIGTERM
 _INTERRUPTED = 128 + signal.SIGINT
+_ONE_OR_MORE = float | tuple[float, ...]
 
 
 def run_job(job: Callable[..., None]) -> None:
-    """Run a typed function with its flags from the command line; say errors in a sentence.
+    """Run a typed function with flags from the command line; report errors as a sentence.
 
-    The flags come from the function's signature. Set ``FPPMO_TRACEBACK=1`` to see where an error
-    came from.
+    The flags come from the function's signature. Set ``FPPMO_TRACEBACK=1`` to get the traceback
+    of an error.
     """
     config = (tyro.conf.OmitArgPrefixes,)
     exit_on_error(lambda: tyro.cli(job, config=config, registry=comma_lists()))
 
 
 def exit_on_error(run: Callable[[], object]) -> None:
-    """Run with a log on stderr; end the process with a sentence where the user can mend it."""
+    """Call ``run`` with a log on stderr; exit with a sentence after an error that users can fix.
+
+    While it runs, warnings go to the log, and SIGTERM or SIGINT stops a search after the scores
+    that its workers have begun. Afterwards all three are as they were before.
+
+    Raises:
+        SystemExit: with status 1 after an error, 143 after a stop, 130 after an interrupt.
+    """
+    with _log_on_stderr(), signals_stop_searches():
+        try:
+            run()
+        except SearchStopped as stopped:
+            print(stopped, file=sys.stderr)
+            sys.exit(_STOPPED)
+        except KeyboardInterrupt:  # the usual end of `logs --follow`
+            if os.environ.get(_TRACEBACK):
+                raise
+            print("interrupted", file=sys.stderr)
+            sys.exit(_INTERRUPTED)
+        except (ValueError, RuntimeError, OSError) as error:
+            if os.environ.get(_TRACEBACK):
+                raise
+            sys.exit(f"error: {error}")
+
+
+@contextmanager
+def _log_on_stderr() -> Iterator[None]:
+    """Log to stderr from level INFO, warnings too, unless the process already has a log."""
+    root = logging.getLogger()
+    handlers, level, showwarning = root.handlers[:], root.level, warnings.showwarning
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    added = [handler for handler in root.handlers if handler not in handlers]
     warnings.showwarning = _log_warning
     try:
-        run()
-    except SearchStopped as stopped:
-        print(stopped, file=sys.stderr)
-        sys.exit(_STOPPED)
-    except KeyboardInterrupt:  # the usual way out of a log that is followed
-        if os.environ.get(_TRACEBACK):
-            raise
-        print("interrupted", file=sys.stderr)
-        sys.exit(_INTERRUPTED)
-    except (ValueError, RuntimeError, OSError) as error:
-        if os.environ.get(_TRACEBACK):
-            raise
-        sys.exit(f"error: {error}")
+        yield
+    finally:
+        warnings.showwarning = showwarning
+        root.setLevel(level)
+        for handler in added:
+            root.removeHandler(handler)
 
 
 def _log_warning(message: Warning | str, *_: object, **__: object) -> None:
-    """A warning as a line of the log: its text is for users, its place in the code is not."""
+    """Log a warning's text without its place in the code, which users have no use for."""
     logger.warning("%s", message)
 
 
+def comma_lists() -> ConstructorRegistry:
+    """Return tyro's rule for a number or several: ``--macs-cut 0.57`` or ``0.4,0.57,0.7``."""
+    registry = ConstructorRegistry()
+    registry.primitive_rule(_one_or_more)
+    return registry
+
+
+def _one_or_more(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    if info.type != _ONE_OR_MORE:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="FLOAT[,FLOAT...]",
+        instance_from_str=lambda arguments: _numbers(arguments[0]),
+        is_instance=lambda value: isinstance(value, float | tuple),
+        str_from_instance=lambda value: [_text(value)],
+    )
+
+
+def _numbers(text: str) -> float | tuple[float, ...]:
+    numbers = tuple(float(number) for number in text.split(","))
+    return numbers if len(numbers) > 1 else numbers[0]
+
+
+def _text(value: float | tuple[float, ...]) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 def require_lasting(run_dir: str | Path) -> None:
-    """Refuse a relative run directory inside a submitted Ray job.
+    """Refuse a relative run directory when this process is the driver of a submitted Ray job.
 
     Raises:
         ValueError: see ``submission.require_lasting``.
@@ -72,16 +126,16 @@ def require_lasting(run_dir: str | Path) -> None:
 
 
 def resume_mode(run_dir: str | Path, *, resume: bool, resume_or_start: bool = False) -> bool | None:
-    """How a job is to resume; an unfit run directory is refused before anything is loaded.
+    """Return ``search``'s argument ``resume``; refuse an unfit run directory before data is loaded.
 
     Args:
-        run_dir: The job's.
-        resume: Resume, or refuse where nothing began.
-        resume_or_start: Resume if there is something to; for jobs that a cluster starts again.
+        run_dir: The job's run directory, a folder or a URI.
+        resume: Resume the search in it, which must exist.
+        resume_or_start: Resume the search in it if there is one. For jobs that a cluster restarts.
 
     Returns:
-        What ``search`` takes. With ``resume_or_start`` that is decided late: a cluster may start
-        a job again while it still runs elsewhere, and about to begin.
+        True or False; None with ``resume_or_start``, where the search decides as late as it can: a
+        cluster may restart a job whose first instance still runs and is about to begin.
 
     Raises:
         ValueError: the run directory does not last, cannot be reached, or does not fit the flags.
@@ -93,7 +147,7 @@ def resume_mode(run_dir: str | Path, *, resume: bool, resume_or_start: bool = Fa
 
 
 def show_result(run_dir: str | Path) -> None:
-    """Draw a finished search's figures and print its table: the end of every job."""
+    """Draw a finished search's figures and print its table: the last step of every job."""
     from fppmo_ray.report import draw_figures, print_result
 
     console = Console(width=None if sys.stdout.isatty() else 140)

@@ -13,7 +13,7 @@ from typing import Any
 import tyro
 
 from fppmo_ray.cluster_commands import part_flags
-from fppmo_ray.flags import comma_lists
+from fppmo_ray.job import comma_lists
 
 
 def parse_job(words: list[str]) -> dict[str, Any]:

@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import tyro
 
-from fppmo_ray.job import exit_on_error, require_lasting, resume_mode
+from fppmo_ray.job import comma_lists, exit_on_error, require_lasting, resume_mode
 from fppmo_ray.service.record.facts import Started
 from fppmo_ray.service.record.run_directory import open_run
+from fppmo_ray.service.settings import SearchSettings
+from fppmo_ray.service.stopping import signals_stop_searches, stop_on_signal
 
 STARTED = Started(search_id="abc", identity={}, versions={}, groups=[], dense_macs=1)
 
@@ -47,3 +54,87 @@ def test_an_interrupt_ends_in_a_word(capsys: pytest.CaptureFixture[str]) -> None
         exit_on_error(interrupted)
     assert end.value.code == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_job_logs_warnings_and_infos_on_stderr_and_restores_both_afterwards() -> None:
+    code = """
+import logging, signal, sys, warnings
+from fppmo_ray.job import exit_on_error
+
+def run():
+    warnings.warn("too few images")
+    logging.getLogger("anyone").info("generation 1")
+    raise ValueError("macs_cut must be in (0, 1)")
+
+def state():
+    root = logging.getLogger()
+    return root.level, list(root.handlers), warnings.showwarning, signal.getsignal(signal.SIGTERM)
+
+before = state()
+try:
+    exit_on_error(run)
+except SystemExit as end:
+    print(end)
+assert state() == before
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    clock = r"\d\d:\d\d:\d\d"
+    assert re.fullmatch(rf"{clock} too few images\n{clock} generation 1\n", done.stderr)
+    assert done.stdout == "error: macs_cut must be in (0, 1)\n"
+
+
+def test_a_signal_stops_a_search_only_in_a_block_that_asks_for_it(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with open_run(tmp_path / "run", resume=False, started=STARTED) as run:
+        with stop_on_signal(run, num_proposals=8) as stop:
+            assert signal.getsignal(signal.SIGTERM) is before
+        with signals_stop_searches(), stop_on_signal(run, num_proposals=8) as stop:
+            signal.raise_signal(signal.SIGTERM)
+            assert stop.is_made
+            assert signal.getsignal(signal.SIGTERM) is before  # a second one ends at once
+        assert str(stop.stopped()) == (
+            "stopped on request: 0 of 8 proposals are scored; go on with --resume"
+        )
+
+
+def parsed(*flags: str) -> SearchSettings:
+    config = (tyro.conf.OmitArgPrefixes,)
+    return tyro.cli(SearchSettings, args=flags, config=config, registry=comma_lists())
+
+
+def test_a_number_stays_a_number_and_several_are_a_tuple() -> None:
+    assert parsed("--macs-cut", "0.57").macs_cut == 0.57
+    assert parsed("--macs-cut", "0.4,0.57,0.7").macs_cut == (0.4, 0.57, 0.7)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("0.4,", "could not convert string to float: ''"),
+        ("0.57,0.4", "must ascend, each given once"),
+        ("0.57,1.4", "macs_cut must be in (0, 1), got 1.4"),
+    ],
+)
+def test_what_makes_no_list_of_cuts_ends_with_a_sentence(
+    text: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parsed("--macs-cut", text)
+    printed = capsys.readouterr().err.replace("│", " ")
+    assert sentence in " ".join(printed.split())
+
+
+def test_a_latency_cut_needs_no_macs_cut_beside_it() -> None:
+    settings = parsed("--latency-cut", "0.3", "--latency-batch", "8")
+    assert (settings.macs_cut, settings.further_cuts) == (0.0, {"latency": 0.3})
+    assert settings.latency_batch == 8
+    beside = parsed("--macs-cut", "0.4,0.57", "--params-cut", "0.5", "--memory-cut", "0.2")
+    assert beside.macs_cuts == (0.4, 0.57)
+    assert beside.further_cuts == {"params": 0.5, "memory": 0.2}
+
+
+def test_stages_are_given_with_commas_too() -> None:
+    assert parsed("--macs-cut", "0.57").stages == ()
+    stages = parsed("--macs-cut", "0.57", "--stages", "0.25,0.45,0.57").stage_settings()
+    assert [stage.macs_cut for stage in stages] == [0.25, 0.45, 0.57]
+    assert len(parsed("--macs-cut", "0.57", "--stages", "0.25").stage_settings()) == 2

@@ -41,3 +41,23 @@ def test_the_pool_of_workers_knows_nothing_of_pruning() -> None:
     assert "ray" in loaded
     rooms = ("torch", *(f"fppmo_ray.{room}" for room in ("distribution", "pruning", "training")))
     assert set(rooms) & set(loaded) == set()
+
+
+def test_importing_every_public_name_changes_no_global_state() -> None:
+    code = """
+import logging, os, signal, warnings
+
+def state():
+    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    root = logging.getLogger()
+    return dict(os.environ), handlers, warnings.showwarning, root.level, list(root.handlers)
+
+before = state()
+import fppmo_ray
+for name in fppmo_ray.__all__:
+    getattr(fppmo_ray, name)
+import fppmo_ray.cli, fppmo_ray.job, fppmo_ray.report, fppmo_ray.service.tune
+for one, other in zip(before, state(), strict=True):
+    assert one == other, (one, other)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -75,7 +75,8 @@ def search(
     Raises:
         ValueError: something the caller can mend: settings, data, run directory.
         RuntimeError: the search cannot go on: training diverged, all proposals failed.
-        SearchStopped: SIGTERM or SIGINT asked for it; what was running is finished and recorded.
+        SearchStopped: SIGTERM or SIGINT asked for it, within ``signals_stop_searches`` (as in
+            ``run_job``); scores that were running are finished and recorded.
     """
     placement = placement or Placement()
     settings = settings.on(placement.device_type)

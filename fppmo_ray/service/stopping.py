@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import FrameType
 
 from fppmo_ray.service.record.facts import Scored
@@ -34,11 +35,36 @@ class StopRequest:
         return SearchStopped(f"stopped on request: {self._how_far()}; {self._way_on}")
 
 
-def stop_on_signal(run: RunDirectory, num_proposals: int) -> AbstractContextManager[StopRequest]:
-    """The request that ends a search on SIGTERM or SIGINT; see ``made_by_signal``."""
-    return made_by_signal(
-        StopRequest(lambda: f"{_num_scored(run)} of {num_proposals} proposals are scored")
-    )
+_SIGNALS_STOP: ContextVar[bool] = ContextVar("signals stop searches", default=False)
+
+
+@contextmanager
+def signals_stop_searches() -> Iterator[None]:
+    """Let SIGTERM or SIGINT end the searches of this block after the scores that are running.
+
+    ``run_job`` does so. Outside of such a block ``search`` leaves the process's handlers alone.
+    """
+    token = _SIGNALS_STOP.set(True)
+    try:
+        yield
+    finally:
+        _SIGNALS_STOP.reset(token)
+
+
+@contextmanager
+def stop_on_signal(run: RunDirectory, num_proposals: int) -> Iterator[StopRequest]:
+    """Yield the request that ends a search, made by a signal within ``signals_stop_searches``.
+
+    Args:
+        run: The search's run directory, in which scored proposals are counted for the message.
+        num_proposals: Proposals of the whole search.
+    """
+    request = StopRequest(lambda: f"{_num_scored(run)} of {num_proposals} proposals are scored")
+    if not _SIGNALS_STOP.get():
+        yield request
+        return
+    with made_by_signal(request):
+        yield request
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from fppmo_ray.service.record.facts import EpochFinished, Scored
 from fppmo_ray.service.record.journal import JOURNAL
 from fppmo_ray.service.record.run_directory import read_journal
 from fppmo_ray.service.replicated_training import train_on_several
-from fppmo_ray.service.stopping import SearchStopped
+from fppmo_ray.service.stopping import SearchStopped, signals_stop_searches
 from fppmo_ray.service.training_tasks import Training
 
 pytestmark = [
@@ -172,7 +172,7 @@ def test_a_stop_ends_after_the_epoch_under_way_and_another_driver_goes_on(
 ) -> None:
     run_dir = tmp_path / "run"
     after_first_epoch(run_dir, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(SearchStopped):
+    with pytest.raises(SearchStopped), signals_stop_searches():
         searched(run_dir, 2)
     with pytest.raises(ValueError, match="fine_tune_workers was 2, now None"):
         searched(run_dir, 1, resume=True)
