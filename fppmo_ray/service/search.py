@@ -89,7 +89,7 @@ def search(
         problem = state_task(network, task, settings, placement=placement)
     else:
         problem = state_problem(network, task, settings, splits=splits, placement=placement)
-    started = start_of(problem, settings)
+    started = start_of(problem, settings, run_dir)
     with open_run(run_dir, resume=resume, started=started) as run:
         if not run.all(Finished):
             with (
@@ -243,11 +243,17 @@ def _warn_of_idle_workers(workers: int, population: int) -> None:
         )
 
 
-def start_of(problem: Prunable, settings: SearchSettings) -> Started:
-    """The first fact of a search's journal, with a new id."""
+def start_of(problem: Prunable, settings: SearchSettings, run_dir: Path | str) -> Started:
+    """Return the first fact of a search's journal, with a new id.
+
+    Args:
+        problem: What is pruned.
+        settings: The search's settings.
+        run_dir: The search's run directory, from which its id may be derived.
+    """
     space = problem.tracing.space
     return Started(
-        search_id=search_id(),
+        search_id=search_id(run_dir),
         identity=identity_of(problem, settings),
         versions=package_versions(),
         groups=[group.name for group in space.groups],

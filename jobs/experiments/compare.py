@@ -225,7 +225,7 @@ class Comparison:
         run_dir = self.work_dir / f"compute-{digest(identity_of(problem, settings))}"
         alone = replace(self, placement=replace(self.placement, workers=1))
         with (
-            open_run(run_dir, resume=None, started=start_of(problem, settings)) as run,
+            open_run(run_dir, resume=None, started=start_of(problem, settings, run_dir)) as run,
             alone._pool(ScoringWorker, problem, stop) as pool,
         ):
             return choose_compute(problem, settings, run, pool)

@@ -71,7 +71,9 @@ def run(problem: Problem) -> Callable[..., tuple[Found, PoolHere]]:
         run_dir: Path, settings: SearchSettings, seed: int = 0, num_workers: int = 2
     ) -> tuple[Found, PoolHere]:
         pool: Any = PoolHere(PretendTrainer(problem), seed, num_workers)
-        with open_run(run_dir, resume=None, started=start_of(problem, settings)) as directory:
+        with open_run(
+            run_dir, resume=None, started=start_of(problem, settings, run_dir)
+        ) as directory:
             context = Context(problem, settings, directory, pool, problem.compute)
             console = Console(quiet=True)
             return find_mask(context, score_timeout=None, console=console), pool

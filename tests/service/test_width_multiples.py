@@ -51,10 +51,10 @@ def test_journals_hold_the_multiple_that_counts() -> None:
 
 def test_a_search_that_was_begun_with_multiples_of_1_goes_on_by_default(tmp_path: Path) -> None:
     problem = state_problem(TinyCNN(), load_dataset("digits"), SETTINGS, placement=ON_CPUS)
-    begun = start_of(problem, replace(SETTINGS, width_multiple=1))
+    begun = start_of(problem, replace(SETTINGS, width_multiple=1), tmp_path)
     with open_run(tmp_path, resume=False, started=begun):
         pass
-    with open_run(tmp_path, resume=True, started=start_of(problem, SETTINGS)) as run:
+    with open_run(tmp_path, resume=True, started=start_of(problem, SETTINGS, tmp_path)) as run:
         assert len(run.facts) == 1
 
 

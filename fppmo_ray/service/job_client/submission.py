@@ -1,7 +1,8 @@
-"""A search as a submitted Ray job: what is sent, and by what name it is found again."""
+"""Submit a search as a Ray job, and give its searches ids by which they are found again."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import shlex
@@ -20,25 +21,44 @@ from fppmo_ray.service.record.storage import local_folder, location_of, shows_cr
 logger = logging.getLogger(__name__)
 
 _SEARCH_ID = "FPPMO_SEARCH_ID"
+_RUN_DIR = "FPPMO_RUN_DIR"
 _STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"  # read by Ray's job supervisor, whose default is 3 s
 
+_first_run_dir: dict[str, str] = {}
+"""The run directory of this process's first search, by the id of its job."""
 
-def search_id() -> str:
-    """The id that a submission gave to the search of this process; a new one without."""
-    return os.environ.get(_SEARCH_ID) or uuid.uuid4().hex[:12]
+
+def search_id(run_dir: str | Path) -> str:
+    """Return the id of a new search.
+
+    A submitted job gives its own id to the search in the run directory that its flags name, or to
+    its first search if they name none. Its other searches append a hash of their run directory,
+    so that a resumed job uses the same ids again whatever it skips.
+
+    Args:
+        run_dir: The search's run directory, a folder or a URI.
+    """
+    job = os.environ.get(_SEARCH_ID)
+    if not job:
+        return uuid.uuid4().hex[:12]
+    location = location_of(run_dir)
+    if location == (os.environ.get(_RUN_DIR) or _first_run_dir.setdefault(job, location)):
+        return job
+    return f"{job}-{hashlib.sha256(location.encode()).hexdigest()[:6]}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
-    """A job file of the project, with the flags that are its own."""
+    """A job file of a project, and the flags to call it with."""
 
     folder: Path
-    """The project: the job's working directory is a copy of it."""
+    """The project's folder. The job's working directory is a copy of it."""
     job: str
     """The job file, relative to the folder."""
     flags: tuple[str, ...] = ()
+    """The job's own flags."""
     stop_wait: int = 600
-    """Seconds that ``stop`` grants the scores that are running."""
+    """Seconds that ``fppmo-ray stop`` grants running scores before it kills the driver, >= 1."""
 
     def __post_init__(self) -> None:
         is_below = not Path(self.job).is_absolute() and ".." not in Path(self.job).parts
@@ -64,23 +84,26 @@ class Submission:
 
     @property
     def run_dir(self) -> str | None:
-        """The run directory, where the flags name one; of a URI no password and no options."""
+        """The run directory in the flags, without a URI's credentials and options, or None."""
         return None if self._run_dir is None else location_of(self._run_dir)
 
     @property
     def may_resume(self) -> bool:
-        """Whether the job may go on with a search."""
+        """Whether the job's flags allow it to resume a search."""
         return bool({"--resume", "--resume-or-start", "--resume_or_start"} & {*self.flags})
 
 
 def send(client: Any, submission: Submission) -> SearchJob:
-    """Send a job to a cluster and return without waiting for it.
+    """Submit a job to a cluster, and return without waiting for it.
 
-    A resumed search keeps its id where an earlier job of the cluster has the same run directory.
+    A resumed search keeps its id if the cluster knows an earlier job with the same run directory.
 
     Args:
         client: A ``JobSubmissionClient``.
-        submission: What to run.
+        submission: The job file, its flags and its folder.
+
+    Returns:
+        The job as the cluster lists it.
 
     Raises:
         ValueError: the project is too large, or git ignores the job file.
@@ -111,18 +134,20 @@ def send(client: Any, submission: Submission) -> SearchJob:
 
 
 def _environment(submission: Submission, search: str) -> dict[str, str]:
-    """Of the driver and its workers.
-
-    With an uploaded folder, Ray 2.60 puts that on the workers' path but not the job file's own, in
-    which the job's modules may lie. Processes start in the uploaded one.
-    """
-    own = Path(submission.job).parent
-    beside = {} if own == Path() else {"PYTHONPATH": str(own)}
-    return {_SEARCH_ID: search, _STOP_WAIT: str(submission.stop_wait), **beside}
+    """Return the environment variables of the driver and its workers."""
+    variables = {_SEARCH_ID: search, _STOP_WAIT: str(submission.stop_wait)}
+    if submission.run_dir is not None:
+        variables[_RUN_DIR] = submission.run_dir
+    # Ray 2.60 adds the uploaded folder to the workers' path, but not the job file's own folder,
+    # which may hold modules of the job. A relative path works: processes start in the upload.
+    folder = Path(submission.job).parent
+    if folder != Path():
+        variables["PYTHONPATH"] = str(folder)
+    return variables
 
 
 def _name(submission: Submission, jobs: Sequence[SearchJob]) -> tuple[str, str]:
-    """Search id and submission id."""
+    """Return the search's id and Ray's id of the job."""
     earlier = [
         job
         for job in jobs
@@ -148,10 +173,10 @@ def _metadata(submission: Submission, search: str) -> dict[str, str]:
 
 
 def require_lasting(run_dir: str | Path) -> None:
-    """Refuse a relative run directory of a submitted job; a URI always lasts.
+    """Refuse a run directory that would not outlive a submitted job.
 
     Raises:
-        ValueError: the directory would be deleted with the job's working directory.
+        ValueError: it is a relative folder, which Ray deletes with the job's working directory.
     """
     folder = local_folder(run_dir)
     if folder is not None and not folder.is_absolute():

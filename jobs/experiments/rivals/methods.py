@@ -167,7 +167,7 @@ ONE_SHOT: dict[str, Callable[[Case], BoolArray]] = {
 def search_choice(case: Case, name: str, pool: WorkerPool, run_dir: Path) -> Choice:
     """What a search chooses, gone on with where its journal ends."""
     problem, settings = case.problem, case.settings
-    with open_run(run_dir, resume=None, started=start_of(problem, settings)) as run:
+    with open_run(run_dir, resume=None, started=start_of(problem, settings, run_dir)) as run:
         found = SEARCHES[name](case, Context(problem, settings, run, pool, case.compute))
         return _choice(found, run)
 

@@ -170,6 +170,7 @@ def test_a_job_is_sent_with_its_id_its_time_to_end_and_no_claim_on_cpus(project:
     assert sent.entrypoint_num_cpus == 0
     assert sent.runtime_env["env_vars"] == {
         "FPPMO_SEARCH_ID": job.search_id,
+        "FPPMO_RUN_DIR": "/shared/a",
         "RAY_JOB_STOP_WAIT_TIME_S": "90",
         "PYTHONPATH": "jobs",  # where modules of the job may lie
     }
@@ -224,12 +225,33 @@ def test_a_clusters_refusal_is_a_sentence_without_its_traceback(
             raise RuntimeError(answer)
 
 
-def test_a_search_takes_the_id_of_its_submission(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_submission_every_search_has_an_id_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("FPPMO_SEARCH_ID", raising=False)
+    assert len(search_id("/run")) == 12
+    assert search_id("/run") != search_id("/run")
+
+
+def test_a_jobs_search_in_its_run_directory_has_the_jobs_id_and_others_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("FPPMO_SEARCH_ID", "c0ffee")
-    assert search_id() == "c0ffee"
-    monkeypatch.delenv("FPPMO_SEARCH_ID")
-    assert len(search_id()) == 12
-    assert search_id() != search_id()
+    monkeypatch.setenv("FPPMO_RUN_DIR", "s3://bucket/run")
+    assert search_id("s3://bucket/run/stage-1") == "c0ffee-0cfa61"
+    assert search_id("s3://bucket/other") == "c0ffee-cb1c53"
+    assert search_id("s3://bucket/run?region=eu-west-1") == "c0ffee"
+
+
+def test_the_first_search_of_a_job_without_a_run_directory_has_the_jobs_id_again_and_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FPPMO_SEARCH_ID", "decade")
+    monkeypatch.delenv("FPPMO_RUN_DIR", raising=False)
+    first, second = search_id(Path("/runs/a")), search_id(Path("/runs/b"))
+    assert (first, second) == ("decade", "decade-96e31d")
+    assert search_id("/runs/b") == second
+    assert search_id("/runs/a") == first
 
 
 @pytest.mark.parametrize(
