@@ -44,7 +44,6 @@ def demo(
         score_images=500,
         baseline_epochs=12,
         dtype="float32",  # so that all see the same figures
-        engine="plain",
         recipe=Recipe(epochs=12, batch_size=64),
     )
     dataset = load_dataset("digits")

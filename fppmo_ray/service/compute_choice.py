@@ -1,4 +1,4 @@
-"""The compute configuration of a search: asked for or measured at its start, and journaled."""
+"""Choose the compute configuration of a search: by rule, or by measurements (autotune)."""
 
 from __future__ import annotations
 
@@ -19,39 +19,36 @@ from fppmo_ray.service.problem import Problem, Prunable
 from fppmo_ray.service.record.facts import ComputeChosen
 from fppmo_ray.service.record.run_directory import RunDirectory
 from fppmo_ray.service.settings import SearchSettings
-from fppmo_ray.training import ComputeConfig
+from fppmo_ray.training import ComputeConfig, DType
 
 logger = logging.getLogger(__name__)
 
-_MARGIN = 0.05  # a compute configuration must be faster by this share: less may be chance
-_AGREEMENT = (
-    0.1  # losses of compute configurations that compute the same differ by less than this share
-)
+_MARGIN = 0.05  # smallest share of time that a change must save: less may be chance
+_AGREEMENT = 0.1  # largest relative difference of the losses of two configurations that work
 _LARGE_BATCH = 2500  # images per pass that keep a GPU busy
 
 
 def choose_compute(
     problem: Prunable, settings: SearchSettings, run: RunDirectory, pool: WorkerPool
 ) -> ComputeConfig:
-    """The journal's compute; else the fastest one, measured on a worker, or the one asked for.
+    """Return the journal's compute configuration, or choose one and record it.
 
     Args:
-        problem: Its compute configuration is where the measurements begin.
-        settings: What is asked for. A task of the user's own computes its passes by itself.
-        run: Where the choice is recorded.
-        pool: With nothing unfinished, so that nothing else slows the worker down.
+        problem: Its compute configuration holds the dtype and threads that were asked for.
+        settings: ``dtype`` and ``autotune`` say how to choose.
+        run: Run directory, where the choice is recorded.
+        pool: Idle workers, so that no other work slows the measurements down.
 
     Raises:
-        RuntimeError: the network cannot be scored at all, or the user's own task fails at it.
+        RuntimeError: the network cannot be scored at all, or the user's own task fails.
     """
     if known := run.all(ComputeChosen):
         return ComputeConfig(**known[0].compute)
     keep = _some_mask(problem, settings)
     if isinstance(problem, Problem):
-        measure = trials_on(pool, keep)
-        chosen = choose_fastest(problem.compute, ways_to_try(problem, settings), measure)
+        chosen = decide(problem, settings, pool, keep)
     else:
-        # What is wrong with a task is known after one score, not after all of a generation.
+        # One score now finds errors in a user's task before a whole generation runs into them.
         pool.run([Work(name="first score of the task", method="try_score", arguments=(keep,))])
         why = "all passes are computed by the task's own functions"
         chosen = ComputeChosen(compute=asdict(problem.compute), trials=[], why=why)
@@ -60,14 +57,90 @@ def choose_compute(
     return ComputeConfig(**chosen.compute)
 
 
-def trials_on(pool: WorkerPool, keep: BoolArray) -> Callable[[ComputeConfig], ComputeTrial]:
-    """Trials on whichever worker is free, each by its ``try_compute``.
+def is_settled(settings: SearchSettings) -> bool:
+    """Whether the settings alone fix the compute configuration, without asking a worker."""
+    return settings.dtype != "auto" and not settings.autotune
+
+
+def decide(
+    problem: Problem, settings: SearchSettings, pool: WorkerPool, keep: BoolArray
+) -> ComputeChosen:
+    """Choose a compute configuration as the settings say.
 
     Args:
-        pool: With nothing unfinished.
-        keep: The mask that is scored.
-    """
+        problem: Its compute configuration holds the dtype and threads that were asked for.
+        settings: With ``autotune``, configurations are timed on a worker. Without it, the worker's
+            processor decides on the dtype where that is ``auto``, and nothing else changes.
+        pool: Idle workers.
+        keep: The mask that is scored in measurements, bool ``(num_filters,)``.
 
+    Raises:
+        RuntimeError: the network cannot be scored.
+    """
+    asked = problem.compute
+    if is_settled(settings):
+        return ComputeChosen(compute=asdict(asked), trials=[], why=f"{asked}, as asked for")
+    [native] = pool.run([Work(name="dtype of the worker", method="native_dtype", arguments=())])
+    if settings.autotune:
+        return choose_fastest(
+            asked, changes_to_try(problem, settings, native), _trials_on(pool, keep)
+        )
+    compute = replace(asked, dtype=native)
+    units = "units" if native == "bfloat16" else "no units"
+    why = f"{compute}: the worker's processor has {units} for bfloat16"
+    return ComputeChosen(compute=asdict(compute), trials=[], why=why)
+
+
+def choose_fastest(
+    compute: ComputeConfig,
+    changes: list[list[Mapping[str, Any]]],
+    measure: Callable[[ComputeConfig], ComputeTrial],
+) -> ComputeChosen:
+    """Change one field after the other; keep a change that is faster and gives the same score.
+
+    Args:
+        compute: The first configuration, whose loss the others must agree with.
+        changes: For each field, the changes of it to try.
+        measure: Returns the trial of a configuration.
+
+    Raises:
+        RuntimeError: the first configuration fails.
+    """
+    first = best = measure(compute)
+    if first.seconds is None:
+        raise RuntimeError(f"the network cannot be scored with {compute}: {first.error}")
+    trials = [first]
+    for alternatives in changes:
+        tried = [measure(replace(best.compute, **change)) for change in alternatives]
+        trials += tried
+        best = min([best, *_better(tried, best, first)], key=_seconds)
+    why = "; ".join(f"{item.compute}: {_seconds(item):.3g} s a score" for item in (best, first))
+    return ComputeChosen(
+        compute=asdict(best.compute), trials=[asdict(trial) for trial in trials], why=why
+    )
+
+
+def changes_to_try(
+    problem: Problem, settings: SearchSettings, native: DType
+) -> list[list[Mapping[str, Any]]]:
+    """Return, for each field of the configuration, the changes of it that may be faster.
+
+    Args:
+        problem: Its device type and fidelity decide what can be faster.
+        settings: A dtype that was asked for is not changed.
+        native: The fastest dtype that the worker's processor has units for.
+    """
+    tries_bfloat16 = settings.dtype == "auto" and native == "bfloat16"
+    dtypes: list[Mapping[str, Any]] = [{"dtype": "bfloat16"}] if tries_bfloat16 else []
+    folding: list[Mapping[str, Any]] = [{"fold_batchnorm": True}]
+    if problem.device_type == "cpu":
+        # Layouts are not tried: on CPUs channels last was always faster, up to three times.
+        return [dtypes, folding, [{"threads": count} for count in _halves(problem.threads)]]
+    graphs: list[Mapping[str, Any]] = [{"cuda_graphs": True}] if problem.fidelity.steps else []
+    return [dtypes, [{"channels_last": False}], [{"scoring_batch": _LARGE_BATCH}], folding, graphs]
+
+
+def _trials_on(pool: WorkerPool, keep: BoolArray) -> Callable[[ComputeConfig], ComputeTrial]:
     def measure(compute: ComputeConfig) -> ComputeTrial:
         work = Work(name=f"trial of {compute}", method="try_compute", arguments=(compute, keep))
         trial: ComputeTrial
@@ -77,51 +150,7 @@ def trials_on(pool: WorkerPool, keep: BoolArray) -> Callable[[ComputeConfig], Co
     return measure
 
 
-def choose_fastest(
-    compute: ComputeConfig,
-    ways: list[list[Mapping[str, Any]]],
-    measure: Callable[[ComputeConfig], ComputeTrial],
-) -> ComputeChosen:
-    """Change one thing after the other, and keep what is faster and gives the same score.
-
-    Args:
-        compute: The first, against which scores are checked.
-        ways: For each thing, the changes to try.
-        measure: Gives the trial of a compute configuration.
-
-    Raises:
-        RuntimeError: the first compute configuration does not run.
-    """
-    if not any(ways):
-        return ComputeChosen(compute=asdict(compute), trials=[], why=f"{compute}, as asked for")
-    first = best = measure(compute)
-    if first.seconds is None:
-        raise RuntimeError(f"the network cannot be scored with {compute}: {first.error}")
-    trials = [first]
-    for changes in ways:
-        tried = [measure(replace(best.compute, **change)) for change in changes]
-        trials += tried
-        best = min([best, *_better(tried, best, first)], key=_seconds)
-    why = "; ".join(f"{item.compute}: {_seconds(item):.3g} s a score" for item in (best, first))
-    return ComputeChosen(
-        compute=asdict(best.compute), trials=[asdict(trial) for trial in trials], why=why
-    )
-
-
-def ways_to_try(problem: Problem, settings: SearchSettings) -> list[list[Mapping[str, Any]]]:
-    """What may be changed about the problem's compute; nothing where all is asked for."""
-    dtypes: list[Mapping[str, Any]] = [{"dtype": "bfloat16"}] if settings.dtype == "auto" else []
-    if settings.engine == "plain":
-        return [dtypes]
-    folding: list[Mapping[str, Any]] = [{"fold_batchnorm": True}]
-    if problem.device_type == "cpu":
-        # Layouts are not tried: on CPUs channels last was always faster, up to three times.
-        return [dtypes, folding, [{"threads": count} for count in _fewer(problem.threads)]]
-    graphs: list[Mapping[str, Any]] = [{"cuda_graphs": True}] if problem.fidelity.steps else []
-    return [dtypes, [{"channels_last": False}], [{"scoring_batch": _LARGE_BATCH}], folding, graphs]
-
-
-def _fewer(threads: int) -> Iterator[int]:
+def _halves(threads: int) -> Iterator[int]:
     while threads > 1:
         threads //= 2
         yield threads
@@ -130,16 +159,14 @@ def _fewer(threads: int) -> Iterator[int]:
 def _better(
     tried: list[ComputeTrial], best: ComputeTrial, first: ComputeTrial
 ) -> list[ComputeTrial]:
-    """Those that are clearly faster than the best so far and agree with the first."""
+    """The trials that are clearly faster than the best so far and agree with the first."""
     better = []
     for trial in tried:
-        if trial.left_out is not None:
-            logger.info("compute %s is not tried: %s", trial.compute, trial.left_out)
-        elif trial.seconds is None:
-            logger.warning("compute %s does not run here: %s", trial.compute, trial.error)
+        if trial.seconds is None:
+            logger.warning("compute configuration %s fails: %s", trial.compute, trial.error)
         elif not _agree(trial, first):
             logger.warning(
-                "compute %s is not used: its loss is %s, that of %s is %s",
+                "compute configuration %s is not used: its loss is %s, that of %s is %s",
                 *(trial.compute, trial.val_loss, first.compute, first.val_loss),
             )
         elif trial.seconds < (1 - _MARGIN) * _seconds(best):
@@ -154,14 +181,14 @@ def _agree(trial: ComputeTrial, first: ComputeTrial) -> bool:
 
 
 def _seconds(trial: ComputeTrial) -> float:
-    assert trial.seconds is not None  # only those that ran are compared
+    assert trial.seconds is not None  # only trials that ran are compared
     return trial.seconds
 
 
 def _some_mask(problem: Prunable, settings: SearchSettings) -> BoolArray:
-    """A mask that meets the budget with equal rates: its widths are what costs time.
+    """A mask that meets the budget with equal rates: the time of a score depends on its widths.
 
-    How latency is measured depends on the compute configuration, so that it is not limited yet.
+    Latency is not limited yet, since its measurement needs the compute configuration.
     """
     space = problem.tracing.space
     order = uniform_priority(space, np.arange(1.0, space.num_filters + 1))

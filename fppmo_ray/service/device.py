@@ -7,7 +7,7 @@ import logging
 import torch
 
 from fppmo_ray.service.problem import Prunable
-from fppmo_ray.training import keep_freed_memory, slow_bfloat16
+from fppmo_ray.training import keep_freed_memory, native_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -21,10 +21,13 @@ def claim_device(problem: Prunable) -> torch.device:
     torch.set_num_threads(problem.threads)
     if problem.device_type == "cpu":
         keep_freed_memory()
-        # Only where it was asked for: else a measurement chooses it, or does not.
-        if why := slow_bfloat16(problem.compute, torch.device("cpu")):
-            logger.warning("%s; use dtype float32, or auto, which takes the faster of the two", why)
-        return torch.device("cpu")
+        cpu = torch.device("cpu")
+        if problem.compute.dtype == "bfloat16" and native_dtype(cpu) == "float32":
+            logger.warning(
+                "this processor has no units for bfloat16 and computes it several times slower "
+                "than float32; use dtype float32 or auto"
+            )
+        return cpu
     if not torch.cuda.is_available():
         raise RuntimeError(
             "this worker holds a GPU of the cluster but torch sees no CUDA device; "

@@ -21,7 +21,6 @@ _WIDTH_MULTIPLES = {"cpu": 1, "cuda": 8}
 _CHOICES = {
     "importance": get_args(Criterion),
     "dtype": ("auto", *get_args(DType)),
-    "engine": ("auto", "plain"),
     "tune_from": ("given", "adapted"),
 }
 
@@ -117,10 +116,13 @@ class SearchSettings:
     stage_epochs: int = 5
     """Epochs of fine-tuning between two stages."""
     dtype: Literal["auto"] | DType = "auto"
-    """Of all passes; ``auto`` takes bfloat16 where it is measured to be faster."""
-    engine: Literal["auto", "plain"] = "auto"
-    """``auto`` measures at the start how scores are computed fastest; ``plain`` computes them as
-    the network is written, which with a dtype makes runs on different machines alike."""
+    """Number format of the convolutions and products in all passes. ``auto`` takes bfloat16 where
+    the workers' processors have units for it (AVX-512 BF16, AMX, CUDA capability 8.0), else
+    float32. Give one to compute the same on machines of different processors."""
+    autotune: bool = False
+    """Whether to measure at the start how scores are computed fastest (dtype where it is ``auto``,
+    folded batch norms, threads; on GPUs also memory layout, batch size, CUDA graphs). What is found
+    is journaled, but may be another the next time: rounding and masks then differ."""
     recipe: Recipe = field(default_factory=Recipe)
     """How networks are trained: a few steps of it in scores, all its epochs for the chosen, the
     importance-only and the dense network in the end."""
@@ -217,7 +219,7 @@ class SearchSettings:
         return in_stages(in_one_stage, cuts, self.adapt_rounds if self.adapt_epochs else 0)
 
     def plain_compute(self, *, threads: int) -> ComputeConfig:
-        """The configuration asked for; float32 where the dtype is to be measured."""
+        """The configuration asked for; float32 where a worker decides on the dtype."""
         dtype: DType = "float32" if self.dtype == "auto" else self.dtype
         return ComputeConfig(dtype=dtype, threads=threads)
 

@@ -13,7 +13,7 @@ from fppmo_ray.service.settings import SearchSettings
 _OF_IMAGES = (
     *("score_steps", "screen_steps", "rescore_steps", "rank_by", "capacity_weight"),
     *("score_images", "score_recalibrate_images", "rescore_images", "recalibrate_images"),
-    *("baseline_epochs", "adapt_epochs", "stages", "dtype", "engine", "recipe"),
+    *("baseline_epochs", "adapt_epochs", "stages", "dtype", "autotune", "recipe"),
 )
 """Settings that say how images are scored and trained on, which a task does by itself."""
 

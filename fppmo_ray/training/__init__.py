@@ -17,7 +17,7 @@ from fppmo_ray.training.compute import (
     DType,
     arithmetic,
     lay_out,
-    slow_bfloat16,
+    native_dtype,
 )
 from fppmo_ray.training.datasets import DatasetName, load_dataset
 from fppmo_ray.training.evaluate import Metrics, evaluate
@@ -92,9 +92,9 @@ __all__ = [
     "load_dataset",
     "load_imagenet",
     "load_weights",
+    "native_dtype",
     "open_images",
     "recalibrate_batchnorm",
-    "slow_bfloat16",
     "source_of",
     "splits_from_files",
     "state_from_bytes",

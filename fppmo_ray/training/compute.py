@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-_SLOW = 1.5  # bfloat16 over float32, above which nobody can have wanted it
+_FIRST_BFLOAT16_CAPABILITY = (8, 0)  # NVIDIA Ampere
 
 DType = Literal["float32", "bfloat16"]
 """Of convolutions and products in a forward pass (autocast); weights always stay float32."""
@@ -63,35 +61,20 @@ def arithmetic(device: torch.device, dtype: DType) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
 
-def slow_bfloat16(compute: ComputeConfig, device: torch.device) -> str | None:
-    """Why bfloat16 is slow on this CPU, or None where it is not used or not slow."""
-    if compute.dtype != "bfloat16" or device.type != "cpu":
-        return None
-    slowdown = bfloat16_slowdown()
-    if slowdown <= _SLOW:
-        return None
-    return (
-        f"bfloat16 takes {slowdown:.1f} times as long as float32 on this CPU, "
-        "which has no units for it"
-    )
+def native_dtype(device: torch.device) -> DType:
+    """Return bfloat16 where this machine's processor has units for it, else float32.
 
+    A processor without such units computes bfloat16 several times slower than float32.
 
-def bfloat16_slowdown() -> float:
-    """How much longer a convolution takes on this CPU in bfloat16 than in float32.
-
-    The least time of three, of a layer like those of a ResNet-20.
+    Args:
+        device: The device that computes the passes, in this process.
     """
-    images = torch.zeros(64, 16, 32, 32).to(memory_format=torch.channels_last)
-    weight = torch.zeros(16, 16, 3, 3)  # a layer of its own would draw random numbers
-
-    def seconds(dtype: DType) -> float:
-        begin = time.perf_counter()
-        with torch.inference_mode(), arithmetic(images.device, dtype):
-            F.conv2d(images, weight, padding=1)
-        return time.perf_counter() - begin
-
-    fast, slow = (min(seconds(dtype) for _ in range(3)) for dtype in get_args(DType))
-    return slow / fast
+    if device.type == "cuda":
+        has_units = torch.cuda.get_device_capability(device) >= _FIRST_BFLOAT16_CAPABILITY
+    else:
+        # Every processor with AMX tiles has AMX-BF16 too.
+        has_units = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bfloat16" if has_units else "float32"
 
 
 def lay_out(network: nn.Module, compute: ComputeConfig) -> None:

@@ -94,9 +94,7 @@ def main(
     dense = build_network(network, dataset.num_classes, seed=seed)
     if weights is not None:
         load_weights(dense, weights)
-    settings = SearchSettings(
-        macs_cut=_ANY_CUT, dtype=dtype, engine="plain", seed=seed, recipe=recipe
-    )
+    settings = SearchSettings(macs_cut=_ANY_CUT, dtype=dtype, seed=seed, recipe=recipe)
     splits = _splits(dataset.train.labels, search_val_rows, seed)
     problem = state_problem(dense, dataset, settings, splits=splits, placement=placement)
     cell = Cell(name=CELL, key=_key(problem, seed))

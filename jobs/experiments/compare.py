@@ -57,7 +57,7 @@ from rivals.table import comparison_tables
 from fppmo_ray import Dataset, Placement, SearchSettings, Splits, load_dataset
 from fppmo_ray.distribution import BoolArray, unpack_mask
 from fppmo_ray.job import require_lasting, run_job
-from fppmo_ray.service.compute_choice import choose_compute, ways_to_try
+from fppmo_ray.service.compute_choice import choose_compute, is_settled
 from fppmo_ray.service.connection import connection
 from fppmo_ray.service.pool.work import Work
 from fppmo_ray.service.pool.worker_pool import WorkerPool, worker_pool
@@ -218,7 +218,7 @@ class Comparison:
         self, problem: Problem, settings: SearchSettings, stop: StopRequest
     ) -> ComputeConfig:
         """The compute configuration of the cells that are there; else chosen as a search would."""
-        if not any(ways_to_try(problem, settings)):
+        if is_settled(settings):
             return problem.compute
         for record in read_all(self.results).values():
             return ComputeConfig(**record.key["engine"])

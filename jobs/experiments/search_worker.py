@@ -28,7 +28,7 @@ from fppmo_ray.pruning.compute_trial import ComputeTrial, try_compute
 from fppmo_ray.service.pool.place import Place, here
 from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.settings import SearchSettings
-from fppmo_ray.training import ComputeConfig
+from fppmo_ray.training import ComputeConfig, DType, native_dtype
 
 _SCORES_A_CALL = 80  # what ends a job costs it so many at most
 _LOOK_STREAM = 3  # seeds [seed, repeat, 3]: never those of proposals or of rescored finalists
@@ -59,11 +59,15 @@ class SearchWorker:
         self._tuner.open()
         return here(self._slot)
 
+    def native_dtype(self) -> DType:
+        """Return the fastest dtype that this worker's processor has units for."""
+        return native_dtype(self._tuner.device)
+
     def try_compute(self, compute: ComputeConfig, keep: BoolArray) -> ComputeTrial:
-        """What a score of a mask costs with a compute configuration."""
+        """Measure how long a score of a mask takes with a compute configuration."""
         torch.set_num_threads(compute.threads)
         candidate = self._candidate(compute, keep, "search_val", self._problem.fidelity)
-        return try_compute(candidate, self._problem.compute)
+        return try_compute(candidate)
 
     def measure(self, task: SearchTask) -> Measured | None:
         """Score some more proposals; after the last, look at what the search found.

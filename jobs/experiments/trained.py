@@ -12,7 +12,7 @@ from cells import Cell, Measured, find, keep
 
 from fppmo_ray import Placement, SearchSettings, load_dataset
 from fppmo_ray.distribution import BoolArray
-from fppmo_ray.service.compute_choice import choose_fastest, trials_on, ways_to_try
+from fppmo_ray.service.compute_choice import decide
 from fppmo_ray.service.pool.worker_pool import WorkerPool
 from fppmo_ray.service.problem import Problem, state_problem
 from fppmo_ray.service.weights import digest, digest_data, to_arrays
@@ -65,7 +65,7 @@ def fixed_key(problem: Problem) -> dict[str, Any]:
 def known_compute(problem: Problem, settings: SearchSettings, folder: Path) -> ComputeConfig | None:
     """The compute configuration that the results in a folder were begun with."""
     record = find(folder, _compute_cell(problem, settings))
-    return None if record is None else ComputeConfig(**record.figures["engine"])
+    return None if record is None else ComputeConfig(**record.figures["compute"])
 
 
 def choose_compute(
@@ -81,8 +81,7 @@ def choose_compute(
         mask: What is scored.
     """
     begin = time.perf_counter()
-    ways, measure = ways_to_try(problem, settings), trials_on(pool, mask)
-    choice = choose_fastest(problem.compute, ways, measure)
+    choice = decide(problem, settings, pool, mask)
     measured = Measured(figures=asdict(choice), seconds=time.perf_counter() - begin)
     keep(folder, _compute_cell(problem, settings), measured)
     logger.info("compute  %s", choice.why)
@@ -90,5 +89,5 @@ def choose_compute(
 
 
 def _compute_cell(problem: Problem, settings: SearchSettings) -> Cell:
-    asked = {"dtype": settings.dtype, "engine": settings.engine, "threads": problem.threads}
+    asked = {"dtype": settings.dtype, "autotune": settings.autotune, "threads": problem.threads}
     return Cell(name="engine", key={**fixed_key(problem), **asked})

@@ -16,6 +16,7 @@ from fppmo_ray import Placement, Recipe, SearchSettings, load_network
 from fppmo_ray.service.record.facts import ComputeChosen
 from fppmo_ray.service.record.history import read_history
 from fppmo_ray.service.record.run_directory import read_journal
+from fppmo_ray.training import native_dtype
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SETTINGS = SearchSettings(
@@ -42,8 +43,8 @@ def test_the_job_ends_with_a_network_of_less_than_half_the_macs(
     assert history["val_accuracy"].notna().all()
     assert (history["macs"] <= 0.43 * 40_551_040).all()  # ResNet-20, option A
     [chosen] = [fact for fact in read_journal(run_dir) if isinstance(fact, ComputeChosen)]
-    assert [trial["compute"]["dtype"] for trial in chosen.trials[:2]] == ["float32", "bfloat16"]
-    assert chosen.compute in [trial["compute"] for trial in chosen.trials]
+    assert chosen.compute["dtype"] == native_dtype(torch.device("cpu"))
+    assert chosen.trials == []
     network = load_network(run_dir / "network.json")
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
     assert sum(parameter.numel() for parameter in network.parameters()) < 150_000

@@ -24,7 +24,6 @@ def settings() -> SearchSettings:
         proposals=4,
         population=2,
         dtype="float32",
-        engine="plain",
         recalibrate_images=40,
         score_recalibrate_images=40,
         score_images=40,

@@ -23,7 +23,6 @@ from fppmo_ray.training import (
     open_images,
     train_steps,
 )
-from fppmo_ray.training import compute as compute_module
 
 RECIPE = Recipe(batch_size=64, distillation_weight=0.0)
 FLOAT32_CONFIGS = [
@@ -84,25 +83,12 @@ def test_all_compute_configurations_give_the_same_score_within_a_third_of_its_no
 
 def test_a_trial_counts_all_steps_of_a_score_but_trains_few(trained: Candidate) -> None:
     few, many = (
-        try_compute(replace(trained, fidelity=Fidelity(steps=steps)), PLAIN_COMPUTE)
-        for steps in (4, 4000)
+        try_compute(replace(trained, fidelity=Fidelity(steps=steps))) for steps in (4, 4000)
     )
     assert few.val_loss == many.val_loss  # both after four steps
     assert few.seconds is not None
     assert many.seconds is not None
     assert many.seconds > 20 * few.seconds
-
-
-def test_bfloat16_that_the_cpu_has_no_units_for_is_measured_only_where_it_was_asked_for(
-    trained: Candidate, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(compute_module, "bfloat16_slowdown", lambda: 8.13)
-    bfloat16 = ComputeConfig(dtype="bfloat16")
-    candidate = replace(trained, fidelity=Fidelity(steps=0), compute=bfloat16)
-    trial = try_compute(candidate, PLAIN_COMPUTE)
-    assert (trial.seconds, trial.val_loss, trial.error) == (None, None, None)
-    assert "8.1 times as long as float32" in str(trial.left_out)
-    assert try_compute(candidate, bfloat16).val_loss is not None
 
 
 class Undecided(nn.Module):
@@ -128,6 +114,6 @@ def test_a_compute_configuration_that_does_not_fit_the_network_says_why(trained:
         fidelity=Fidelity(steps=0),
         compute=ComputeConfig(fold_batchnorm=True),
     )
-    trial = try_compute(candidate, PLAIN_COMPUTE)
+    trial = try_compute(candidate)
     assert trial.seconds is None
     assert "torch.fx cannot follow" in str(trial.error)

@@ -36,7 +36,6 @@ SETTINGS = SearchSettings(
     rescore_seeds=1,
     baseline_epochs=1,
     dtype="float32",
-    engine="plain",
     recipe=Recipe(epochs=2, batch_size=64, distillation_weight=0.5),
 )
 

@@ -12,12 +12,13 @@ import pytest
 
 from fppmo_ray import Placement, SearchSettings, load_dataset
 from fppmo_ray.pruning.compute_trial import ComputeTrial
-from fppmo_ray.service.compute_choice import choose_compute, choose_fastest, ways_to_try
+from fppmo_ray.service.compute_choice import changes_to_try, choose_compute, choose_fastest
+from fppmo_ray.service.pool.work import Work
 from fppmo_ray.service.pretend import pretend_run
 from fppmo_ray.service.problem import Problem, state_problem
 from fppmo_ray.service.record.facts import ComputeChosen
 from fppmo_ray.service.record.run_directory import read_journal
-from fppmo_ray.training import PLAIN_COMPUTE, ComputeConfig, build_network
+from fppmo_ray.training import PLAIN_COMPUTE, ComputeConfig, DType, build_network
 
 BFLOAT16, FOLDED = {"dtype": "bfloat16"}, {"fold_batchnorm": True}
 BOTH = ComputeConfig(dtype="bfloat16", fold_batchnorm=True)
@@ -69,25 +70,7 @@ def test_a_compute_configuration_that_does_not_run_is_named_and_left(
         fact = chosen(trials, [FOLDED])
     assert ComputeConfig(**fact.compute) == PLAIN_COMPUTE
     assert fact.trials[1]["error"] == "cannot be followed"
-    assert "does not run here: cannot be followed" in caplog.text
-
-
-def test_a_compute_configuration_that_is_left_out_is_told_without_a_warning(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    bfloat16 = ComputeConfig(dtype="bfloat16")
-    trials = {
-        PLAIN_COMPUTE: ComputeTrial(compute=PLAIN_COMPUTE, seconds=4.0, val_loss=2.0),
-        bfloat16: ComputeTrial(
-            compute=bfloat16, seconds=None, val_loss=None, left_out="it is slow"
-        ),
-    }
-    with caplog.at_level(logging.INFO):
-        fact = choose_fastest(PLAIN_COMPUTE, [[BFLOAT16]], trials.__getitem__)
-    assert ComputeConfig(**fact.compute) == PLAIN_COMPUTE
-    assert fact.trials[1]["left_out"] == "it is slow"
-    [told] = [record for record in caplog.records if "it is slow" in record.message]
-    assert told.levelno == logging.INFO
+    assert "fails: cannot be followed" in caplog.text
 
 
 def test_a_network_that_cannot_be_scored_at_all_ends_the_search() -> None:
@@ -101,20 +84,21 @@ def problem(settings: SearchSettings, placement: Placement) -> Problem:
 
 
 @pytest.mark.parametrize(
-    ("settings", "placement", "changes"),
+    ("settings", "placement", "native", "changes"),
     [
-        ({}, {}, [[BFLOAT16], [FOLDED], []]),
-        ({"dtype": "bfloat16"}, {}, [[], [FOLDED], []]),
-        ({"engine": "plain"}, {}, [[BFLOAT16]]),
-        ({"engine": "plain", "dtype": "float32"}, {}, [[]]),
+        ({}, {}, "bfloat16", [[BFLOAT16], [FOLDED], []]),
+        ({}, {}, "float32", [[], [FOLDED], []]),
+        ({"dtype": "bfloat16"}, {}, "bfloat16", [[], [FOLDED], []]),
         (
             {"dtype": "float32"},
             {"cpus_per_worker": 4},
+            "bfloat16",
             [[], [FOLDED], [{"threads": 2}, {"threads": 1}]],
         ),
         (
             {"score_steps": 4},
             {"gpus_per_worker": 1.0},
+            "bfloat16",
             [
                 *([BFLOAT16], [{"channels_last": False}], [{"scoring_batch": 2500}]),
                 *([FOLDED], [{"cuda_graphs": True}]),
@@ -123,21 +107,76 @@ def problem(settings: SearchSettings, placement: Placement) -> Problem:
         (  # no steps, no training passes to replay
             {"score_steps": 0},
             {"gpus_per_worker": 1.0},
+            "bfloat16",
             [[BFLOAT16], [{"channels_last": False}], [{"scoring_batch": 2500}], [FOLDED], []],
         ),
     ],
 )
-def test_what_is_asked_for_is_not_tried(
-    settings: dict[str, Any], placement: dict[str, Any], changes: list[Any]
+def test_autotune_tries_no_other_dtype_than_the_one_asked_for_or_without_units(
+    settings: dict[str, Any], placement: dict[str, Any], native: DType, changes: list[Any]
 ) -> None:
-    asked = SearchSettings(macs_cut=0.5, **settings)
-    assert ways_to_try(problem(asked, Placement(**placement)), asked) == changes
+    asked = SearchSettings(macs_cut=0.5, autotune=True, **settings)
+    assert changes_to_try(problem(asked, Placement(**placement)), asked, native) == changes
 
 
-def test_measurements_begin_with_what_is_asked_for() -> None:
+def test_the_configuration_asked_for_has_the_dtype_and_the_threads_of_a_worker() -> None:
     asked = SearchSettings(macs_cut=0.5, dtype="bfloat16")
     compute = problem(asked, Placement(cpus_per_worker=3)).compute
     assert compute == ComputeConfig(dtype="bfloat16", threads=3)
+
+
+class OneWorker:
+    """A pool whose worker has units for bfloat16 or not, and computes faster with folded norms."""
+
+    def __init__(self, native: DType) -> None:
+        self.native = native
+        self.called: list[str] = []
+
+    def run(self, works: Sequence[Work]) -> list[Any]:
+        [work] = works
+        self.called.append(work.method)
+        if work.method == "native_dtype":
+            return [self.native]
+        compute, _ = work.arguments
+        seconds = 1.0 if compute.fold_batchnorm else 2.0
+        return [ComputeTrial(compute=compute, seconds=seconds, val_loss=2.0)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "native", "compute", "called"),
+    [
+        ({}, "bfloat16", ComputeConfig(dtype="bfloat16"), ["native_dtype"]),
+        ({}, "float32", ComputeConfig(dtype="float32"), ["native_dtype"]),
+        ({"dtype": "float32"}, "bfloat16", ComputeConfig(dtype="float32"), []),
+        ({"dtype": "bfloat16"}, "float32", ComputeConfig(dtype="bfloat16"), []),
+        (
+            {"autotune": True},
+            "float32",
+            ComputeConfig(fold_batchnorm=True),
+            ["native_dtype", "try_compute", "try_compute"],
+        ),
+        (
+            {"autotune": True, "dtype": "bfloat16"},
+            "bfloat16",
+            ComputeConfig(dtype="bfloat16", fold_batchnorm=True),
+            ["native_dtype", "try_compute", "try_compute"],
+        ),
+    ],
+)
+def test_the_worker_s_processor_decides_on_the_dtype_and_nothing_is_timed_without_autotune(
+    tmp_path: Path,
+    settings: dict[str, Any],
+    native: DType,
+    compute: ComputeConfig,
+    called: list[str],
+) -> None:
+    asked = SearchSettings(macs_cut=0.5, **settings)
+    pool: Any = OneWorker(native)
+    with pretend_run(tmp_path, asked.optimizer_settings()) as run:
+        assert choose_compute(problem(asked, Placement()), asked, run, pool) == compute
+        assert pool.called == called
+        [fact] = run.all(ComputeChosen)
+        assert fact.compute == asdict(compute)
 
 
 def test_a_resumed_search_keeps_its_compute_configuration_whatever_would_be_measured_now(

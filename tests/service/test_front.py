@@ -40,7 +40,6 @@ SETTINGS = SearchSettings(
     score_images=64,
     baseline_epochs=1,
     dtype="float32",
-    engine="plain",
     recipe=Recipe(epochs=1, batch_size=64),
 )
 

@@ -31,7 +31,6 @@ def test_a_search_on_digits_scores_the_recorded_masks(local_ray: None, tmp_path:
         score_recalibrate_images=500,
         score_images=300,
         dtype="float32",
-        engine="plain",
         recipe=Recipe(epochs=1, batch_size=64),
     )
     network, dataset = build_network("digits_cnn", 10, seed=0), load_dataset("digits")

@@ -34,7 +34,6 @@ SMALL = SearchSettings(
     score_images=64,
     baseline_epochs=1,
     dtype="float32",
-    engine="plain",
     recipe=Recipe(epochs=1, batch_size=64),
 )
 BY_LATENCY = replace(SMALL, macs_cut=0.0, latency_cut=0.1, latency_batch=4)

@@ -36,7 +36,6 @@ SETTINGS = SearchSettings(
     proposals=4,
     population=4,
     dtype="float32",
-    engine="plain",
     score_images=50,
     score_recalibrate_images=50,
     rescore_images=50,

@@ -213,7 +213,6 @@ def small(**changes: Any) -> SearchSettings:
         population=2,
         score_steps=4,
         dtype="float32",
-        engine="plain",
         recipe=Recipe(epochs=0),
     )
     return replace(settings, **changes)

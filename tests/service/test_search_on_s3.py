@@ -34,7 +34,6 @@ SETTINGS = SearchSettings(
     baseline_epochs=2,
     rescore_seeds=1,
     dtype="float32",
-    engine="plain",
     recipe=Recipe(epochs=1),
 )
 SOURCE = {

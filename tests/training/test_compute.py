@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fppmo_ray.training import PLAIN_COMPUTE, ComputeConfig, DType, lay_out, slow_bfloat16
-from fppmo_ray.training import compute as compute_module
+from fppmo_ray.training import PLAIN_COMPUTE, ComputeConfig, DType, lay_out, native_dtype
 
 
 def test_a_compute_configuration_says_what_it_does() -> None:
@@ -45,28 +44,29 @@ def test_weights_are_laid_out_as_the_compute_configuration_says(channels_last: b
     assert (is_channels_last, network.weight.is_contiguous()) == (channels_last, not channels_last)
 
 
-def test_the_slowdown_of_bfloat16_is_its_least_time_over_that_of_float32(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("avx512_bf16", "amx", "dtype"),
+    [
+        (False, False, "float32"),
+        (True, False, "bfloat16"),  # AMD Zen 4, Intel Cooper Lake
+        (False, True, "bfloat16"),
+        (True, True, "bfloat16"),  # Intel Sapphire Rapids
+    ],
+)
+def test_a_cpu_computes_in_bfloat16_where_it_has_units_for_it(
+    monkeypatch: pytest.MonkeyPatch, avx512_bf16: bool, amx: bool, dtype: DType
 ) -> None:
-    seconds = [1.0, 0.25, 0.5, 3.0, 2.0, 4.0]  # of three passes in float32, three in bfloat16
-    times = [0.0, *seconds]
-    ticks = iter(sum(times[: i // 2 + 1 + i % 2]) for i in range(12))
-    monkeypatch.setattr(compute_module.time, "perf_counter", lambda: next(ticks))
-    assert compute_module.bfloat16_slowdown() == 2.0 / 0.25
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert native_dtype(torch.device("cpu")) == dtype
 
 
 @pytest.mark.parametrize(
-    ("dtype", "device", "slowdown", "why"),
-    [
-        ("bfloat16", "cpu", 8.13, "bfloat16 takes 8.1 times as long as float32 on this CPU"),
-        ("bfloat16", "cpu", 0.5, None),
-        ("bfloat16", "cuda", 8.13, None),
-        ("float32", "cpu", 8.13, None),
-    ],
+    ("capability", "dtype"),
+    [((7, 5), "float32"), ((8, 0), "bfloat16"), ((8, 6), "bfloat16"), ((10, 0), "bfloat16")],
 )
-def test_bfloat16_is_spoken_against_where_the_cpu_has_no_units_for_it(
-    monkeypatch: pytest.MonkeyPatch, dtype: DType, device: str, slowdown: float, why: str | None
+def test_a_gpu_computes_in_bfloat16_from_capability_8_on(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: DType
 ) -> None:
-    monkeypatch.setattr(compute_module, "bfloat16_slowdown", lambda: slowdown)
-    said = slow_bfloat16(ComputeConfig(dtype=dtype), torch.device(device))
-    assert said == (why if why is None else f"{why}, which has no units for it")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert native_dtype(torch.device("cuda")) == dtype

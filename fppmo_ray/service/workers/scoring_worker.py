@@ -28,6 +28,7 @@ from fppmo_ray.service.workers.latency import Latency, measure_latency
 from fppmo_ray.training import (
     WHOLE,
     ComputeConfig,
+    DType,
     EpochReport,
     Metrics,
     Recipe,
@@ -35,6 +36,7 @@ from fppmo_ray.training import (
     TrainingState,
     capture,
     evaluate,
+    native_dtype,
     state_from_bytes,
     state_to_bytes,
     train_epoch,
@@ -85,12 +87,14 @@ class ScoringWorker:
             )
         )
 
+    def native_dtype(self) -> DType:
+        """Return the fastest dtype that this worker's processor has units for."""
+        return native_dtype(self._device)
+
     def try_compute(self, compute: ComputeConfig, keep: BoolArray) -> ComputeTrial:
-        """What a score of a mask costs with a compute configuration."""
+        """Measure how long a score of a mask takes with a compute configuration."""
         torch.set_num_threads(compute.threads)
-        return try_compute(
-            self._candidate(self._dense.network, keep, compute), self._problem.compute
-        )
+        return try_compute(self._candidate(self._dense.network, keep, compute))
 
     def importance(self, basis: Basis, criterion: Criterion, seed: int) -> FloatArray:
         """Importance of every filter, ``(num_filters,)``."""

@@ -18,7 +18,7 @@ from fppmo_ray.pruning.compute_trial import ComputeTrial, try_compute
 from fppmo_ray.service.pool.place import Place, here
 from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.weights import Arrays, load_arrays
-from fppmo_ray.training import ComputeConfig
+from fppmo_ray.training import ComputeConfig, DType, native_dtype
 
 Weights = Literal["dense", "adapted"]
 """Those that masks are cut from."""
@@ -77,10 +77,14 @@ class FidelityWorker:
         self._tuner.open()
         return here(self._slot)
 
+    def native_dtype(self) -> DType:
+        """Return the fastest dtype that this worker's processor has units for."""
+        return native_dtype(self._tuner.device)
+
     def try_compute(self, compute: ComputeConfig, keep: BoolArray) -> ComputeTrial:
-        """What a score of a mask costs with a compute configuration."""
+        """Measure how long a score of a mask takes with a compute configuration."""
         torch.set_num_threads(compute.threads)
-        return try_compute(self._candidate("dense", keep, compute), self._problem.compute)
+        return try_compute(self._candidate("dense", keep, compute))
 
     def score(
         self, compute: ComputeConfig, keep: BoolArray, depth: Depth, seed: Sequence[int]

@@ -11,6 +11,11 @@ from cells import Cell, recipe_key
 from fppmo_ray.distribution import pack_mask
 from rivals.methods import DENSE, FASTNAS, Case, Choice, Method, settings_of
 
+_NAMED_ELSEWHERE = (
+    *("layer_limits", "dtype", "autotune"),
+    *("baseline_epochs", "baseline_learning_rate"),
+)
+
 
 def cell_of(case: Case, method: Method, network: str) -> Cell:
     """The cell of a method and a case's seed, for a network of some name."""
@@ -42,7 +47,7 @@ def _key(case: Case, method: Method, network: str) -> dict[str, Any]:
         key["search"] = {"score_images": settings.rescore_images}
     if method.is_search or method.needs_fppmo:
         searching = settings_of(method, settings).journaled()
-        known = (*key, "layer_limits", "dtype", "baseline_epochs", "baseline_learning_rate")
+        known = {*key, *_NAMED_ELSEWHERE}
         unused = _unused(searching)
         key["search"] = {k: v for k, v in searching.items() if k not in known and k not in unused}
     return key

@@ -62,7 +62,6 @@ def random_search(name: str, proposals: int, plan: Plan, placement: Placement) -
         rescore_seeds=1,
         recipe=Recipe(epochs=0, batch_size=plan.batch_size),
         dtype=plan.compute.dtype,
-        engine="plain",  # a chosen one may take fewer threads
     )
     with tempfile.TemporaryDirectory() as folder:
         run_dir, dataset = Path(folder), random_dataset(8000, 32)

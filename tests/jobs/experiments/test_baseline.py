@@ -31,7 +31,7 @@ RECIPE = Recipe(epochs=2, batch_size=64, distillation_weight=0.0)
 def test_the_weights_left_behind_are_those_whose_accuracy_is_told(
     few_images: Path, weights: Path, tmp_path: Path
 ) -> None:
-    settings = SearchSettings(macs_cut=0.5, dtype="float32", engine="plain", recipe=RECIPE)
+    settings = SearchSettings(macs_cut=0.5, dtype="float32", recipe=RECIPE)
     problem = small_problem(few_images, weights, settings)
     task = TuningTask(keep=None, recipe=RECIPE, seed=0, compute=PLAIN_COMPUTE, folder=tmp_path)
     worker = TuningWorker(problem, 0)

@@ -350,7 +350,7 @@ def command_of(few_images: Path, weights: Path, folder: Path, *methods: str) -> 
         **{"data": few_images, "network": "resnet20", "weights": weights},
         **{"results": folder / "results", "work-dir": folder / "work"},
         **{"macs-cut": 0.57, "proposals": 8, "population": 4, "score-steps": 0},
-        **{"recalibrate-images": 64, "score-images": 32, "rescore-seeds": 1, "engine": "plain"},
+        **{"recalibrate-images": 64, "score-images": 32, "rescore-seeds": 1},
         **{"dtype": "float32", "fine-tune-epochs": 20, "seeds": 0, "workers": 1},
     }
     parts = [part for name, value in flags.items() for part in (f"--{name}", str(value))]

@@ -68,7 +68,6 @@ SETTINGS = SearchSettings(
     proposals=4,
     population=4,
     dtype="float32",
-    engine="plain",
     recalibrate_images=64,
     score_recalibrate_images=64,
     score_images=16,
@@ -495,7 +494,7 @@ def test_a_stopped_ray_job_keeps_its_scores_and_epochs_and_goes_on(
         **{"data": few_images, "network": "resnet20", "weights": weights, "search-val-rows": rows},
         **{"searches": search, "results": results, "macs-cut": CUT, "masks": 2, "steps": 0},
         **{"score-seeds": 1, "recalibrate-images": 64, "workers": 1},
-        **{"dtype": "float32", "engine": "plain", "fine-tune-epochs": 20},
+        **{"dtype": "float32", "fine-tune-epochs": 20},
     }
     parts = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
     curves: dict[Path, list[Any]] = {}

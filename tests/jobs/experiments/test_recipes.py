@@ -34,9 +34,7 @@ for module in (cells, both_weights, fine_tuning):  # Ray's workers do not find t
     ray.cloudpickle.register_pickle_by_value(module)
 
 DEFAULT = Recipe(epochs=2, batch_size=64)
-SETTINGS = SearchSettings(
-    macs_cut=0.57, dtype="float32", engine="plain", recalibrate_images=64, recipe=DEFAULT
-)
+SETTINGS = SearchSettings(macs_cut=0.57, dtype="float32", recalibrate_images=64, recipe=DEFAULT)
 
 
 def test_a_variant_is_the_default_but_for_what_it_names() -> None:

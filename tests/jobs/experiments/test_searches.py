@@ -39,7 +39,6 @@ SETTINGS = SearchSettings(
     proposals=8,
     population=4,
     dtype="float32",
-    engine="plain",
     score_images=16,
     score_recalibrate_images=32,
     recalibrate_images=32,

@@ -45,7 +45,6 @@ SETTINGS = SearchSettings(
     score_images=200,
     rescore_seeds=1,
     dtype="float32",
-    engine="plain",
     recipe=Recipe(epochs=0, batch_size=64),
 )
 CPU = torch.device("cpu")
