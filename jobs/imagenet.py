@@ -24,7 +24,7 @@ from fppmo_ray.training import (
     stratified_splits,
     torchvision_source,
 )
-from fppmo_ray.training.image_sets import Interpolation
+from fppmo_ray.training.dataset import Interpolation
 
 # Fine-tuning at a fifth of torchvision's rate of training, with its batch and weight decay. A
 # teacher's passes would cost half as much again, and nobody has measured here what they are worth.

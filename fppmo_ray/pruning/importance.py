@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fppmo_ray.distribution.space import FloatArray
 from fppmo_ray.pruning.extract import AxisUnits, Tracing, check_axes
-from fppmo_ray.training.modes import in_mode
+from fppmo_ray.training.compute import in_mode
 
 Criterion = Literal["l1", "l2", "fpgm", "bn_scale", "taylor"]
 Batches = Iterable[tuple[Tensor, Tensor]]

@@ -10,20 +10,24 @@ a network reaches on images, once its batch norm has been *recalibrated* where f
 
 from __future__ import annotations
 
-from fppmo_ray.training.checkpoints import load_weights
+from fppmo_ray.training.batchnorm import fold_batchnorm, recalibrate_batchnorm
+from fppmo_ray.training.checkpoints import (
+    TrainingState,
+    capture,
+    load_weights,
+    state_from_bytes,
+    state_to_bytes,
+)
 from fppmo_ray.training.compute import (
     PLAIN_COMPUTE,
     ComputeConfig,
     DType,
-    arithmetic,
+    autocast,
+    keep_freed_memory,
     lay_out,
     native_dtype,
 )
-from fppmo_ray.training.datasets import DatasetName, load_dataset
-from fppmo_ray.training.evaluate import Metrics, evaluate
-from fppmo_ray.training.fine_tune import EpochReport, fine_tune, train_epoch
-from fppmo_ray.training.folding import fold_batchnorm
-from fppmo_ray.training.image_sets import (
+from fppmo_ray.training.dataset import (
     Augmentation,
     CentreCrop,
     Dataset,
@@ -32,9 +36,12 @@ from fppmo_ray.training.image_sets import (
     ImageSet,
     RandomResizedCrop,
 )
-from fppmo_ray.training.imagenet import load_imagenet
+from fppmo_ray.training.ddp import WHOLE, Shard
+from fppmo_ray.training.evaluate import Metrics, evaluate
+from fppmo_ray.training.fine_tune import EpochReport, fine_tune, train_epoch
+from fppmo_ray.training.image_folder import load_imagenet
 from fppmo_ray.training.images import Batch, Images, Seed, example_batch, open_images
-from fppmo_ray.training.memory import keep_freed_memory
+from fppmo_ray.training.named_datasets import DatasetName, load_dataset
 from fppmo_ray.training.networks import (
     NETWORKS,
     build_network,
@@ -42,17 +49,9 @@ from fppmo_ray.training.networks import (
     source_of,
     torchvision_source,
 )
-from fppmo_ray.training.recalibrate import recalibrate_batchnorm
 from fppmo_ray.training.recipe import Recipe, Schedule
-from fppmo_ray.training.shards import WHOLE, Shard
 from fppmo_ray.training.splits import Splits, splits_from_files, stratified_splits
 from fppmo_ray.training.steps import StepTraining, train_steps
-from fppmo_ray.training.training_state import (
-    TrainingState,
-    capture,
-    state_from_bytes,
-    state_to_bytes,
-)
 
 __all__ = [
     "NETWORKS",
@@ -79,7 +78,7 @@ __all__ = [
     "Splits",
     "StepTraining",
     "TrainingState",
-    "arithmetic",
+    "autocast",
     "build_network",
     "build_torchvision_network",
     "capture",

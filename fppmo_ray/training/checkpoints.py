@@ -1,13 +1,22 @@
-"""Weights from files in the layouts people publish, loaded without running anything in them."""
+"""Weights and training states in files, loaded without running any code in them."""
 
 from __future__ import annotations
 
+import io
 import pickle
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import SGD
+
+from fppmo_ray.durable_files import write_whole
+from fppmo_ray.training.compute import ComputeConfig
+from fppmo_ray.training.images import Seed
+from fppmo_ray.training.recipe import Recipe
 
 _WRAPPERS = ("state_dict", "model", "net")
 _NUM_NAMED = 3  # tensors named in an error; the rest is counted
@@ -97,3 +106,142 @@ def _first(names: list[str]) -> str:
     shown = ", ".join(names[:_NUM_NAMED])
     rest = len(names) - _NUM_NAMED
     return f"{shown} and {rest} more" if rest > 0 else shown
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainingState:
+    """All that the next epoch depends on, beside images, recipe and seed."""
+
+    network: dict[str, Tensor]
+    """State dict of what training has come to, on the CPU: of the average of its weights, where the
+    recipe wants one."""
+    momentum: dict[str, Tensor]
+    """SGD's momentum buffer per trained parameter, on the CPU; empty before the first step."""
+    epochs_done: int
+    unaveraged: dict[str, Tensor] = field(default_factory=dict)
+    """State dict of what the next step begins from, on the CPU; empty where that is ``network``."""
+
+
+def capture(network: nn.Module, optimizer: SGD | None, epochs_done: int) -> TrainingState:
+    """A copy of the present state; later training does not touch it."""
+    buffers = optimizer.state if optimizer is not None else {}
+    return TrainingState(
+        network={name: _copy(value) for name, value in network.state_dict().items()},
+        momentum={
+            name: _copy(buffers[parameter]["momentum_buffer"])
+            for name, parameter in network.named_parameters()
+            if parameter in buffers
+        },
+        epochs_done=epochs_done,
+    )
+
+
+def restore(state: TrainingState, network: nn.Module, optimizer: SGD | None = None) -> None:
+    """Copy a state into a network and its optimizer, in place.
+
+    Args:
+        state: Of an equal training.
+        network: Gets what training has come to; with an optimizer, what the next step begins from.
+        optimizer: The network's.
+
+    Raises:
+        ValueError: the state is another network's.
+    """
+    if optimizer is None:
+        assign_weights(network, state.network, "the training state")
+        return
+    assign_weights(network, state.unaveraged or state.network, "the training state")
+    optimizer.state.clear()  # of later steps, where the state is of before the first
+    for name, parameter in network.named_parameters():
+        if name in state.momentum:
+            momentum = torch.empty_like(parameter).copy_(state.momentum[name])
+            optimizer.state[parameter]["momentum_buffer"] = momentum
+
+
+def state_to_bytes(state: TrainingState) -> bytes:
+    """The state as a file's content that ``torch.load(weights_only=True)`` reads."""
+    return _to_bytes(_as_dict(state))
+
+
+def state_from_bytes(content: bytes) -> TrainingState:
+    """The state that ``state_to_bytes`` wrote.
+
+    Raises:
+        ValueError: the bytes hold no training state.
+    """
+    return _from_dict(_from_bytes(content, "the training state"), "the training state")
+
+
+def training_identity(recipe: Recipe, compute: ComputeConfig, seed: Seed) -> dict[str, Any]:
+    """All that tells one training of a network from another, as plain values."""
+    seeds = [seed] if isinstance(seed, int) else list(seed)
+    return {**asdict(recipe), **asdict(compute), "seed": seeds}
+
+
+def write_checkpoint(path: Path, state: TrainingState, run: Mapping[str, Any]) -> None:
+    """Replace the checkpoint file in one step, so that it is whole at every moment."""
+    write_whole(path, _to_bytes({**_as_dict(state), "run": dict(run)}))
+
+
+def read_checkpoint(path: Path, run: Mapping[str, Any]) -> TrainingState | None:
+    """The state in a checkpoint file; None where there is no file.
+
+    Raises:
+        ValueError: the file is corrupt, or was written in another run.
+    """
+    if not path.is_file():
+        return None
+    content = _from_bytes(path.read_bytes(), str(path))
+    state = _from_dict(content, str(path))
+    stored = content.get("run", {})
+    differing = [name for name in run if stored.get(name) != run[name]]
+    if differing:
+        name = differing[0]
+        raise ValueError(
+            f"{path} belongs to another training run: its {name} is {stored.get(name)}, this "
+            f"run's is {run[name]}; use another checkpoint file or delete this one"
+        )
+    return state
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)
+
+
+def _as_dict(state: TrainingState) -> dict[str, Any]:
+    return {
+        "network": state.network,
+        "momentum": state.momentum,
+        "epochs_done": state.epochs_done,
+        "unaveraged": state.unaveraged,
+    }
+
+
+def _from_dict(content: dict[str, Any], source: str) -> TrainingState:
+    try:
+        return TrainingState(
+            network=content["network"],
+            momentum=content["momentum"],
+            epochs_done=content["epochs_done"],
+            unaveraged=content.get("unaveraged", {}),  # older files average nothing
+        )
+    except KeyError as error:
+        raise ValueError(
+            f"{source} lacks {error}; it is no checkpoint of a training run"
+        ) from error
+
+
+def _to_bytes(content: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def _from_bytes(content: bytes, source: str) -> dict[str, Any]:
+    try:
+        loaded = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
+        raise ValueError(f"{source} is corrupt or truncated; delete it to start anew") from error
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{source} holds a {type(loaded).__name__}, expected a training state")
+    return loaded

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fppmo_ray.training.compute import DType, arithmetic
-from fppmo_ray.training.modes import in_mode
+from fppmo_ray.training.compute import DType, autocast, in_mode
 
 _TOP = 5
 _FEW_CLASSES = 10  # among so few, five guesses tell little
@@ -52,7 +51,7 @@ def evaluate(
     num_images = 0
     with in_mode(network, training=False):
         for images, labels in batches:
-            with arithmetic(images.device, dtype):
+            with autocast(images.device, dtype):
                 logits = network(images)
             logits = logits.float()
             loss = F.cross_entropy(logits, labels, reduction="sum")

@@ -15,20 +15,19 @@ from pathlib import Path
 from torch import nn
 
 from fppmo_ray.training.averaging import WeightAverage
-from fppmo_ray.training.compute import PLAIN_COMPUTE, ComputeConfig, lay_out
-from fppmo_ray.training.descent import NetworkRandomness, descend, make_optimizer
-from fppmo_ray.training.images import Images, Seed
-from fppmo_ray.training.recipe import Recipe, learning_rate_at
-from fppmo_ray.training.replicas import average_statistics, means_over_replicas, replicated
-from fppmo_ray.training.shards import WHOLE, Shard
-from fppmo_ray.training.training_state import (
+from fppmo_ray.training.checkpoints import (
     TrainingState,
     capture,
     read_checkpoint,
     restore,
-    run_of,
+    training_identity,
     write_checkpoint,
 )
+from fppmo_ray.training.compute import PLAIN_COMPUTE, ComputeConfig, lay_out
+from fppmo_ray.training.ddp import WHOLE, Shard, average_buffers, mean_over_replicas, wrap_ddp
+from fppmo_ray.training.images import Images, Seed
+from fppmo_ray.training.recipe import Recipe, learning_rate_at
+from fppmo_ray.training.sgd import TorchGenerators, make_optimizer, train_on_batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +101,9 @@ def train_epoch(
     rates = (learning_rate_at(recipe, (first_step + step) / num_steps) for step in range(per_epoch))
     batches = images.training_batches(recipe.batch_size, seed=seed, epoch=epoch, shard=shard)
     begin = time.perf_counter()
-    with NetworkRandomness(images, _own_seed(seed, shard), epoch).drawn():
-        means = descend(
-            replicated(network, shard),
+    with TorchGenerators(images, _own_seed(seed, shard), epoch).in_use():
+        means = train_on_batches(
+            wrap_ddp(network, shard),
             optimizer,
             zip(rates, batches, strict=True),
             recipe,
@@ -112,7 +111,7 @@ def train_epoch(
             teacher=teacher,
             place=f"epoch {epoch}, ",
         )
-    loss, accuracy = means_over_replicas(means, shard, images.labels.device)
+    loss, accuracy = mean_over_replicas(means, shard, images.labels.device)
     report = EpochReport(
         epoch=epoch,
         loss=loss,
@@ -120,12 +119,12 @@ def train_epoch(
         learning_rate=learning_rate_at(recipe, first_step / num_steps),
         seconds=time.perf_counter() - begin,
     )
-    average_statistics(network, shard)
+    average_buffers(network, shard)
     reached = capture(network, optimizer, epoch + 1)
     if average is None:
         return reached, report
     average.put_in_place()
-    average_statistics(network, shard)
+    average_buffers(network, shard)
     averaged = capture(network, None, epoch + 1).network
     return replace(reached, network=averaged, unaveraged=reached.network), report
 
@@ -179,7 +178,7 @@ def fine_tune(
             recipe wants a teacher and there is none.
         RuntimeError: training diverged; the checkpoint is that of the last good epoch.
     """
-    run = run_of(recipe, compute, seed)
+    run = training_identity(recipe, compute, seed)
     state = read_checkpoint(checkpoint, run) if checkpoint is not None else None
     if state is not None:
         restore(state, network)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fppmo_ray.training.image_sets import (
+from fppmo_ray.training.dataset import (
     Augmentation,
     Dataset,
     ImageArrays,
@@ -18,19 +19,48 @@ from fppmo_ray.training.image_sets import (
     IntArray,
     RandomResizedCrop,
 )
-from fppmo_ray.training.pixel_sources import (
-    FILE_CHANNELS,
-    PixelSource,
-    ResidentPixels,
-    StreamedPixels,
-)
-from fppmo_ray.training.shards import WHOLE, Shard
+from fppmo_ray.training.ddp import WHOLE, Shard
+from fppmo_ray.training.decoding import FILE_CHANNELS, StreamedPixels
 
 Batch = tuple[Tensor, Tensor]
 """Normalised images float32 (n, C, H, W) and labels int64 (n,), both on the device."""
 
 Seed = int | Sequence[int]
 """One number or several, each >= 0, that together name a stream of random numbers."""
+
+
+class PixelSource(Protocol):
+    """Gives pixels in any order that is asked for."""
+
+    @property
+    def num_channels(self) -> int:
+        """Of every image."""
+
+    def stream(self, order: Tensor, batch_size: int) -> Iterator[Tensor]:
+        """Batches of uint8 pixels ``(n, C, H, W)`` on the device.
+
+        Args:
+            order: Positions of the images, int64 on the CPU.
+            batch_size: Of every batch but perhaps the last.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class ResidentPixels:
+    """All images on the device."""
+
+    images: Tensor
+    """uint8 ``(N, C, H, W)``."""
+
+    @property
+    def num_channels(self) -> int:
+        """Of every image."""
+        return self.images.shape[1]
+
+    def stream(self, order: Tensor, batch_size: int) -> Iterator[Tensor]:
+        """Batches by indexing; see ``PixelSource``."""
+        for positions in torch.split(order.to(self.images.device), batch_size):
+            yield self.images[positions]
 
 
 @dataclass(frozen=True, eq=False)

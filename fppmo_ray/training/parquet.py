@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from fppmo_ray.training.dataset import ByteArray, ImageArrays, IntArray, check_labels
 from fppmo_ray.training.decoding import decode
-from fppmo_ray.training.image_sets import ByteArray, ImageArrays, IntArray, check_labels
 
 _IMAGE_COLUMNS = ("img", "image")
 _LABEL_COLUMNS = ("label", "fine_label")

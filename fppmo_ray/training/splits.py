@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fppmo_ray.training.image_sets import IntArray
+from fppmo_ray.training.dataset import IntArray
 
 CHOOSE_SHARE = 0.4
 """Of the rows in a search-val file, what becomes choose-val where no file says which."""

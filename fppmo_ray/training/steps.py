@@ -9,12 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from fppmo_ray.training.compute import PLAIN_COMPUTE, ComputeConfig, lay_out
-from fppmo_ray.training.descent import NetworkRandomness, descend, make_optimizer
-from fppmo_ray.training.graphs import captured_passes
+from fppmo_ray.training.checkpoints import TrainingState, capture, restore
+from fppmo_ray.training.compute import PLAIN_COMPUTE, ComputeConfig, lay_out, replayed_cuda_graphs
 from fppmo_ray.training.images import Batch, Images, Seed
 from fppmo_ray.training.recipe import Recipe, learning_rate_at
-from fppmo_ray.training.training_state import TrainingState, capture, restore
+from fppmo_ray.training.sgd import TorchGenerators, make_optimizer, train_on_batches
 
 
 def train_steps(
@@ -89,7 +88,7 @@ class StepTraining:
         self._compute = compute
         lay_out(network, compute)
         self._optimizer = make_optimizer(network, recipe)
-        self._randomness = NetworkRandomness(images, seed, 0)
+        self._generators = TorchGenerators(images, seed, 0)
         self._steps_done = 0
         self._batches = _batches(images, recipe, seed, 0)
 
@@ -106,8 +105,8 @@ class StepTraining:
             raise ValueError(f"step must be in [{done}, {steps}], those still to do, got {step}")
         rates = (learning_rate_at(self._recipe, i / steps) for i in range(done, step))
         batches = islice(self._batches, step - done)
-        with self._passes(step - done), self._randomness.drawn():
-            descend(
+        with self._passes(step - done), self._generators.in_use():
+            train_on_batches(
                 self._network,
                 self._optimizer,
                 zip(rates, batches, strict=True),
@@ -123,7 +122,7 @@ class StepTraining:
         if not (self._compute.cuda_graphs and steps):
             return nullcontext()
         sample, _ = next(_batches(self._images, self._recipe, self._seed, 0))
-        return captured_passes(self._network, sample, self._compute.dtype)
+        return replayed_cuda_graphs(self._network, sample, self._compute.dtype)
 
     def state(self) -> dict[str, Any]:
         """Where the training stands, as tensors and numbers on the CPU; a copy."""
@@ -132,7 +131,7 @@ class StepTraining:
             "network": state.network,
             "momentum": state.momentum,
             "steps_done": self._steps_done,
-            "generators": list(self._randomness.states),
+            "generators": list(self._generators.states),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -145,7 +144,7 @@ class StepTraining:
             training = TrainingState(
                 network=state["network"], momentum=state["momentum"], epochs_done=0
             )
-            self._randomness.states = list(state["generators"])
+            self._generators.states = list(state["generators"])
             self._steps_done = state["steps_done"]
         except KeyError as error:
             raise ValueError(f"the state lacks {error}; it is not that of a training") from error

@@ -31,7 +31,12 @@ from fppmo_ray.training import (
     lay_out,
     train_epoch,
 )
-from fppmo_ray.training.training_state import read_checkpoint, restore, run_of, write_checkpoint
+from fppmo_ray.training.checkpoints import (
+    read_checkpoint,
+    restore,
+    training_identity,
+    write_checkpoint,
+)
 
 _BATCH = 250
 HELD_OUT = ("search_val", "choose_val")
@@ -109,7 +114,7 @@ class Tuner:
         torch.set_num_threads(task.compute.threads)
         task.folder.mkdir(parents=True, exist_ok=True)
         checkpoint, curve = task.folder / "checkpoint.pt", task.folder / "epochs.json"
-        run = run_of(task.recipe, task.compute, task.seed)
+        run = training_identity(task.recipe, task.compute, task.seed)
         network = self.untrained(task, weights)
         state = read_checkpoint(checkpoint, run)
         epochs: Epochs = []

@@ -1,6 +1,9 @@
-"""How passes are computed, as a value."""
+"""The compute configuration, the number format that is chosen, and the memory that is kept."""
 
 from __future__ import annotations
+
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -70,3 +73,34 @@ def test_a_gpu_computes_in_bfloat16_from_capability_8_on(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert native_dtype(torch.device("cuda")) == dtype
+
+
+FAULTS = """
+import resource, sys
+import torch
+from fppmo_ray.training import keep_freed_memory
+
+torch.set_num_threads(1)
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+
+def faults(times):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(times):
+        torch.ones(16_000_000)  # 64 MB, 15,625 pages
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults(2)
+print(faults(10))
+"""
+
+
+def page_faults(how: str) -> int:
+    command = [sys.executable, "-c", FAULTS, how]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc gives memory back so eagerly")
+def test_the_kernel_clears_no_page_twice() -> None:
+    assert page_faults("keep") < 20_000  # a small block in the way may cost one tensor's pages
+    assert page_faults("give back") > 100_000  # of ten tensors

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from fppmo_ray.training import arithmetic, evaluate, fold_batchnorm, recalibrate_batchnorm
-from fppmo_ray.training.descent import descend, make_optimizer
+from fppmo_ray.training import autocast, evaluate, fold_batchnorm, recalibrate_batchnorm
+from fppmo_ray.training.sgd import make_optimizer, train_on_batches
 from speed.subject import Batches, Subject
 
 Run = Callable[[], object]
@@ -22,11 +22,11 @@ def bare_passes(subject: Subject) -> Run:
     def run() -> None:
         network.train()
         for images, _ in batches.training:
-            with arithmetic(subject.device, subject.compute.dtype):
+            with autocast(subject.device, subject.compute.dtype):
                 logits = network(images)
             logits.sum().backward()
             network.zero_grad()
-        with torch.no_grad(), arithmetic(subject.device, subject.compute.dtype):
+        with torch.no_grad(), autocast(subject.device, subject.compute.dtype):
             for images, _ in batches.recalibration:
                 network(images)
             network.eval()
@@ -67,7 +67,7 @@ def work_around(subject: Subject) -> dict[str, Run]:
 
     def take_metrics() -> None:
         rated = ((0.0, batch) for batch in batches.training)
-        descend(instant, resting, rated, recipe, dtype=dtype, teacher=None)
+        train_on_batches(instant, resting, rated, recipe, dtype=dtype, teacher=None)
         evaluate(instant, batches.scoring, dtype=dtype)
 
     return {

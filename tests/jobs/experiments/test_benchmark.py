@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from fppmo_ray.training import ComputeConfig
-from fppmo_ray.training.networks.cifar_resnet import CifarResNet
+from fppmo_ray.training.networks import CifarResNet
 
 SMALL = Plan(steps=(0, 2), repeats=1, recalibrate_images=20, score_images=30, batch_size=8)
 

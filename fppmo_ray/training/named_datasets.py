@@ -7,9 +7,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from fppmo_ray.training.image_folder import read_image_folder
-from fppmo_ray.training.image_sets import Augmentation, Dataset, ImageArrays
-from fppmo_ray.training.imagenet import MEAN, STD
+from fppmo_ray.training.dataset import Augmentation, Dataset, ImageArrays
+from fppmo_ray.training.image_folder import MEAN, STD, read_image_folder
 from fppmo_ray.training.parquet import find_shards, read_parquet_images
 from fppmo_ray.training.splits import stratified_rows
 

@@ -1,27 +1,26 @@
-"""Networks under the names by which a job asks for them: for small images, and torchvision's."""
+"""Networks by the names that jobs take: networks for small images, and torchvision's."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from fppmo_ray.training.networks.cifar_resnet import (
+from fppmo_ray.training.small_networks import (
     CifarResNet,
+    CifarVGG,
+    DigitsCNN,
+    digits_cnn,
     resnet20,
     resnet32,
     resnet44,
     resnet56,
     resnet110,
-)
-from fppmo_ray.training.networks.cifar_vgg import CifarVGG, vgg16_bn
-from fppmo_ray.training.networks.digits_cnn import DigitsCNN, digits_cnn
-from fppmo_ray.training.networks.torchvision_networks import (
-    build_torchvision_network,
-    torchvision_source,
+    vgg16_bn,
 )
 
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {
@@ -65,6 +64,48 @@ def source_of(name: str, num_classes: int) -> dict[str, Any]:
     return {
         "constructor": f"{__name__}:{build_network.__name__}",
         "arguments": {"name": name, "num_classes": num_classes},
+    }
+
+
+_AUXILIARY = ("googlenet", "inception_v3")
+
+
+def build_torchvision_network(name: str, num_classes: int, *, seed: int = 0) -> nn.Module:
+    """A freshly initialised network of torchvision; torchvision is imported here.
+
+    Args:
+        name: As ``torchvision.models`` calls it: ``resnet50``.
+        num_classes: Width of the last layer, at least 2.
+        seed: Of the initial weights; torch's own generator is left as it was.
+
+    Raises:
+        ValueError: no network that classifies images has that name, it trains with auxiliary
+            outputs, or there are fewer than two classes.
+    """
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if name not in known:
+        near = ", ".join(get_close_matches(name, known)) or "resnet50"
+        raise ValueError(f"torchvision has no classification network {name!r}; near it: {near}")
+    if name in _AUXILIARY:
+        raise ValueError(
+            f"{name} trains with auxiliary outputs, of which fine-tuning here knows nothing; "
+            "choose a network with one output"
+        )
+    if num_classes < 2:
+        raise ValueError(f"a classifier needs at least 2 classes, got {num_classes}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network: nn.Module = models.get_model(name, weights=None, num_classes=num_classes)
+    return network
+
+
+def torchvision_source(name: str, num_classes: int) -> dict[str, Any]:
+    """How to construct the network again, as data."""
+    return {
+        "constructor": f"torchvision.models:{name}",
+        "arguments": {"weights": None, "num_classes": num_classes},
     }
 
 

@@ -1,7 +1,7 @@
-"""ResNets for 32 x 32 images (He et al. 2016, 1512.03385, section 4.2).
+"""Networks for small images: ResNets and a VGG for CIFAR, and a CNN for digits.
 
-Module names and numerics are those of github.com/akamaster/pytorch_resnet_cifar10, whose public
-weights therefore load as they are.
+The ResNets are those of He et al. 2016 (1512.03385, section 4.2). Their module names and numerics
+are those of github.com/akamaster/pytorch_resnet_cifar10, whose public weights load unchanged.
 """
 
 from __future__ import annotations
@@ -117,3 +117,68 @@ def resnet56(num_classes: int = 10, *, shortcut: Shortcut = "A") -> CifarResNet:
 def resnet110(num_classes: int = 10, *, shortcut: Shortcut = "A") -> CifarResNet:
     """ResNet-110: 1.73 M parameters, 252.9 M MACs (option A)."""
     return CifarResNet(18, num_classes, shortcut)
+
+
+STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+
+
+class CifarVGG(nn.Module):
+    """Five stages of convolutions, each ending in a halving of the image, then one linear layer."""
+
+    def __init__(self, stages: tuple[tuple[int, ...], ...], num_classes: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        in_channels = 3
+        for widths in stages:
+            for width in widths:
+                layers += [nn.Conv2d(in_channels, width, 3, padding=1), nn.BatchNorm2d(width)]
+                layers += [nn.ReLU(inplace=True)]
+                in_channels = width
+            layers += [nn.MaxPool2d(2)]
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(in_channels, num_classes)
+        for module in self.features:
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 3, 32, 32) to logits (N, num_classes)."""
+        logits: Tensor = self.classifier(self.features(images).flatten(1))
+        return logits
+
+
+def vgg16_bn(num_classes: int = 10) -> CifarVGG:
+    """VGG-16-BN: 14.7 M parameters, 313.2 M MACs."""
+    return CifarVGG(STAGES, num_classes)
+
+
+class DigitsCNN(nn.Module):
+    """Four 3 x 3 convolutions, two at 8 pixels and two at 4, a global pool and a linear layer."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 32, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(32)
+        self.conv2 = nn.Conv2d(32, 32, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(32)
+        self.conv3 = nn.Conv2d(32, 64, 3, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(64)
+        self.conv4 = nn.Conv2d(64, 64, 3, padding=1, bias=False)
+        self.bn4 = nn.BatchNorm2d(64)
+        self.linear = nn.Linear(64, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 1, 8, 8) to logits (N, num_classes)."""
+        features = F.relu(self.bn1(self.conv1(images)))
+        features = F.relu(self.bn2(self.conv2(features)))
+        features = F.max_pool2d(features, 2)
+        features = F.relu(self.bn3(self.conv3(features)))
+        features = F.relu(self.bn4(self.conv4(features)))
+        features = F.adaptive_avg_pool2d(features, 1).flatten(1)
+        logits: Tensor = self.linear(features)
+        return logits
+
+
+def digits_cnn(num_classes: int = 10) -> DigitsCNN:
+    """The demo's network: 66 k parameters, 1.5 M MACs."""
+    return DigitsCNN(num_classes)

@@ -12,15 +12,54 @@ Nothing here is done where there is one process.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fppmo_ray.training.shards import Shard
+
+@dataclass(frozen=True)
+class Shard:
+    """Which part of every batch a process trains on: part ``index`` of ``count`` equal ones."""
+
+    index: int
+    count: int
+
+    def batch_size(self, whole: int) -> int:
+        """Images of this part of a batch.
+
+        Raises:
+            ValueError: the batch cannot be parted evenly.
+        """
+        if whole % self.count or not whole:
+            raise ValueError(
+                f"a batch must part evenly among {self.count} workers, got {whole} images; choose "
+                f"a batch_size that is a multiple of {self.count}"
+            )
+        return whole // self.count
+
+    def rows(self, num_images: int, batch_size: int) -> Tensor:
+        """Positions of this part's images in an epoch's order, batch by batch, int64.
+
+        Args:
+            num_images: Of the epoch: whole batches, or less than one.
+            batch_size: Of a whole batch.
+
+        Raises:
+            ValueError: a batch cannot be parted evenly.
+        """
+        whole = min(batch_size, num_images)
+        part = self.batch_size(whole)
+        of_batches = torch.arange(num_images).reshape(-1, whole)
+        return of_batches[:, self.index * part : (self.index + 1) * part].flatten()
 
 
-def replicated(network: nn.Module, shard: Shard) -> nn.Module:
+WHOLE = Shard(0, 1)
+"""The only one: all of every batch."""
+
+
+def wrap_ddp(network: nn.Module, shard: Shard) -> nn.Module:
     """The network, wrapped so that its gradients are averaged over the processes.
 
     All begin with the weights and buffers of the first. What is trained is ``network`` itself.
@@ -32,7 +71,7 @@ def replicated(network: nn.Module, shard: Shard) -> nn.Module:
 
 
 @torch.no_grad()
-def average_statistics(network: nn.Module, shard: Shard) -> None:
+def average_buffers(network: nn.Module, shard: Shard) -> None:
     """Give every replica the mean of all replicas' running statistics, in place."""
     if shard.count > 1:
         for buffer in network.buffers():
@@ -41,7 +80,7 @@ def average_statistics(network: nn.Module, shard: Shard) -> None:
                 buffer /= shard.count
 
 
-def means_over_replicas(
+def mean_over_replicas(
     values: Sequence[float], shard: Shard, device: torch.device
 ) -> tuple[float, ...]:
     """The mean of each value over the processes, whose parts are of equal size."""

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from fppmo_ray.training.compute import DType, arithmetic
+from fppmo_ray.training.compute import DType, autocast, in_mode
 from fppmo_ray.training.images import Batch, Images, Seed, derive_seed
-from fppmo_ray.training.modes import in_mode
 from fppmo_ray.training.recipe import Recipe, training_loss
 
 _CHECK_EVERY = 32  # steps between looks at the loss: each one waits for the device
@@ -30,7 +29,7 @@ def make_optimizer(network: nn.Module, recipe: Recipe) -> SGD:
     )
 
 
-class NetworkRandomness:
+class TorchGenerators:
     """Torch's own generators, which dropout draws from, for a stretch of training.
 
     ``states`` are those of the CPU's generator and, on a GPU, of the GPU's own.
@@ -48,7 +47,7 @@ class NetworkRandomness:
             self.states = self._read()
 
     @contextmanager
-    def drawn(self) -> Iterator[None]:
+    def in_use(self) -> Iterator[None]:
         """Draw for a while, from where the last time ended; leave torch's generators alone."""
         with self._forked():
             torch.set_rng_state(self.states[0])
@@ -71,7 +70,7 @@ class NetworkRandomness:
         return [*states, torch.cuda.get_rng_state(self._device)] if self._on_gpu else states
 
 
-def descend(
+def train_on_batches(
     network: nn.Module,
     optimizer: SGD,
     rated_batches: Iterable[tuple[float, Batch]],
@@ -103,10 +102,10 @@ def descend(
     """
     totals = torch.zeros(2, dtype=torch.float64)
     num_images = 0
-    with in_mode(network, training=True), _answering(teacher, recipe) as answers:
+    with in_mode(network, training=True), _teacher_logits(teacher, recipe) as answers:
         for step, (rate, (images, labels)) in enumerate(rated_batches, start=first_step):
             optimizer.param_groups[0]["lr"] = rate
-            with arithmetic(images.device, dtype):
+            with autocast(images.device, dtype):
                 logits = network(images)
                 teacher_logits = answers(images)
             loss = training_loss(logits, labels, recipe, teacher_logits)
@@ -142,7 +141,7 @@ def _check_finite(totals: Tensor, rate: float, place: str) -> None:
 
 
 @contextmanager
-def _answering(
+def _teacher_logits(
     teacher: nn.Module | None, recipe: Recipe
 ) -> Iterator[Callable[[Tensor], Tensor | None]]:
     """The teacher's logits for images, or None for every image where it has no weight."""
