@@ -1,13 +1,16 @@
-"""Reaching Ray, and saying what runs there."""
+"""Connect to Ray, and show on the driver's stderr what users' functions print in workers."""
 
 from __future__ import annotations
 
 import logging
 import os
 import platform
-from collections.abc import Iterator
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
+from typing import Any
 
 import ray
 
@@ -17,22 +20,36 @@ from fppmo_ray.service.settings import Placement
 
 logger = logging.getLogger(__name__)
 
+_RAY_HANDLER = "ray_print_logs"
+_ACTORS_OF_RAY = ("TrainController", "RayTrainWorker")  # they log how Ray Train sets itself up
+_MAX_KINDS = 200  # of lines that are shown of one search's workers
+_NUMBER = re.compile(r"0x[0-9a-fA-F]+|\d+")
+_NATIVE_LINE = re.compile(
+    r"(\[rank\d+\]:)?\[[IWEF]\d{3,} "  # torch's C++ log: [W1126 14:41:58.123456 NNPACK.cpp:64] ...
+    r"|\[[\d-]+ [\d:,]+ [A-Z] \d+ \d+\] "  # Ray's C++ log: [2026-11-26 14:41:58,123 E 12 34] ...
+    r"|\*\*\* SIG|PC: @ |\s+@ +0x"  # a stack that Ray prints when its process is ended by a signal
+)
+
 
 @contextmanager
 def connection(placement: Placement) -> Iterator[None]:
     """Join the cluster that ``RAY_ADDRESS`` names, or start Ray here for as long as it is needed.
 
-    A Ray that is already initialised is used and left running.
+    A Ray that is already initialised is used as it is and left running.
+
+    Args:
+        placement: The workers, whose resources are compared with the cluster's.
 
     Raises:
-        RuntimeError: in place of Ray's own errors, which a lost cluster raises anywhere.
+        RuntimeError: in place of Ray's own errors, which any call may raise on a lost cluster.
     """
     started_here = not ray.is_initialized()
     if started_here:
-        # Not ray.init's own default: it joins the last Ray that was started on this machine, which
-        # may be another search's, and ends with it.
+        # By default ray.init joins the Ray that was last started on this machine, which may belong
+        # to another search and end with it.
         address = os.environ.get("RAY_ADDRESS") or "local"
-        ray.init(address=address, log_to_driver=False, configure_logging=False)
+        ray.init(address=address, log_to_driver=True, configure_logging=False)
+        _show_worker_output(_line_filter())
     try:
         with ray_errors_said():
             _check_resources(placement)
@@ -42,12 +59,62 @@ def connection(placement: Placement) -> Iterator[None]:
             ray.shutdown()
 
 
+def _show_worker_output(lines_to_show: Callable[[Mapping[str, Any]], list[str]]) -> None:
+    """Replace Ray's printer of the workers' output, which repeats lines and colours them.
+
+    Ray 2.60 has no public way to do that: ``log_to_driver=True`` subscribes to the output of this
+    job's processes and hands each batch of lines to the handlers of a dispatcher. ``ray.shutdown``
+    removes the handler of this name.
+
+    Args:
+        lines_to_show: Returns the lines to show of a batch from Ray.
+    """
+    try:
+        from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
+    except ImportError:  # another version of Ray: its own printer stays, which shows too much
+        return
+
+    def show(batch: Mapping[str, Any]) -> None:
+        for line in lines_to_show(batch):
+            print(line, file=sys.stderr, flush=True)
+
+    dispatcher.remove_handler(_RAY_HANDLER)
+    dispatcher.add_handler(_RAY_HANDLER, show)
+
+
+def _line_filter() -> Callable[[Mapping[str, Any]], list[str]]:
+    """Return a function that selects lines of a batch: each kind once, none of Ray's or torch's.
+
+    Lines that differ only in numbers are of one kind. All lines are in Ray's logs of the node.
+    """
+    seen: set[str] = set()
+
+    def lines_to_show(batch: Mapping[str, Any]) -> list[str]:
+        name = batch.get("actor_name") or "worker"
+        is_process = str(batch["pid"]).isdigit()  # neither the raylet nor the autoscaler
+        if not is_process or name.startswith(_ACTORS_OF_RAY):
+            return []
+        found = []
+        for line in batch["lines"]:
+            kind = _NUMBER.sub("#", line).strip()
+            if not kind or kind in seen or _NATIVE_LINE.match(line) or len(seen) > _MAX_KINDS:
+                continue
+            seen.add(kind)
+            if len(seen) > _MAX_KINDS:
+                line = "workers print many different lines; the others are only in Ray's logs"
+            found.append(f"{name}: {line}")
+        return found
+
+    return lines_to_show
+
+
 def _check_resources(placement: Placement) -> None:
+    """Warn about GPUs that no worker uses, and about workers that fit on no node."""
     nodes = node_resources()
     gpus = sum(node.get("GPU", 0.0) for node in nodes)
     if gpus and not placement.gpus_per_worker:
         logger.warning(
-            "the cluster has %g GPUs and the workers use none; give them some by gpus_per_worker",
+            "the cluster has %g GPUs and the workers use none; set gpus_per_worker to use them",
             gpus,
         )
     if not any(placement.demand.fits(node) for node in nodes):
@@ -60,6 +127,6 @@ def _check_resources(placement: Placement) -> None:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions that a run's numbers depend on."""
+    """Return the versions of Python and of the packages that a run's numbers depend on."""
     packages = ("fppmo-ray", "ray", "torch", "numpy")
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
