@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from cells import Cell, measure_missing, read_all, recipe_key, stopped_by_signal
+from cells import Cell, measure_missing, read_all, stopped_by_signal
 from fine_tuning import Tuned, Tuner, TuningTask, TuningWorker
 from trained import fixed_key
 
@@ -133,8 +133,8 @@ def _splits(labels: np.ndarray, rows: Path | None, seed: int) -> Splits:
 def _key(problem: Problem, seed: int) -> dict[str, object]:
     return {
         **fixed_key(problem),
-        "engine": asdict(problem.compute),
-        "recipe": recipe_key(problem.recipe),
+        "compute": asdict(problem.compute),
+        "recipe": asdict(problem.recipe),
         "seed": seed,
     }
 

@@ -33,15 +33,6 @@ _STEPS: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
         "sigma": ((0.6, 0.15), (0.35, 0.35)),
         "temperatures": ((0.5, 0.3), (1.0, 1.0)),
     },
-    "ridge": {
-        "layer_step": (0.05, 0.2),
-        "filter_step": (0.1, 0.4),
-        "memory": (0.8, 1.0),
-        "width_scale": (1.0, 4.0),
-        "penalty": (0.1, 1.0),
-        "sigma": (0.0, 0.5),
-        "scale": (0.4, 1.0),
-    },
     "elite": {"step": (0.3,)},
 }
 _LAYOUTS: tuple[Mapping[str, Any], ...] = (

@@ -23,7 +23,6 @@ from fppmo_ray.service.connection import package_versions
 from fppmo_ray.service.pool.work import Work
 from fppmo_ray.service.pool.worker_pool import WorkerPool
 from fppmo_ray.service.stopping import StopRequest, made_by_signal
-from fppmo_ray.training import Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -154,14 +153,6 @@ def stopped_by_signal(folder: Path) -> AbstractContextManager[StopRequest]:
     return made_by_signal(StopRequest(how_far, "the same command goes on"))
 
 
-def recipe_key(recipe: Recipe) -> dict[str, Any]:
-    """A recipe as a part of a key: what it leaves out is not named, as before there was such."""
-    key = asdict(recipe)
-    if not recipe.ema_decay:
-        del key["ema_decay"]
-    return key
-
-
 def digest(values: Mapping[str, Any]) -> str:
     """A few characters that tell equal values from others."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
@@ -203,7 +194,7 @@ def _require_key(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> 
         if before.get(name) != now.get(name):
             raise ValueError(
                 f"{path} was measured with {name} = {before.get(name)}, this run has "
-                f"{now.get(name)}; use another --results folder, or the same settings"
+                f"{now.get(name)}; use another --cells folder, or the same settings"
             )
 
 

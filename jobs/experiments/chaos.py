@@ -1,6 +1,6 @@
 """Does a search that is disturbed end like one that is not? On a cluster of this machine's own.
 
-    python jobs/experiments/chaos.py --seeds 20 --output jobs/results/chaos.json
+    python jobs/experiments/chaos.py --seeds 20 --output runs/chaos.csv
 
 Every seed is a search with pretended scores, done twice: undisturbed, and with kills at moments
 that the seed draws. Equal means: the same facts in the journal but for workers and times, and the
@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import ray
+from archive import flattened, write_rows
 from disturbances import KINDS, Kill, Killer, MortalWorker, plan
 from ray.cluster_utils import Cluster
 from rich.console import Console
@@ -83,7 +84,7 @@ def main(
         kills: In each; one of every kind at least, if there are as many.
         proposals: In each.
         score_seconds: Mean duration of a score.
-        output: Where a summary is written, as JSON.
+        output: CSV file with a row for each search.
     """
     trials = []
     with _cluster() as cluster, tempfile.TemporaryDirectory() as folder:
@@ -98,9 +99,9 @@ def main(
             )
             trials.append(chaos.trial(kills))
             Console(stderr=True).print(trials[-1])
-    Console(width=120).print(_table(trials))
+    Console(width=120).print(trials_table(trials))
     if output is not None:
-        output.write_text(json.dumps([asdict(trial) for trial in trials], indent=1) + "\n")
+        write_rows(output, [flattened(asdict(trial)) for trial in trials])
     if not all(trial.passed(kills) for trial in trials):
         sys.exit("error: a search was changed by kills, or ended before all were done")
 
@@ -189,7 +190,8 @@ def _comparable(run: RunDirectory) -> list[str]:
     )
 
 
-def _table(trials: Sequence[Trial]) -> Table:
+def trials_table(trials: Sequence[Trial]) -> Table:
+    """Return a row for each search: its kills, and whether it ended like the undisturbed one."""
     columns = "seed", "proposals", *KINDS, "re-queued", "s undisturbed", "s disturbed", "equal"
     table = Table(*columns, title=f"searches on {_NODES} nodes")
     for trial in trials:

@@ -2,13 +2,13 @@
 
     python jobs/experiments/compare.py --data DIR --network resnet20 --weights FILE \
         --search-val-rows FILE --macs-cut 0.57 --proposals 320 --fine-tune-epochs 6 --workers 2 \
-        --results jobs/results/compare/resnet20 --work-dir runs/compare
-    fppmo-ray submit jobs/experiments/compare.py ... --results /absolute/path \
+        --cells runs/compare/resnet20 --work-dir runs/compare
+    fppmo-ray submit jobs/experiments/compare.py ... --cells /absolute/path \
         --work-dir /absolute/path
 
-Every method and seed is a cell, kept in a file of its own: the same command goes on where it was
-stopped, which it can be at any time (control-C and ``fppmo-ray stop`` wait for running scores and
-epochs). Other ``--macs-cut`` or ``--methods`` add to the folder, and the table shows what is there.
+Each method and seed is a cell: a file in the work folder ``--cells``. The same command continues a
+comparison that was stopped; control-C and ``fppmo-ray stop`` wait for running scores and epochs.
+Another ``--macs-cut`` or more ``--methods`` add to the folder; the table shows all of its cells.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ _UNTRAINED = 10_000  # what is added to a seed for weights that nothing was trai
 def main(
     data: Path,
     weights: Path,
-    results: Path,
+    cells: Path,
     work_dir: Path,
     settings: SearchSettings,
     placement: Placement,
@@ -93,7 +93,7 @@ def main(
     Args:
         data: Folder with CIFAR-10 as parquet files or in torchvision's layout.
         weights: Trained weights of the network, best of one that never saw search-val.
-        results: Folder of the cells.
+        cells: Work folder with a file for each method and seed.
         work_dir: Folder for journals and checkpoints of what is being measured; all workers must
             see it.
         settings: Of all searches; its seed is not used.
@@ -106,7 +106,7 @@ def main(
         methods: What to compare; ``fppmo@80`` is the search with 80 scores.
         seeds: Of searches, fine-tuning and the choice of choose-val.
     """
-    for folder in (results, work_dir):
+    for folder in (cells, work_dir):
         require_lasting(folder)
     _check(settings, seeds)
     wanted = [method_of(text) for text in dict.fromkeys(methods)]
@@ -119,22 +119,22 @@ def main(
         rows=(search_val_rows, choose_val_rows),
         settings=settings,
         placement=placement,
-        results=results,
+        cells=cells,
         work_dir=work_dir.resolve(),
     )
-    with connection(placement), stopped_by_signal(results) as stop:
+    with connection(placement), stopped_by_signal(cells) as stop:
         for seed in seeds:
             comparison.measure(seed, wanted, stop)
-    present(results)
+    show(cells)
 
 
-def present(results: Path) -> None:
-    """Print the tables of a folder of cells, and draw their figure beside them."""
+def show(cells: Path) -> None:
+    """Print the tables of a folder of cells and draw their figure into it."""
     console = Console(width=None if sys.stdout.isatty() else 170)
-    records = list(read_all(results).values())
+    records = list(read_all(cells).values())
     for table in comparison_tables(records):
         console.print(table)
-    draw_comparison(records, results / "comparison.png")
+    draw_comparison(records, cells / "comparison.png")
 
 
 def _check(settings: SearchSettings, seeds: Sequence[int]) -> None:
@@ -160,7 +160,7 @@ class Comparison:
     """Files of search-val and choose-val."""
     settings: SearchSettings
     placement: Placement
-    results: Path
+    cells: Path
     work_dir: Path
 
     def measure(self, seed: int, methods: Sequence[Method], stop: StopRequest) -> None:
@@ -170,12 +170,12 @@ class Comparison:
             SearchStopped: the stop was requested.
         """
         case = self._case(seed, stop)
-        cells = {method: self._cell(case, method) for method in methods}
+        wanted = {method: self._cell(case, method) for method in methods}
         missing = {
-            method: cell for method, cell in cells.items() if find(self.results, cell) is None
+            method: cell for method, cell in wanted.items() if find(self.cells, cell) is None
         }
         if not missing:
-            logger.info("seed %d  all %d cells are there", seed, len(cells))
+            logger.info("seed %d  all %d cells are there", seed, len(wanted))
             return
         with self._pool(ScoringWorker, case.problem, stop) as pool:
             choices = self._choices(case, missing, pool)
@@ -184,7 +184,7 @@ class Comparison:
                 (missing[method], self._tuning(case, missing[method], choice))
                 for method, choice in choices.items()
             ]
-            measure_missing(self.results, works, pool)
+            measure_missing(self.cells, works, pool)
 
     def _pool(
         self, worker: type, problem: Problem, stop: StopRequest
@@ -220,8 +220,8 @@ class Comparison:
         """The compute configuration of the cells that are there; else chosen as a search would."""
         if is_settled(settings):
             return problem.compute
-        for record in read_all(self.results).values():
-            return ComputeConfig(**record.key["engine"])
+        for record in read_all(self.cells).values():
+            return ComputeConfig(**record.key["compute"])
         run_dir = self.work_dir / f"compute-{digest(identity_of(problem, settings))}"
         alone = replace(self, placement=replace(self.placement, workers=1))
         with (
@@ -263,7 +263,7 @@ class Comparison:
         method = Method(name=FPPMO)
         if method in found:
             keep = found[method].keep
-        elif (record := find(self.results, self._cell(case, method))) is not None:
+        elif (record := find(self.cells, self._cell(case, method))) is not None:
             num_filters = case.problem.tracing.space.num_filters
             keep = unpack_mask(record.figures["mask"], num_filters)
         else:

@@ -1,18 +1,17 @@
 """Which score is right? Scores of every depth against long fine-tuning, mask by mask.
 
-python jobs/experiments/fidelity.py --data DIR --network resnet20 --weights FILE \
-        --search-val-rows FILE --macs-cut 0.57 --searches runs/a runs/b \
-        --fine-tune-epochs 6 --workers 2 --results jobs/results/fidelity/resnet20
-fppmo-ray submit jobs/experiments/fidelity.py ... --results /absolute/path --address http://HEAD:8265
+    python jobs/experiments/fidelity.py --data DIR --network resnet20 --weights FILE \
+        --search-val-rows FILE --macs-cut 0.57 --searches runs/a runs/b --fine-tune-epochs 6 \
+        --workers 2 --cells runs/fidelity/resnet20
+    fppmo-ray submit jobs/experiments/fidelity.py ... --cells /absolute/path
 
-Every score and every fine-tuning is a file in the folder of the results, so the same command goes
-on where it was stopped (after the scores and epochs that were running). In the end it prints the
-tables of what is there.
+Each score and each fine-tuning is a cell: a file in the work folder ``--cells``. The same command
+continues a study that was stopped; the scores and epochs that are running at a stop are finished
+first. At the end the tables of the cells are printed.
 """
 
 from __future__ import annotations
 
-import copy
 import logging
 import shutil
 import time
@@ -30,7 +29,7 @@ from agreement.masks import (
     near_masks,
 )
 from agreement.study import Plan, Study, Task, done, seconds_left, tasks
-from agreement.table import Results, tables
+from agreement.table import agreement_tables
 from agreement.worker import FidelityWorker
 from cells import (
     Cell,
@@ -43,7 +42,6 @@ from cells import (
     stopped_by_signal,
 )
 from rich.console import Console
-from torch import nn
 from trained import Trained, choose_compute, fixed_key, known_compute
 
 from fppmo_ray import Placement, SearchSettings
@@ -53,8 +51,6 @@ from fppmo_ray.pruning import importance
 from fppmo_ray.service.connection import connection
 from fppmo_ray.service.pool.worker_pool import worker_pool
 from fppmo_ray.service.problem import Problem
-from fppmo_ray.service.weights import Arrays, digest, to_arrays
-from fppmo_ray.training import load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -68,47 +64,48 @@ def main(
     plan: Plan,
     *,
     searches: tuple[str, ...] = (),
-    results: Path,
+    cells: Path,
     work_dir: Path | None = None,
-    only_tables: bool = False,
 ) -> None:
-    """Measure what is missing, then print what is there.
+    """Measure the cells that are missing, then print the tables.
 
     Args:
-        trained: Which network is pruned, and on what data.
-        settings: Budget, recipe, images and compute configuration, as of a search; what is of its
-            proposals, its rule, its finalists and its baseline plays no part, and
-            --score-steps only in the choice of the compute configuration. --proposals is the number
-            of scores whose cost is printed, --rank-by the figure of a score that counts.
-        placement: Where it runs.
+        trained: The network that is pruned, and its data.
+        settings: Budget, recipe, images and compute configuration, as of a search. Settings of
+            proposals, rule, finalists and baseline play no part. ``--proposals`` is the number of
+            scores whose cost is printed; ``--rank-by`` is the figure of a score that is judged.
+        placement: The workers.
         plan: How much is measured.
-        searches: Run directories of finished searches for the same cut: half of the masks are
-            taken from there and from around. The results keep them, and go on without searches.
-        results: Folder that keeps every measurement in a file.
-        work_dir: Folder for the checkpoints of fine-tunings; all workers must see it. By default
-            under-way in the results.
-        only_tables: Print what is there and measure nothing; another process may be speed.
+        searches: Run directories of finished searches for the same cut. Half of the masks are
+            taken from these searches and from their neighbourhood. The cells keep the masks, so a
+            study that has begun needs no searches.
+        cells: Work folder with a file for each measurement.
+        work_dir: Folder for the checkpoints of running fine-tunings, which all workers must see;
+            by default ``under-way`` inside ``cells``.
     """
-    for folder in (results, work_dir or results):
+    for folder in (cells, work_dir or cells):
         require_lasting(folder)
     if settings.recipe.epochs < 1:
         raise ValueError("--fine-tune-epochs must be at least 1: the truth is a fine-tuned network")
     settings.only_macs_cut()  # refuses several
     problem = trained.problem(settings, placement)
-    adapted = _adapted(plan.adapted_weights, problem.network)
     study = Study(
         problem=problem,
-        compute=known_compute(problem, settings, results),
-        adapted_weights=None if adapted is None else digest(adapted),
-        masks=_masks(problem, settings, searches, plan.masks, results),
+        compute=known_compute(problem, settings, cells),
+        masks=_masks(problem, settings, searches, plan.masks, cells),
         plan=plan,
         seed=settings.seed,
         score_timeout=placement.score_timeout,
-        work_dir=(work_dir or results / "under-way").resolve(),
+        work_dir=(work_dir or cells / "under-way").resolve(),
     )
-    if not only_tables:
-        study = _measure_missing(study, adapted, settings, placement, results)
-    _print_tables(study, settings, results)
+    study = _measure_missing(study, settings, placement, cells)
+    shown = agreement_tables(
+        list(done(cells, tasks(study)).values()),
+        rank_by=settings.rank_by,
+        proposals=settings.proposals,
+        capacity_weight=settings.optimizer_settings().capacity_weight,
+    )
+    Console(width=140).print(*shown, sep="\n")
 
 
 def _masks(
@@ -118,7 +115,7 @@ def _masks(
     num_masks: int,
     folder: Path,
 ) -> list[Mask]:
-    """Those that the results were begun with, or, given searches, those of these."""
+    """The masks of the given searches, or those that the cells were begun with."""
     key = {"macs_cut": settings.only_macs_cut(), "seed": settings.seed, **fixed_key(problem)}
     cell = Cell(name="masks", key=key)
     record = find(folder, cell)
@@ -129,7 +126,7 @@ def _masks(
         if not all(item in new for item in known) and not all(item in known for item in new):
             raise ValueError(
                 f"{folder} was begun with the masks of other searches; give it none to go on with "
-                "those, or choose another --results"
+                "those, or choose another --cells folder"
             )
         if len(new) > len(known):
             keep(folder, cell, Measured(figures={"masks": new}, seconds=0.0))
@@ -155,18 +152,8 @@ def _masks_of(
     return different + near_masks(budget, found, num_near, settings.seed, taken=different)
 
 
-def _adapted(path: Path | None, network: nn.Module) -> Arrays | None:
-    """The adapted weights of a network, which is left as it is."""
-    if path is None:
-        return None
-    network = copy.deepcopy(network)
-    load_weights(network, path)
-    return to_arrays(network)
-
-
 def _measure_missing(
     study: Study,
-    adapted: Arrays | None,
     settings: SearchSettings,
     placement: Placement,
     folder: Path,
@@ -178,7 +165,6 @@ def _measure_missing(
         worker_pool(
             FidelityWorker,
             study.problem,
-            adapted,
             num_workers=placement.workers,
             demand=placement.demand,
             stop=stop,
@@ -200,20 +186,6 @@ def _measure_missing(
 
         measure_missing(folder, [(task.cell, task.work) for task in todo], pool, on_kept=take)
     return study
-
-
-def _print_tables(study: Study, settings: SearchSettings, folder: Path) -> None:
-    if study.compute is None:
-        raise ValueError(f"{folder} holds no results yet; measure some without --only-tables")
-    todo = tasks(study)
-    found = Results(tasks=todo, records=done(folder, todo), space=study.problem.tracing.space)
-    shown = tables(
-        found,
-        rank_by=settings.rank_by,
-        proposals=settings.proposals,
-        capacity_weight=settings.optimizer_settings().capacity_weight,
-    )
-    Console(width=140).print(*shown, sep="\n")
 
 
 def _progress(

@@ -1,17 +1,16 @@
 """Which classification networks of torchvision, and which CNNs of timm, can be pruned?
 
-    python jobs/experiments/model_zoo.py --output jobs/results/model_zoo.json
+    python jobs/experiments/model_zoo.py --output runs/networks-torchvision.csv
     pip install timm
-    python jobs/experiments/model_zoo.py --models timm --output jobs/results/timm.json
+    python jobs/experiments/model_zoo.py --models timm --output runs/networks-timm.csv
 
-Every network is traced (which proves on random masks that extraction is exact), cut to half of its
-MACs, run, trained for a step, saved and loaded, in a process of its own. What is in the output
-already is not done again.
+Each network is traced (which proves on random masks that extraction is exact), cut to half of its
+MACs, run, trained for a step, saved and loaded, in a process of its own. Networks that are in the
+output already are not tried again.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import multiprocessing
 from dataclasses import asdict
@@ -19,15 +18,25 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
+from archive import flattened, read_rows, unflattened, write_rows
 from attempt import PRUNED, Attempt, attempt
-from families import FAMILIES
 from rich.console import Console
 from rich.table import Table
 
-from fppmo_ray.durable_files import write_whole
 from fppmo_ray.job import run_job
 
 logger = logging.getLogger(__name__)
+
+FAMILIES = (
+    *("resnet50d", "seresnet50", "res2net50_26w_4s", "resnest14d", "skresnet18", "nf_resnet26"),
+    *("efficientnet_b0", "tf_efficientnet_b0", "tinynet_a", "mixnet_s", "rexnet_100"),
+    *("mobilenetv4_conv_small", "mobileone_s0", "ghostnet_100", "lcnet_100", "hardcorenas_a"),
+    *("regnety_004", "repvgg_a0", "dla34", "hrnet_w18_small", "cspdarknet53", "darknet53"),
+    *("densenet121", "dpn68", "ese_vovnet19b_dw", "selecsls42b", "xception41", "vgg11_bn"),
+    *("convnextv2_atto", "poolformer_s12", "inception_next_atto", "efficientvit_b0"),
+    *("edgenext_xx_small", "fastvit_t8"),
+)
+"""A small CNN of each of many families in timm."""
 
 
 def main(
@@ -40,7 +49,7 @@ def main(
     """Try the networks that are missing, keep what came of each, print the table.
 
     Args:
-        output: JSON file.
+        output: CSV file with a row for each network.
         models: Names in ``torchvision.models``, or ``timm:NAME``; none: all of torchvision's that
             classify images; ``timm``: one of each of many families there.
         macs_cut: Share of the MACs to remove, in (0, 1).
@@ -51,10 +60,10 @@ def main(
     for model in _listed(models):
         if model not in known:
             known[model] = _apart(model, macs_cut, threads, patience)
-            rows = [asdict(known[name]) for name in sorted(known)]
-            write_whole(output, (json.dumps(rows, indent=1) + "\n").encode())
+            rows = [flattened(asdict(known[name])) for name in sorted(known)]
+            write_rows(output, rows)
             logger.info("%s  %s", model, known[model].verdict)
-    Console(width=150).print(_table(list(known.values())))
+    Console(width=150).print(attempts_table(list(known.values())))
 
 
 def _listed(models: tuple[str, ...]) -> list[str]:
@@ -71,7 +80,7 @@ def _classifiers() -> list[str]:
 
 
 def _read(path: Path) -> dict[str, Attempt]:
-    rows = json.loads(path.read_text()) if path.is_file() else []
+    rows = [unflattened(row) for row in read_rows(path)] if path.is_file() else []
     return {row["model"]: Attempt(**row) for row in rows}
 
 
@@ -105,7 +114,8 @@ def _report(sender: Connection, model: str, macs_cut: float, threads: int) -> No
     sender.send(result)
 
 
-def _table(attempts: list[Attempt]) -> Table:
+def attempts_table(attempts: list[Attempt]) -> Table:
+    """Return a row for each network: what can be pruned of it, and the verdict."""
     pruned = sum(attempt.verdict == PRUNED for attempt in attempts)
     columns = ("model", "GMACs", "groups", "left whole", "can go", "trace, s", "verdict")
     table = Table(*columns, title=f"{pruned} of {len(attempts)} pruned")

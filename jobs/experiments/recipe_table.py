@@ -10,73 +10,60 @@ from typing import Any
 
 from cells import Record
 from intervals import paired_difference
-from recipe_variants import DEFAULT, without_averaging
 from rich.table import Table
 
 Case = tuple[str, int]
 """A mask's name and a seed."""
 
 
+DEFAULT = "default"
+LAST_WEIGHTS = "last"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """A recipe, and which of its weights are taken."""
+    """A recipe, and which weights its fine-tuning ends with."""
 
-    changes: str
-    ema_decay: float
-    """0: the last weights."""
-
-    def __str__(self) -> str:
-        return self.changes
-
-    @property
-    def weights(self) -> str:
-        """In words."""
-        return f"averaged, {self.ema_decay:g}" if self.ema_decay else "last"
+    variant: str
+    """``default``, or the settings in which the recipe differs."""
+    weights: str
+    """``last``; averaged weights were measured once and are still in the archive."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What was read of a fine-tuned network."""
+    """The figures of a fine-tuned network."""
 
     figures: Mapping[str, Any]
     epoch_seconds: Sequence[float]
 
     @property
     def accuracy(self) -> float:
-        """On all images held out, in %."""
+        """On all held-out images, in %."""
         return 100 * float(self.figures["held_out"]["accuracy"])
 
 
 Readings = dict[Way, dict[Case, Reading]]
 
 
-def recipe_tables(records: Sequence[Record], *, default_ema_decay: float) -> list[Table]:
-    """One table over all masks, and one for each of several; the best recipe comes first.
+def recipe_tables(records: Sequence[Record]) -> list[Table]:
+    """Return one table over all masks and one for each of several masks, the best recipe first.
 
     Args:
-        records: Of one job; there may be more to come.
-        default_ema_decay: Of the default recipe.
+        records: Cells of one study, which need not be complete.
     """
-    readings = _readings(records)
-    masks = list(dict.fromkeys(record.key["mask"] for record in records))
-    default = Way(changes=DEFAULT, ema_decay=default_ema_decay)
-    tables = [_table("all masks", readings, default)]
-    if len(masks) > 1:
-        tables += [_table(mask, _of_mask(readings, mask), default) for mask in masks]
-    return tables
-
-
-def _readings(records: Sequence[Record]) -> Readings:
     readings: Readings = defaultdict(dict)
     for record in records:
-        changes = without_averaging(record.key["variant"])
-        case = record.key["mask"], record.key["seed"]
-        seconds = [epoch["seconds"] for epoch in record.figures["epochs"]]
-        decays = {"averaged": record.key["recipe"]["ema_decay"], "last": 0.0}
-        for name, decay in decays.items():
-            way = Way(changes=changes, ema_decay=decay)
-            readings[way][case] = Reading(figures=record.figures[name], epoch_seconds=seconds)
-    return readings
+        way = Way(variant=record.key["variant"], weights=record.key.get("weights", LAST_WEIGHTS))
+        readings[way][record.key["mask"], record.key["seed"]] = Reading(
+            figures=record.figures,
+            epoch_seconds=[epoch["seconds"] for epoch in record.figures["epochs"]],
+        )
+    masks = list(dict.fromkeys(record.key["mask"] for record in records))
+    tables = [_table("all masks", readings)]
+    if len(masks) > 1:
+        tables += [_table(mask, _of_mask(readings, mask)) for mask in masks]
+    return tables
 
 
 def _of_mask(readings: Readings, mask: str) -> Readings:
@@ -86,7 +73,8 @@ def _of_mask(readings: Readings, mask: str) -> Readings:
     }
 
 
-def _table(title: str, readings: Readings, default: Way) -> Table:
+def _table(title: str, readings: Readings) -> Table:
+    default = Way(variant=DEFAULT, weights=LAST_WEIGHTS)
     table = Table(title=f"{title}: fine-tuned networks on images held out, best first")
     table.add_column("recipe", no_wrap=True)
     table.add_column("weights", no_wrap=True)
@@ -99,7 +87,7 @@ def _table(title: str, readings: Readings, default: Way) -> Table:
         of_case = there[way]
         seconds = [value for reading in of_case.values() for value in reading.epoch_seconds]
         table.add_row(
-            *(str(way), way.weights, str(len(of_case)), f"{means[way]:.2f}"),
+            *(way.variant, way.weights, str(len(of_case)), f"{means[way]:.2f}"),
             "" if way == default else _difference(of_case, there.get(default, {})),
             f"{fmean(r.figures['held_out']['loss'] for r in of_case.values()):.4f}",
             f"{100 * fmean(r.figures['test']['accuracy'] for r in of_case.values()):.2f}",

@@ -1,25 +1,25 @@
 """Which recipe is best for fine-tuning a pruned network? Recipes against each other, mask by mask.
 
-python jobs/experiments/recipes.py --data DIR --network resnet20 --weights FILE \
+    python jobs/experiments/recipes.py --data DIR --network resnet20 --weights FILE \
         --search-val-rows FILE --macs-cut 0.57 --searches runs/a --fine-tune-epochs 6 --workers 2 \
-        --results jobs/results/recipes/resnet20
-fppmo-ray submit jobs/experiments/recipes.py ... --results /absolute/path --address http://HEAD:8265
+        --cells runs/recipes/resnet20
+    fppmo-ray submit jobs/experiments/recipes.py ... --cells /absolute/path
 
-Every fine-tuning is a file in the folder of the results, so the same command goes on where it was
-stopped (after the epochs that were running). The images held out decide; the test images are read
-once, in the end, and decide nothing.
+Each fine-tuning is a cell: a file in the work folder ``--cells``. The same command continues a
+study that was stopped; the epochs that are running at a stop are finished first. The held-out
+images decide which recipe is best; the test images are read once, at the end, and decide nothing.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from agreement.masks import Mask, chosen_mask, different_masks
-from both_weights import look_at_both_weights
 from cells import (
     Cell,
     Record,
@@ -28,9 +28,8 @@ from cells import (
     measure_missing,
     stopped_by_signal,
 )
-from fine_tuning import TuningTask, TuningWorker
-from recipe_table import recipe_tables
-from recipe_variants import VARIANTS, recipe_of
+from fine_tuning import Tuned, Tuner, TuningTask, TuningWorker
+from recipe_table import DEFAULT, recipe_tables
 from rich.console import Console
 from trained import Trained, choose_compute, fixed_key, known_compute
 
@@ -44,9 +43,22 @@ from fppmo_ray.service.pool.worker_pool import worker_pool
 from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.stopping import StopRequest
 from fppmo_ray.service.workers.scoring_worker import ScoringWorker
-from fppmo_ray.training import ComputeConfig
+from fppmo_ray.training import ComputeConfig, Recipe
 
 logger = logging.getLogger(__name__)
+
+
+VARIANTS = (
+    DEFAULT,
+    "learning-rate=0.02",
+    "learning-rate=0.1",
+    "distillation-weight=0",
+    "distillation-weight=0.9",
+    "distillation-temperature=2",
+    "distillation-weight=0.9,distillation-temperature=2",
+    "schedule=one_cycle",
+    "label-smoothing=0.1",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +66,10 @@ class Plan:
     """What is measured; more of each adds to what is there."""
 
     variants: tuple[str, ...] = VARIANTS
-    """Recipes by the settings in which they differ from that of the flags:
-    ``learning-rate=0.1,distillation-weight=0.5``. All average their weights (by 0.99 where they do
-    not say), and are read with and without."""
+    """Recipes, each written as the settings in which it differs from the recipe of the flags, such
+    as ``learning-rate=0.1,distillation-weight=0.5``."""
     seeds: tuple[int, ...] = (0,)
-    """Of the fine-tunings."""
+    """Seeds of the fine-tunings."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,9 +80,51 @@ class Selection:
     settings: SearchSettings
     masks: Sequence[Mask]
     plan: Plan
-    results: Path
+    cells: Path
     work_dir: Path
     """Absolute."""
+
+
+def recipe_of(variant: str, default: Recipe) -> Recipe:
+    """Return the recipe of a variant.
+
+    Args:
+        variant: ``default``, or changed settings such as ``learning-rate=0.1,batch-size=64``.
+        default: The recipe whose settings are changed.
+
+    Raises:
+        ValueError: the variant names no setting of recipes, or a value that it cannot have.
+    """
+    parts = [] if variant == DEFAULT else variant.split(",")
+    return replace(default, **dict(_change(part, default) for part in parts))
+
+
+def _change(part: str, default: Recipe) -> tuple[str, Any]:
+    """The name and the new value of a setting written as ``SETTING=VALUE``."""
+    name, _, value = part.partition("=")
+    name = name.replace("-", "_")
+    known = [field.name for field in fields(Recipe)]
+    if name not in known or not value:
+        names = ", ".join(known).replace("_", "-")
+        raise ValueError(f"expected {DEFAULT} or SETTING=VALUE of {names}, got {part!r}")
+    before = getattr(default, name)
+    if isinstance(before, str):
+        return name, value
+    try:
+        return name, int(value) if isinstance(before, int) else float(value)
+    except ValueError as error:
+        raise ValueError(f"expected a number for {name}, got {value!r}") from error
+
+
+def look(tuner: Tuner, tuned: Tuned) -> Mapping[str, Any]:
+    """Return the figures of a fine-tuned network on held-out and test images, and its epochs.
+
+    Args:
+        tuner: The tuner that holds the images.
+        tuned: The network after its last epoch.
+    """
+    held_out = tuner.look_at_held_out(tuned.network)
+    return {**held_out, "test": tuner.look(tuned.network, "test"), "epochs": tuned.epochs}
 
 
 def main(
@@ -80,45 +133,44 @@ def main(
     placement: Placement,
     plan: Plan,
     *,
-    results: Path,
+    cells: Path,
     searches: tuple[str, ...] = (),
     work_dir: Path | None = None,
-    only_tables: bool = False,
 ) -> None:
-    """Measure what is missing, then print what is there.
+    """Measure the cells that are missing, then print the tables.
 
     Args:
-        trained: Which network is pruned, and on what data.
-        settings: Budget, recipe and compute, as of a search; what is of scores and proposals plays
-            no part but in the choice of the compute configuration.
-        placement: Where it runs.
+        trained: The network that is pruned, and its data.
+        settings: Budget, recipe and compute configuration, as of a search. Settings of scores and
+            proposals only play a part in the choice of the compute configuration.
+        placement: The workers.
         plan: What is measured.
-        results: Folder that keeps every fine-tuning in a file.
-        searches: Run directories of finished searches for the same cut; the mask that each chose
-            is fine-tuned beside that of uniform L1, from the same --weights.
-        work_dir: Folder for the checkpoints of fine-tunings; all workers must see it. By default
-            under-way in the results.
-        only_tables: Print what is there and measure nothing; another process may be speed.
+        cells: Work folder with a file for each fine-tuning.
+        searches: Run directories of finished searches for the same cut. The mask that each chose
+            is fine-tuned beside the mask of uniform L1, both from ``--weights``.
+        work_dir: Folder for the checkpoints of running fine-tunings, which all workers must see;
+            by default ``under-way`` inside ``cells``.
     """
-    for folder in (results, work_dir or results):
+    for folder in (cells, work_dir or cells):
         require_lasting(folder)
     if settings.recipe.epochs < 1:
-        raise ValueError("--fine-tune-epochs must be at least 1: recipes are told by what they do")
+        raise ValueError("--fine-tune-epochs must be at least 1: recipes fine-tune")
     for variant in plan.variants:
-        recipe_of(variant, settings.recipe)  # refuses what is none
+        recipe_of(variant, settings.recipe)  # raises if it is none
     problem = trained.problem(settings, placement)
     selection = Selection(
         problem=problem,
         settings=settings,
         masks=_masks(problem, settings, searches),
         plan=plan,
-        results=results,
-        work_dir=(work_dir or results / "under-way").resolve(),
+        cells=cells,
+        work_dir=(work_dir or cells / "under-way").resolve(),
     )
-    if not only_tables:
-        with connection(placement), stopped_by_signal(results) as stop:
-            _measure_missing(selection, placement, stop)
-    _print_tables(selection)
+    with connection(placement), stopped_by_signal(cells) as stop:
+        compute = _measure_missing(selection, placement, stop)
+    found = [find(cells, cell) for cell, _ in _works(selection, compute)]
+    tables = recipe_tables([record for record in found if record is not None])
+    Console(width=150).print(*tables, sep="\n")
 
 
 def _masks(problem: Problem, settings: SearchSettings, searches: Sequence[str]) -> list[Mask]:
@@ -129,7 +181,10 @@ def _masks(problem: Problem, settings: SearchSettings, searches: Sequence[str]) 
     return uniform + found
 
 
-def _measure_missing(selection: Selection, placement: Placement, stop: StopRequest) -> None:
+def _measure_missing(
+    selection: Selection, placement: Placement, stop: StopRequest
+) -> ComputeConfig:
+    """Measure what is missing; return the compute configuration of all cells."""
     compute = _compute(selection, placement, stop)
 
     def clear(cell: Cell, _: Record) -> None:
@@ -142,19 +197,20 @@ def _measure_missing(selection: Selection, placement: Placement, stop: StopReque
         demand=placement.demand,
         stop=stop,
     ) as pool:
-        measure_missing(selection.results, _works(selection, compute), pool, on_kept=clear)
+        measure_missing(selection.cells, _works(selection, compute), pool, on_kept=clear)
+    return compute
 
 
 def _compute(selection: Selection, placement: Placement, stop: StopRequest) -> ComputeConfig:
     """The compute configuration of the cells that are there; else chosen as a search would."""
-    problem, settings, results = selection.problem, selection.settings, selection.results
-    compute = known_compute(problem, settings, results)
+    problem, settings, cells = selection.problem, selection.settings, selection.cells
+    compute = known_compute(problem, settings, cells)
     if compute is not None:
         return compute
     with worker_pool(
         ScoringWorker, problem, num_workers=1, demand=placement.demand, stop=stop
     ) as pool:
-        return choose_compute(problem, settings, results, pool, selection.masks[0].keep)
+        return choose_compute(problem, settings, cells, pool, selection.masks[0].keep)
 
 
 def _works(selection: Selection, compute: ComputeConfig) -> Iterator[tuple[Cell, Work]]:
@@ -166,7 +222,7 @@ def _works(selection: Selection, compute: ComputeConfig) -> Iterator[tuple[Cell,
             for number, mask in enumerate(selection.masks):
                 key = {
                     **fixed,
-                    "engine": asdict(compute),
+                    "compute": asdict(compute),
                     "variant": variant,
                     "recipe": asdict(recipe),
                     "mask": mask.name,
@@ -183,19 +239,8 @@ def _works(selection: Selection, compute: ComputeConfig) -> Iterator[tuple[Cell,
                 )
                 yield (
                     cell,
-                    Work(name=cell.name, method="measure", arguments=(task, look_at_both_weights)),
+                    Work(name=cell.name, method="measure", arguments=(task, look)),
                 )
-
-
-def _print_tables(selection: Selection) -> None:
-    settings, results = selection.settings, selection.results
-    compute = known_compute(selection.problem, settings, results)
-    if compute is None:
-        raise ValueError(f"{results} holds no results yet; measure some without --only-tables")
-    found = [find(results, cell) for cell, _ in _works(selection, compute)]
-    records = [record for record in found if record is not None]
-    tables = recipe_tables(records, default_ema_decay=settings.recipe.ema_decay)
-    Console(width=150).print(*tables, sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Which update rule, with which steps? Searches on landscapes whose best masks are known.
 
-    python jobs/experiments/rules.py --output jobs/results/rules.json
+    python jobs/experiments/rules.py --output runs/rules
 
 Scores cost nothing here, so every rule can search hundreds of times: on landscapes over the
 spaces of ResNet-20, ResNet-56 and ResNet-50, made as ``landscapes.py`` says. Steps are
@@ -9,12 +9,12 @@ tuned on the landscapes of even numbers and confirmed on those of odd ones.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from archive import flattened, write_rows
 from candidates import DEFAULTS, variations
 from landscape_searches import MEASURES, Row, rows
 from rich.console import Console
@@ -45,7 +45,7 @@ def main(
         tuned_at: Proposals of the searches on landscapes of even numbers, with all variations;
             none: nothing is tuned.
         confirmed_at: Proposals of those on odd ones, with the rules as they come.
-        output: Where the tables are written, as JSON.
+        output: Folder for ``rules-tuned.csv`` and ``rules-confirmed.csv``.
     """
     tuned = [
         row
@@ -57,12 +57,11 @@ def main(
         for proposals in confirmed_at
         for row in _told(rows(DEFAULTS, _numbers(landscapes, 1), proposals))
     ]
-    tables = {"tuned": tuned, "confirmed": confirmed}
-    for title, table in tables.items():
-        Console(width=140).print(_table(title, table))
-    if output is not None:
-        content = {title: [asdict(row) for row in table] for title, table in tables.items()}
-        output.write_text(json.dumps(content, indent=1) + "\n")
+    for title, table in {"rules-tuned": tuned, "rules-confirmed": confirmed}.items():
+        Console(width=140).print(rows_table(title, table))
+        if output is not None:
+            output.mkdir(parents=True, exist_ok=True)
+            write_rows(output / f"{title}.csv", [flattened(asdict(row)) for row in table])
 
 
 def _numbers(landscapes: int, first: int) -> dict[str, list[int]]:
@@ -82,8 +81,13 @@ def _told(measured: Iterable[Row]) -> list[Row]:
     return table
 
 
-def _table(title: str, table: Sequence[Row]) -> Table:
-    """A line for every row; gains are in hundredths."""
+def rows_table(title: str, table: Sequence[Row]) -> Table:
+    """Return a line for each row; gains are in hundredths.
+
+    Args:
+        title: Title of the table.
+        table: Rows in the order of the lines.
+    """
     lines = Table("search", "space", "proposals", "n", *MEASURES, "mode over first", title=title)
     for row in table:
         mode, *others = (f"{100 * row.gains[measure]:.1f}" for measure in MEASURES)

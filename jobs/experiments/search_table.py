@@ -9,8 +9,8 @@ from statistics import fmean
 from cells import Record
 from intervals import paired_difference
 from rich.table import Table
-from search_variants import DEFAULT
 
+DEFAULT = "default"
 _MODE = "mode"
 
 

@@ -1,31 +1,31 @@
 """Which way to search is best? Rules, steps, populations and images per score, on a real network.
 
     python jobs/experiments/searches.py --data DIR --network resnet20 --weights FILE \
-        --search-val-rows FILE --macs-cut 0.57 --workers 2 --results jobs/results/searches/resnet20
+        --search-val-rows FILE --macs-cut 0.57 --workers 2 --cells runs/searches/resnet20
 
-Every search runs in a single process and is judged by the masks it ends with, before any
-fine-tuning, on images that it has not seen. Each is a file in the folder of the results, so the
-same command goes on where it was stopped (after the scores that were running).
+Each search runs in a single process. It is judged by the masks that it ends with, before any
+fine-tuning, on images that it has not seen. Each search is a cell: a file in the work folder
+``--cells``. The same command continues a study that was stopped; the scores that are running at a
+stop are finished first.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from cells import Cell, Record, find, folder_under_way, measure_missing, stopped_by_signal
 from rich.console import Console
-from search_table import searches_table
-from search_variants import VARIANTS, Way, way_of
+from search_table import DEFAULT, searches_table
 from search_worker import SearchTask, SearchWorker
 from trained import Trained, choose_compute, fixed_key, known_compute
 
 from fppmo_ray import Placement, SearchSettings
-from fppmo_ray.distribution import Budget
+from fppmo_ray.distribution import RULES, Budget, UpdateRule
 from fppmo_ray.job import require_lasting, run_job
 from fppmo_ray.service.connection import connection
 from fppmo_ray.service.pool.work import Work
@@ -33,23 +33,98 @@ from fppmo_ray.service.pool.worker_pool import WorkerPool, worker_pool
 from fppmo_ray.service.problem import Problem
 from fppmo_ray.training import ComputeConfig
 
-_OF_SEARCHES = (
-    *("macs_cut", "min_keep", "width_multiple", "importance"),
-    *("proposals", "population", "lag", "rank_by", "score_images", "score_recalibrate_images"),
-    *("rescore_images", "rescore_seeds"),
+_KEYED = (
+    *("macs_cut", "min_keep", "width_multiple", "importance", "proposals", "population", "lag"),
+    *("rank_by", "score_images", "score_recalibrate_images", "rescore_images", "rescore_seeds"),
 )
-"""The settings that a search of this job depends on; recalibrate_images is in every key."""
+"""The settings that the result of a search depends on; recalibrate_images is in every key."""
+VARIANTS = (
+    DEFAULT,
+    "proposals=320",
+    "proposals=1280",
+    "score-images=2000,score-recalibrate-images=1000,proposals=320",
+    "population=8",
+    "population=32",
+    "lag=0",
+    "importance=l1",
+    "layer-step=0.35",
+    "layer-step=1.4",
+    "filter-step=0.25",
+    "filter-step=1",
+    "sigma=0.6:0.15",
+    "temperatures=0.5:0.3",
+    "rule=elite",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is measured; more of each adds to what is there."""
+    """What is measured; more of each adds to the cells that are there."""
 
     variants: tuple[str, ...] = VARIANTS
-    """Searches by the settings in which they differ from that of the flags:
-    ``population=8,filter-step=1``."""
+    """Searches, each written as the settings in which it differs from the search of the flags, such
+    as ``population=8,filter-step=1``."""
     seeds: tuple[int, ...] = (0, 1)
-    """Of the searches."""
+    """Seeds of the searches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """The settings of a search and its update rule."""
+
+    settings: SearchSettings
+    rule: UpdateRule
+    """The rule that the settings name, perhaps with other steps."""
+
+
+def way_of(variant: str, default: SearchSettings) -> Way:
+    """Return the search of a variant.
+
+    Args:
+        variant: ``default``, or changed settings of a search and steps of its rule, such as
+            ``population=8,filter-step=1``. The two ends of a range have a colon between them.
+        default: The search whose settings are changed.
+
+    Raises:
+        ValueError: the variant names no such setting, or a value that the setting cannot have.
+    """
+    changes = dict(map(_split, variant.split(","))) if variant != DEFAULT else {}
+    of_search = {field.name for field in fields(SearchSettings)}
+    settings = replace(default, **_values(changes.keys() & of_search, changes, default))
+    rule: Any = RULES[settings.rule]
+    of_rule = {field.name for field in fields(rule)}
+    unknown = changes.keys() - of_search - of_rule
+    if unknown:
+        names = ", ".join(sorted(unknown)).replace("_", "-")
+        steps = ", ".join(sorted(of_rule)).replace("_", "-")
+        raise ValueError(
+            f"expected settings of a search or steps of rule {settings.rule} ({steps}), got {names}"
+        )
+    steps_of_rule = _values(changes.keys() & of_rule, changes, rule)
+    return Way(settings=settings, rule=replace(rule, **steps_of_rule))
+
+
+def _split(part: str) -> tuple[str, str]:
+    name, _, value = part.partition("=")
+    if not value:
+        raise ValueError(f"expected {DEFAULT} or SETTING=VALUE, got {part!r}")
+    return name.replace("-", "_"), value
+
+
+def _values(names: set[str], changes: dict[str, str], default: object) -> dict[str, Any]:
+    return {name: _value(name, changes[name], getattr(default, name)) for name in sorted(names)}
+
+
+def _value(name: str, text: str, before: object) -> Any:
+    """The text as a value of the type that the setting has."""
+    if isinstance(before, str):
+        return text
+    try:
+        if isinstance(before, tuple):
+            return tuple(map(float, text.split(":")))
+        return int(text) if isinstance(before, int) else float(text)
+    except ValueError as error:
+        raise ValueError(f"expected a number for {name}, got {text!r}") from error
 
 
 def main(
@@ -58,70 +133,68 @@ def main(
     placement: Placement,
     plan: Plan,
     *,
-    results: Path,
+    cells: Path,
     work_dir: Path | None = None,
-    only_tables: bool = False,
 ) -> None:
-    """Measure what is missing, then print what is there.
+    """Measure the searches that are missing, then print the table.
 
     Args:
-        trained: Which network is pruned, and on what data.
-        settings: The default search; what is of fine-tuning plays no part.
-        placement: Where it runs.
+        trained: The network that is pruned, and its data.
+        settings: The default search. Settings of fine-tuning play no part.
+        placement: The workers.
         plan: What is measured.
-        results: Folder that keeps every search in a file.
-        work_dir: Folder for the scores of searches under way; all workers must see it. By default
-            under-way in the results.
-        only_tables: Print what is there and measure nothing; another process may be speed.
+        cells: Work folder with a file for each search.
+        work_dir: Folder for the scores of running searches, which all workers must see; by default
+            ``under-way`` inside ``cells``.
     """
-    for folder in (results, work_dir or results):
+    for folder in (cells, work_dir or cells):
         require_lasting(folder)
-    if settings.score_steps or settings.adapt_epochs or settings.stages:
-        raise ValueError("searches are compared at --score-steps 0, without adaptation and stages")
+    if settings.score_steps or settings.stages:
+        raise ValueError("searches are compared at --score-steps 0 and without --stages")
     settings.only_macs_cut()  # refuses several
     settings = settings.on(placement.device_type)
     ways = {variant: way_of(variant, settings) for variant in plan.variants}
     problem = trained.problem(settings, placement)
-    if not only_tables:
-        with (
-            connection(placement),
-            stopped_by_signal(results) as stop,
-            worker_pool(
-                SearchWorker,
-                problem,
-                num_workers=placement.workers,
-                demand=placement.demand,
-                stop=stop,
-            ) as pool,
-        ):
-            compute = _compute(problem, settings, results, pool)
-            folder = (work_dir or results / "under-way").resolve()
+    folder = (work_dir or cells / "under-way").resolve()
 
-            def clear(cell: Cell, _: Record) -> None:
-                shutil.rmtree(folder_under_way(folder, cell), ignore_errors=True)
+    def clear(cell: Cell, _: Record) -> None:
+        shutil.rmtree(folder_under_way(folder, cell), ignore_errors=True)
 
-            works = _works(problem, ways, plan, compute, folder)
-            measure_missing(results, works, pool, on_kept=clear)
-    _print_table(problem, settings, ways, plan, results)
+    with (
+        connection(placement),
+        stopped_by_signal(cells) as stop,
+        worker_pool(
+            SearchWorker,
+            problem,
+            num_workers=placement.workers,
+            demand=placement.demand,
+            stop=stop,
+        ) as pool,
+    ):
+        compute = _compute(problem, settings, cells, pool)
+        works = list(_works(problem, ways, plan, compute, folder))
+        measure_missing(cells, works, pool, on_kept=clear)
+    found = (find(cells, cell) for cell, _ in works)
+    Console(width=150).print(searches_table([record for record in found if record is not None]))
 
 
 def _compute(
-    problem: Problem, settings: SearchSettings, results: Path, pool: WorkerPool
+    problem: Problem, settings: SearchSettings, cells: Path, pool: WorkerPool
 ) -> ComputeConfig:
     """The compute configuration of the cells that are there; else chosen as a search would."""
-    compute = known_compute(problem, settings, results)
+    compute = known_compute(problem, settings, cells)
     if compute is not None:
         return compute
     space = problem.tracing.space
     mask = Budget.from_cut(space, settings.only_macs_cut()).fill(np.zeros(space.num_filters))
-    return choose_compute(problem, settings, results, pool, mask)
+    return choose_compute(problem, settings, cells, pool, mask)
 
 
 def _works(
     problem: Problem, ways: dict[str, Way], plan: Plan, compute: ComputeConfig, folder: Path
 ) -> Iterator[tuple[Cell, Work]]:
     """Every cell with its work, seed by seed."""
-    fixed = {**fixed_key(problem), "engine": asdict(compute)}
+    fixed = {**fixed_key(problem), "compute": asdict(compute)}
     for seed in plan.seeds:
         for variant, way in ways.items():
             cell = Cell(name=f"{variant}-s{seed}", key={**fixed, **_key(variant, way, seed)})
@@ -135,24 +208,15 @@ def _works(
 
 
 def _key(variant: str, way: Way, seed: int) -> dict[str, Any]:
-    weight = way.settings.optimizer_settings().capacity_weight  # 0: as before there was any
+    settings = way.settings
+    search = {name: getattr(settings, name) for name in _KEYED}
+    weight = settings.optimizer_settings().capacity_weight
     return {
         "variant": variant,
-        "rule": {"name": way.settings.rule, **asdict(way.rule)},  # type: ignore[call-overload]
-        "search": {name: getattr(way.settings, name) for name in _OF_SEARCHES}
-        | ({"capacity_weight": weight} if weight else {}),
+        "rule": {"name": settings.rule, **asdict(way.rule)},  # type: ignore[call-overload]
+        "search": {**search, "capacity_weight": weight},
         "seed": seed,
     }
-
-
-def _print_table(
-    problem: Problem, settings: SearchSettings, ways: dict[str, Way], plan: Plan, results: Path
-) -> None:
-    compute = known_compute(problem, settings, results)
-    if compute is None:
-        raise ValueError(f"{results} holds no results yet; measure some without --only-tables")
-    found = (find(results, cell) for cell, _ in _works(problem, ways, plan, compute, results))
-    Console(width=150).print(searches_table([record for record in found if record is not None]))
 
 
 if __name__ == "__main__":

@@ -90,4 +90,4 @@ def choose_compute(
 
 def _compute_cell(problem: Problem, settings: SearchSettings) -> Cell:
     asked = {"dtype": settings.dtype, "autotune": settings.autotune, "threads": problem.threads}
-    return Cell(name="engine", key={**fixed_key(problem), **asked})
+    return Cell(name="compute", key={**fixed_key(problem), **asked})

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import chain, zip_longest
+from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from cells import Cell, Record, find, folder_under_way, recipe_key
+from cells import Cell, Record, find, folder_under_way
 from fine_tuning import TuningTask
 from trained import fixed_key
 
@@ -34,12 +34,7 @@ class Plan:
     steps: tuple[int, ...] = (0, 50, 150, 500)
     """Fine-tuning steps of scores; 0 recalibrates only."""
     few_images_steps: tuple[int, ...] = (0,)
-    """The same for scores on as few images as a search's proposals have."""
-    adapted_weights: Path | None = None
-    """The network's weights fine-tuned under random masks. Scores that begin from them are measured
-    too; the truth always begins from --weights."""
-    adapted_steps: tuple[int, ...] = (0, 50)
-    """Fine-tuning steps of the scores that begin from the adapted weights."""
+    """Fine-tuning steps of scores on as few images as a search's proposals have."""
     score_seeds: int = 3
     """Repeats of each score, which tell its noise. All masks share a repeat's seed, as those of a
     generation do."""
@@ -50,27 +45,15 @@ class Plan:
         for name, least in (("masks", 2), ("score_seeds", 1), ("truth_seeds", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        for count in self._all_steps():
+        for count in (*self.steps, *self.few_images_steps):
             if count < 0:
                 raise ValueError(f"fine-tuning steps of scores must be at least 0, got {count}")
 
-    def _all_steps(self) -> tuple[int, ...]:
-        given = (self.steps, self.few_images_steps, self.adapted_steps)
-        return tuple(chain.from_iterable(given))
-
-    def depths(self, *, with_adapted: bool) -> list[Depth]:
-        """The depths of the scores, the shallowest first."""
-        adapted = self.adapted_steps if with_adapted else ()
-        depths = {
-            *(Depth(steps=count) for count in self.steps),
-            *(Depth(steps=count, images="few") for count in self.few_images_steps),
-            *(Depth(steps=count, weights="adapted") for count in adapted),
-        }
-
-        def place(depth: Depth) -> tuple[int, bool, bool]:
-            return depth.steps, depth.weights != "dense", depth.images != "few"
-
-        return sorted(depths, key=place)
+    def depths(self) -> list[Depth]:
+        """Return the depths of the scores, the shallowest first."""
+        few = {Depth(steps=count, images="few") for count in self.few_images_steps}
+        many = {Depth(steps=count) for count in self.steps}
+        return sorted(few | many, key=lambda depth: (depth.steps, depth.images != "few"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +63,6 @@ class Study:
     problem: Problem
     compute: ComputeConfig | None
     """How all passes are computed; None until that is measured."""
-    adapted_weights: str | None
-    """Digest of the adapted weights, where there are any."""
     masks: Sequence[Mask]
     plan: Plan
     seed: int
@@ -115,9 +96,9 @@ def tasks(study: Study) -> list[Task]:
     then the repeats that tell the noise.
     """
     assert study.compute is not None  # whoever asks for tasks has settled it
-    fixed = {**fixed_key(study.problem), "engine": asdict(study.compute)}
+    fixed = {**fixed_key(study.problem), "compute": asdict(study.compute)}
     plan, in_turn = study.plan, _in_turn(study.masks)
-    depths = plan.depths(with_adapted=study.adapted_weights is not None)
+    depths = plan.depths()
 
     def scores(repeat: int) -> Iterator[Task]:
         for depth in depths:
@@ -186,25 +167,22 @@ def _in_turn(masks: Sequence[Mask]) -> list[tuple[str, Mask]]:
 def _score_task(
     study: Study, fixed: Mapping[str, Any], file: str, mask: Mask, depth: Depth, repeat: int
 ) -> Task:
-    # Neither plays a part in scores.
-    recipe = recipe_key(replace(study.problem.recipe, ema_decay=0))
-    del recipe["epochs"]
+    recipe = asdict(study.problem.recipe)
+    del recipe["epochs"]  # plays no part in scores
     seed = (study.seed, repeat, _SCORE_STREAM)
     fidelity = fidelity_of(study.problem, depth)
     key = {
         **fixed,
-        **_mask_key(mask),
+        **_mask_key(study, mask),
         **asdict(depth),
+        "kind": str(depth),
+        "repeat": repeat,
         "score_images": fidelity.score_images,
         "recipe": recipe,
         "seed": seed,
     }
     if depth.images == "few":
         key["score_recalibrate_images"] = fidelity.recalibrate_images
-    else:
-        del key["images"]  # as before there was a choice
-    if depth.weights == "adapted":
-        key["adapted_weights"] = study.adapted_weights
     name = _cell_name(file, depth, repeat)
     work = Work(
         name=name,
@@ -219,8 +197,10 @@ def _truth_task(study: Study, fixed: Mapping[str, Any], file: str, mask: Mask, r
     recipe, seed = study.problem.recipe, study.seed + repeat
     key = {
         **fixed,
-        **_mask_key(mask),
-        "recipe": recipe_key(recipe),
+        **_mask_key(study, mask),
+        "kind": TRUTH,
+        "repeat": repeat,
+        "recipe": asdict(recipe),
         "seed": seed,
     }
     assert study.compute is not None  # it was settled before there were tasks
@@ -236,13 +216,16 @@ def _truth_task(study: Study, fixed: Mapping[str, Any], file: str, mask: Mask, r
     return Task(cell=cell, work=work, mask=mask, depth=None, repeat=repeat)
 
 
-def _mask_key(mask: Mask) -> dict[str, Any]:
-    return {"mask": mask.name, "keep": pack_mask(mask.keep), "is_near": mask.is_near}
+def _mask_key(study: Study, mask: Mask) -> dict[str, Any]:
+    space = study.problem.tracing.space
+    return {
+        "mask": mask.name,
+        "keep": pack_mask(mask.keep),
+        "is_near": mask.is_near,
+        "parameters_left": space.parameters(mask.keep) / space.dense_parameters,
+    }
 
 
 def _cell_name(file: str, depth: Depth, repeat: int) -> str:
-    ways = [
-        *(["adapted"] * (depth.weights == "adapted")),
-        *(["few"] * (depth.images == "few")),
-    ]
-    return "-".join([file, f"{depth.steps}steps", *ways, str(repeat)])
+    few = "-few" if depth.images == "few" else ""
+    return f"{file}-{depth.steps}steps{few}-{repeat}"

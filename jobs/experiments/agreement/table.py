@@ -19,70 +19,89 @@ from agreement.correlation import (
     noise_beside_others,
     top_quarter_recall,
 )
-from agreement.masks import Mask
-from agreement.study import TRUTH, Task
-from fppmo_ray.distribution import FloatArray, PruningSpace, RankBy
-from fppmo_ray.distribution.capacity import capacity_factor
+from agreement.study import TRUTH
+from fppmo_ray.distribution import FloatArray, RankBy
 from fppmo_ray.report.spearman import spearman
 
-_FEWEST = 4  # masks that a correlation is taken of
+FEWEST = 4  # masks that a correlation is taken of
 _MEASURES = ("loss", "accuracy")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Results:
-    """What is measured so far."""
+    """The cells of a study that are measured so far."""
 
-    tasks: Sequence[Task]
-    records: Mapping[str, Record]
-    """By the name of the cell."""
-    space: PruningSpace
-    """Of the masks."""
+    records: Sequence[Record]
+    """Scores and fine-tunings. The kinds of score and the masks are shown in their order."""
 
     def capacities(self, names: Sequence[str], weight: float) -> FloatArray:
-        """What the losses of these masks' scores are multiplied by, ``(masks,)``."""
-        keep = {mask.name: mask.keep for mask in self.masks}
-        return np.array([capacity_factor(self.space, keep[name], weight) for name in names])
+        """The factors that the losses of some masks' scores are multiplied by.
+
+        Args:
+            names: Of the masks.
+            weight: See ``fppmo_ray.distribution.capacity.capacity_factor``.
+
+        Returns:
+            ``(masks,)``: (share of the parameters left) ** -weight, exactly 1 for a weight of 0.
+        """
+        left = {r.key["mask"]: r.key["parameters_left"] for r in self.records}
+        return np.array([1.0 if weight == 0 else left[name] ** -weight for name in names])
 
     @cached_property
-    def masks(self) -> list[Mask]:
-        """All masks, those near the optimum last."""
-        masks = [task.mask for task in self.tasks if task.kind == TRUTH and task.repeat == 0]
-        return sorted(masks, key=lambda mask: mask.is_near)
+    def masks(self) -> dict[str, bool]:
+        """The masks that were fine-tuned by name: whether each is near an optimum; those last."""
+        found = {r.key["mask"]: r.key["is_near"] for r in self.records if r.key["kind"] == TRUTH}
+        return dict(sorted(found.items(), key=lambda item: item[1]))
 
     @cached_property
     def kinds(self) -> list[str]:
-        """The fidelities, in order."""
-        kinds = dict.fromkeys(task.kind for task in self.tasks if task.kind != TRUTH)
+        """The kinds of score, in the order of the records."""
+        kinds = dict.fromkeys(r.key["kind"] for r in self.records if r.key["kind"] != TRUTH)
         return list(kinds)
 
     def figures(self, kind: str, repeat: int) -> dict[str, Record]:
-        """The records of a kind by the name of the mask."""
-        return {
-            task.mask.name: self.records[task.cell.name]
-            for task in self.tasks
-            if (task.kind, task.repeat) == (kind, repeat) and task.cell.name in self.records
-        }
+        """The records of a kind of score by the name of the mask.
+
+        Args:
+            kind: One of ``kinds``, or ``TRUTH``.
+            repeat: Number of the seed, from 0.
+        """
+        wanted = kind, repeat
+        found = [r for r in self.records if (r.key["kind"], r.key["repeat"]) == wanted]
+        return {r.key["mask"]: r for r in found}
 
     def repeats(self, kind: str, masks: Sequence[str]) -> list[dict[str, Record]]:
-        """The repeats of a kind that are there for all of these masks."""
-        numbers = range(1 + max(task.repeat for task in self.tasks))
+        """The repeats of a kind that are complete for some masks.
+
+        Args:
+            kind: One of ``kinds``, or ``TRUTH``.
+            masks: Names of the masks that a repeat must have.
+
+        Returns:
+            For each such repeat, its records by the name of the mask.
+        """
+        numbers = range(1 + max(r.key["repeat"] for r in self.records))
         found = [self.figures(kind, repeat) for repeat in numbers]
         return [records for records in found if records and set(masks) <= records.keys()]
 
 
-def tables(
-    results: Results, *, rank_by: RankBy, proposals: int, capacity_weight: float = 0.0
+def agreement_tables(
+    records: Sequence[Record],
+    *,
+    rank_by: RankBy = "val_loss",
+    proposals: int = 640,
+    capacity_weight: float = 0.0,
 ) -> list[Table]:
-    """How scores agree with the truth, what they cost, and the masks that they were judged on.
+    """Return tables of how well scores agree with the truth, of their cost, and of the masks.
 
     Args:
-        results: What is measured so far.
-        rank_by: The figure of a score that is taken.
-        proposals: Of the search whose cost is told.
-        capacity_weight: Of the parameters that masks leave, beside the loss; see
-            ``capacity_factor``.
+        records: Cells of one study, which need not be complete.
+        rank_by: The figure of a score that is judged.
+        proposals: Number of scores whose cost is shown.
+        capacity_weight: Weight of the parameters that masks leave, beside the loss; see
+            ``fppmo_ray.distribution.capacity.capacity_factor``.
     """
+    results = Results(records)
     return [
         _agreement_table(results, rank_by, capacity_weight, near_only=False),
         _agreement_table(results, rank_by, capacity_weight, near_only=True),
@@ -103,17 +122,17 @@ def _agreement_table(
         *(f"top-quarter recall, {measure}" for measure in _MEASURES),
         title=f"{title}: agreement with the truth, and 95 % intervals over masks",
     )
-    names = [mask.name for mask in results.masks if mask.is_near or not near_only]
+    names = [name for name, is_near in results.masks.items() if is_near or not near_only]
     true = results.figures(TRUTH, 0)
     for kind in results.kinds:
         judged = [name for name in names if name in true and name in results.figures(kind, 0)]
-        if len(judged) < _FEWEST:
+        if len(judged) < FEWEST:
             continue
         costs = _score_costs(results, kind, judged, rank_by)
         costs = costs * results.capacities(judged, capacity_weight)
         table.add_row(kind, str(len(judged)), str(len(costs)), *_agreements(results, judged, costs))
     judged = [name for name in names if name in true]
-    if len(judged) >= _FEWEST:
+    if len(judged) >= FEWEST:
         alone = results.capacities(judged, 1.0)[None]
         row = _agreements(results, judged, alone)
         table.add_row("parameters left, alone", str(len(judged)), "", *row)
@@ -133,7 +152,7 @@ def _agreements(results: Results, judged: Sequence[str], costs: FloatArray) -> l
 def _with_ceiling(table: Table, results: Results, judged: Sequence[str]) -> Table:
     """One fine-tuning against another: no score can be expected to agree better."""
     repeats = results.repeats(TRUTH, judged)
-    if len(repeats) < 2 or len(judged) < _FEWEST:
+    if len(repeats) < 2 or len(judged) < FEWEST:
         return table
     pairs = [
         [_costs_of_truth(records, judged, measure) for records in repeats[:2]]
@@ -163,7 +182,7 @@ def _cost_table(results: Results, rank_by: RankBy, proposals: int) -> Table:
         records = [r for repeat in results.repeats(kind, []) for r in repeat.values()]
         seconds = median(record.seconds for record in records)
         costs = _score_costs(results, kind, list(scored), rank_by)
-        near = [name for name in scored if _is_near(results, name)]
+        near = [name for name, record in scored.items() if record.key["is_near"]]
         spread = _score_costs(results, kind, near, rank_by).mean(0).std() if near else np.nan
         table.add_row(
             *(kind, str(len(records)), f"{seconds:.2f}"),
@@ -180,12 +199,12 @@ def _mask_table(results: Results) -> Table:
         title="truth: masks after fine-tuning"
         + ("" if (seconds := _epoch_seconds(results)) is None else f", {seconds:.0f} s an epoch"),
     )
-    for mask in results.masks:
-        fine_tuned = [r[mask.name].figures for r in results.repeats(TRUTH, [mask.name])]
+    for mask, is_near in results.masks.items():
+        fine_tuned = [r[mask].figures for r in results.repeats(TRUTH, [mask])]
         if not fine_tuned:
             continue
         table.add_row(
-            *(mask.name, "yes" if mask.is_near else ""),
+            *(mask, "yes" if is_near else ""),
             f"{fmean(figures['held_out']['loss'] for figures in fine_tuned):.4f}",
             *(
                 f"{100 * fmean(figures[split]['accuracy'] for figures in fine_tuned):.2f}"
@@ -221,10 +240,6 @@ def _epoch_seconds(results: Results) -> float | None:
     records = [r for repeat in results.repeats(TRUTH, []) for r in repeat.values()]
     seconds = [second for record in records for second in record.figures["epoch_seconds"]]
     return median(seconds) if seconds else None
-
-
-def _is_near(results: Results, name: str) -> bool:
-    return any(mask.is_near for mask in results.masks if mask.name == name)
 
 
 def _with_interval(statistic: Statistic, costs: FloatArray, truth: FloatArray) -> str:

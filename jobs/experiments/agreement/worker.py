@@ -10,39 +10,29 @@ from typing import Any, Literal
 import torch
 from cells import Measured
 from fine_tuning import Tuned, Tuner, TuningTask, seen
-from torch import nn
 
 from fppmo_ray.distribution import BoolArray
 from fppmo_ray.pruning import Candidate, Fidelity, score
 from fppmo_ray.pruning.compute_trial import ComputeTrial, try_compute
 from fppmo_ray.service.pool.place import Place, here
 from fppmo_ray.service.problem import Problem
-from fppmo_ray.service.weights import Arrays, load_arrays
 from fppmo_ray.training import ComputeConfig, DType, native_dtype
 
-Weights = Literal["dense", "adapted"]
-"""Those that masks are cut from."""
 NumImages = Literal["many", "few"]
-"""Of a score: as for a search's finalists, or as for its proposals."""
+"""The number of images of a score: that of a search's finalists, or that of its proposals."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Depth:
-    """What sets the fidelities apart."""
+    """How much work a score is, apart from settings that all scores share."""
 
     steps: int
-    """Fine-tuning steps; 0 = recalibrate only."""
-    weights: Weights = "dense"
+    """Fine-tuning steps; 0 only recalibrates."""
     images: NumImages = "many"
 
     def __str__(self) -> str:
-        ways = {
-            "adapted weights": self.weights == "adapted",
-            f"{self.steps} steps": self.steps > 0,
-            "recalibrated": not self.steps,
-            "few images": self.images == "few",
-        }
-        return ", ".join(way for way, is_used in ways.items() if is_used)
+        kind = f"{self.steps} steps" if self.steps else "recalibrated"
+        return f"{kind}, few images" if self.images == "few" else kind
 
 
 def fidelity_of(problem: Problem, depth: Depth) -> Fidelity:
@@ -55,18 +45,15 @@ class FidelityWorker:
     """Runs as a Ray actor on the CPUs or the GPU it was given.
 
     Args:
-        problem: Its fidelities are all but the depth of the scores.
-        adapted: The adapted dense weights, None where there are none.
-        slot: Its number in the pool.
+        problem: The network and its data; its fidelities say how many images a score takes.
+        slot: Number of the worker in the pool.
     """
 
-    def __init__(self, problem: Problem, adapted: Arrays | None, slot: int) -> None:
+    def __init__(self, problem: Problem, slot: int) -> None:
         self._slot = slot
         self._problem = problem
         self._tuner = Tuner(problem)
-        self._dense: dict[Weights, nn.Module] = {"dense": self._network_with(None)}
-        if adapted is not None:
-            self._dense["adapted"] = self._network_with(adapted)
+        self._dense = copy.deepcopy(problem.network).to(self._tuner.device).eval()
 
     def __repr__(self) -> str:
         """What the Ray dashboard shows."""
@@ -84,14 +71,14 @@ class FidelityWorker:
     def try_compute(self, compute: ComputeConfig, keep: BoolArray) -> ComputeTrial:
         """Measure how long a score of a mask takes with a compute configuration."""
         torch.set_num_threads(compute.threads)
-        return try_compute(self._candidate("dense", keep, compute))
+        return try_compute(self._candidate(keep, compute))
 
     def score(
         self, compute: ComputeConfig, keep: BoolArray, depth: Depth, seed: Sequence[int]
     ) -> Measured:
         """Loss and accuracy on search-val, as a search would score the mask."""
         torch.set_num_threads(compute.threads)
-        candidate = self._candidate(depth.weights, keep, compute)
+        candidate = self._candidate(keep, compute)
         fidelity = fidelity_of(self._problem, depth)
         scored = score(replace(candidate, fidelity=fidelity, seed=tuple(seed)))
         figures = {"val_loss": scored.val_loss, "val_accuracy": scored.val_accuracy}
@@ -106,10 +93,10 @@ class FidelityWorker:
         tuned = self._tuner.train(task)
         return None if tuned is None else seen(self._tuner, tuned, _look)
 
-    def _candidate(self, weights: Weights, keep: BoolArray, compute: ComputeConfig) -> Candidate:
+    def _candidate(self, keep: BoolArray, compute: ComputeConfig) -> Candidate:
         problem = self._problem
         return Candidate(
-            dense=self._dense[weights],
+            dense=self._dense,
             tracing=problem.tracing,
             keep=keep,
             search_train=self._tuner.split("search_train"),
@@ -118,12 +105,6 @@ class FidelityWorker:
             recipe=problem.recipe,
             compute=compute,
         )
-
-    def _network_with(self, arrays: Arrays | None) -> nn.Module:
-        network = copy.deepcopy(self._problem.network)
-        if arrays is not None:
-            load_arrays(network, arrays)
-        return network.to(self._tuner.device).eval()
 
 
 def _look(tuner: Tuner, tuned: Tuned) -> Mapping[str, Any]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from cells import Cell, recipe_key
+from cells import Cell
 
 from fppmo_ray.distribution import pack_mask
 from rivals.methods import DENSE, FASTNAS, Case, Choice, Method, settings_of
@@ -31,38 +30,24 @@ def _key(case: Case, method: Method, network: str) -> dict[str, Any]:
         "network": network,
         "method": str(method),
         "seed": settings.seed,
-        "recipe": recipe_key(settings.recipe),
-        "engine": asdict(case.compute),
+        "recipe": asdict(settings.recipe),
+        "compute": asdict(case.compute),
         "device_type": identity["device_type"],
         "weights": identity["network"],
         "data": identity["data"],
     }
     if method.name == DENSE:
         return key
-    names = ("macs_cut", "min_keep", "width_multiple", "ignore", "recalibrate_images")
+    of_masks = ("macs_cut", "min_keep", "width_multiple", "layer_limits", "ignore")
+    names = (*of_masks, "recalibrate_images")
     key |= {name: identity["settings"][name] for name in names}
-    if settings.layer_limits:  # else as before there were any
-        key["layer_limits"] = settings.layer_limits
     if method.name == FASTNAS:
         key["search"] = {"score_images": settings.rescore_images}
     if method.is_search or method.needs_fppmo:
         searching = settings_of(method, settings).journaled()
         known = {*key, *_NAMED_ELSEWHERE}
-        unused = _unused(searching)
-        key["search"] = {k: v for k, v in searching.items() if k not in known and k not in unused}
+        key["search"] = {name: value for name, value in searching.items() if name not in known}
     return key
-
-
-def _unused(searching: Mapping[str, Any]) -> set[str]:
-    """Settings that play no part, as before there were such."""
-    weighed = searching["capacity_weight"] and searching["rank_by"] == "val_loss"
-    rounds = {"adapt_epochs", "adapt_rounds", "adapt_learning_rate", "tune_from"}
-    stages = {"stages", "stage_epochs"}
-    return (
-        (set() if searching["adapt_epochs"] else rounds)
-        | (set() if searching["stages"] else stages)
-        | (set() if weighed else {"capacity_weight"})
-    )
 
 
 def figures_of(case: Case, choice: Choice) -> dict[str, Any]:

@@ -241,29 +241,19 @@ def foreign_choice(case: Case, memory: Path) -> Choice:
 
 
 def settings_of(method: Method, settings: SearchSettings) -> SearchSettings:
-    """The search's settings of a method: all alike but for the rule and the scores asked for.
+    """Return the settings of a method's search.
 
-    Rivals prune the weights as they are, in one shot, learn nothing by our rules and judge by loss
-    or accuracy alone: cells of theirs do not depend on ``--rule``, ``--capacity-weight`` (but for
-    those named weighed), ``--adapt-epochs`` and ``--stages``. Those with a search of their own
-    score every proposal at once, whatever ``--screen-steps`` says.
+    Rivals prune in one shot and judge by losses as they are, as published, unless their name ends
+    in ``-weighed``. So ``--rule``, ``--capacity-weight`` and ``--stages`` do not change them.
+
+    Args:
+        method: A search, or a control that needs FPPMO's.
+        settings: The settings of the flags.
     """
-    is_rival = method.is_search and method.name != FPPMO
-    if is_rival:
-        settings = replace(
-            settings,
-            rule="random",
-            capacity_weight=settings.capacity_weight if method.name in _WEIGHED else 0.0,
-            adapt_epochs=0,
-            tune_from="given",
-            stages=(),
-        )
-    is_screened = not is_rival or SEARCHES[method.name] is _own_search
-    return replace(
-        settings,
-        proposals=method.scores or settings.proposals,
-        screen_steps=settings.screen_steps if is_screened else None,
-    )
+    if method.is_search and method.name != FPPMO:
+        weight = settings.capacity_weight if method.name in _WEIGHED else 0.0
+        settings = replace(settings, rule="random", capacity_weight=weight, stages=())
+    return replace(settings, proposals=method.scores or settings.proposals)
 
 
 def control(case: Case, name: str, chosen: BoolArray, untrained: Arrays) -> Choice:

@@ -51,7 +51,7 @@ def accuracies_on_test(rows: dict[int, Record], moment: str = "after") -> list[f
 
 
 def _require_alike(records: Sequence[Record]) -> None:
-    for name in ("network", "weights", "recipe", "engine", "device_type"):
+    for name in ("network", "weights", "recipe", "compute", "device_type"):
         found = {str(record.key[name]): record.key for record in records}
         if len(found) > 1:
             first, second = sorted(found)[:2]

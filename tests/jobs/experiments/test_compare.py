@@ -169,15 +169,6 @@ def test_a_rival_told_a_whole_journal_proposes_the_same_masks(case: Case) -> Non
         np.testing.assert_array_equal(item.keep, keep)
 
 
-def test_screening_is_for_the_searches_that_know_how_to_go_on() -> None:
-    screened = replace(SETTINGS, score_steps=50, screen_steps=5)
-    steps = {
-        name: settings_of(method_of(name), screened).screen_steps
-        for name in ("fppmo", "random", "legr", "random-widths")
-    }
-    assert steps == {"fppmo": 5, "random": 5, "legr": None, "random-widths": None}
-
-
 def test_random_widths_differ_and_hold_the_filters_of_highest_l1(case: Case) -> None:
     space, l1 = case.problem.tracing.space, case.importance("l1")
     masks = random_widths(case.budget, l1, seed=0)(range(20), {})
@@ -292,7 +283,7 @@ def test_fine_tuning_is_that_of_the_library_and_survives_a_kill_between_epochs(
 
 def record(method: str, seed: int, accuracy: float, **key: Any) -> Record:
     at = {"test": {"accuracy": accuracy}, "choose_val": {"accuracy": accuracy}}
-    shared = {"network": "n", "weights": "w", "recipe": {}, "engine": {}, "device_type": "cpu"}
+    shared = {"network": "n", "weights": "w", "recipe": {}, "compute": {}, "device_type": "cpu"}
     return Record(
         key=shared | {"method": method, "seed": seed, "macs_cut": 0.57} | key,
         figures={
@@ -348,7 +339,7 @@ def test_t_quantiles_beyond_the_table_are_right_to_three_digits() -> None:
 def command_of(few_images: Path, weights: Path, folder: Path, *methods: str) -> list[str]:
     flags = {
         **{"data": few_images, "network": "resnet20", "weights": weights},
-        **{"results": folder / "results", "work-dir": folder / "work"},
+        **{"cells": folder / "cells", "work-dir": folder / "work"},
         **{"macs-cut": 0.57, "proposals": 8, "population": 4, "score-steps": 0},
         **{"recalibrate-images": 64, "score-images": 32, "rescore-seeds": 1},
         **{"dtype": "float32", "fine-tune-epochs": 20, "seeds": 0, "workers": 1},
@@ -372,7 +363,7 @@ def test_a_stopped_ray_job_of_a_comparison_keeps_its_epochs_and_goes_on(
 
     command = command_of(few_images, weights, tmp_path, "uniform-l1", "fpgm")
     log = stop_and_go_on(head, *command, begun=begun)
-    results = tmp_path / "results"
+    results = tmp_path / "cells"
     assert f"stopped on request: 0 cells in {results}; the same command goes on" in log
     assert "Traceback" not in log
     records = read_all(results)
@@ -386,7 +377,7 @@ def test_a_stopped_ray_job_of_a_comparison_keeps_its_epochs_and_goes_on(
 def test_a_killed_comparison_does_no_cell_and_no_epoch_twice(
     few_images: Path, weights: Path, tmp_path: Path
 ) -> None:
-    results, work = tmp_path / "results", tmp_path / "work"
+    results, work = tmp_path / "cells", tmp_path / "work"
     methods = ("uniform-l1", "fppmo", "legr")
     command = [sys.executable, *command_of(few_images, weights, tmp_path, *methods)]
 

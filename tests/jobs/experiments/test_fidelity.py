@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from agreement.masks import (
     near_masks,
 )
 from agreement.study import Plan, Study, Task, seconds_left, tasks
-from agreement.table import Results, tables
+from agreement.table import agreement_tables
 from agreement.worker import Depth, FidelityWorker
 from fine_tuning import TuningTask
 from ray_head import Head, stop_and_go_on
@@ -283,10 +284,8 @@ def mask(problem: Problem) -> Mask:
 
 
 def test_a_score_of_the_job_is_that_of_a_search(problem: Problem, mask: Mask) -> None:
-    worker = FidelityWorker(problem, to_arrays(problem.network), 0)
-    plain = worker.score(COMPUTE, mask.keep, Depth(steps=1), (0, 1, 2))
-    adapted = Depth(steps=1, weights="adapted")
-    assert worker.score(COMPUTE, mask.keep, adapted, (0, 1, 2)).figures == plain.figures
+    worker = FidelityWorker(problem, 0)
+    many = worker.score(COMPUTE, mask.keep, Depth(steps=1), (0, 1, 2))
     few = worker.score(COMPUTE, mask.keep, Depth(steps=1, images="few"), (0, 1, 2))
     candidate = Candidate(
         dense=problem.network.eval(),
@@ -300,8 +299,8 @@ def test_a_score_of_the_job_is_that_of_a_search(problem: Problem, mask: Mask) ->
         compute=COMPUTE,
     )
     expected = score(candidate)
-    assert plain.figures["val_loss"] == expected.val_loss
-    assert plain.figures["val_accuracy"] == expected.val_accuracy
+    assert many.figures["val_loss"] == expected.val_loss
+    assert many.figures["val_accuracy"] == expected.val_accuracy
     as_proposed = score(replace(candidate, fidelity=replace(problem.fidelity, steps=1)))
     assert few.figures["val_loss"] == as_proposed.val_loss
 
@@ -309,9 +308,9 @@ def test_a_score_of_the_job_is_that_of_a_search(problem: Problem, mask: Mask) ->
 def test_the_truth_is_the_fine_tuning_of_a_search(
     problem: Problem, mask: Mask, tmp_path: Path
 ) -> None:
-    recipe = replace(problem.recipe, epochs=2, distillation_weight=0.5, ema_decay=0.5)
+    recipe = replace(problem.recipe, epochs=2, distillation_weight=0.5)
     tuned = TuningTask(keep=mask.keep, recipe=recipe, seed=3, compute=COMPUTE, folder=tmp_path)
-    worker = FidelityWorker(problem, None, 0)
+    worker = FidelityWorker(problem, 0)
     assert worker.truth(tuned) is None  # one epoch a call
     truth = worker.truth(tuned).figures
     service = ScoringWorker(problem, 0)
@@ -331,7 +330,6 @@ def study_of(problem: Problem, masks: list[Mask], plan: Plan) -> Study:
     return Study(
         problem=problem,
         compute=COMPUTE,
-        adapted_weights=None,
         masks=masks,
         plan=plan,
         seed=0,
@@ -352,7 +350,8 @@ def record_of(task: Task, cost: float) -> cells.Record:
         "epoch_seconds": [40.0],
     }
     seconds = 40.0 if task.depth is None else 1.0 + task.depth.steps
-    return cells.Record(key={}, figures=figures, seconds=seconds, versions={}, date="", cpu="")
+    key = dict(task.cell.key)
+    return cells.Record(key=key, figures=figures, seconds=seconds, versions={}, date="", cpu="")
 
 
 def test_single_scores_come_before_truths_and_these_before_repeats(
@@ -377,9 +376,10 @@ def test_what_is_left_is_judged_by_what_was_measured(problem: Problem, mask: Mas
     assert seconds_left(study, todo, records) == 0
 
 
-def printed(results: Results) -> str:
+def printed(records: Iterable[cells.Record]) -> str:
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(*tables(results, rank_by="val_accuracy", proposals=320), sep="\n")
+    shown = agreement_tables(list(records), rank_by="val_accuracy", proposals=320)
+    console.print(*shown, sep="\n")
     return console.export_text()
 
 
@@ -396,8 +396,7 @@ def test_tables_hold_what_is_there(problem: Problem, mask: Mask) -> None:
         )
         for task in todo
     }
-    space = problem.tracing.space
-    lines = printed(Results(tasks=todo, records=records, space=space)).splitlines()
+    lines = printed(records.values()).splitlines()
     [everywhere, near] = [line for line in lines if "│ recalibrated" in line and "[" in line]
     assert "│ 8     │ 2     │ 0.98 [" in everywhere  # 1 - 6 (1 + 1) / (8 * 63)
     assert "│ 4     │ 2     │ 0.80 [" in near  # 1 - 6 (1 + 1) / (4 * 15)
@@ -407,8 +406,7 @@ def test_tables_hold_what_is_there(problem: Problem, mask: Mask) -> None:
     assert "│ 16     │ 51.00     │ 408.0 " in cost  # 320 * 51 / 40
     assert sum("│ mask 7" in line and "│ 30.00 " in line for line in lines) == 1
 
-    begun = {name: record for name, record in records.items() if name.endswith("0steps-0")}
-    few = printed(Results(tasks=todo, records=begun, space=space))
+    few = printed(record for name, record in records.items() if name.endswith("0steps-0"))
     assert "[" not in few  # no truth, no agreement
     assert "│ 8      │ 1.00" in few
 
@@ -431,18 +429,12 @@ def test_the_job_does_what_is_missing(
     search = write_search(tmp_path / "run", facts_of(found, [0.9, 0.8]), space.fingerprint(), CUT)
 
     trained = Trained(data=few_images, weights=weights, search_val_rows=rows, network="resnet20")
-    plan = Plan(
-        masks=4,
-        adapted_weights=weights,
-        adapted_steps=(0,),
-        score_seeds=1,
-    )
+    plan = Plan(masks=4, score_seeds=1)
 
     def run(
         *steps: int,
         settings: SearchSettings = SETTINGS,
         searches: tuple[str, ...] = (str(search),),
-        only_tables: bool = False,
     ) -> dict[str, str]:
         fidelity.main(
             trained,
@@ -450,34 +442,26 @@ def test_the_job_does_what_is_missing(
             Placement(workers=1),
             replace(plan, steps=steps),
             searches=searches,
-            results=tmp_path / "results",
-            only_tables=only_tables,
+            cells=tmp_path / "results",
         )
         files = (tmp_path / "results").glob("*.json")
         return {file.stem: file.read_text() for file in files}
 
-    with pytest.raises(ValueError, match="holds no results yet; measure some without --only-tab"):
-        run(0, only_tables=True)
     first = run(0)
     assert not any((tmp_path / "results" / "under-way").iterdir())
-    assert len(first) == 2 + 4 * (3 + 1)  # compute, masks; three scores and the truth of four masks
+    assert len(first) == 2 + 4 * (2 + 1)  # compute, masks; two scores and the truth of four masks
     assert "fine-tuned again" not in capsys.readouterr().out
     second = run(0, 1)
     assert first.items() <= second.items()
     assert sorted(second.keys() - first.keys()) == [
         f"{name}-1steps-0" for name in ("different00", "different01", "near00", "near01")
     ]
-    figures = {name: json.loads(text)["figures"] for name, text in second.items()}
-    assert figures["near00-0steps-0"] == figures["near00-0steps-adapted-0"]
     with pytest.raises(ValueError, match=r"was measured with score_images = 32, this run has 31"):
         run(0, settings=replace(SETTINGS, rescore_images=31))
     with pytest.raises(ValueError, match=r"was measured with score_images = 16, this run has 15"):
         run(0, settings=replace(SETTINGS, score_images=15))
-    capsys.readouterr()
-    assert run(0, 1, 2, searches=(), only_tables=True) == second  # the results keep the masks
-    printed = capsys.readouterr().out
-    assert "1 steps" in printed
-    assert "2 steps" not in printed
+    assert "1 steps" in capsys.readouterr().out
+    assert run(0, 1, searches=()) == second  # the cells keep the masks
 
 
 @pytest.mark.slow
@@ -492,7 +476,7 @@ def test_a_stopped_ray_job_keeps_its_scores_and_epochs_and_goes_on(
     results = tmp_path / "results"
     flags = {
         **{"data": few_images, "network": "resnet20", "weights": weights, "search-val-rows": rows},
-        **{"searches": search, "results": results, "macs-cut": CUT, "masks": 2, "steps": 0},
+        **{"searches": search, "cells": results, "macs-cut": CUT, "masks": 2, "steps": 0},
         **{"score-seeds": 1, "recalibrate-images": 64, "workers": 1},
         **{"dtype": "float32", "fine-tune-epochs": 20},
     }
@@ -522,7 +506,7 @@ def test_what_measures_nothing_is_refused(
     trained = Trained(data=few_images, weights=weights, search_val_rows=rows, network="resnet20")
 
     def run(settings: SearchSettings) -> None:
-        fidelity.main(trained, settings, Placement(), Plan(), searches=(), results=tmp_path)
+        fidelity.main(trained, settings, Placement(), Plan(), searches=(), cells=tmp_path)
 
     with pytest.raises(ValueError, match="--searches must name at least one run directory"):
         run(SETTINGS)
@@ -531,4 +515,4 @@ def test_what_measures_nothing_is_refused(
     with pytest.raises(ValueError, match="masks must be at least 2, got 1"):
         Plan(masks=1)
     with pytest.raises(ValueError, match="steps of scores must be at least 0, got -1"):
-        Plan(adapted_steps=(0, -1))
+        Plan(few_images_steps=(0, -1))

@@ -42,6 +42,6 @@ def test_a_study_of_fidelity_refuses_several_budgets_before_anything_is_read(
             Placement(),
             fidelity.Plan(),
             searches=("nowhere",),
-            results=absent,
+            cells=absent,
         )
     assert not absent.exists()

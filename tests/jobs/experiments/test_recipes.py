@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import both_weights
 import cells
 import fine_tuning
 import numpy as np
@@ -16,10 +15,9 @@ import pytest
 import ray
 import recipes
 from agreement.masks import different_masks
-from both_weights import look_at_both_weights
 from fine_tuning import Tuner, TuningTask, TuningWorker
 from recipe_table import recipe_tables
-from recipe_variants import VARIANTS, recipe_of
+from recipes import VARIANTS, look, recipe_of
 from rich.console import Console
 from small_problem import small_problem
 from trained import Trained
@@ -30,7 +28,7 @@ from fppmo_ray.pruning import importance
 from fppmo_ray.service.problem import Problem
 from fppmo_ray.training import PLAIN_COMPUTE
 
-for module in (cells, both_weights, fine_tuning):  # Ray's workers do not find them
+for module in (cells, recipes, fine_tuning):  # Ray's workers do not find them
     ray.cloudpickle.register_pickle_by_value(module)
 
 DEFAULT = Recipe(epochs=2, batch_size=64)
@@ -38,12 +36,12 @@ SETTINGS = SearchSettings(macs_cut=0.57, dtype="float32", recalibrate_images=64,
 
 
 def test_a_variant_is_the_default_but_for_what_it_names() -> None:
-    assert recipe_of("default", DEFAULT) == replace(DEFAULT, ema_decay=0.99)
-    assert recipe_of("learning-rate=0.1,schedule=one_cycle,ema_decay=0.9", DEFAULT) == replace(
-        DEFAULT, learning_rate=0.1, schedule="one_cycle", ema_decay=0.9
+    assert recipe_of("default", DEFAULT) == DEFAULT
+    assert recipe_of("learning-rate=0.1,schedule=one_cycle", DEFAULT) == replace(
+        DEFAULT, learning_rate=0.1, schedule="one_cycle"
     )
     assert recipe_of("batch-size=32,clip-norm=1", DEFAULT) == replace(
-        DEFAULT, batch_size=32, clip_norm=1.0, ema_decay=0.99
+        DEFAULT, batch_size=32, clip_norm=1.0
     )
     for variant in VARIANTS:
         assert recipe_of(variant, DEFAULT).epochs == 2
@@ -63,36 +61,32 @@ def test_a_variant_that_is_none_is_refused(variant: str, complaint: str) -> None
         recipe_of(variant, DEFAULT)
 
 
-def record(variant: str, mask: str, seed: int, last: float, averaged: float) -> cells.Record:
-    def read(accuracy: float) -> dict[str, Any]:
-        return {name: {"loss": 1 - accuracy, "accuracy": accuracy} for name in ("held_out", "test")}
-
-    recipe = asdict(recipe_of(variant, DEFAULT))
+def record(variant: str, mask: str, accuracy: float, **key: str) -> cells.Record:
+    read = {name: {"loss": 1 - accuracy, "accuracy": accuracy} for name in ("held_out", "test")}
     epochs = [{"seconds": 3.0}, {"seconds": 5.0}]
     return cells.Record(
-        key={"variant": variant, "mask": mask, "seed": seed, "recipe": recipe},
-        figures={"last": read(last), "averaged": read(averaged), "epochs": epochs},
+        key={"variant": variant, "mask": mask, "seed": 0, **key},
+        figures={**read, "epochs": epochs},
         **{"seconds": 8.0, "versions": {}, "date": "", "cpu": ""},
     )
 
 
-def test_recipes_are_paired_over_masks_and_seeds_and_last_weights_are_shared() -> None:
+def test_recipes_are_paired_over_masks_and_seeds_and_the_best_comes_first() -> None:
     records = [
-        record("default", "uniform l1", 0, last=0.80, averaged=0.81),
-        record("default", "chosen by search 0", 0, last=0.84, averaged=0.86),
-        record("learning-rate=0.1", "uniform l1", 0, last=0.82, averaged=0.82),
-        record("ema-decay=0.999", "uniform l1", 0, last=0.80, averaged=0.83),
+        record("default", "uniform l1", 0.80),
+        record("default", "chosen by search 0", 0.84),
+        record("default", "uniform l1", 0.81, weights="averaged, 0.99"),
+        record("default", "chosen by search 0", 0.86, weights="averaged, 0.99"),
+        record("learning-rate=0.1", "uniform l1", 0.82),
     ]
     console = Console(width=200, record=True, file=io.StringIO())
-    tables = recipe_tables(records, default_ema_decay=0.0)
+    tables = recipe_tables(records)
     console.print(tables[0])
     rows = [line for line in console.export_text().splitlines() if "│" in line]
     cut = [[cell.strip() for cell in row.strip("│ ").split("│")] for row in rows]
     assert [row[:5] for row in cut] == [
         ["default", "averaged, 0.99", "2", "83.50", "+1.50 [-4.85, +7.85]"],  # +1 and +2
-        ["default", "averaged, 0.999", "1", "83.00", "+3.00 (n = 1)"],
         ["default", "last", "2", "82.00", ""],
-        ["learning-rate=0.1", "averaged, 0.99", "1", "82.00", "+2.00 (n = 1)"],
         ["learning-rate=0.1", "last", "1", "82.00", "+2.00 (n = 1)"],
     ]
     assert {row[-1] for row in cut} == {"4.0"}
@@ -101,8 +95,6 @@ def test_recipes_are_paired_over_masks_and_seeds_and_last_weights_are_shared() -
         "uniform l1",
         "chosen by search 0",
     ]
-    averaged = recipe_tables(records, default_ema_decay=0.99)[0]
-    assert next(iter(averaged.columns[4].cells)) == ""
 
 
 @pytest.fixture(scope="module")
@@ -110,27 +102,26 @@ def problem(few_images: Path, weights: Path) -> Problem:
     return small_problem(few_images, weights, SETTINGS)
 
 
-def test_the_last_weights_of_a_cell_are_those_of_training_without_an_average(
+def test_a_cell_holds_what_the_tuner_sees_of_the_fine_tuned_network(
     problem: Problem, tmp_path: Path
 ) -> None:
     l1 = importance(problem.network, problem.tracing, "l1")
     budget = Budget.from_cut(problem.tracing.space, 0.57)
     [mask] = different_masks(budget, {"l1": l1}, 1, seed=0)
-    plain = TuningTask(
+    task = TuningTask(
         keep=mask.keep, recipe=DEFAULT, seed=0, compute=PLAIN_COMPUTE, folder=tmp_path / "plain"
     )
     worker, tuner = TuningWorker(problem, 0), Tuner(problem)
-    assert tuner.train(plain) is None
-    tuned = tuner.train(plain)
+    assert tuner.train(task) is None
+    tuned = tuner.train(task)
     assert tuned is not None
-    averaging = replace(plain, recipe=recipe_of("default", DEFAULT), folder=tmp_path / "averaged")
-    assert worker.measure(averaging, look_at_both_weights) is None
-    measured = worker.measure(averaging, look_at_both_weights)
+    again = replace(task, folder=tmp_path / "again")
+    assert worker.measure(again, look) is None
+    measured = worker.measure(again, look)
     assert measured is not None
-    figures = measured.figures
-    assert figures["last"]["held_out"] == tuner.look_at_held_out(tuned.network)["held_out"]
-    assert figures["averaged"]["held_out"] != figures["last"]["held_out"]
-    assert [epoch["train_loss"] for epoch in figures["epochs"]] == [
+    assert measured.figures["held_out"] == tuner.look_at_held_out(tuned.network)["held_out"]
+    assert measured.figures["test"] == tuner.look(tuned.network, "test")
+    assert [epoch["train_loss"] for epoch in measured.figures["epochs"]] == [
         epoch["train_loss"] for epoch in tuned.epochs
     ]
 
@@ -151,13 +142,13 @@ def test_the_job_does_what_is_missing(
             SETTINGS,
             Placement(workers=1),
             recipes.Plan(variants=variants),
-            results=tmp_path / "results",
+            cells=tmp_path / "results",
         )
         files = (tmp_path / "results").glob("*.json")
         return {file.stem: json.loads(file.read_text()) for file in files}
 
     first = run("default")
-    assert sorted(first) == ["default-mask0-s0", "engine"]
+    assert sorted(first) == ["compute", "default-mask0-s0"]
     second = run("default", "distillation-weight=0.5")
     assert first.items() <= second.items()
     assert not any((tmp_path / "results" / "under-way").iterdir())

@@ -47,12 +47,12 @@ def test_variations_are_compared_with_the_default_rule_and_none_repeats_another(
 
 
 def test_candidates_are_compared_with_the_first_on_the_same_landscapes():
-    chosen = [item for item in DEFAULTS if item.name in ("ridge", "random")]
+    chosen = [item for item in DEFAULTS if item.name in ("layer_es", "random")]
     table = list(rows(chosen, {"resnet20": [0, 1]}, 48))
     assert [(row.candidate, row.space, row.landscapes) for row in table] == [
-        ("ridge", "resnet20", 2),
+        ("layer_es", "resnet20", 2),
         ("random", "resnet20", 2),
     ]
-    ridge, random = (row.gains["mode"] for row in table)
-    assert [row.over_first for row in table] == pytest.approx([0, random - ridge], abs=1e-3)
-    assert random < ridge
+    layer_es, random = (row.gains["mode"] for row in table)
+    assert [row.over_first for row in table] == pytest.approx([0, random - layer_es], abs=1e-3)
+    assert random < layer_es

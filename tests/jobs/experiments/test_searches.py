@@ -16,14 +16,14 @@ import search_worker
 import searches
 from rich.console import Console
 from search_table import searches_table
-from search_variants import VARIANTS, way_of
 from search_worker import SearchTask, SearchWorker
+from searches import VARIANTS, way_of
 from small_problem import small_problem
 from trained import Trained
 
 from fppmo_ray import Placement, SearchSettings
 from fppmo_ray.distribution import Feedback, MaskOptimizer
-from fppmo_ray.distribution.rules import LayerES, Ridge
+from fppmo_ray.distribution.rules import Elite, LayerES
 from fppmo_ray.pruning import importance
 from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.weights import to_arrays
@@ -50,7 +50,7 @@ def test_a_variant_is_the_default_but_for_what_it_names() -> None:
     way = way_of("population=8,filter-step=1,sigma=0.6:0.1", SETTINGS)
     assert way.settings == replace(SETTINGS, population=8)
     assert way.rule == LayerES(filter_step=1.0, sigma=(0.6, 0.1))
-    assert way_of("rule=ridge,filter-step=0.4", SETTINGS).rule == Ridge(filter_step=0.4)
+    assert way_of("rule=elite,step=0.3", SETTINGS).rule == Elite(step=0.3)
     assert way_of("default", SETTINGS).settings == SETTINGS
     for variant in VARIANTS:
         way_of(variant, replace(SETTINGS, proposals=64))
@@ -159,22 +159,19 @@ def test_the_job_does_what_is_missing(
     np.save(rows, np.arange(300, 400))
     trained = Trained(data=few_images, weights=weights, search_val_rows=rows, network="resnet20")
 
-    def run(*variants: str, only_tables: bool = False) -> dict[str, Any]:
+    def run(*variants: str) -> dict[str, Any]:
         searches.main(
             trained,
             SETTINGS,
             Placement(workers=1),
             searches.Plan(variants=variants, seeds=(0,)),
-            results=tmp_path / "results",
-            only_tables=only_tables,
+            cells=tmp_path / "results",
         )
         files = (tmp_path / "results").glob("*.json")
         return {file.stem: json.loads(file.read_text()) for file in files}
 
-    with pytest.raises(ValueError, match="holds no results yet; measure some without --only-tab"):
-        run("default", only_tables=True)
     first = run("default")
-    assert sorted(first) == ["default-s0", "engine"]
+    assert sorted(first) == ["compute", "default-s0"]
     second = run("default", "lag=0")
     assert first.items() <= second.items()
     assert not any((tmp_path / "results" / "under-way").iterdir())
@@ -189,5 +186,5 @@ def test_searches_on_scores_that_train_are_refused(tmp_path: Path) -> None:
             replace(SETTINGS, score_steps=2),
             Placement(),
             searches.Plan(),
-            results=tmp_path,
+            cells=tmp_path,
         )
