@@ -70,20 +70,16 @@ def report(
     /,
     *,
     output: Path = Path("report/report.html"),
-    rivals: Path | None = None,
-    fidelity: Path | None = None,
 ) -> None:
     """Write a page about a search, finished or under way, and its figures as SVG files.
 
     Args:
         run_dir: Its run directory, a folder or a URI.
         output: The page; the figures lie beside it.
-        rivals: A folder of cells of jobs/compare.py on the same network, to be told beside it.
-        fidelity: A folder of cells of jobs/fidelity.py on the same network: how right scores are.
     """
     from fppmo_ray.report import write_report
 
-    for path in write_report(run_dir, output, rivals=rivals, fidelity=fidelity):
+    for path in write_report(run_dir, output):
         print(path)
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fppmo_ray.report.rivals import Rival
 from fppmo_ray.report.run import Run, finalists, scores_by_worker
 from fppmo_ray.report.spearman import spearman
 from fppmo_ray.service.record.artifacts import DENSE, FPPMO, IMPORTANCE_ONLY
@@ -154,10 +152,12 @@ def draw_runs(figure: Figure, runs: list[Run]) -> None:
     axes.legend()
 
 
-def draw_results(figure: Figure, runs: list[Run], rivals: Sequence[Rival] = ()) -> None:
-    """Test figures over the MACs that are left: of dense, chosen and importance-only networks.
+def draw_results(figure: Figure, runs: list[Run]) -> None:
+    """Draw test figures over MACs: of dense, chosen and importance-only networks.
 
-    And of other methods, with standard deviations over seeds.
+    Args:
+        figure: An empty figure.
+        runs: Finished searches, judged by the same measure.
     """
     axes: Axes = figure.subplots()
     for number, run in enumerate(runs):
@@ -168,16 +168,6 @@ def draw_results(figure: Figure, runs: list[Run], rivals: Sequence[Rival] = ()) 
             figures = [run.measure.of(row, "after") for row in rows]
             label = f"{'FPPMO' if name == FPPMO else name}{behind}"
             axes.plot(macs, figures, marker, color=color, label=label, markersize=7)
-    for method in dict.fromkeys(rival.method for rival in rivals):
-        own = [rival for rival in rivals if rival.method == method]
-        axes.errorbar(
-            [rival.macs / 1e6 for rival in own],
-            [100 * rival.mean for rival in own],
-            yerr=[100 * rival.deviation for rival in own],
-            fmt="s",
-            markersize=4,
-            label=method,
-        )
     ylabel = runs[0].measure.at("on test")
     axes.set(xlabel="MACs, M", ylabel=ylabel, title="Networks after fine-tuning")
     axes.set_xlim(left=0)

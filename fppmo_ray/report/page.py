@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fppmo_ray.durable_files import write_whole
 from fppmo_ray.report import drawings
 from fppmo_ray.report.cuts import cut_table, table_sentence
-from fppmo_ray.report.fidelity import Agreement, draw_fidelity, read_agreements
 from fppmo_ray.report.measure import ACCURACY, on_test
-from fppmo_ray.report.rivals import Rival, read_rivals
 from fppmo_ray.report.run import RescoredFinalist, Run, finalists, read_run, with_distinct_names
 from fppmo_ray.report.style import STYLE
 from fppmo_ray.report.table import size_columns, sizes, status_lines, title_of
@@ -38,43 +36,26 @@ _RC: dict[Any, Any] = {
 }
 
 
-def write_report(
-    run_dir: str | Path,
-    output: Path,
-    *,
-    rivals: Path | None = None,
-    fidelity: Path | None = None,
-) -> list[Path]:
-    """Write a page about a search, finished or under way, and its figures beside it.
+def write_report(run_dir: str | Path, output: Path) -> list[Path]:
+    """Write a page about a search, finished or running, and its figures beside it.
 
     Args:
-        run_dir: The search's folder, or the URI of where it is.
+        run_dir: The search's folder, or its URI.
         output: The page, ``NAME.html``; its figures are ``NAME-*.svg``. Its folder is made.
-        rivals: A folder of cells of ``jobs/compare.py`` on the same network: what other methods
-            came to is drawn and told too.
-        fidelity: A folder of cells of ``jobs/fidelity.py`` on the same network: how well scores
-            agree with long fine-tuning is drawn and told too.
 
     Returns:
         The page, then the figures.
 
     Raises:
-        ValueError: the run directory holds no journal, or the search has not begun; the cells are
-            of another network.
+        ValueError: the run directory holds no journal, or the search has not begun.
     """
     run = read_run(run_dir)
-    others = _rivals(run, rivals)
-    agreements = [] if fidelity is None else read_agreements(fidelity, run.started)
-    figures = {name: _svg(name, draw, run) for name, draw in _drawings(run, others).items()}
-    if agreements:
-        figures["fidelity"] = _svg("fidelity", draw_fidelity, agreements)
+    figures = {name: _svg(name, draw, run) for name, draw in _drawings(run).items()}
     parts = [
         _table((), status_lines(run.facts)),
         *_result(run),
-        *_told(others),
         _figures(figures.values()),
         *_choice(run),
-        *_told_of_scores(agreements),
         _details("Settings", json.dumps(run.started.identity.get("settings"), indent=1)),
         _details("Versions", json.dumps(run.started.versions, indent=1)),
     ]
@@ -108,40 +89,11 @@ def write_comparison(run_dirs: Sequence[str | Path], output: Path) -> list[Path]
     return _write(output, f"{len(runs)} searches", parts, figures)
 
 
-def _rivals(run: Run, folder: Path | None) -> list[Rival]:
-    if folder is None:
-        return []
-    if run.measure != ACCURACY:
-        raise ValueError(f"rivals are judged by accuracy, and this search by {run.measure.name}")
-    return read_rivals(folder, run.started.dense_macs)
-
-
-def _told(rivals: Sequence[Rival]) -> list[str]:
-    columns = ("method", "budget", "seeds", "MACs, M", "accuracy on test, %")
-    rows = [
-        [
-            rival.method,
-            f"{rival.budget:g}",
-            str(len(rival.accuracies)),
-            f"{rival.macs / 1e6:.2f}",
-            _spread([100 * accuracy for accuracy in rival.accuracies], 2),
-        ]
-        for rival in rivals
-    ]
-    return ["<h2>Rivals</h2>", _table(columns, rows)] if rows else []
-
-
-def _told_of_scores(agreements: Sequence[Agreement]) -> list[str]:
-    rows = [[one.kind, str(len(one.losses)), f"{one.correlation:.2f}"] for one in agreements]
-    columns = ("score", "masks", "Spearman, with the loss after long fine-tuning")
-    return ["<h2>Are scores right?</h2>", _table(columns, rows)] if rows else []
-
-
-def _drawings(run: Run, rivals: Sequence[Rival]) -> dict[str, Callable[[Figure, Run], None]]:
-    """What there is to draw of a run so far."""
+def _drawings(run: Run) -> dict[str, Callable[[Figure, Run], None]]:
+    """The drawings that a run has data for so far, by name."""
     found: dict[str, Callable[[Figure, Run], None]] = {}
     if run.figures is not None:
-        found |= {"results": lambda figure, run: drawings.draw_results(figure, [run], rivals)}
+        found |= {"results": lambda figure, run: drawings.draw_results(figure, [run])}
         found |= {"widths": drawings.draw_widths}
     if not run.history["score"].isna().all():
         found |= {"scores": drawings.draw_scores, "probabilities": drawings.draw_probabilities}
