@@ -17,11 +17,11 @@ from fppmo_ray.job import exit_on_error
 
 
 def status(target: tyro.conf.Positional[str], /, *, address: str | None = None) -> None:
-    """How far a search has come.
+    """Show how far a search has come.
 
     Args:
-        target: Its run directory (a folder or a URI), or the id of a submitted search.
-        address: Of the cluster's dashboard, for an id.
+        target: The search's run directory (a folder or a URI), or the id of a submitted search.
+        address: URL of the cluster's dashboard. Only needed with an id.
     """
     if "/" in target or Path(target).exists():
         from fppmo_ray.report import print_status
@@ -39,16 +39,16 @@ def export(
     macs_cut: float | None = None,
     constructor: str | None = None,
 ) -> None:
-    """Check a finished search's network, and write it to a folder.
+    """Check a finished search's network and write it to a folder.
 
     Args:
         run_dir: The search's run directory, a folder or a URI.
-        format: ``torch`` is the state dict with the recipe that rebuilds the network; the others
-            run without its class, and are checked to compute the same.
-        output: The folder; made if absent.
-        macs_cut: Which network, where the search had several budgets.
-        constructor: What makes the dense network, where that is your own: ``MODULE:FUNCTION``,
-            called without arguments; the module may lie in the working directory.
+        format: ``torch`` writes the state dict and the recipe that rebuilds the network. The other
+            formats run without the network's class; their output is compared with the network's.
+        output: The folder to write to. It is created if it does not exist.
+        macs_cut: The budget whose network to export, if the search had several budgets.
+        constructor: ``MODULE:FUNCTION``, a function without arguments that constructs the dense
+            network, if that is your own class. The working directory is searched for the module.
     """
     from fppmo_ray.service.export import export_result, load_constructor
 
@@ -71,11 +71,11 @@ def report(
     *,
     output: Path = Path("report/report.html"),
 ) -> None:
-    """Write a page about a search, finished or under way, and its figures as SVG files.
+    """Write an HTML page about a finished or running search, and its figures as SVG files.
 
     Args:
-        run_dir: Its run directory, a folder or a URI.
-        output: The page; the figures lie beside it.
+        run_dir: The search's run directory, a folder or a URI.
+        output: The page's file name. The figures are written to the same folder.
     """
     from fppmo_ray.report import write_report
 
@@ -89,11 +89,11 @@ def compare(
     *,
     output: Path = Path("report/comparison.html"),
 ) -> None:
-    """Write a page that sets several searches side by side.
+    """Write an HTML page that compares several searches.
 
     Args:
-        run_dirs: Their run directories, folders or URIs.
-        output: The page; the figures lie beside it.
+        run_dirs: The searches' run directories, folders or URIs.
+        output: The page's file name. The figures are written to the same folder.
     """
     from fppmo_ray.report import write_comparison
 
@@ -102,10 +102,10 @@ def compare(
 
 
 def main() -> None:
-    """The entry point of ``fppmo-ray``."""
+    """Run the command ``fppmo-ray``."""
     arguments, flags = sys.argv[1:], list[str]()
     if arguments[:1] == ["submit"]:
-        ours, flags = cluster_commands.part_flags(arguments[1:])
+        ours, flags = cluster_commands.split_flags(arguments[1:])
         arguments = ["submit", *ours]
     commands: dict[str, Callable[..., None]] = {
         "demo": demo,

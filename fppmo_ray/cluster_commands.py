@@ -1,4 +1,4 @@
-"""The commands that speak to a cluster: ``fppmo-ray submit | list | status | logs | stop``."""
+"""Commands that talk to a cluster: ``fppmo-ray submit | list | status | logs | stop``."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def submit(
     follow: bool = False,
     stop_wait: int = 600,
 ) -> None:
-    """Run a job file on a cluster, from a copy of this folder.
+    """Run a job file on a cluster, with a copy of the working directory.
 
-    fppmo-ray submit JOB.py [the job's own flags] [--address URL]: behind the job file, all that
-    is none of the options below goes to the job, and so does everything behind a --.
+    fppmo-ray submit JOB.py [the job's own flags] [--address URL]: arguments after the job file that
+    are none of the options below go to the job, and so does everything after a --.
 
     Args:
-        flags: Of the job.
-        job: The job file, in this folder or below.
-        address: Of the cluster's dashboard; by default RAY_API_SERVER_ADDRESS or RAY_ADDRESS, else
-            http://127.0.0.1:8265.
-        follow: Show the job's log until it ends.
-        stop_wait: Seconds that ``fppmo-ray stop`` grants the scores that are running.
+        flags: The job's own flags.
+        job: The job file, in the working directory or below it.
+        address: URL of the cluster's dashboard. Default: RAY_API_SERVER_ADDRESS, else RAY_ADDRESS,
+            else http://127.0.0.1:8265.
+        follow: Show the job's log until the job ends.
+        stop_wait: Seconds that ``fppmo-ray stop`` grants running scores before it kills the job.
     """
     submission = Submission(
         folder=Path.cwd(),
@@ -64,10 +64,10 @@ def submit(
 
 
 def list_searches(*, address: str | None = None) -> None:
-    """The searches that were submitted to a cluster.
+    """List the searches that were submitted to a cluster.
 
     Args:
-        address: Of the cluster's dashboard.
+        address: URL of the cluster's dashboard.
     """
     with job_server(address) as client:
         jobs = search_jobs(client)
@@ -78,7 +78,12 @@ def list_searches(*, address: str | None = None) -> None:
 
 
 def status(search: str, address: str | None) -> None:
-    """How far a submitted search has come, by the end of its log."""
+    """Show the state of a submitted search and the last lines of its log.
+
+    Args:
+        search: The search's id.
+        address: URL of the cluster's dashboard.
+    """
     with job_server(address) as client:
         job = find_job(client, search)
         log = client.get_job_logs(job.submission_id)
@@ -89,12 +94,12 @@ def status(search: str, address: str | None) -> None:
 def logs(
     search: tyro.conf.Positional[str], /, *, follow: bool = False, address: str | None = None
 ) -> None:
-    """The log of a submitted search.
+    """Show the log of a submitted search.
 
     Args:
-        search: Its id.
-        follow: Go on until the job ends.
-        address: Of the cluster's dashboard.
+        search: The search's id.
+        follow: Keep showing new lines until the job ends.
+        address: URL of the cluster's dashboard.
     """
     with job_server(address) as client:
         job = find_job(client, search)
@@ -105,22 +110,22 @@ def logs(
 
 
 def stop(search: tyro.conf.Positional[str], /, *, address: str | None = None) -> None:
-    """End a submitted search after the scores that are running; it can be resumed.
+    """Stop a submitted search after the scores that are running. It can be resumed.
 
     Args:
-        search: Its id.
-        address: Of the cluster's dashboard.
+        search: The search's id.
+        address: URL of the cluster's dashboard.
     """
     with job_server(address) as client:
         job = find_job(client, search)
         if job.has_ended:
             raise ValueError(f"search {job.search_id} has ended already: {job.state}")
-        print("stopping: a search first finishes what its workers have begun", flush=True)
+        print("stopping: the search first finishes the scores that are running", flush=True)
         job = stop_job(client, job)
         _describe(job)
         if job.state == "SUCCEEDED":
-            return  # it was faster
-        print("what was recorded is whole; go on with it by")
+            return  # the search finished before the stop arrived
+        print("the journal is complete; resume the search by")
         print(f"  fppmo-ray submit {job.resume_arguments} --address {client.get_address()}")
 
 
@@ -143,11 +148,11 @@ def _require_success(job: SearchJob) -> None:
         raise RuntimeError(f"search {job.search_id} ended as {job.state}")
 
 
-def part_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What of a ``submit`` command line is ours, and what is the job's.
+def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split the arguments of ``submit`` into the command's own ones and the job's.
 
-    Ours are all before the job file, and our own options wherever they stand before ``--``. The
-    rest behind the job file is the job's.
+    The command's own are all arguments up to the job file, and its options anywhere before ``--``.
+    All others are the job's.
     """
     options = _options(submit)
     ours: list[str] = []
@@ -156,7 +161,7 @@ def part_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     has_job_file = False
     for item in rest:
         spelling, equals, _ = item.partition("=")
-        name = spelling.replace("_", "-")  # both are read
+        name = spelling.replace("_", "-")  # tyro accepts both spellings
         if item == "--":
             break
         if name in options:
@@ -172,7 +177,7 @@ def part_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _options(command: Callable[..., None]) -> dict[str, bool]:
-    """The options of a command, and whether a value follows them."""
+    """Return the options of a command, each with whether a value follows it."""
     options = {"-h": False, "--help": False}
     for parameter in inspect.signature(command).parameters.values():
         if parameter.kind is not parameter.KEYWORD_ONLY:

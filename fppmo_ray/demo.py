@@ -1,4 +1,4 @@
-"""The demo: a small CNN on scikit-learn's digits, smaller still, in under three minutes."""
+"""The demo: train a small CNN on scikit-learn's digits and prune it, in under three minutes."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ def demo(
     workers: int = 2,
     seed: int = 0,
 ) -> None:
-    """Train a CNN on real 8 x 8 digits, remove 65 % of its MACs, fine-tune what is left.
+    """Train a CNN on real 8 x 8 digits, remove 65 % of its MACs, and fine-tune it.
 
     Args:
-        run_dir: Where the record goes, a folder or a URI such as ``s3://BUCKET/PATH``; by default
-            a new folder under ``runs/``.
-        resume: Go on with the search in ``run_dir``.
-        resume_or_start: The same, but begin it where there is none yet.
-        proposals: Masks to score.
-        workers: Scoring workers of one CPU each.
-        seed: Of everything random.
+        run_dir: The run directory, a folder or a URI such as ``s3://BUCKET/PATH``. Default: a new
+            folder under ``runs/``.
+        resume: Resume the search in ``run_dir``, which must exist.
+        resume_or_start: Resume the search in ``run_dir`` if there is one, else start it.
+        proposals: Number of masks to score.
+        workers: Number of scoring workers, of one CPU each.
+        seed: Random seed of the whole search, >= 0.
     """
-    # Here, since the command line must be quick, and name Ray's token before Ray is imported.
+    # Imported late, because the command line must start quickly without Ray and torch.
     from fppmo_ray.service.search import search
     from fppmo_ray.service.settings import Placement, SearchSettings
     from fppmo_ray.training import Recipe, load_dataset, stratified_splits
@@ -43,7 +43,7 @@ def demo(
         score_recalibrate_images=500,
         score_images=500,
         baseline_epochs=12,
-        dtype="float32",  # so that all see the same figures
+        dtype="float32",  # the same figures on every machine
         recipe=Recipe(epochs=12, batch_size=64),
     )
     dataset = load_dataset("digits")
@@ -52,7 +52,7 @@ def demo(
         dataset,
         settings,
         run_dir=run_dir,
-        # Large held-out shares: of 1,437 images, the usual tenth would be too few to rank masks.
+        # Large held-out shares: the usual tenth of 1,437 images is too small to rank masks.
         splits=stratified_splits(dataset.train.labels, search_val=0.25, choose_val=0.15, seed=seed),
         placement=Placement(workers=workers),
         resume=resuming,

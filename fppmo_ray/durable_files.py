@@ -1,4 +1,4 @@
-"""Files that are whole at every moment, and still there after the power was lost."""
+"""Write files atomically and durably: complete at every moment, also after a power loss."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from pathlib import Path
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Replace a file in one step; when this returns, the disk has its content and its name."""
+    """Replace a file in one step; return once its content and its name are on the disk.
+
+    Args:
+        path: The file, in a folder that exists.
+        content: The new content.
+    """
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     with partial.open("wb") as file:
         file.write(content)
@@ -18,7 +23,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the disk has the names of a folder's files."""
+    """Wait until the names of a folder's files are on the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

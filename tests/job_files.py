@@ -12,7 +12,7 @@ from typing import Any
 
 import tyro
 
-from fppmo_ray.cluster_commands import part_flags
+from fppmo_ray.cluster_commands import split_flags
 from fppmo_ray.job import comma_lists
 
 
@@ -48,7 +48,7 @@ def job_words(command: str) -> list[str]:
     words = shlex.split(command)
     if words[0] != "fppmo-ray":
         return words
-    ours, jobs = part_flags(words[2:])
+    ours, jobs = split_flags(words[2:])
     return [ours[-1] if ours[0].startswith("-") else ours[0], *jobs]
 
 

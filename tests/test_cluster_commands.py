@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fppmo_ray.cluster_commands import part_flags
+from fppmo_ray.cluster_commands import split_flags
 
 
 def fppmo_ray(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -52,7 +52,7 @@ def nobody() -> str:
 def test_own_options_are_found_anywhere_before_a_double_dash_and_the_rest_is_the_jobs(
     line: str, ours: str, jobs: str
 ) -> None:
-    assert part_flags(line.split()) == (ours.split(), jobs.split())
+    assert split_flags(line.split()) == (ours.split(), jobs.split())
 
 
 def test_the_command_line_starts_without_ray_and_torch() -> None:

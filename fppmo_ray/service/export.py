@@ -1,4 +1,4 @@
-"""Handing out the network of a finished search."""
+"""Export the network of a finished search."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fppmo_ray.service.record.artifacts import network_files, read_figures
 from fppmo_ray.service.record.storage import local_folder
 
 Format = Literal["torch"] | ExchangeFormat
-"""``torch``: the state dict and the recipe that rebuilds the network."""
+"""File formats; ``torch`` is the state dict and the recipe that rebuilds the network."""
 
 
 def export_result(
@@ -28,25 +28,25 @@ def export_result(
     macs_cut: float | None = None,
     constructor: Callable[[], nn.Module] | None = None,
 ) -> list[Path]:
-    """Rebuild a search's network from its recipe, which checks it, and write its files.
+    """Check the network of a search by rebuilding it from its recipe, and write its files.
 
     Args:
-        run_dir: The search's folder, or the URI of where it is.
-        output: A folder of this machine; made if absent.
-        format: Of the files.
-        macs_cut: Which budget's, of several.
-        constructor: Makes the dense network, as for ``load_network``.
+        run_dir: The search's run directory, a folder or a URI.
+        output: A folder on this machine. It is created if it does not exist.
+        format: The file format.
+        macs_cut: The budget whose network to export, if the search had several budgets.
+        constructor: Constructs the dense network, as for ``load_network``.
 
     Returns:
-        The files in the folder ``output``.
+        The files written to ``output``.
 
     Raises:
-        ValueError: the search has not finished, had no such budget, or its network cannot be
+        ValueError: the search has not finished, it has no such budget, or its network cannot be
             rebuilt or exported.
     """
     folder = local_folder(run_dir)
     if folder is not None and output.resolve() == folder.resolve():
-        raise ValueError(f"the network lies in {run_dir} already; give another folder")
+        raise ValueError(f"the network is in {run_dir} already; choose another output folder")
     with network_files(run_dir, macs_cut) as (weights, recipe):
         network = load_network(recipe, constructor)
         if format == "torch":
@@ -57,10 +57,10 @@ def export_result(
 
 
 def load_constructor(name: str) -> Callable[[], nn.Module]:
-    """The function called ``MODULE:FUNCTION``; its module is imported, and runs as it is.
+    """Import a module and return the function ``MODULE:FUNCTION`` of it.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: there is no such module or function.
     """
     module, _, function = name.partition(":")
     try:
@@ -76,10 +76,8 @@ def load_constructor(name: str) -> Callable[[], nn.Module]:
 
 
 def _example_inputs(run_dir: str | Path) -> tuple[Tensor, ...]:
-    kept = read_figures(run_dir).get("inputs")
-    if kept is None:
-        raise ValueError(
-            f"{run_dir} is of a version that did not keep the inputs' shapes; load_network and "
-            "export_network do in Python what is asked for"
-        )
-    return tuple(torch.zeros(1, *one["shape"], dtype=getattr(torch, one["dtype"])) for one in kept)
+    """Return zeros of the shapes and types of the network's inputs, with a batch of one."""
+    return tuple(
+        torch.zeros(1, *one["shape"], dtype=getattr(torch, one["dtype"]))
+        for one in read_figures(run_dir)["inputs"]
+    )

@@ -79,17 +79,6 @@ def test_constructors_that_are_not_there_are_refused(name: str) -> None:
         load_constructor(name)
 
 
-def test_a_run_that_does_not_tell_its_inputs_is_handed_out_as_a_state_dict_alone(
-    finished: Path, tmp_path: Path
-) -> None:
-    (finished / "result.json").write_text(json.dumps({"settings": {"macs_cut": 0.5}}))
-    output = tmp_path / "out"
-    weights, recipe = export_result(finished, output, constructor=dense_network)
-    assert (weights, recipe) == (output / "network.pt", output / "network.json")
-    with pytest.raises(ValueError, match="of a version that did not keep the inputs' shapes"):
-        export_result(finished, output, format="torch.export", constructor=dense_network)
-
-
 def test_a_constructor_of_another_network_is_refused(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected a network whose 0\.weight has length 8"):
         export_result(finished, tmp_path / "out", constructor=nn.Identity)

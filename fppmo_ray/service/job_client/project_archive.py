@@ -1,4 +1,4 @@
-"""What of a project's folder goes to the cluster with a job, packed as one zip file."""
+"""Pack the files of a project's folder that a job may need into one zip file."""
 
 from __future__ import annotations
 
@@ -9,29 +9,35 @@ from fnmatch import fnmatch
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile
 
-# Ray's job server takes 100 MiB in one request and answers 413 beyond (Ray 2.60, whose documents
-# say 500 MiB: that is the limit of ray.init).
+# Ray 2.60's job server answers requests of more than 100 MiB with status 413. (The 500 MiB in its
+# documentation are the limit of ray.init.)
 LIMIT_BYTES = 100 * 1024**2
 
-_LEFT_OUT = {".git", ".venv", "venv", "__pycache__", "node_modules", ".ipynb_checkpoints"}
-_MARKERS = "pyvenv.cfg", "journal.jsonl"  # a virtual environment, a run directory
+_EXCLUDED = {".git", ".venv", "venv", "__pycache__", "node_modules", ".ipynb_checkpoints"}
+_MARKERS = "pyvenv.cfg", "journal.jsonl"  # files of a virtual environment, of a run directory
 
 
 @dataclass(frozen=True, kw_only=True)
 class Archive:
-    """A packed project."""
+    """A project packed as a zip file."""
 
     path: Path
+    """The zip file."""
     files: tuple[str, ...]
-    """Relative to the project's folder, sorted."""
+    """The packed files, relative to the project's folder, sorted."""
     num_bytes: int
+    """Size of the zip file."""
 
 
 def pack(folder: Path, target: Path) -> Archive:
-    """Zip what a job may need of a project's folder.
+    """Zip the files of a project's folder that a job may need.
+
+    Args:
+        folder: The project's folder.
+        target: The zip file to write.
 
     Raises:
-        ValueError: it is more than Ray's job server takes.
+        ValueError: the zip file is larger than Ray's job server accepts.
     """
     files = project_files(folder)
     with target.open("wb") as file, ZipFile(file, "w", ZIP_DEFLATED, strict_timestamps=False) as z:
@@ -43,23 +49,24 @@ def pack(folder: Path, target: Path) -> Archive:
 
 
 def project_files(folder: Path) -> list[str]:
-    """The files that git does not ignore (all of them outside a checkout), sorted.
+    """Return a folder's files that git does not ignore, or all files outside a checkout, sorted.
 
     Run directories, virtual environments, ``.git``, caches, ``*.egg-info`` and folders of
-    checkpoints stay here in either case. Links to folders are not followed.
+    checkpoints are always left out. Links to folders are not followed.
     """
     files = []
     for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not _stays_here(Path(parent, name))]
+        folders[:] = [name for name in folders if not _is_excluded(Path(parent, name))]
         files += [Path(parent, name).relative_to(folder) for name in names]
     known = _known_to_git(folder)
-    if known is not None:  # it names a submodule's folder, not what is in it
+    if known is not None:  # git lists a submodule's folder, but not the files in it
         files = [file for file in files if {file, *file.parents} & known]
     return sorted(file.as_posix() for file in files if (folder / file).is_file())
 
 
-def _stays_here(path: Path) -> bool:
-    if path.name in _LEFT_OUT or fnmatch(path.name, ".*_cache") or fnmatch(path.name, "*.egg-info"):
+def _is_excluded(path: Path) -> bool:
+    """Whether a folder is left out of every archive."""
+    if path.name in _EXCLUDED or fnmatch(path.name, ".*_cache") or fnmatch(path.name, "*.egg-info"):
         return True
     is_package = (path / "__init__.py").is_file()
     return any((path / marker).exists() for marker in _MARKERS) or (
@@ -68,7 +75,7 @@ def _stays_here(path: Path) -> bool:
 
 
 def _known_to_git(folder: Path) -> set[Path] | None:
-    """Tracked and untracked paths that are not ignored; None outside a checkout."""
+    """Return the paths that git does not ignore, tracked or not; None outside a checkout."""
     if not any((parent / ".git").exists() for parent in (folder, *folder.parents)):
         return None
     listing = subprocess.run(
@@ -87,7 +94,7 @@ def _too_large(folder: Path, files: list[str]) -> str:
     sizes = sorted(((folder / name).stat().st_size, name) for name in files)
     largest = ", ".join(f"{name} ({size / 1e6:.0f} MB)" for size, name in reversed(sizes[-3:]))
     return (
-        f"{folder} is more than the {LIMIT_BYTES // 1024**2} MiB that Ray's job server takes, even "
-        f"packed; put data on storage that the cluster sees and let git ignore it here; the "
+        f"{folder} is more than the {LIMIT_BYTES // 1024**2} MiB that Ray's job server accepts, "
+        f"even packed; put data on storage that the cluster sees and let git ignore it here; the "
         f"largest files are {largest}"
     )
