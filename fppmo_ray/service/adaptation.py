@@ -109,7 +109,6 @@ class Adaptations:
             epochs=settings.adapt_epochs,
             learning_rate=settings.adapt_learning_rate,
             distillation_weight=_DISTILLATION_WEIGHT,
-            ema_decay=0.0,  # an average over masks' networks is none of a network
         )
         round_ = self._weights[0].round + index
         return AdaptationTask(

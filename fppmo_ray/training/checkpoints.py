@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -113,13 +113,10 @@ class TrainingState:
     """All that the next epoch depends on, beside images, recipe and seed."""
 
     network: dict[str, Tensor]
-    """State dict of what training has come to, on the CPU: of the average of its weights, where the
-    recipe wants one."""
+    """State dict of the network, on the CPU."""
     momentum: dict[str, Tensor]
     """SGD's momentum buffer per trained parameter, on the CPU; empty before the first step."""
     epochs_done: int
-    unaveraged: dict[str, Tensor] = field(default_factory=dict)
-    """State dict of what the next step begins from, on the CPU; empty where that is ``network``."""
 
 
 def capture(network: nn.Module, optimizer: SGD | None, epochs_done: int) -> TrainingState:
@@ -141,16 +138,15 @@ def restore(state: TrainingState, network: nn.Module, optimizer: SGD | None = No
 
     Args:
         state: Of an equal training.
-        network: Gets what training has come to; with an optimizer, what the next step begins from.
+        network: Gets the weights and buffers.
         optimizer: The network's.
 
     Raises:
         ValueError: the state is another network's.
     """
+    assign_weights(network, state.network, "the training state")
     if optimizer is None:
-        assign_weights(network, state.network, "the training state")
         return
-    assign_weights(network, state.unaveraged or state.network, "the training state")
     optimizer.state.clear()  # of later steps, where the state is of before the first
     for name, parameter in network.named_parameters():
         if name in state.momentum:
@@ -213,7 +209,6 @@ def _as_dict(state: TrainingState) -> dict[str, Any]:
         "network": state.network,
         "momentum": state.momentum,
         "epochs_done": state.epochs_done,
-        "unaveraged": state.unaveraged,
     }
 
 
@@ -223,7 +218,6 @@ def _from_dict(content: dict[str, Any], source: str) -> TrainingState:
             network=content["network"],
             momentum=content["momentum"],
             epochs_done=content["epochs_done"],
-            unaveraged=content.get("unaveraged", {}),  # older files average nothing
         )
     except KeyError as error:
         raise ValueError(

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
-from fppmo_ray.training.averaging import WeightAverage
 from fppmo_ray.training.checkpoints import (
     TrainingState,
     capture,
@@ -61,8 +60,7 @@ def train_epoch(
     """Train for one epoch of a recipe, in place.
 
     The result is a function of the arguments' values alone: it does not matter whether earlier
-    epochs ran in this process or on another machine. The network is left in ``state.network`` of
-    the new state: with ``ema_decay`` in averaged weights, from which the next epoch does not begin.
+    epochs ran in this process or on another machine.
 
     Args:
         network: On the device of the images. Its weights count only where ``state`` is None.
@@ -93,11 +91,8 @@ def train_epoch(
     per_epoch = images.num_training_batches(recipe.batch_size)
     num_steps = recipe.epochs * per_epoch
     first_step = epoch * per_epoch
-    average = _average_so_far(network, recipe, first_step, state)
     if state is not None:
         restore(state, network, optimizer)
-    if average is not None:
-        average.follow(optimizer)
     rates = (learning_rate_at(recipe, (first_step + step) / num_steps) for step in range(per_epoch))
     batches = images.training_batches(recipe.batch_size, seed=seed, epoch=epoch, shard=shard)
     begin = time.perf_counter()
@@ -120,13 +115,7 @@ def train_epoch(
         seconds=time.perf_counter() - begin,
     )
     average_buffers(network, shard)
-    reached = capture(network, optimizer, epoch + 1)
-    if average is None:
-        return reached, report
-    average.put_in_place()
-    average_buffers(network, shard)
-    averaged = capture(network, None, epoch + 1).network
-    return replace(reached, network=averaged, unaveraged=reached.network), report
+    return capture(network, optimizer, epoch + 1), report
 
 
 def _own_seed(seed: Seed, shard: Shard) -> Seed:
@@ -134,17 +123,6 @@ def _own_seed(seed: Seed, shard: Shard) -> Seed:
     if not shard.index:
         return seed
     return (*([seed] if isinstance(seed, int) else seed), shard.index)
-
-
-def _average_so_far(
-    network: nn.Module, recipe: Recipe, first_step: int, state: TrainingState | None
-) -> WeightAverage | None:
-    """The average that the recipe wants, as it stands before a step; the network gets it too."""
-    if not recipe.ema_decay:
-        return None
-    if state is not None:
-        restore(state, network)
-    return WeightAverage(network, recipe.ema_decay, first_step)
 
 
 def fine_tune(

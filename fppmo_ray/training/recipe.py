@@ -47,10 +47,6 @@ class Recipe:
     """> 0; softens the answers of teacher and student (Hinton et al. 2015, 1503.02531)."""
     clip_norm: float | None = None
     """Longest gradient over all parameters, > 0; None does not clip."""
-    ema_decay: float = 0.0
-    """In [0, 1): whole trainings end in the exponential moving average of their weights, of which
-    this share is kept at every step (at step t at most (1 + t) / (10 + t)). 0 averages nothing, and
-    a score's few steps never do."""
 
     def __post_init__(self) -> None:
         in_range = {
@@ -64,7 +60,6 @@ class Recipe:
             "distillation_weight must be in [0, 1]": 0 <= self.distillation_weight <= 1,
             "distillation_temperature must be > 0": self.distillation_temperature > 0,
             "clip_norm must be None or > 0": self.clip_norm is None or self.clip_norm > 0,
-            "ema_decay must be in [0, 1)": 0 <= self.ema_decay < 1,
         }
         for rule, holds in in_range.items():
             if not holds:

@@ -31,7 +31,7 @@ def train_steps(
     Args:
         network: On the device of the images.
         images: Search-train.
-        recipe: Its ``epochs`` and ``ema_decay`` play no part.
+        recipe: Its ``epochs`` play no part.
         steps: Batches to train on, at least 0.
         seed: Of all that is random.
         compute: How the passes are computed.
@@ -56,7 +56,7 @@ class StepTraining:
     Args:
         network: On the device of the images; trained in place.
         images: Search-train.
-        recipe: Its ``epochs`` and ``ema_decay`` play no part.
+        recipe: Its ``epochs`` play no part.
         steps: Of the whole training, at least 0: the schedule is laid over these.
         seed: Of all that is random.
         compute: How the passes are computed.

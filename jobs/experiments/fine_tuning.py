@@ -26,7 +26,6 @@ from fppmo_ray.training import (
     ComputeConfig,
     Recipe,
     TrainingState,
-    capture,
     evaluate,
     lay_out,
     train_epoch,
@@ -67,20 +66,12 @@ class Tuned:
     weights: Arrays | None
     """Dense ones that it began from; None: the problem's."""
     network: nn.Module
-    """As the user gets it: in averaged weights, if the recipe averages them."""
-    state: TrainingState
     epochs: Epochs
 
     @property
     def seconds(self) -> float:
         """Of the training steps."""
         return sum(epoch["seconds"] for epoch in self.epochs)
-
-    def unaveraged(self) -> nn.Module:
-        """A copy of the network in its last weights, whether or not the recipe averages them."""
-        network = copy.deepcopy(self.network)
-        network.load_state_dict(self.state.unaveraged or self.state.network)
-        return network
 
 
 class Tuner:
@@ -132,7 +123,6 @@ class Tuner:
             task=task,
             weights=weights,
             network=network,
-            state=state or capture(network, None, 0),
             epochs=epochs,
         )
 

@@ -35,7 +35,6 @@ VARIANTS = {
         replace(RECIPE, schedule="one_cycle", label_smoothing=0.1, clip_norm=1.0),
         PLAIN_COMPUTE,
     ),
-    "averaged": (replace(RECIPE, ema_decay=0.9), PLAIN_COMPUTE),
 }
 
 
