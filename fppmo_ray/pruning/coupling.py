@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 
@@ -20,22 +21,25 @@ from fppmo_ray.pruning.dependency import (
     Dependencies,
     DisjointSets,
     Product,
-    follow,
-    start,
+    independent,
+    record_pass,
 )
 from fppmo_ray.pruning.extract import Axis, Side, named_tensors
+from fppmo_ray.pruning.network_io import FORWARD_ERRORS, OutputError
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CoupledAxis:
-    """An axis of a parameter or buffer, and what couples the positions along it."""
+    """An axis of a parameter or buffer, with the unit of every position along it."""
 
     axis: Axis
+    """Name of the tensor, and its axis."""
     side: Side
+    """Role of the axis in its layer."""
     units: IntArray
-    """``(length of the axis,)``: an arbitrary number per unit."""
+    """The unit of every position, ``(length of the axis,)``."""
     is_convolution: bool
-    """Whether the tensor has pixels too."""
+    """Whether the tensor has spatial axes."""
 
     @property
     def layer(self) -> str:
@@ -45,76 +49,100 @@ class CoupledAxis:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Coupling:
-    """All axes of a network in the model's order, and what is known of their units."""
+    """The coupled axes of a network, with its costs and activations."""
 
     axes: list[CoupledAxis]
+    """All axes in the order of the model's parameters and buffers."""
     kept: dict[int, str]
     """Units that must stay, with the reason."""
     doubted: dict[int, str]
-    """Units that can go only if the network's code follows widths, with what makes it doubtful.
-
-    What has the same reason turns out alike, as a rule.
-    """
+    """Units that can be removed only if the network's code adapts to smaller widths, with the
+    reason. Units with the same reason usually all can or all cannot."""
     costs: list[CoupledCost]
-    """Of the network in eval mode, in the order in which they arise."""
+    """Costs in eval mode, in the order of execution."""
     constant_macs: int
-    """What no width changes, for one image."""
+    """Multiply-accumulates for one image that no width changes."""
     tensors: list[CoupledTensor]
-    """That an image's inference makes."""
+    """Tensors that the inference of one image allocates."""
     moments: list[tuple[int, ...]]
-    """Which of them are there together, by index."""
+    """Sets of these tensors, by index, that are alive together."""
 
 
 def couple(model: nn.Module, inputs: tuple[Tensor, ...]) -> Coupling:
-    """Follow a network's channels in training and in eval mode.
+    """Trace the dependencies of a network's channels in training and in eval mode.
 
     Args:
         model: The network on the CPU. It is left in eval mode, its batch-norm statistics change.
-        inputs: What its forward takes, with a batch of two or more.
+        inputs: Arguments of its forward, with a batch of two or more.
+
+    Raises:
+        ValueError: the network does not run on the inputs.
     """
-    dependencies = start(model)
-    follow(dependencies, model.train(), inputs)  # heads that only train are cut too
-    model.eval()
-    _, macs = run_and_count(lambda *image: follow(dependencies, model, image), first_of(inputs))
+    dependencies = independent(model)
+    # The training pass covers heads that only train. Costs and memory are those of the eval pass,
+    # which comes last, for one image.
+    with _must_run(model.train(), inputs):
+        record_pass(dependencies, model, inputs)
+    with _must_run(model.eval(), inputs):
+        _, macs = run_and_count(
+            lambda *image: record_pass(dependencies, model, image), first_of(inputs)
+        )
     costs = _costs(dependencies)
     tensors = named_tensors(model)
+    units, memory = dependencies.units, dependencies.memory
     return Coupling(
         axes=[
             CoupledAxis(
                 axis=axis,
-                side=_side(dependencies.units, along),
-                units=dependencies.units.roots(along),
+                side=_side(units, along),
+                units=units.roots(along),
                 is_convolution=tensors[axis[0]].dim() > 2,
             )
             for axis, along in dependencies.positions.items()
         ],
-        kept=dependencies.units.kept(),
-        doubted=dependencies.units.doubted(),
+        kept=units.kept(),
+        doubted=units.doubted(),
         costs=costs,
         constant_macs=macs - sum(cost.macs for cost in costs),
-        tensors=[_tensor(dependencies.units, made) for made in dependencies.memory.allocations],
-        moments=dependencies.memory.largest_moments(),
+        tensors=[_coupled_tensor(units, allocation) for allocation in memory.allocations],
+        moments=memory.largest_moments(),
     )
 
 
-def _tensor(units: DisjointSets, made: Allocation) -> CoupledTensor:
-    along = made.tensor.channels.items()
+@contextmanager
+def _must_run(model: nn.Module, inputs: tuple[Tensor, ...]) -> Iterator[None]:
+    """Report a network that does not run dense as such, and not as one that cannot be pruned."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except FORWARD_ERRORS as error:
+        mode = "training" if model.training else "eval"
+        shapes = [tuple(tensor.shape) for tensor in inputs]
+        raise ValueError(
+            f"the network must run in {mode} mode on inputs of shapes {shapes}, it raised "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _coupled_tensor(units: DisjointSets, allocation: Allocation) -> CoupledTensor:
+    tracked = allocation.tensor.channels.items()
     return CoupledTensor(
-        module=made.module,
-        integer_bytes=made.integer_bytes,
-        shape=made.tensor.shape,
-        units={axis: units.roots(positions) for axis, positions in along},
+        module=allocation.module,
+        integer_bytes=allocation.integer_bytes,
+        shape=allocation.tensor.shape,
+        units={axis: units.roots(positions) for axis, positions in tracked},
     )
 
 
-def _side(units: DisjointSets, along: IntArray) -> Side:
-    if units.is_made(along):
+def _side(units: DisjointSets, positions: IntArray) -> Side:
+    if units.is_output(positions):
         return "output"
-    return "input" if units.is_read(along) else "along"
+    return "input" if units.is_input(positions) else "along"
 
 
 def _costs(dependencies: Dependencies) -> list[CoupledCost]:
-    """What every layer costs; a layer that is used twice has the cost of both uses."""
+    """Costs of all layers; a layer that is used twice has the sum of both uses."""
     layer_of = {
         position: tensor.rpartition(".")[0]
         for (tensor, _), along in dependencies.positions.items()
@@ -123,57 +151,75 @@ def _costs(dependencies: Dependencies) -> list[CoupledCost]:
     found: dict[tuple[str, bytes, bytes], CoupledCost] = {}
     for product in dependencies.products:
         layer = _layer(product, layer_of)
-        key = (layer, product.out.tobytes(), product.read.tobytes())
+        if layer is None:
+            continue
+        key = (layer, product.output.tobytes(), product.input.tobytes())
         before = found[key].macs if key in found else 0
         found[key] = CoupledCost(
             layer=layer,
             macs=before + product.macs,
-            out_units=dependencies.units.roots(product.out),
-            in_units=dependencies.units.roots(product.read),
+            out_units=dependencies.units.roots(product.output),
+            in_units=dependencies.units.roots(product.input),
         )
     return list(found.values())
 
 
-def _layer(product: Product, layer_of: Mapping[int, str]) -> str:
-    """The layer that owns the weight, or the class of the module that multiplies activations."""
+def _layer(product: Product, layer_of: Mapping[int, str]) -> str | None:
+    """The layer that owns the weight, or the class of the module that multiplies activations.
+
+    None for a weight with one output and one input channel, whose cost is constant.
+    """
     if not product.by_weight:
         return product.module
-    followed = np.concatenate([product.out, product.read])
-    return layer_of[int(followed[followed != FIXED][0])]
+    both = np.concatenate([product.output, product.input])
+    tracked = both[both != FIXED]
+    return layer_of[int(tracked[0])] if len(tracked) else None
 
 
 @dataclass(frozen=True, eq=False)
-class Candidate:
-    """Units with the same number of positions on the same axes: a channel group, if it is sound."""
+class CandidateGroup:
+    """Units with equally many positions on the same axes: a channel group if it proves exact."""
 
     layer: str
-    namesakes: int
-    """How many groups before it begin with the same layer."""
+    """The first layer that computes these channels."""
+    num_earlier: int
+    """Number of candidates before it with the same first layer."""
     units: list[int]
+    """Its units; each becomes one filter of the group."""
     doubt: str | None
-    """What must turn out well for it to be sound; what has the same turns out alike."""
+    """The reason why its removal is doubtful, None if it is not."""
 
     @property
     def name(self) -> str:
-        """Of the group: its first layer, and a number from the second such group on."""
-        return f"{self.layer} ({self.namesakes + 1})" if self.namesakes else self.layer
+        """Name of the group: its first layer, numbered from the layer's second group on."""
+        return f"{self.layer} ({self.num_earlier + 1})" if self.num_earlier else self.layer
 
 
 def candidate_groups(
     coupling: Coupling, ignored: Collection[str]
-) -> tuple[list[Candidate], dict[str, str]]:
-    """Groups of two or more filters that some layer reads, and the groups that must stay."""
+) -> tuple[list[CandidateGroup], dict[str, str]]:
+    """Find the groups of two or more filters that some layer reads.
+
+    Args:
+        coupling: The coupled axes of the network.
+        ignored: Names of modules whose filters must all stay.
+
+    Returns:
+        The candidates, and the groups that must stay: first layer to reason.
+    """
+    # The signature of a unit: how many positions it has on every axis.
     places: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
     for index, part in enumerate(coupling.axes):
         units, counts = np.unique(part.units, return_counts=True)
         for unit, count in zip(units.tolist(), counts.tolist(), strict=True):
             places[unit].append((index, count))
+    # Output channels with the same signature are interchangeable, so they form a group.
     groups: defaultdict[tuple[tuple[int, int], ...], dict[int, None]] = defaultdict(dict)
     for part in coupling.axes:
         if part.side == "output":
             for unit in part.units.tolist():
                 groups[tuple(places[unit])][unit] = None
-    candidates: list[Candidate] = []
+    candidates: list[CandidateGroup] = []
     unsound: dict[str, str] = {}
     for signature, members in groups.items():
         parts = [coupling.axes[index] for index, _ in signature]
@@ -182,22 +228,22 @@ def candidate_groups(
         of_filters = any(part.side == "output" and part.is_convolution for part in parts)
         if len(members) < 2 or any(_is_within(maker, ignored) for maker in makers):
             continue
-        for kept, alike in _by_fate(members, coupling.kept).items():
+        for kept, alike in _by_reason(members, coupling.kept).items():
             if kept is not None and (is_read or (of_filters and kept != RETURNED)):
                 unsound[makers[0]] = kept
             elif kept is None and is_read and len(alike) > 1:
-                namesakes = sum(makers[0] == candidate.layer for candidate in candidates)
+                num_earlier = sum(makers[0] == candidate.layer for candidate in candidates)
                 doubt = coupling.doubted.get(alike[0])
-                candidates.append(Candidate(makers[0], namesakes, alike, doubt))
+                candidates.append(CandidateGroup(makers[0], num_earlier, alike, doubt))
     return candidates, unsound
 
 
-def _by_fate(members: Iterable[int], kept: Mapping[int, str]) -> dict[str | None, list[int]]:
+def _by_reason(members: Iterable[int], kept: Mapping[int, str]) -> dict[str | None, list[int]]:
     """Units by the reason for which they must stay; None where there is none."""
-    fates: dict[str | None, list[int]] = {}
+    by_reason: dict[str | None, list[int]] = {}
     for unit in members:
-        fates.setdefault(kept.get(unit), []).append(unit)
-    return fates
+        by_reason.setdefault(kept.get(unit), []).append(unit)
+    return by_reason
 
 
 def _is_within(layer: str, modules: Collection[str]) -> bool:
@@ -206,10 +252,14 @@ def _is_within(layer: str, modules: Collection[str]) -> bool:
 
 
 def ignored_modules(model: nn.Module, patterns: Sequence[str]) -> set[str]:
-    """The modules whose names match.
+    """Return the names of modules that match a pattern.
+
+    Args:
+        model: The network.
+        patterns: Module names, in which ``*`` and ``?`` stand for any characters and for one.
 
     Raises:
-        ValueError: a pattern matches none.
+        ValueError: a pattern matches no module.
     """
     names = [name for name, _ in model.named_modules() if name]
     matching = {pattern: fnmatch.filter(names, pattern) for pattern in patterns}

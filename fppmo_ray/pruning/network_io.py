@@ -57,6 +57,10 @@ def random_inputs(
 _RETURNS = "the network must return tensors, alone or nested in tuples, lists, dicts or dataclasses"
 
 
+FORWARD_ERRORS = (RuntimeError, ValueError, AssertionError, IndexError, TypeError)
+"""What the forward of a network raises when it does not accept its inputs or widths."""
+
+
 class OutputError(ValueError):
     """A network returned what nothing can be proven of."""
 

@@ -1,10 +1,9 @@
-"""From a network to its space of masks, once; only groups that are proven exact are in it."""
+"""Tracing of a network: its channel groups, each proven to be exact, and their costs."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,20 +14,19 @@ from torch.nn.modules.conv import _ConvNd
 from fppmo_ray.distribution.space import ChannelGroup, PruningSpace
 from fppmo_ray.pruning.costs import activations, layer_costs, tensor_sizes
 from fppmo_ray.pruning.coupling import (
-    Candidate,
+    CandidateGroup,
     Coupling,
     candidate_groups,
     couple,
     ignored_modules,
 )
 from fppmo_ray.pruning.equivalence import (
-    FORWARD_ERRORS,
     disagreement,
     proof_batch,
     randomised_copy,
 )
 from fppmo_ray.pruning.extract import AxisUnits, Tracing
-from fppmo_ray.pruning.network_io import ExampleInputs, OutputError
+from fppmo_ray.pruning.network_io import ExampleInputs
 
 __all__ = ["Tracing", "trace"]
 
@@ -39,31 +37,31 @@ def trace(
     *,
     ignore: Sequence[str] = (),
 ) -> Tracing:
-    """Find the channel groups of a network, what they cost, and prove that they can be pruned.
+    """Find the channel groups of a network and their costs, and prove that they can be pruned.
 
-    The groups are found by a training-mode trace, so that heads which only train are cut too.
-    Then the extracted networks of two random masks are compared with the dense one (see
+    The dependencies are traced in training and in eval mode, so that heads which only train are
+    pruned too. Then the extracted networks of two random masks are compared with the dense one (see
     ``check_equivalence``). A group that fails is left whole and named in a warning. The work is
-    done on a copy: the network's weights, mode and the random state stay as they are.
+    done on a copy: the network's weights and mode and torch's random state do not change.
 
     Args:
         model: Any network with convolutions.
-        example_inputs: What its forward takes, with a batch axis, e.g. ``(1, 3, 32, 32)``. Only
-            the shapes matter.
+        example_inputs: Arguments of its forward, with a batch axis, e.g. ``(1, 3, 32, 32)``. Only
+            shapes and types matter.
         ignore: Names of layers, or of modules that hold them, whose filters must all stay; ``*``
             and ``?`` stand for any characters and for one, as in file names.
 
     Raises:
         ValueError: the network has no convolution, no group that can be pruned or no layer of an
             ignored name, or does not run on a batch of two of the example inputs.
+        fppmo_ray.pruning.dependency.RuleError: a dependency rule failed, which is a bug.
     """
     _check_convolutional(model)
     ignored = ignored_modules(model, ignore)
     inputs = proof_batch(example_inputs)
     with torch.random.fork_rng(devices=[]):
         twin = randomised_copy(model)
-        with _must_run(twin, inputs):
-            coupling = couple(twin, inputs)
+        coupling = couple(twin, inputs)
         float_bytes = next(model.parameters()).element_size()
         survey = _Survey(twin, inputs, coupling, float_bytes)
         candidates, unsound = candidate_groups(coupling, ignored)
@@ -82,25 +80,34 @@ def trace(
 
 @dataclass(frozen=True, eq=False)
 class _Survey:
-    """All that is known of a network before its groups are chosen."""
+    """A network with its coupling, for trying which candidate groups can be pruned."""
 
     twin: nn.Module
+    """Randomised float64 copy of the network."""
     inputs: tuple[Tensor, ...]
+    """Batch on which the groups are proven."""
     coupling: Coupling
+    """The coupled axes of the network."""
     float_bytes: int
-    """Of a number of the network, which is more precise in the twin."""
+    """Bytes per number of the network itself; the twin has eight."""
 
-    def sound(self, candidates: list[Candidate], unsound: dict[str, str]) -> list[Candidate]:
-        """Those candidates that can be pruned; others are added to ``unsound`` with the reason.
+    def sound(
+        self, candidates: list[CandidateGroup], unsound: dict[str, str]
+    ) -> list[CandidateGroup]:
+        """Return the candidates that can be pruned; add the others to ``unsound`` in place.
 
-        All are tried together first, then those without doubt, and then each doubt by its first
-        group, since what one class of modules does in one place it does in all.
+        Args:
+            candidates: The groups to try.
+            unsound: Names of groups that must stay, with the reason.
         """
+        # Most networks pass when all are tried together.
         if not any(candidate.doubt for candidate in candidates):
             return self._bisect(candidates, [], unsound)
         if self._reason(candidates) is None:
             return candidates
-        doubts: dict[str | None, list[Candidate]] = {None: []}
+        # Otherwise accept those without doubt first. Of each doubt, try one group: what a class of
+        # modules does in one place it does everywhere.
+        doubts: dict[str | None, list[CandidateGroup]] = {None: []}
         for candidate in candidates:
             doubts.setdefault(candidate.doubt, []).append(candidate)
         accepted = self._bisect(doubts.pop(None), [], unsound)
@@ -113,9 +120,12 @@ class _Survey:
         return [candidate for candidate in candidates if candidate in accepted]
 
     def _bisect(
-        self, candidates: list[Candidate], accepted: list[Candidate], unsound: dict[str, str]
-    ) -> list[Candidate]:
-        """The accepted groups and those candidates that can be pruned with them."""
+        self,
+        candidates: list[CandidateGroup],
+        accepted: list[CandidateGroup],
+        unsound: dict[str, str],
+    ) -> list[CandidateGroup]:
+        """The accepted groups and those candidates that can be pruned along with them."""
         if not candidates:
             return accepted
         reason = self._reason(accepted + candidates)
@@ -128,12 +138,17 @@ class _Survey:
         accepted = self._bisect(candidates[:half], accepted, unsound)
         return self._bisect(candidates[half:], accepted, unsound)
 
-    def _reason(self, chosen: list[Candidate]) -> str | None:
-        """Why these cannot be pruned together; None if they can."""
+    def _reason(self, chosen: list[CandidateGroup]) -> str | None:
+        """Why these groups cannot be pruned together; None if they can."""
         return disagreement(self.twin, self.tracing(chosen), self.inputs)
 
-    def tracing(self, chosen: list[Candidate], left_whole: tuple[str, ...] = ()) -> Tracing:
-        """The tracing in which these groups can be pruned and all else is always kept."""
+    def tracing(self, chosen: list[CandidateGroup], left_whole: tuple[str, ...] = ()) -> Tracing:
+        """Return the tracing in which these groups can be pruned and all other units are kept.
+
+        Args:
+            chosen: The groups of the space, in order.
+            left_whole: Names of the groups that cannot be pruned.
+        """
         groups = tuple(
             ChannelGroup(name=group.name, num_filters=len(group.units)) for group in chosen
         )
@@ -163,19 +178,3 @@ def _check_convolutional(model: nn.Module) -> None:
             f"expected a network with convolutions, got {type(model).__name__} without any; "
             "only filters of convolutional networks can be pruned"
         )
-
-
-@contextmanager
-def _must_run(twin: nn.Module, inputs: tuple[Tensor, ...]) -> Iterator[None]:
-    """Refuse a network that does not run dense, before anything is blamed on pruning."""
-    try:
-        yield
-    except OutputError:
-        raise
-    except FORWARD_ERRORS as error:
-        mode = "training" if twin.training else "eval"
-        shapes = [tuple(tensor.shape) for tensor in inputs]
-        raise ValueError(
-            f"the network must run in {mode} mode on inputs of shapes {shapes}, it raised "
-            f"{type(error).__name__}: {error}"
-        ) from error

@@ -1,4 +1,4 @@
-"""What operations do with channels: each between two convolutions of eight filters, and proven."""
+"""Dependency rules: each operation between two convolutions of eight filters, and proven."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fppmo_ray.pruning import check_equivalence, trace
+from fppmo_ray.pruning import check_equivalence, equivalence, trace
+from fppmo_ray.pruning.dependency import RuleError, rules
+from fppmo_ray.pruning.dependency.operation import Channels, Operation, UnsupportedForm
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 Between = Callable[[Tensor], Tensor]
@@ -93,6 +95,7 @@ STAYS = {
     "running sum of channels": (lambda x: x.cumsum(1), 8),
     "a constant per channel": (lambda x: x + torch.arange(8.0).to(x)[:, None, None], 8),
     "local response": (lambda x: F.local_response_norm(x, 3), 8),
+    "a mask over two axes": (lambda x: x[torch.ones(x.shape[:2], dtype=bool)].view(x.shape), 8),
 }
 
 
@@ -131,3 +134,56 @@ def test_convolutions_of_any_dimension(first: nn.Module, second: nn.Module, imag
     network(image)
     groups = trace(network, image).space.groups
     assert [group.num_filters for group in groups] == [8, 4]
+
+
+@pytest.mark.parametrize("error", [KeyError, IndexError, AttributeError, TypeError, ValueError])
+def test_an_exception_inside_a_rule_is_a_bug_and_is_raised(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def broken(op: Operation) -> list[Channels]:
+        raise error("dim")
+
+    monkeypatch.setitem(rules._BY_NAME, "sin", broken)
+    with pytest.raises(RuleError, match=rf"aten\.sin\.default failed .*{error.__name__}.* bug in"):
+        trace(Pair(torch.sin, 8), IMAGE)
+
+
+def test_a_rule_that_returns_too_few_positions_is_a_bug_and_is_raised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def halved(op: Operation) -> list[Channels]:
+        return [{1: op.first.channels[1][:4]}]
+
+    monkeypatch.setitem(rules._BY_NAME, "sin", halved)
+    with pytest.raises(RuleError, match=r"\(4,\) positions along axis 1 of \(2, 8, 8, 8\)"):
+        trace(Pair(torch.sin, 8), IMAGE)
+
+
+def test_what_a_rule_refuses_is_left_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(op: Operation) -> list[Channels]:
+        raise UnsupportedForm("not today")
+
+    monkeypatch.setitem(rules._BY_NAME, "sin", refusing)
+    with pytest.warns(UserWarning, match=r"left whole.*: first \(it goes through sin"):
+        tracing = trace(Pair(torch.sin, 8), IMAGE)
+    assert [group.name for group in tracing.space.groups] == ["second"]
+
+
+def test_an_exception_in_our_own_extraction_is_not_blamed_on_the_network(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*_: object) -> nn.Module:
+        raise IndexError("ours")
+
+    monkeypatch.setattr(equivalence, "extract", broken)
+    with pytest.raises(IndexError, match="ours"):
+        trace(Pair(torch.sin, 8), IMAGE)
+
+
+def test_a_convolution_from_one_channel_to_one_costs_a_constant() -> None:
+    gray = nn.Conv2d(1, 1, 3, padding=1)
+    network = nn.Sequential(gray, nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    tracing = trace(network, torch.zeros(1, 1, 8, 8))
+    assert [group.name for group in tracing.space.groups] == ["1"]
+    assert tracing.space.constant_macs == 9 * 64
+    assert tracing.space.dense_macs == (9 + 9 * 8 + 8 * 4) * 64

@@ -1,4 +1,8 @@
-"""Positions along the axes of weights, in units: sets that are kept or removed together."""
+"""Disjoint sets of positions along the axes of weights.
+
+Every index along every axis of every weight is one position. A set of positions that must be kept
+or removed together is called a unit.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +13,27 @@ import numpy as np
 from fppmo_ray.distribution.space import IntArray
 
 FIXED = -1
-"""A position that no mask removes: padding, say."""
+"""Position of a channel that no mask removes, such as padding."""
 
 _PADDED = "padding, which always stays, is added to it"
 
 
 class DisjointSets:
-    """Disjoint sets of positions (union-find over arrays), and why some are never removed."""
+    """Union-find over arrays of positions, with the reasons why some units are never removed.
+
+    A unit is identified by its root: the smallest position that was united into it.
+    """
 
     def __init__(self) -> None:
         self._parents = np.zeros(0, dtype=np.int64)
-        self._stays = np.zeros(0, dtype=np.bool_)  # of roots
+        self._stays = np.zeros(0, dtype=np.bool_)  # valid at roots only
         self._kept: dict[int, str] = {}
         self._doubted: dict[int, str] = {}
-        self._read: set[int] = set()
-        self._made: set[int] = set()
+        self._inputs: set[int] = set()
+        self._outputs: set[int] = set()
 
     def new(self, count: int) -> IntArray:
-        """Positions that are units of their own, ``(count,)``."""
+        """Add positions, each a unit of its own, and return them as ``(count,)``."""
         first = len(self._parents)
         fresh = np.arange(first, first + count, dtype=np.int64)
         self._parents = np.concatenate([self._parents, fresh])
@@ -34,90 +41,121 @@ class DisjointSets:
         return fresh
 
     def roots(self, positions: IntArray) -> IntArray:
-        """One number per unit, the same for all positions of a unit; that of FIXED is FIXED."""
+        """Return the unit of every position, in the same shape; FIXED stays FIXED."""
         found = positions[positions != FIXED]
+        # Climb for all positions at once until every one has reached its root.
         roots = self._parents[found]
         while not np.array_equal(above := self._parents[roots], roots):
             roots = above
+        # Path compression: the next search from these positions takes one step.
         self._parents[found] = roots
         all_roots = np.full_like(positions, FIXED)
         all_roots[positions != FIXED] = roots
         return all_roots
 
     def unite(self, first: IntArray, second: IntArray) -> None:
-        """Make one unit of every two positions at the same place of two arrays."""
+        """Unite the units of every two positions at the same place of two arrays.
+
+        Args:
+            first: Positions of any shape.
+            second: Positions of the same shape.
+        """
+        # Search all roots at once, and drop pairs that are equal or occur twice: arrays have many.
         pairs = np.stack([self.roots(first).ravel(), self.roots(second).ravel()])
         pairs = np.unique(pairs[:, pairs[0] != pairs[1]], axis=1)
         for one, other in pairs.T.tolist():
             if FIXED in (one, other):
                 self.keep(np.array([max(one, other)]), _PADDED)
             else:
-                one, other = sorted((self._root(one), self._root(other)))
-                self._parents[other] = one
-                self._stays[one] |= self._stays[other]
+                # Earlier pairs of this loop may have moved the roots, so search them again.
+                root, child = sorted((self._root(one), self._root(other)))
+                self._parents[child] = root
+                self._stays[root] |= self._stays[child]
 
     def join(self, arrays: Sequence[IntArray | None], reason: str) -> IntArray | None:
-        """Unite arrays that run along the same axis; None where nothing runs along it.
+        """Unite the positions of several tensors along an axis that they share.
 
-        An axis that is followed in some operands only has a fixed length in the others, so it
-        is kept.
+        A tensor whose axis is not tracked has a fixed length there, so if only some are tracked,
+        their positions are kept.
+
+        Args:
+            arrays: Positions ``(length,)`` of every tensor, None where its axis is not tracked.
+            reason: Why the positions are kept if only some tensors are tracked.
+
+        Returns:
+            The positions of the first tracked tensor, or None if none is tracked.
         """
-        present = [array for array in arrays if array is not None]
-        if not present:
+        tracked = [array for array in arrays if array is not None]
+        if not tracked:
             return None
-        for array in present[1:]:
-            self.unite(present[0], array)
-        if len(present) < len(arrays):
-            self.keep(present[0], reason)
-        return present[0]
+        for array in tracked[1:]:
+            self.unite(tracked[0], array)
+        if len(tracked) < len(arrays):
+            self.keep(tracked[0], reason)
+        return tracked[0]
 
     def fold(self, positions: IntArray, parts: int) -> IntArray:
-        """Unite equal parts of an array, place by place; returns the first part."""
+        """Unite the equal parts of an array place by place, and return the first part.
+
+        Args:
+            positions: Positions ``(length,)``.
+            parts: Number of parts; it divides the length.
+        """
         rows = positions.reshape(parts, -1)
         first: IntArray = rows[0]
         self.unite(np.broadcast_to(first, rows.shape), rows)
         return first
 
     def keep(self, positions: IntArray | None, reason: str) -> None:
-        """Never remove these; the first reason counts."""
+        """Never remove these positions.
+
+        Args:
+            positions: Positions of any shape, or None for no position.
+            reason: Shown to the user; the first reason given for a unit counts.
+        """
         for root in [] if positions is None else np.unique(self.roots(positions)).tolist():
             if root != FIXED:
                 self._kept.setdefault(root, reason)
                 self._stays[root] = True
 
     def can_go(self, positions: IntArray) -> bool:
-        """Whether any of these is not known to stay."""
+        """Return whether any of these positions may still be removed."""
         roots = self.roots(positions)
         return not self._stays[roots[roots != FIXED]].all()
 
     def doubt(self, positions: IntArray, reason: str) -> None:
-        """Say that these can be removed only if the network's own code follows widths."""
+        """Record that removal works only if the network's own code adapts to smaller widths.
+
+        Args:
+            positions: Positions of any shape.
+            reason: What makes it doubtful; units with the same reason are tested together.
+        """
         for root in np.unique(self.roots(positions)).tolist():
             if root != FIXED:
                 self._doubted.setdefault(root, reason)
 
-    def mark_read(self, positions: IntArray | None) -> None:
-        """These are an axis of a weight along which it is summed."""
-        self._read.update([] if positions is None else positions.tolist())
+    def mark_input(self, positions: IntArray | None) -> None:
+        """Record that an operation sums over this axis of a weight."""
+        self._inputs.update([] if positions is None else positions.tolist())
 
-    def mark_made(self, positions: IntArray | None) -> None:
-        """These are an axis of a weight that becomes an axis of a result."""
-        self._made.update([] if positions is None else positions.tolist())
+    def mark_output(self, positions: IntArray | None) -> None:
+        """Record that this axis of a weight becomes an axis of an operation's result."""
+        self._outputs.update([] if positions is None else positions.tolist())
 
-    def is_read(self, positions: IntArray) -> bool:
-        """Whether the axis of a weight that these are is summed along."""
-        return not self._read.isdisjoint(positions.tolist())
+    def is_input(self, positions: IntArray) -> bool:
+        """Return whether any of these positions was marked as input."""
+        return not self._inputs.isdisjoint(positions.tolist())
 
-    def is_made(self, positions: IntArray) -> bool:
-        """Whether the axis of a weight that these are becomes a result's."""
-        return not self._made.isdisjoint(positions.tolist())
+    def is_output(self, positions: IntArray) -> bool:
+        """Return whether any of these positions was marked as output."""
+        return not self._outputs.isdisjoint(positions.tolist())
 
     def kept(self) -> dict[int, str]:
-        """The units that are never removed, with the reason."""
+        """Return the units that are never removed, with the reason."""
         return self._by_root(self._kept)
 
     def doubted(self) -> dict[int, str]:
-        """The units that may turn out to be impossible to remove, with the reason."""
+        """Return the units whose removal is doubtful, with the reason."""
         return self._by_root(self._doubted)
 
     def _by_root(self, reasons: dict[int, str]) -> dict[int, str]:

@@ -1,4 +1,4 @@
-"""An operation that torch computed, as the rules see it."""
+"""The data that dependency rules work on: traced tensors and the operations between them."""
 
 from __future__ import annotations
 
@@ -10,76 +10,92 @@ from fppmo_ray.distribution.space import IntArray
 from fppmo_ray.pruning.dependency.disjoint_sets import DisjointSets
 
 Channels = dict[int, IntArray]
-"""Per axis of a tensor that is followed, the position of every index along it."""
+"""For every tracked axis of a tensor, the positions ``(length of the axis,)`` along it."""
+
+
+class UnsupportedForm(Exception):
+    """A rule refuses an operation in a form that it does not cover.
+
+    The operation is then treated as one without a rule. Any other exception in a rule is a bug.
+    """
 
 
 @dataclass(frozen=True, eq=False)
 class TracedTensor:
-    """A tensor: its shape, and which of its axes follow axes of weights."""
+    """The shape of a tensor, and the weight axes that its own axes stem from."""
 
     shape: tuple[int, ...]
+    """Lengths of all axes."""
     channels: Channels = field(default_factory=dict)
+    """Positions along the tracked axes."""
     is_weight: bool = False
-    """A parameter or buffer, or computed from these alone."""
+    """Whether it is a parameter or buffer, or computed from these alone."""
 
     def axis(self, axis: int) -> int:
-        """A non-negative axis."""
+        """Return an axis that may count from the end as a non-negative number."""
         return axis % len(self.shape)
 
-    def along(self, axis: int) -> IntArray | None:
-        """Positions along an axis, counted from the end where negative."""
-        return self.channels.get(self.axis(axis))
+    def positions(self, axis: int) -> IntArray | None:
+        """Return the positions along an axis, which may count from the end; None if untracked."""
+        return self.channels.get(self.axis(axis)) if self.shape else None
 
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """What an operation that sums over channels costs: a constant times two widths."""
+    """The multiply-accumulates of one operation: a constant times an output and an input width."""
 
     macs: int
-    """Multiply-accumulates, of the whole batch if there is one."""
-    out: IntArray
-    """Positions of the channels it makes, FIXED where they are not followed."""
-    read: IntArray
-    """Positions of those it sums over; where ``out`` is as fixed, those that it repeats it for."""
+    """Multiply-accumulates in the dense network, for the whole batch."""
+    output: IntArray
+    """Positions of the channels that it computes, FIXED where they are not tracked."""
+    input: IntArray
+    """Positions of the channels that it sums over. For a product of activations of which all
+    output channels are fixed, the rows of the left factor instead."""
     by_weight: bool
-    """Whether a factor is a weight, whose axes these are."""
+    """Whether exactly one factor is a weight; its axes are then ``output`` and ``input``."""
     module: str
-    """Class of the module that computes it."""
+    """Class name of the module that computes it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Operation:
-    """One operation on tensors of which some are followed."""
+    """One call of a torch operation of which at least one argument is tracked."""
 
     name: str
-    """As in ``torch.ops.aten``, without overload and in-place underscore."""
+    """Name in ``torch.ops.aten``, without overload and in-place underscore."""
     arguments: dict[str, Any]
-    """By the schema's names, a ``TracedTensor`` in place of every tensor, defaults filled in."""
+    """Arguments by schema name with defaults filled in; tensors are ``TracedTensor``."""
     outputs: tuple[tuple[int, ...], ...]
     """Shapes of the resulting tensors."""
     units: DisjointSets
+    """All units of the network; rules change them in place."""
     module: str
-    """Class of the module that computes it."""
+    """Class name of the innermost module that computes it."""
     products: list[Product] = field(default_factory=list)
-    """To which a rule adds what it costs."""
+    """Products of the pass so far; a rule appends what its operation costs."""
 
     @property
     def tensors(self) -> list[TracedTensor]:
-        """All tensors it reads, those of lists included."""
+        """All tensor arguments in order, including those inside lists."""
         return list(_tensors(list(self.arguments.values())))
 
     @property
     def first(self) -> TracedTensor:
-        """The tensor it is about."""
+        """The first tensor argument, which most operations transform."""
         return self.tensors[0]
 
     def tensor(self, name: str) -> TracedTensor | None:
-        """An argument that is a tensor, or None."""
+        """Return the argument of this name if it is a tensor, else None."""
         value = self.arguments.get(name)
         return value if isinstance(value, TracedTensor) else None
 
     def doubt(self, positions: IntArray, reason: str) -> None:
-        """See ``DisjointSets.doubt``; what one class of modules does counts as one case."""
+        """Call ``DisjointSets.doubt`` with one shared reason per class of modules.
+
+        Args:
+            positions: Positions of any shape.
+            reason: What makes their removal doubtful.
+        """
         self.units.doubt(positions, f"{reason}, in {self.module}")
 
 

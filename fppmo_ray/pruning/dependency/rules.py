@@ -1,4 +1,4 @@
-"""Which rule follows which of torch's operations."""
+"""The table from torch's operations to rules, and their application."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 from torch._ops import OpOverload
 
 from fppmo_ray.pruning.dependency import compute_ops, shape_ops
-from fppmo_ray.pruning.dependency.operation import Channels, Operation
+from fppmo_ray.pruning.dependency.operation import Channels, Operation, UnsupportedForm
 
 Rule = Callable[[Operation], list[Channels]]
-"""From an operation to what the axes of each of its results are."""
+"""Takes an operation, and returns the tracked positions of each of its results."""
 
 _RULES: Mapping[Rule, str] = {
     compute_ops.elementwise: "copy hardswish hardsigmoid hardtanh mish _prelu_kernel prelu lerp",
@@ -72,34 +72,65 @@ _RULES: Mapping[Rule, str] = {
     shape_ops.windows: "unfold",
     shape_ops.gated: "glu",
 }
-_UNEXPECTED_FORM = (AssertionError, LookupError, TypeError, ValueError)
+_BUGS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 _BY_NAME = {name: rule for rule, names in _RULES.items() for name in names.split()}
 
 
+class RuleError(Exception):
+    """A rule raised an exception: a bug in this package, not a property of the network."""
+
+
 def operation_name(overload: OpOverload) -> str:
-    """``add`` for ``aten::add_.Tensor``."""
+    """Return the name without overload and in-place mark: ``add`` for ``aten::add_.Tensor``."""
     return str(overload.overloadpacket.__name__).removesuffix("_")
 
 
 def apply_rule(overload: OpOverload, op: Operation) -> list[Channels]:
-    """What the axes of the results are; an operation in a form that its rule does not know is none.
+    """Apply the rule of an operation; the units change in place.
 
-    Such an operation keeps all that it reads, which says so when the groups are chosen.
+    An operation that has no rule, or has a form that its rule refuses, keeps all positions that it
+    reads.
+
+    Args:
+        overload: The operation as torch dispatched it.
+        op: The same operation with traced tensors as arguments.
+
+    Returns:
+        The tracked positions of every resulting tensor.
+
+    Raises:
+        RuleError: the rule itself failed.
     """
+    if not op.outputs:
+        return compute_ops.without_rule(op)
     try:
-        results = _rule_of(overload)(op)
-    except _UNEXPECTED_FORM:
-        return compute_ops.not_followed(op)
-    if not results or len(results) != len(op.outputs):
-        return compute_ops.not_followed(op)
+        return _checked(op, _rule_of(overload)(op))
+    except UnsupportedForm:
+        return compute_ops.without_rule(op)
+    except _BUGS as error:
+        # A type of its own: networks that do not run raise built-in ones, which trace() explains.
+        shapes = ", ".join(str(tensor.shape) for tensor in op.tensors)
+        raise RuleError(
+            f"the dependency rule of {overload} failed on tensors of shapes {shapes}, in "
+            f"{op.module or 'the network'}: {type(error).__name__}: {error}; this is a bug in "
+            "fppmo_ray, please report it with the code that calls the operation"
+        ) from error
+
+
+def _checked(op: Operation, results: list[Channels]) -> list[Channels]:
+    """Check that a rule returned positions of the right length for every result."""
+    for shape, channels in zip(op.outputs, results, strict=True):
+        for axis, positions in channels.items():
+            if positions.shape != (shape[axis],):
+                raise ValueError(f"{positions.shape} positions along axis {axis} of {shape}")
     return results
 
 
 def _rule_of(overload: OpOverload) -> Rule:
-    """The rule by name, or by torch's own tag for what works element by element."""
+    """Find the rule by name, or by torch's own tag for elementwise operations."""
     rule = _BY_NAME.get(operation_name(overload))
     if rule is not None:
         return rule
     if torch.Tag.pointwise in overload.tags:
         return compute_ops.elementwise
-    return compute_ops.not_followed
+    return compute_ops.without_rule

@@ -1,4 +1,8 @@
-"""Rules of what moves elements about: reshapes, permutations, concatenations, cuts, shuffles."""
+"""Rules for operations that move elements: reshape, permute, concatenate, split, index, shuffle.
+
+A rule takes an ``Operation``, unites or keeps the units that it couples, and returns the tracked
+positions of every result.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,12 @@ import numpy as np
 
 from fppmo_ray.distribution.space import IntArray
 from fppmo_ray.pruning.dependency.disjoint_sets import FIXED
-from fppmo_ray.pruning.dependency.operation import Channels, Operation, TracedTensor
+from fppmo_ray.pruning.dependency.operation import (
+    Channels,
+    Operation,
+    TracedTensor,
+    UnsupportedForm,
+)
 
 _CHOSEN = "some of its channels are chosen by number"
 _JOINED = "it is put beside something of a fixed width"
@@ -17,46 +26,55 @@ _SPLIT = "a reshape splits its axis"
 
 
 def reshaped(op: Operation) -> list[Channels]:
-    """Views and reshapes: axes are merged, split, or both.
+    """Views and reshapes: merge axes, split them, or both.
 
-    Where an axis is split, the inner part is taken to shrink and the outer to stay, as in the
-    groups of a shuffle or the heads of attention.
+    Where an axis is split, the rule assumes that the inner part shrinks and the outer part stays,
+    as in the groups of a channel shuffle or the heads of attention; the proof checks it.
     """
     first, shape = op.first, op.outputs[0]
+    if math.prod(first.shape) != math.prod(shape) or 0 in shape:
+        raise UnsupportedForm("a view of another element type, or without elements")
     result: Channels = {}
     for sources, targets in _blocks(first.shape, shape):
-        followed = [axis for axis in sources if axis in first.channels]
-        if not followed:
+        tracked = [axis for axis in sources if axis in first.channels]
+        if not tracked:
             continue
-        if len(followed) > 1:
-            for axis in followed:
+        if len(tracked) > 1:
+            for axis in tracked:
                 op.units.keep(first.channels[axis], "a reshape merges it with other channels")
             continue
-        merged = _merge(first, followed[0], sources)
+        merged = _merge(first, tracked[0], sources)
         axis, along = _split(op, merged, [shape[target] for target in targets])
         result[targets[axis]] = along
     return [result]
 
 
 def _merge(tensor: TracedTensor, axis: int, sources: Sequence[int]) -> IntArray:
-    """The positions along one axis into which these are flattened."""
+    """Flatten several axes into one, and return the positions along it."""
     before = math.prod(tensor.shape[source] for source in sources if source < axis)
     after = math.prod(tensor.shape[source] for source in sources if source > axis)
     return np.tile(np.repeat(tensor.channels[axis], after), before)
 
 
 def _split(op: Operation, merged: IntArray, lengths: list[int]) -> tuple[int, IntArray]:
-    """Which of the axes into which one is split varies, and the positions along it."""
+    """Split an axis into several of these lengths.
+
+    Returns:
+        The index of the axis that remains tracked, and the positions along it.
+    """
     grid = merged.reshape(lengths)
     roots = op.units.roots(merged).reshape(lengths)
+    # Along which of the new axes do the units differ?
     varying = [
         axis for axis in range(len(lengths)) if (roots != np.take(roots, [0], axis=axis)).any()
     ]
     if not varying:
         op.units.keep(merged, "it is all that a tensor holds")
+    # Along at most one: the split undoes a merge, and that axis carries the channels.
     if len(varying) < 2:
         axis = varying[0] if varying else int(np.argmax(lengths))
         return axis, np.moveaxis(grid, axis, 0).reshape(lengths[axis], -1)[:, 0]
+    # Along several: the innermost shrinks, and the blocks of the outer ones are united.
     axis = varying[-1]
     rows = np.moveaxis(grid, axis, -1).reshape(-1, lengths[axis])
     along = op.units.fold(rows.ravel(), len(rows))
@@ -67,9 +85,9 @@ def _split(op: Operation, merged: IntArray, lengths: list[int]) -> tuple[int, In
 def _blocks(
     before: tuple[int, ...], after: tuple[int, ...]
 ) -> Iterator[tuple[list[int], list[int]]]:
-    """Smallest runs of axes before and after a reshape that hold as many elements.
+    """Yield the smallest runs of axes before and after a reshape with equal numbers of elements.
 
-    Axes of length one belong to none.
+    Axes of length one belong to no run.
     """
     old = [axis for axis, length in enumerate(before) if length != 1]
     new = [axis for axis, length in enumerate(after) if length != 1]
@@ -87,14 +105,14 @@ def _blocks(
 
 
 def restrided(op: Operation) -> list[Channels]:
-    """Other strides: the same tensor where its shape stays, as after pooling to one pixel."""
+    """Set other strides for the same shape, as torch does after pooling to one pixel."""
     if op.outputs[0] != op.first.shape or op.arguments["storage_offset"]:
-        raise ValueError("elements change places")
+        raise UnsupportedForm("elements change places")
     return [dict(op.first.channels)]
 
 
 def permuted(op: Operation) -> list[Channels]:
-    """Axes in another order."""
+    """Reorder axes."""
     first = op.first
     order = list(range(len(first.shape)))
     if "dims" in op.arguments:
@@ -110,15 +128,22 @@ def permuted(op: Operation) -> list[Channels]:
 
 
 def expanded(op: Operation) -> list[Channels]:
-    """Axes of one become longer, and new ones come before the first."""
+    """Repeat axes of length one, and add axes before the first."""
     first, shape = op.first, op.outputs[0]
     shift = len(shape) - len(first.shape)
-    return [{axis + shift: along for axis, along in first.channels.items()}]
+    return [
+        {
+            axis + shift: np.resize(along, shape[axis + shift])  # repeats a single position
+            for axis, along in first.channels.items()
+        }
+    ]
 
 
 def repeated(op: Operation) -> list[Channels]:
-    """Copies side by side along every axis."""
+    """Repeat the tensor side by side along every axis."""
     first, shape = op.first, op.outputs[0]
+    if 0 in shape:
+        raise UnsupportedForm("no elements")
     shift = len(shape) - len(first.shape)
     return [
         {
@@ -129,7 +154,7 @@ def repeated(op: Operation) -> list[Channels]:
 
 
 def concatenated(op: Operation) -> list[Channels]:
-    """Tensors one behind the other along ``dim``; all other axes are shared."""
+    """Concatenate tensors along ``dim``; they share all other axes."""
     tensors = [tensor for tensor in op.tensors if tensor.shape != (0,)]
     dim = tensors[0].axis(op.arguments["dim"])
     result = _shared_axes(op, tensors, skip=dim)
@@ -140,13 +165,14 @@ def concatenated(op: Operation) -> list[Channels]:
 
 
 def stacked(op: Operation) -> list[Channels]:
-    """Tensors one behind the other along a new axis."""
+    """Stack tensors along a new axis; they share all others."""
     dim = op.arguments["dim"] % len(op.outputs[0])
     shared = _shared_axes(op, op.tensors, skip=None)
     return [{axis + (axis >= dim): along for axis, along in shared.items()}]
 
 
 def _shared_axes(op: Operation, tensors: list[TracedTensor], skip: int | None) -> Channels:
+    """Unite the positions of all tensors along every axis but one."""
     result: Channels = {}
     for axis in range(len(tensors[0].shape)):
         if axis != skip:
@@ -157,7 +183,7 @@ def _shared_axes(op: Operation, tensors: list[TracedTensor], skip: int | None) -
 
 
 def split(op: Operation) -> list[Channels]:
-    """Cuts an axis into parts: equal ones are united place by place, others are kept."""
+    """Split an axis: equal parts are united place by place, unequal ones are kept."""
     first = op.first
     dim = first.axis(op.arguments["dim"])
     along = first.channels.get(dim)
@@ -174,7 +200,7 @@ def split(op: Operation) -> list[Channels]:
 
 
 def sliced(op: Operation) -> list[Channels]:
-    """A stretch of an axis: an equal part of it counts as a split, any other is kept."""
+    """Slice an axis: one of several equal parts counts as a split, other slices are kept."""
     first, shape = op.first, op.outputs[0]
     dim = first.axis(op.arguments["dim"])
     along = first.channels.get(dim)
@@ -192,7 +218,7 @@ def sliced(op: Operation) -> list[Channels]:
 
 
 def selected(op: Operation) -> list[Channels]:
-    """One index of an axis, or every one by itself."""
+    """Select one index along an axis, or each index by itself."""
     first = op.first
     dim = first.axis(op.arguments["dim"])
     op.units.keep(first.channels.get(dim), _CHOSEN)
@@ -201,7 +227,7 @@ def selected(op: Operation) -> list[Channels]:
 
 
 def rearranged(op: Operation) -> list[Channels]:
-    """Rolls, flips and index_select along ``dims`` or ``dim``, without which they are over all."""
+    """Roll, flip or index_select: keep ``dims`` or ``dim``, by default all axes."""
     first = op.first
     dims = op.arguments.get("dims", op.arguments.get("dim"))
     dims = [dims] if isinstance(dims, int) else dims or range(len(first.shape))
@@ -212,9 +238,15 @@ def rearranged(op: Operation) -> list[Channels]:
 
 
 def indexed(op: Operation) -> list[Channels]:
-    """``tensor[index, ...]`` with tensors as indices, next to one another."""
+    """Index axes with integer tensors or masks of one axis: keep the indexed axes.
+
+    Adjacent indexed axes are replaced by the axes of the indices; otherwise all axes are kept.
+    """
     first, indices = op.first, op.arguments["indices"]
     axes = [axis for axis, index in enumerate(indices) if index is not None]
+    block = max(len(indices[axis].shape) for axis in axes)
+    if len(op.outputs[0]) != len(first.shape) - len(axes) + block:
+        raise UnsupportedForm("a mask over several axes")
     for axis in axes:
         op.units.keep(first.channels.get(axis), _CHOSEN)
     if axes != list(range(axes[0], axes[-1] + 1)):
@@ -231,14 +263,14 @@ def indexed(op: Operation) -> list[Channels]:
 
 
 def embedded(op: Operation) -> list[Channels]:
-    """Rows of a table."""
+    """Look up rows of a table: keep its rows."""
     op.units.keep(op.first.channels.get(0), _CHOSEN)
     columns = op.first.channels.get(1)
     return [{} if columns is None else {len(op.outputs[0]) - 1: columns}]
 
 
 def padded(op: Operation) -> list[Channels]:
-    """What is added along an axis stays whatever a mask removes."""
+    """Pad axes with a constant: the padding stays whatever a mask removes."""
     first, pads = op.first, op.arguments["pad"]
     result: Channels = {}
     for axis, along in first.channels.items():
@@ -252,9 +284,9 @@ def padded(op: Operation) -> list[Channels]:
 
 
 def pixel_shuffled(op: Operation) -> list[Channels]:
-    """(C r^2, H, W) to (C, r H, r W): r^2 channels become one."""
-    first, result = op.first, dict(op.first.channels)
-    along = first.along(-3)
+    """Reshape (C r^2, H, W) to (C, r H, r W): r^2 channels become one."""
+    first, result = op.first, _keeping_pixels(op)
+    along = first.positions(-3)
     if along is not None:
         columns = along.reshape(-1, op.arguments["upscale_factor"] ** 2).T
         result[first.axis(-3)] = op.units.fold(columns.ravel(), len(columns))
@@ -262,16 +294,24 @@ def pixel_shuffled(op: Operation) -> list[Channels]:
 
 
 def pixel_unshuffled(op: Operation) -> list[Channels]:
-    """(C, r H, r W) to (C r^2, H, W): one channel becomes r^2."""
-    first, result = op.first, dict(op.first.channels)
-    along = first.along(-3)
+    """Reshape (C, r H, r W) to (C r^2, H, W): one channel becomes r^2."""
+    first, result = op.first, _keeping_pixels(op)
+    along = first.positions(-3)
     if along is not None:
         result[first.axis(-3)] = np.repeat(along, op.arguments["downscale_factor"] ** 2)
     return [result]
 
 
+def _keeping_pixels(op: Operation) -> Channels:
+    """Keep the last two axes; returns the positions along the others."""
+    rank = len(op.first.shape)
+    for axis in (rank - 2, rank - 1):
+        op.units.keep(op.first.channels.get(axis), "its pixels are shuffled")
+    return {axis: along for axis, along in op.first.channels.items() if axis < rank - 2}
+
+
 def channel_shuffled(op: Operation) -> list[Channels]:
-    """(groups, C / groups) transposed: every group loses the same places."""
+    """Transpose channels seen as (groups, C / groups): every group loses the same places."""
     first, groups = op.first, op.arguments["groups"]
     along = first.channels.get(1)
     if along is None:
@@ -281,7 +321,9 @@ def channel_shuffled(op: Operation) -> list[Channels]:
 
 
 def columns(op: Operation) -> list[Channels]:
-    """im2col: (N, C, H, W) to (N, C times the kernel's size, places)."""
+    """Gather patches (im2col) of (N, C, H, W) as (N, C times the kernel's size, patches)."""
+    if len(op.first.shape) != 4:
+        raise UnsupportedForm("an image without a batch axis")
     first, along = op.first, op.first.channels.get(1)
     if along is None:
         return [{}]
@@ -289,14 +331,14 @@ def columns(op: Operation) -> list[Channels]:
 
 
 def windows(op: Operation) -> list[Channels]:
-    """``unfold`` of one axis: a new last axis."""
+    """Gather windows along one axis as a new last axis: keep that axis."""
     first, dim = op.first, op.first.axis(op.arguments["dimension"])
     op.units.keep(first.channels.get(dim), _CHOSEN)
     return [{axis: along for axis, along in first.channels.items() if axis != dim}]
 
 
 def gated(op: Operation) -> list[Channels]:
-    """glu: the first half times the sigmoid of the second."""
+    """Multiply the first half of an axis by the sigmoid of the second (glu)."""
     first = op.first
     dim = first.axis(op.arguments["dim"])
     result = dict(first.channels)

@@ -23,56 +23,66 @@ from fppmo_ray.pruning.dependency.rules import apply_rule, operation_name
 from fppmo_ray.pruning.extract import Axis
 from fppmo_ray.pruning.network_io import flat_tensors
 
+RETURNED = "the network returns it"
+"""Why the channels of a network's outputs stay."""
+
 
 @dataclass(frozen=True, eq=False)
 class Allocation:
-    """A tensor that was given memory; views of it, and what is written into it, are not."""
+    """A tensor with memory of its own; views and in-place results are not allocations."""
 
     module: str
-    """Class of the module that computes it."""
+    """Class name of the module that computes it."""
     integer_bytes: int | None
-    """Of an element; None of floating-point numbers, whose precision is the network's."""
+    """Bytes per element of integers; None for floating point, whose precision may change."""
     tensor: TracedTensor
+    """Its shape and tracked positions."""
 
 
 class MemoryTracker:
-    """The memory of one pass. Tensors are watched, never held, so that they end when they would.
+    """Records which tensors of one forward pass own memory, and which are alive together.
 
-    ``allocations`` are in the order in which they were made; ``moments`` are the sets of them, by
-    index, that were there after an operation, while what it read was there too.
+    It holds weak references only, so that tensors are freed when they would be without it.
+    ``allocations`` are in the order in which they were made. Each of ``moments`` is the set of
+    allocations, by index, that were alive after one operation, including what it read.
     """
 
     def __init__(self) -> None:
         self.allocations: list[Allocation] = []
         self.moments: set[frozenset[int]] = set()
-        # A storage's address is not used again while a weak reference to it is there.
         self._seen: set[int] = set()
-        self._living: dict[int, StorageWeakRef] = {}
-        self._ended: list[StorageWeakRef] = []
+        self._alive: dict[int, StorageWeakRef] = {}
+        # The address of a freed storage is not used again while a weak reference to it exists.
+        self._freed: list[StorageWeakRef] = []
 
-    def overlook(self, tensors: Sequence[Tensor]) -> None:
-        """Do not count these: weights."""
+    def ignore(self, tensors: Sequence[Tensor]) -> None:
+        """Do not count the memory of these tensors, which are weights."""
         for tensor in tensors:
             reference = _reference(tensor)
-            self._ended.append(reference)
+            self._freed.append(reference)
             self._seen.add(reference.cdata)
 
-    def note(self, module: str, tensors: Sequence[tuple[Tensor, TracedTensor]]) -> None:
-        """Take in the results of an operation, or the network's inputs."""
-        for tensor, followed in tensors:
+    def record(self, module: str, tensors: Sequence[tuple[Tensor, TracedTensor]]) -> None:
+        """Record the results of an operation, or the network's inputs.
+
+        Args:
+            module: Class name of the module that computes them.
+            tensors: Every result with its traced counterpart.
+        """
+        for tensor, traced in tensors:
             reference = _reference(tensor)
             if tensor.numel() and reference.cdata not in self._seen:
                 self._seen.add(reference.cdata)
-                self._living[len(self.allocations)] = reference
+                self._alive[len(self.allocations)] = reference
                 size = None if tensor.is_floating_point() else tensor.element_size()
-                self.allocations.append(Allocation(module, size, followed))
-        for index, reference in list(self._living.items()):
+                self.allocations.append(Allocation(module, size, traced))
+        for index, reference in list(self._alive.items()):
             if reference.expired():  # type: ignore[no-untyped-call]
-                self._ended.append(self._living.pop(index))
-        self.moments.add(frozenset(self._living))
+                self._freed.append(self._alive.pop(index))
+        self.moments.add(frozenset(self._alive))
 
     def largest_moments(self) -> list[tuple[int, ...]]:
-        """Those that are part of no other, in order."""
+        """Return the moments that are not a subset of another moment, sorted."""
         found: list[frozenset[int]] = []
         for moment in sorted(self.moments, key=lambda moment: (-len(moment), sorted(moment))):
             if not any(moment <= other for other in found):
@@ -84,25 +94,22 @@ def _reference(tensor: Tensor) -> StorageWeakRef:
     return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
 
 
-RETURNED = "the network returns it"
-"""Why the channels of a network's outputs stay."""
-
-
 @dataclass(eq=False)
 class Dependencies:
-    """What forward passes told of a network."""
+    """The coupling of a network's channels that forward passes have shown so far."""
 
     positions: dict[Axis, IntArray]
-    """Of every axis longer than one of every parameter and buffer, ``(length,)``."""
+    """Positions ``(length,)`` along every axis of a parameter or buffer longer than one."""
     units: DisjointSets
+    """The units that these positions form."""
     products: list[Product]
-    """All that the last pass spent multiply-accumulates on, as far as it is followed."""
+    """The products of the last pass that read a tracked tensor."""
     memory: MemoryTracker = field(default_factory=MemoryTracker)
-    """The memory of the last pass."""
+    """The allocations of the last pass."""
 
 
-def start(model: nn.Module) -> Dependencies:
-    """Nothing is known yet: every position is a unit of its own."""
+def independent(model: nn.Module) -> Dependencies:
+    """Return dependencies in which every position is a unit of its own."""
     units = DisjointSets()
     positions = {
         (name, axis): units.new(length)
@@ -114,13 +121,16 @@ def start(model: nn.Module) -> Dependencies:
 
 
 @torch.no_grad()
-def follow(dependencies: Dependencies, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """Run a network in the mode it is in, and add what it tells.
+def record_pass(dependencies: Dependencies, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Run a network in its present mode and add the dependencies of all operations, in place.
 
     Args:
-        dependencies: Of this network; changes in place.
-        model: On the CPU. Its batch-norm statistics change if it is in training mode.
-        inputs: What its forward takes, with a batch of two or more.
+        dependencies: Of this network, from ``independent`` and earlier passes.
+        model: The network on the CPU. Batch-norm statistics change in training mode.
+        inputs: Arguments of its forward, with a batch of two or more.
+
+    Raises:
+        RuleError: a rule failed, which is a bug in this package.
     """
     dependencies.products.clear()
     dependencies.memory = MemoryTracker()
@@ -131,24 +141,24 @@ def follow(dependencies: Dependencies, model: nn.Module, inputs: tuple[Tensor, .
             for axis in range(tensor.dim())
             if (name, axis) in dependencies.positions
         }
-        tracer.known[tensor] = TracedTensor(tuple(tensor.shape), channels, is_weight=True)
-        dependencies.memory.overlook([tensor])
+        tracer.traced[tensor] = TracedTensor(tuple(tensor.shape), channels, is_weight=True)
+        dependencies.memory.ignore([tensor])
     images = [(tensor, TracedTensor(tuple(tensor.shape))) for tensor in inputs]
-    dependencies.memory.note("image", images)
-    with _noting_modules(tracer.modules), tracer:
+    dependencies.memory.record("image", images)
+    with _module_stack(tracer.modules), tracer:
         output = model(*inputs)
     for tensor in flat_tensors(output):
-        for along in tracer.known.get(tensor, TracedTensor(())).channels.values():
+        for along in tracer.traced.get(tensor, TracedTensor(())).channels.values():
             dependencies.units.keep(along, RETURNED)
 
 
 class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees every operation below autograd, where there are few kinds of them."""
+    """Intercepts all operations below autograd, where composite ones are already decomposed."""
 
     def __init__(self, dependencies: Dependencies) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.dependencies = dependencies
-        self.known: Any = WeakTensorKeyDictionary()
+        self.traced: Any = WeakTensorKeyDictionary()
         self.modules: list[str] = [""]
 
     def __torch_dispatch__(
@@ -162,11 +172,10 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         arguments = self._arguments(func, args, kwargs)  # before it runs: it may change shapes
         result = func(*args, **kwargs)
         tensors = [tensor for tensor in _results(result) if isinstance(tensor, Tensor)]
-        shapes = tuple(tuple(tensor.shape) for tensor in tensors)
         op = Operation(
             name=operation_name(func),
             arguments=arguments,
-            outputs=shapes,
+            outputs=tuple(tuple(tensor.shape) for tensor in tensors),
             units=self.dependencies.units,
             module=self.modules[-1],
             products=self.dependencies.products,
@@ -175,29 +184,31 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if any(tensor.channels for tensor in read):
             is_weight = all(tensor.is_weight for tensor in read)
             for tensor, channels in zip(tensors, apply_rule(func, op), strict=True):
-                self.known[tensor] = TracedTensor(tuple(tensor.shape), channels, is_weight)
-        made = [(tensor, self._followed(tensor)) for tensor in tensors]
-        self.dependencies.memory.note(self.modules[-1], made)
+                self.traced[tensor] = TracedTensor(tuple(tensor.shape), channels, is_weight)
+        results = [(tensor, self._traced(tensor)) for tensor in tensors]
+        self.dependencies.memory.record(self.modules[-1], results)
         return result
 
     def _arguments(
         self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> dict[str, Any]:
+        """All arguments by schema name, with defaults filled in and tensors traced."""
         declared = func._schema.arguments
         given = dict(zip((argument.name for argument in declared), args, strict=False)) | kwargs
         return {
-            argument.name: self._followed(given[argument.name])
+            argument.name: self._traced(given[argument.name])
             if argument.name in given
             else argument.default_value
             for argument in declared
             if argument.name in given or argument.has_default_value()
         }
 
-    def _followed(self, value: Any) -> Any:
+    def _traced(self, value: Any) -> Any:
+        """Replace tensors, also those in lists, by their traced counterparts."""
         if isinstance(value, Tensor):
-            return self.known.get(value) or TracedTensor(tuple(value.shape))
+            return self.traced.get(value) or TracedTensor(tuple(value.shape))
         if isinstance(value, list | tuple):
-            return [self._followed(part) for part in value]
+            return [self._traced(part) for part in value]
         return value
 
 
@@ -206,8 +217,8 @@ def _results(result: Any) -> Iterator[Any]:
 
 
 @contextmanager
-def _noting_modules(stack: list[str]) -> Iterator[None]:
-    """Keep the class of the innermost module that runs at the end of the stack."""
+def _module_stack(stack: list[str]) -> Iterator[None]:
+    """Keep the class names of the running modules on the stack, the innermost last."""
 
     def enter(module: nn.Module, _: Any) -> None:
         stack.append(type(module).__name__)
