@@ -28,7 +28,7 @@ from fppmo_ray.pruning.calibration.consumers import (
     input_patches,
 )
 from fppmo_ray.pruning.extract import AxisUnits, Tracing, check_axes
-from fppmo_ray.training.modes import in_mode
+from fppmo_ray.training.compute import in_mode
 
 logger = logging.getLogger(__name__)
 
