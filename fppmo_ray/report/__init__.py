@@ -1,9 +1,9 @@
-"""What a run directory tells people: the closing table, the figures, the page.
+"""Reports of a run directory: the closing table, figures, and an HTML page.
 
-Reports are made from the files alone, so they can be made again anywhere, at any time.
+Reports only read the run directory's files, so they can be made again anywhere, at any time.
 """
 
-from fppmo_ray.report.figures import draw_figures
+from fppmo_ray.report.drawings import draw_figures
 from fppmo_ray.report.page import write_comparison, write_report
 from fppmo_ray.report.table import print_result, print_status
 

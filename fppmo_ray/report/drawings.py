@@ -1,16 +1,18 @@
-"""What is drawn of a search: each function fills one figure."""
+"""Figures of a search: each function draws one, and ``draw_figures`` writes some as files."""
 
 from __future__ import annotations
 
+import io
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fppmo_ray.report.run import Run, finalists, scores_by_worker
-from fppmo_ray.report.spearman import spearman
+from fppmo_ray.report.run import Run, finalists, read_run, scores_by_worker
 from fppmo_ray.service.record.artifacts import DENSE, FPPMO, IMPORTANCE_ONLY
 from fppmo_ray.service.record.facts import Asked, Failed, Scored, Updated
+from fppmo_ray.service.record.storage import location_of, open_storage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,11 +22,37 @@ if TYPE_CHECKING:
 _MAX_GROUP_LABELS = 40
 
 
-def draw_scores(figure: Figure, run: Run) -> None:
-    """Every score on search-val, and each generation's mean and best.
+def draw_figures(run_dir: str | Path) -> None:
+    """Write ``scores.png`` and ``probabilities.png`` into a run directory.
 
-    Of scores in several rungs, mean and best are those of the deepest; of several budgets, each
-    has its own.
+    A finished search with several budgets gets ``front.png`` too.
+
+    Raises:
+        ValueError: the run directory holds no journal, or nothing has been scored yet.
+    """
+    from matplotlib.figure import Figure
+
+    run = read_run(run_dir)
+    if run.history["score"].isna().all():
+        raise ValueError(
+            f"nothing has been scored yet in {location_of(run_dir)}: there is nothing to draw"
+        )
+    drawings = {"scores": draw_scores, "probabilities": draw_probabilities}
+    if len(run.named(FPPMO)) > 1:
+        drawings["front"] = draw_front
+    storage = open_storage(run_dir)
+    for name, draw in drawings.items():
+        figure = Figure(figsize=(7, 4.2), layout="constrained")
+        draw(figure, run)
+        image = io.BytesIO()
+        figure.savefig(image, dpi=120)
+        storage.write(f"{name}.png", image.getvalue())
+
+
+def draw_scores(figure: Figure, run: Run) -> None:
+    """Draw every score on search-val, and each generation's mean and best.
+
+    With several rungs, mean and best are those of the deepest. Each budget has its own.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -45,13 +73,13 @@ def draw_scores(figure: Figure, run: Run) -> None:
 
 
 def _figures(run: Run) -> pd.DataFrame:
-    """The scores that have ended well, with a column ``figure``: as people read them."""
+    """Return the scores that did not fail, with a column ``figure`` in display units."""
     history = run.history.dropna(subset=["score"])
     return history.assign(figure=run.measure.scale * history["score"].astype(float))
 
 
 def _draw_generations(axes: Axes, history: pd.DataFrame, budgets: list[float]) -> None:
-    """Mean and best of every generation, for each of the budgets."""
+    """Draw mean and best of every generation, for each budget."""
     for number, budget in enumerate(budgets or [None]):
         own = history if budget is None else history[history["budget"] == budget]
         by_generation = own.groupby("generation")["figure"]
@@ -63,7 +91,7 @@ def _draw_generations(axes: Axes, history: pd.DataFrame, budgets: list[float]) -
 
 
 def draw_front(figure: Figure, run: Run) -> None:
-    """Test figures after fine-tuning over the share of MACs that is cut."""
+    """Draw test figures after fine-tuning over the share of MACs that was cut."""
     axes: Axes = figure.subplots()
     for name, label in ((FPPMO, "FPPMO"), (IMPORTANCE_ONLY, IMPORTANCE_ONLY), (DENSE, "dense")):
         rows = run.named(name)
@@ -75,7 +103,7 @@ def draw_front(figure: Figure, run: Run) -> None:
 
 
 def draw_probabilities(figure: Figure, run: Run) -> None:
-    """Mean pruning probability of every channel group after every update."""
+    """Draw the mean pruning probability of every channel group after every update."""
     from matplotlib.ticker import MaxNLocator
 
     groups = run.started.groups
@@ -95,7 +123,7 @@ def draw_probabilities(figure: Figure, run: Run) -> None:
 
 
 def draw_widths(figure: Figure, run: Run) -> None:
-    """Filters of every channel group: of the dense network, and of the smallest chosen one."""
+    """Draw the filters of every channel group: of the dense and the smallest chosen network."""
     dense, chosen = run.named(DENSE)[0]["widths"], run.named(FPPMO)[-1]["widths"]
     plain = run.named(IMPORTANCE_ONLY)[-1]["widths"]
     places = np.arange(len(dense))
@@ -110,7 +138,7 @@ def draw_widths(figure: Figure, run: Run) -> None:
 
 
 def draw_timeline(figure: Figure, run: Run) -> None:
-    """When each worker computed scores; what is blank is idle."""
+    """Draw when each worker computed scores."""
     workers = scores_by_worker(run)
     begin = min(fact.at - fact.seconds for facts in workers.values() for fact in facts)
     end = max(fact.at for facts in workers.values() for fact in facts)
@@ -127,7 +155,7 @@ def draw_timeline(figure: Figure, run: Run) -> None:
 
 
 def draw_agreement(figure: Figure, run: Run) -> None:
-    """How finalists that were proposals did in their score and on choose-val, with fresh seeds."""
+    """Draw the finalists' mean losses on choose-val over their losses as proposals."""
     masks = {fact.id: fact.mask for fact in run.facts if isinstance(fact, Asked)}
     scored = {masks[fact.id]: fact.val_loss for fact in run.facts if isinstance(fact, Scored)}
     pairs = [(scored[one.mask], fmean(one.losses)) for one in finalists(run) if one.mask in scored]
@@ -136,12 +164,19 @@ def draw_agreement(figure: Figure, run: Run) -> None:
     axes.set(xlabel="loss of the proposal's score", ylabel="mean loss on choose-val")
     title = "Finalists that were proposals, scored again"
     if len(pairs) > 2:
-        title += f": Spearman {spearman(*np.array(pairs).T):.2f}"
+        title += f": Spearman {_rank_correlation(pairs):.2f}"
     axes.set_title(title)
 
 
+def _rank_correlation(pairs: list[tuple[float, float]]) -> float:
+    """Return Spearman's rank correlation of pairs of numbers."""
+    import pandas as pd
+
+    return float(pd.DataFrame(pairs).corr("spearman").to_numpy()[0, 1])
+
+
 def draw_runs(figure: Figure, runs: list[Run]) -> None:
-    """The mean score of every generation, for each of several runs."""
+    """Draw the mean score of every generation, for each of several runs."""
     axes: Axes = figure.subplots()
     for run in runs:
         history = _figures(run)

@@ -1,4 +1,4 @@
-"""One HTML page about a search, or about several: whole in itself, for any browser."""
+"""Self-contained HTML pages about one search, or about several."""
 
 from __future__ import annotations
 
@@ -13,17 +13,23 @@ from typing import TYPE_CHECKING, Any
 
 from fppmo_ray.durable_files import write_whole
 from fppmo_ray.report import drawings
-from fppmo_ray.report.cuts import cut_table, table_sentence
-from fppmo_ray.report.measure import ACCURACY, on_test
+from fppmo_ray.report.result_rows import (
+    ACCURACY,
+    cut_table,
+    on_test,
+    size_columns,
+    sizes,
+    table_sentence,
+    title_of,
+)
 from fppmo_ray.report.run import RescoredFinalist, Run, finalists, read_run, with_distinct_names
-from fppmo_ray.report.style import STYLE
-from fppmo_ray.report.table import size_columns, sizes, status_lines, title_of
+from fppmo_ray.report.table import status_lines
 from fppmo_ray.service.record.artifacts import DENSE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_INK = "#010203"  # what is drawn in it takes the page's colour of text
+_INK = "#010203"  # replaced in the SVG text by the page's text colour
 _RC: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -34,17 +40,44 @@ _RC: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
+# One column on a phone, two columns of figures on a screen, light or dark as the reader prefers.
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1c1f23; --paper: #fff; --line: #d5d9de; --soft: #f4f6f8 }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e7eb; --paper: #14171a; --line: #3a4148; --soft: #1d2226 }
+}
+* { box-sizing: border-box }
+body { margin: 0; background: var(--paper); color: var(--ink);
+  font: 15px/1.5 system-ui, sans-serif }
+main { max-width: 78rem; margin: 0 auto; padding: 1.5rem clamp(0.75rem, 3vw, 2rem) 3rem }
+h1 { font-size: 1.5rem; margin: 0 0 1rem; overflow-wrap: anywhere }
+h2 { font-size: 1.1rem; margin: 2rem 0 0.5rem }
+.wide { overflow-x: auto }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+th, td { padding: 0.3rem 0.75rem; border-bottom: 1px solid var(--line); text-align: right }
+th { font-weight: 600; vertical-align: bottom }
+th:first-child, td:first-child { text-align: left; padding-left: 0 }
+td:nth-child(2):last-child { text-align: left }
+td:not(:first-child):not(:last-child), td:nth-child(3) ~ td { white-space: nowrap }
+.figures { display: grid; gap: 1.5rem; margin: 1.5rem 0;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)) }
+figure { margin: 0; padding: 0.5rem; background: var(--soft); border-radius: 6px }
+figure svg { display: block; width: 100%; height: auto; font-family: inherit }
+summary { cursor: pointer; margin-top: 1rem }
+pre { overflow-x: auto; background: var(--soft); padding: 0.75rem; border-radius: 6px }
+"""
 
 
 def write_report(run_dir: str | Path, output: Path) -> list[Path]:
     """Write a page about a search, finished or running, and its figures beside it.
 
     Args:
-        run_dir: The search's folder, or its URI.
-        output: The page, ``NAME.html``; its figures are ``NAME-*.svg``. Its folder is made.
+        run_dir: The search's run directory, a folder or a URI.
+        output: The page's file name, ``NAME.html``; its figures are ``NAME-*.svg``. The folder is
+            created if it does not exist.
 
     Returns:
-        The page, then the figures.
+        The files written: the page, then its figures.
 
     Raises:
         ValueError: the run directory holds no journal, or the search has not begun.
@@ -63,21 +96,25 @@ def write_report(run_dir: str | Path, output: Path) -> list[Path]:
 
 
 def write_comparison(run_dirs: Sequence[str | Path], output: Path) -> list[Path]:
-    """Write a page that sets several searches side by side.
+    """Write a page that compares several searches, and its figures beside it.
 
     Args:
-        run_dirs: Two or more.
-        output: As for ``write_report``.
+        run_dirs: Two or more run directories, folders or URIs.
+        output: The page's file name, as for ``write_report``.
+
+    Returns:
+        The files written: the page, then its figures.
 
     Raises:
-        ValueError: there are fewer, or one of them has not begun.
+        ValueError: there are fewer than two, one of them has not begun, or their tasks' measures
+            differ.
     """
     if len(run_dirs) < 2:
         raise ValueError(f"a comparison takes at least two run directories, got {len(run_dirs)}")
     runs = with_distinct_names([read_run(run_dir) for run_dir in run_dirs])
     if len({run.measure for run in runs}) > 1:
         named = ", ".join(f"{run.name} by {run.measure.name}" for run in runs)
-        raise ValueError(f"only searches judged by the same can be compared, got {named}")
+        raise ValueError(f"only searches with the same measure can be compared, got {named}")
     draws = {"generations": drawings.draw_runs, "results": drawings.draw_results}
     figures = {name: _svg(name, draw, runs) for name, draw in draws.items()}
     finished = [run for run in runs if run.figures is not None]
@@ -104,11 +141,11 @@ def _drawings(run: Run) -> dict[str, Callable[[Figure, Run], None]]:
 
 
 def _svg(name: str, draw: Callable[[Figure, Any], None], drawn: Any) -> str:
-    """A figure without size of its own, its text in the colour of the text around it."""
+    """Return a figure as an SVG element without a fixed size, in the page's text colour."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(_RC | {"svg.hashsalt": name}):  # ids of a page's figures must differ
+    with mpl.rc_context(_RC | {"svg.hashsalt": name}):  # distinct ids for each figure of a page
         figure = Figure(figsize=(5.6, 3.6), layout="constrained")
         draw(figure, drawn)
         title = figure.axes[0].get_title()
@@ -125,7 +162,7 @@ def _result(run: Run) -> list[str]:
         return ["<p>The search has not finished.</p>"]
     chosen = escape(str(run.figures["chosen"]))
     note = (
-        f"<p>Before and after equal fine-tuning (dense: of as much extra training): "
+        "<p>Before and after equal fine-tuning (dense: after as much extra training): "
         f"{escape(on_test(run.figures))}; chosen: {chosen}.</p>"
     )
     return [
@@ -137,7 +174,7 @@ def _result(run: Run) -> list[str]:
 
 
 def _cuts(figures: dict[str, Any]) -> list[str]:
-    columns, rows = cut_table(figures, title_of)
+    columns, rows = cut_table(figures)
     sentence = table_sentence(figures)
     note = [f"<p>{escape(sentence[0].upper() + sentence[1:])}.</p>"] if sentence else []
     return ["<h3>Cut besides MACs</h3>", _table(columns, rows), *note] if rows else []
@@ -172,7 +209,7 @@ def _choice(run: Run) -> list[str]:
 
 
 def _scores(one: RescoredFinalist) -> list[str]:
-    """Accuracy and loss; of the user's own task, the score."""
+    """Return a finalist's accuracy and loss, or the score of the user's own task."""
     if not one.accuracies:
         return [_spread([-loss for loss in one.losses], 4)]
     return [_spread([100 * accuracy for accuracy in one.accuracies], 2), _spread(one.losses, 4)]
@@ -210,7 +247,7 @@ def _write(output: Path, title: str, parts: Sequence[str], figures: dict[str, st
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{heading}</title><style>{STYLE}</style></head>"
+        f"<title>{heading}</title><style>{_STYLE}</style></head>"
         f"<body><main><h1>{heading}</h1>{''.join(parts)}</main></body></html>\n"
     )
     write_whole(output, page.encode())

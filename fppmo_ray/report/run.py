@@ -1,4 +1,4 @@
-"""What reports read of a run directory, once."""
+"""Everything that reports read from a run directory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fppmo_ray.report.measure import Measure, measure_of
+from fppmo_ray.report.result_rows import Measure, measure_of
 from fppmo_ray.service.record.artifacts import RESULT, read_figures
 from fppmo_ray.service.record.facts import Chosen, Fact, Rescored, Scored, Started
 from fppmo_ray.service.record.history import read_history
@@ -20,29 +20,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Run:
-    """A search, finished or under way."""
+    """A finished or running search, as its run directory describes it."""
 
     location: str
+    """The run directory, without a URI's credentials and options."""
     name: str
-    """The last part of where it lies, or as many as tell it from others."""
+    """The last part of the location, or as many parts as distinguish it from other runs."""
     facts: list[Fact]
+    """All facts of the journal, in order."""
     history: pd.DataFrame
-    """See ``read_history``."""
+    """A row for every score, see ``read_history``."""
     figures: dict[str, Any] | None
     """The content of result.json; None before the search has finished."""
 
     @property
     def started(self) -> Started:
-        """How it began."""
+        """The journal's first fact: identity, versions, groups."""
         return next(fact for fact in self.facts if isinstance(fact, Started))
 
     @property
     def measure(self) -> Measure:
-        """What its networks are judged by."""
+        """The figure by which the search's networks are compared."""
         return measure_of(self.started.identity)
 
     def named(self, variant: str) -> list[dict[str, Any]]:
-        """The rows of result.json of that name; none before the search has finished."""
+        """Return the rows of result.json of that name; none before the search has finished."""
         rows: list[dict[str, Any]] = (self.figures or {}).get("variants", [])
         return [row for row in rows if row["name"] == variant]
 
@@ -52,16 +54,21 @@ class RescoredFinalist:
     """A finalist's scores with fresh seeds on choose-val."""
 
     name: str
+    """Where the mask comes from, such as ``mode`` or ``sample 3``."""
     stage: int
+    """The stage of the search, from 0."""
     mask: str
+    """The mask, packed as in the journal."""
     losses: tuple[float, ...]
+    """The loss of each score; minus the score of the user's own task."""
     accuracies: tuple[float, ...]
-    """None where the task is the user's own: its losses tell its scores."""
+    """The accuracy of each score; empty for the user's own task."""
     is_chosen: bool
+    """Whether this finalist was chosen."""
 
 
 def read_run(run_dir: str | Path) -> Run:
-    """Everything that a run directory tells.
+    """Read a run directory.
 
     Raises:
         ValueError: it holds no journal, or the search has not begun.
@@ -70,7 +77,7 @@ def read_run(run_dir: str | Path) -> Run:
     facts = read_journal(run_dir)
     if not any(isinstance(fact, Started) for fact in facts):
         raise ValueError(
-            f"the search in {storage.location} has not begun: there is nothing to tell"
+            f"the search in {storage.location} has not begun: there is nothing to report"
         )
     return Run(
         location=storage.location.rstrip("/"),
@@ -82,7 +89,7 @@ def read_run(run_dir: str | Path) -> Run:
 
 
 def with_distinct_names(runs: Sequence[Run]) -> list[Run]:
-    """The runs, named by as many last parts of their locations as tell them apart."""
+    """Return the runs, named by as many last parts of their locations as distinguish them."""
     parts = [run.location.split("/") for run in runs]
     for count in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-count:]) for part in parts]
@@ -92,7 +99,7 @@ def with_distinct_names(runs: Sequence[Run]) -> list[Run]:
 
 
 def finalists(run: Run) -> list[RescoredFinalist]:
-    """Those that were rescored on choose-val, in the order in which they were."""
+    """Return the finalists that were rescored on choose-val, in that order."""
     chosen = {(fact.stage, fact.mask) for fact in run.facts if isinstance(fact, Chosen)}
     scores: dict[tuple[int, str, str], list[Rescored]] = {}
     for fact in run.facts:
@@ -114,7 +121,7 @@ def finalists(run: Run) -> list[RescoredFinalist]:
 
 
 def scores_by_worker(run: Run) -> dict[str, list[Scored]]:
-    """Every worker's scores in the order of their ends; workers in the order of their first."""
+    """Return every worker's scores in the order in which they ended, by the worker's name."""
     by_worker: dict[str, list[Scored]] = {}
     for fact in sorted(_scored(run), key=lambda fact: fact.at):
         by_worker.setdefault(fact.worker, []).append(fact)

@@ -1,4 +1,4 @@
-"""Tables for the terminal: the result of a finished search, the state of a running one."""
+"""Tables for the terminal: the result of a finished search, the state of a running search."""
 
 from __future__ import annotations
 
@@ -10,9 +10,16 @@ from rich.console import Console
 from rich.table import Table
 
 from fppmo_ray.distribution.limits import Resource
-from fppmo_ray.report.cuts import cut_table, table_sentence
-from fppmo_ray.report.measure import measure_of, on_test
-from fppmo_ray.service.record.artifacts import FPPMO, read_figures
+from fppmo_ray.report.result_rows import (
+    cut_table,
+    measure_of,
+    on_test,
+    size_columns,
+    sizes,
+    table_sentence,
+    title_of,
+)
+from fppmo_ray.service.record.artifacts import read_figures
 from fppmo_ray.service.record.facts import (
     Asked,
     Chosen,
@@ -32,7 +39,11 @@ from fppmo_ray.service.record.storage import location_of
 
 
 def print_result(run_dir: str | Path, console: Console) -> None:
-    """The closing table: what pruning cost, and what the feedback bought.
+    """Print a finished search's networks side by side, and the cost and noise of its scores.
+
+    Args:
+        run_dir: The search's run directory, a folder or a URI.
+        console: The console to print to.
 
     Raises:
         ValueError: the search has not finished.
@@ -51,15 +62,15 @@ def print_result(run_dir: str | Path, console: Console) -> None:
         table.add_row(title, *(measure.text(row, at) for at in ("before", "after")), *sizes(row))
     console.print(table)
     _print_cuts(figures, console)
-    if epochs := figures.get("epochs_between_stages", 0):  # older results do not tell
+    if epochs := figures.get("epochs_between_stages", 0):
         console.print(
-            f"FPPMO's network has had {epochs} epochs more than the others, between stages"
+            f"FPPMO's network was trained for {epochs} epochs more than the others, between stages"
         )
     console.print(_cost_line(figures))
 
 
 def _print_cuts(figures: dict[str, Any], console: Console) -> None:
-    columns, rows = cut_table(figures, title_of)
+    columns, rows = cut_table(figures)
     if not rows:
         return
     table = Table(title="cut besides MACs")
@@ -72,37 +83,8 @@ def _print_cuts(figures: dict[str, Any], console: Console) -> None:
         console.print(sentence)
 
 
-def title_of(row: dict[str, Any]) -> str:
-    """What a row of result.json is called, with its budget where there are several."""
-    name = "FPPMO" if row["name"] == FPPMO else row["name"]
-    return f"{name}, budget {row['budget']}" if "budget" in row else name
-
-
-def size_columns(row: dict[str, Any]) -> list[str]:
-    """What ``sizes`` tells of a row of result.json."""
-    return [
-        *("MACs, M", "MACs cut", "parameters", "file, kB", "activations, kB"),
-        *(f"ms at batch {batch}" for batch in row["latency_ms"]),
-    ]
-
-
-def sizes(row: dict[str, Any]) -> list[str]:
-    """MACs, the share cut, parameters, kB and latencies of a row of result.json, as written.
-
-    Activations are the most bytes that one image's take at once in inference.
-    """
-    activations = row.get("activation_bytes")  # older results do not tell
-    return [
-        f"{row['macs'] / 1e6:.2f}",
-        f"{100 * row['macs_cut']:.1f} %",
-        f"{row['parameters']:,}",
-        f"{row['file_bytes'] / 1000:.0f}",
-        "" if activations is None else f"{activations / 1000:.1f}",
-        *(f"{milliseconds:.2f}" for milliseconds in row["latency_ms"].values()),
-    ]
-
-
 def _cost_line(figures: dict[str, Any]) -> str:
+    """Return a sentence about the number, duration and noise of the scores."""
     scores, noise = figures["scores"], figures["score_noise"]
     line = (
         f"{scores['scored']} scores of {scores['mean_seconds']:.2f} s each, "
@@ -117,7 +99,11 @@ def _cost_line(figures: dict[str, Any]) -> str:
 
 
 def print_status(run_dir: str | Path, console: Console) -> None:
-    """How far the search in a run directory has come, read from its journal.
+    """Print how far a search has come, read from its journal.
+
+    Args:
+        run_dir: The search's run directory, a folder or a URI.
+        console: The console to print to.
 
     Raises:
         ValueError: the run directory holds no journal.
@@ -132,7 +118,11 @@ def print_status(run_dir: str | Path, console: Console) -> None:
 
 
 def status_lines(facts: list[Fact]) -> list[tuple[str, str]]:
-    """What a search has come to, as pairs of a name and what there is to say."""
+    """Return the state of a search as pairs of a name and a value.
+
+    Args:
+        facts: All facts of the search's journal, in order.
+    """
     started = next((fact for fact in facts if isinstance(fact, Started)), None)
     if started is None:
         return [("state", "not started")]
@@ -167,7 +157,7 @@ def _loss(fact: EpochFinished) -> str:
 
 
 def _further_cuts(settings: dict[str, Any]) -> list[tuple[str, str]]:
-    """Those that the search was asked for."""
+    """Return the cuts of other resources than MACs in the settings."""
     names = {f"{resource}_cut": f"{resource} cut" for resource in get_args(Resource)}
     given = {name: settings.get(name) for name in names}
     return [(names[name], str(cut)) for name, cut in given.items() if cut is not None]
@@ -178,7 +168,7 @@ def _listed(macs_cut: float | list[float]) -> str:
 
 
 def _best_scores(facts: list[Fact], scored: list[Scored]) -> list[tuple[str, str]]:
-    """A line for every budget: what is easier at a wide one is no better for it."""
+    """Return a line for every budget, because scores of different budgets do not compare."""
     cuts = {fact.id: fact.macs_cut for fact in facts if isinstance(fact, Asked)}
     by_cut: dict[float | None, list[Scored]] = {}
     for fact in scored:
@@ -192,12 +182,14 @@ def _best_scores(facts: list[Fact], scored: list[Scored]) -> list[tuple[str, str
 
 
 def _num_stages(settings: dict[str, Any]) -> int:
+    """Return how many searches follow each other, 1 without stages."""
     stages = settings.get("stages", ())
     earlier = {*stages} if isinstance(stages, list | tuple) else {stages}
     return len(earlier - {settings["macs_cut"]}) + 1 if earlier else 1
 
 
 def _state(facts: list[Fact], num_stages: int) -> str:
+    """Return the step that the search has reached."""
     if _count(facts, Finished):
         return "finished"
     chosen = [place for place, fact in enumerate(facts) if isinstance(fact, Chosen)]

@@ -8,7 +8,7 @@ from typing import Any
 
 from test_table import printed, row
 
-from fppmo_ray.report.cuts import cut_table, table_sentence
+from fppmo_ray.report.result_rows import cut_table, table_sentence
 from fppmo_ray.report.table import status_lines
 from fppmo_ray.service.record.facts import LatencyMeasured, Started
 
@@ -33,7 +33,7 @@ FIGURES: dict[str, Any] = {
 
 
 def test_every_limited_resource_has_its_columns() -> None:
-    columns, rows = cut_table(FIGURES, lambda row: row["name"].upper())
+    columns, rows = cut_table(FIGURES)
     assert dict(zip(columns, rows[0], strict=True)) == {
         "network": "FPPMO",
         "parameters cut": "50.0 %",
@@ -49,7 +49,7 @@ def test_every_limited_resource_has_its_columns() -> None:
 def test_where_macs_alone_were_cut_there_is_no_such_table(tmp_path: Path) -> None:
     plain = {**FIGURES, "variants": [row("dense", 0.9, 0.9, 4), row("fppmo", 0.8, 0.9, 2)]}
     del plain["latency_table"]
-    assert cut_table(plain, str) == ([], [])
+    assert cut_table(plain) == ([], [])
     assert table_sentence(plain) == ""
     (tmp_path / "result.json").write_text(json.dumps(plain))
     assert "cut besides MACs" not in printed(tmp_path)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from fppmo_ray.report import figures
+from fppmo_ray.report import draw_figures
 from fppmo_ray.service.record.facts import Asked, Fact, Scored, Started
 from fppmo_ray.service.record.run_directory import open_run
 
@@ -44,7 +44,7 @@ def drawn(
     with open_run(run_dir, resume=False, started=started) as run:
         facts: list[Fact] = [*asked, *scores]
         run.record(facts)
-    figures.draw_figures(run_dir)
+    draw_figures(run_dir)
     lines = kept[number].axes[0].get_lines()
     return {str(line.get_label()): [round(y, 6) for y in line.get_ydata()] for line in lines}
 

@@ -66,21 +66,6 @@ def test_the_closing_table_sets_the_four_networks_side_by_side(tmp_path: Path) -
     ) in lines
 
 
-def test_a_result_of_before_activations_were_told_leaves_their_column_empty(
-    tmp_path: Path,
-) -> None:
-    dense = {k: v for k, v in row("dense", 0.8, 0.9, 40_000_000).items() if k != "activation_bytes"}
-    result = {
-        "chosen": "mode",
-        "variants": [dense],
-        "score_noise": None,
-        "scores": {"scored": 1, "failed": 0, "mean_seconds": 1.0},
-    }
-    (tmp_path / "result.json").write_text(json.dumps(result))
-    [line] = [line for line in printed(tmp_path).splitlines() if "dense, same" in line]
-    assert [cell.strip() for cell in line.split("│")][6:10] == ["123,456", "500", "", "1.50"]
-
-
 def test_top5_accuracies_stand_behind_those_of_the_first_guess(tmp_path: Path) -> None:
     variants = [row("dense", 0.7737, 0.7702, 40_000_000), row("fppmo", 0.7, 0.76, 17_200_000)]
     for variant, top5 in zip(variants, (0.9355, 0.9301), strict=True):
@@ -108,7 +93,7 @@ def test_epochs_that_only_the_chosen_network_has_had_are_told(tmp_path: Path) ->
         "scores": {"scored": 320, "failed": 0, "mean_seconds": 2.96},
     }
     (tmp_path / "result.json").write_text(json.dumps(result))
-    told = "FPPMO's network has had 10 epochs more than the others, between stages"
+    told = "FPPMO's network was trained for 10 epochs more than the others, between stages"
     assert told in printed(tmp_path)
     (tmp_path / "result.json").write_text(json.dumps(result | {"epochs_between_stages": 0}))
     assert "epochs more" not in printed(tmp_path)

@@ -153,7 +153,7 @@ def test_a_search_is_not_compared_with_one_of_another_measure(
     told = (other / "journal.jsonl").read_text()
     assert told.count('"minus error"') == 1
     (other / "journal.jsonl").write_text(told.replace('"minus error"', '"dB"'))
-    with pytest.raises(ValueError, match=r"judged by the same.*by minus error.*by dB"):
+    with pytest.raises(ValueError, match=r"with the same measure.*by minus error.*by dB"):
         write_comparison([finished.run_dir, other], tmp_path / "both.html")
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from cells import Record
 
+from agreement.spearman import spearman
 from agreement.study import TRUTH
 from agreement.table import FEWEST, Results
-from fppmo_ray.report.spearman import spearman
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,9 +19,9 @@ from agreement.correlation import (
     noise_beside_others,
     top_quarter_recall,
 )
+from agreement.spearman import spearman
 from agreement.study import TRUTH
 from fppmo_ray.distribution import FloatArray, RankBy
-from fppmo_ray.report.spearman import spearman
 
 FEWEST = 4  # masks that a correlation is taken of
 _MEASURES = ("loss", "accuracy")

@@ -28,6 +28,7 @@ from agreement.masks import (
     masks_to_json,
     near_masks,
 )
+from agreement.spearman import spearman
 from agreement.study import Plan, Study, Task, seconds_left, tasks
 from agreement.table import agreement_tables
 from agreement.worker import Depth, FidelityWorker
@@ -48,7 +49,6 @@ from fppmo_ray.distribution import (
 )
 from fppmo_ray.distribution.logits import uniform_priority
 from fppmo_ray.pruning import Candidate, score
-from fppmo_ray.report.spearman import spearman
 from fppmo_ray.service.pretend import PRETEND_SPACE
 from fppmo_ray.service.problem import Problem, open_split
 from fppmo_ray.service.record.facts import Asked, Chosen, Fact, Rescored, Scored, Started

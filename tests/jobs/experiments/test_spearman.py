@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-from fppmo_ray.report.spearman import average_ranks, spearman
+from agreement.spearman import average_ranks, spearman
 
 
 def costs(*values: float) -> np.ndarray:
