@@ -66,6 +66,7 @@ class Tuned:
     weights: Arrays | None
     """Dense ones that it began from; None: the problem's."""
     network: nn.Module
+    """The fine-tuned network."""
     epochs: Epochs
 
     @property
