@@ -1,0 +1,64 @@
+"""How far a pruned network's answers are from the dense network's: a score without labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fppmo_ray.pruning.network_io import flat_tensors
+from fppmo_ray.training.compute import in_mode
+
+TEMPERATURE = 4.0
+"""Softens both networks' probabilities. Among 16 masks near the optimum of ResNet-20, the
+divergence on 500 images orders the masks as the cross-entropy on all other images does with a
+Spearman correlation of 0.68; the cross-entropy itself on these images reaches 0.65."""
+
+
+@torch.no_grad()
+def divergence(network: nn.Module, dense: nn.Module, batches: Iterable[Any]) -> float:
+    """Mean divergence of a network's outputs from the dense network's, in eval mode.
+
+    Outputs of shape (N, classes) are taken for logits: the Kullback-Leibler divergence of the
+    softmax at ``TEMPERATURE``, times its square, in nats. Other outputs: the squared error over
+    the variance of the dense output, summed over the output tensors.
+
+    Args:
+        network: The pruned network.
+        dense: The dense network, on the same device.
+        batches: Inputs (n, C, H, W), or tuples that begin with them, such as images and labels.
+
+    Raises:
+        ValueError: there is no batch.
+        RuntimeError: the divergence is not finite.
+    """
+    total, num_images = 0.0, 0
+    with in_mode(network, training=False), in_mode(dense, training=False):
+        for batch in batches:
+            images = batch if isinstance(batch, Tensor) else batch[0]
+            answers = zip(flat_tensors(network(images)), flat_tensors(dense(images)), strict=True)
+            total += len(images) * sum(_divergence(own, target) for own, target in answers)
+            num_images += len(images)
+    if not num_images:
+        raise ValueError("a divergence needs images, got no batches")
+    if not math.isfinite(total):
+        raise RuntimeError(
+            f"the divergence from the dense network on {num_images} images is {total}: weights or "
+            "batch-norm statistics are broken; recalibrate, or cut less"
+        )
+    return total / num_images
+
+
+def _divergence(output: Tensor, target: Tensor) -> float:
+    """Of one output tensor, the mean over the images of a batch."""
+    output, target = output.float(), target.float()
+    if target.dim() == 2 and target.shape[1] > 1:
+        logs, wished = (F.log_softmax(t / TEMPERATURE, dim=1) for t in (output, target))
+        distance = F.kl_div(logs, wished, log_target=True, reduction="batchmean")
+        return float(distance) * TEMPERATURE**2
+    variance = float(target.var(correction=0))
+    return float(F.mse_loss(output, target)) / (variance if variance > 0 else 1.0)

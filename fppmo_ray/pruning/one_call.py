@@ -1,0 +1,295 @@
+"""Pruning in one call, in one process: no labels, no training, no Ray.
+
+``prune`` traces a network, calibrates it on a few images, orders its filters, finds the widths,
+extracts the smaller network, refits the layers behind removed filters and recalibrates the batch
+norms. ``prune_with_report`` does the same and tells what was done.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from fppmo_ray.distribution.allocation import GAMMA, allocate, keep_most_important
+from fppmo_ray.distribution.budget import Budget
+from fppmo_ray.distribution.limits import Resource
+from fppmo_ray.distribution.logits import uniform_priority
+from fppmo_ray.distribution.space import BoolArray
+from fppmo_ray.pruning.calibration import Calibration, Refit, calibrate, obs_order
+from fppmo_ray.pruning.calibration.divergence import divergence
+from fppmo_ray.pruning.extract import Tracing, extract
+from fppmo_ray.pruning.importance import Criterion
+from fppmo_ray.pruning.importance import importance as importance_of
+from fppmo_ray.pruning.network_io import ExampleInputs
+from fppmo_ray.pruning.trace import trace
+from fppmo_ray.training import recalibrate_batchnorm
+
+logger = logging.getLogger(__name__)
+
+Ordering = Literal["obs"] | Criterion
+"""What orders the filters: ``obs``, or a criterion of ``importance``."""
+
+CalibrationImages = Tensor | Iterable[Any]
+"""Normalised images (N, C, H, W), or batches of them, each a tensor or a tuple such as (images,
+labels)."""
+
+_CALIBRATION_BATCH = 50  # small batches are faster on CPUs, and vary the positions looked at
+_RECALIBRATION_BATCH = 250
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PruneReport:
+    """A pruned network, and what was done to get it."""
+
+    network: nn.Module
+    """The smaller network, in eval mode."""
+    tracing: Tracing
+    """Tracing of the dense network: with ``keep``, what ``save_network`` needs."""
+    keep: BoolArray
+    """The mask, ``(num_filters,)``, True = kept."""
+    macs_cut: float
+    """Share of the dense network's MACs that was removed."""
+    params_cut: float
+    """Share of the dense network's parameters that was removed."""
+    gamma: float | None
+    """Weight of the parameters in the allocation; None where all groups lose the same share."""
+    divergence: float
+    """Mean divergence from the dense network's answers on the given images."""
+    num_images: int
+    """Images that were used."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Time of every stage."""
+
+
+def prune(
+    network: nn.Module,
+    example_inputs: ExampleInputs,
+    images: CalibrationImages,
+    *,
+    macs_cut: float = 0.5,
+    further_cuts: Mapping[Resource, float] | None = None,
+    importance: Ordering = "obs",
+    gamma: float | Sequence[float] = GAMMA,
+    refit: bool = True,
+    min_keep: float = 0.1,
+    width_multiple: int = 1,
+    ignore: Sequence[str] = (),
+) -> nn.Module:
+    """Return a smaller network that answers as the given one does, without any training.
+
+    Args:
+        network: A trained network with convolutions; left as it is.
+        example_inputs: What its forward takes, with a batch axis, e.g. ``(1, 3, 32, 32)``. Only
+            the shape matters.
+        images: Unlabelled inputs, normalised as the network expects: a tensor (N, C, H, W), or
+            batches of such tensors, or of (images, labels). A hundred give a result, a thousand a
+            better one. They must all fit in memory.
+        macs_cut: Share of the multiply-accumulates to remove, in (0, 1); 0 beside further cuts.
+        further_cuts: Shares of other resources to remove, such as ``{"params": 0.3}`` or
+            ``{"memory": 0.2}``.
+        importance: What orders the filters. ``obs`` orders them by the second-order error of
+            removing them one by one, and finds the widths from these errors. ``l1``, ``l2``,
+            ``fpgm``, ``bn_scale`` and ``taylor`` remove the same share of every group; ``taylor``
+            needs labels.
+        gamma: With ``obs``, how much the widths spare parameters: 1 without training afterwards,
+            3 before long fine-tuning. Several: the network that diverges least from the dense
+            network's answers on the images is returned.
+        refit: Whether the layers behind removed filters are refitted by least squares.
+        min_keep: Smallest share of a group's filters that is kept, in (0, 1].
+        width_multiple: Kept widths are multiples of this; 8 suits GPUs.
+        ignore: Names of layers, or of modules that hold them, whose filters must all stay; ``*``
+            and ``?`` as in file names.
+
+    Returns:
+        The smaller network, in eval mode, on the device of ``network``.
+
+    Raises:
+        ValueError: an argument is out of range, the images do not fit the network, or it has
+            nothing that can be pruned.
+    """
+    return prune_with_report(
+        network,
+        example_inputs,
+        images,
+        macs_cut=macs_cut,
+        further_cuts=further_cuts,
+        importance=importance,
+        gamma=gamma,
+        refit=refit,
+        min_keep=min_keep,
+        width_multiple=width_multiple,
+        ignore=ignore,
+    ).network
+
+
+def prune_with_report(
+    network: nn.Module,
+    example_inputs: ExampleInputs,
+    images: CalibrationImages,
+    *,
+    macs_cut: float = 0.5,
+    further_cuts: Mapping[Resource, float] | None = None,
+    importance: Ordering = "obs",
+    gamma: float | Sequence[float] = GAMMA,
+    refit: bool = True,
+    min_keep: float = 0.1,
+    width_multiple: int = 1,
+    ignore: Sequence[str] = (),
+) -> PruneReport:
+    """Return the smaller network of ``prune``, with its mask and what was measured on the way.
+
+    The arguments and errors are those of ``prune``.
+    """
+    gammas = _checked_gammas(gamma)
+    _check_importance(importance)
+    clock = _Clock()
+    with clock.stage("trace"):
+        tracing = trace(network, example_inputs, ignore=ignore)
+        space = tracing.space.with_limits(min_keep=min_keep, multiple=width_multiple)
+        budget = Budget.from_cut(space, macs_cut, further_cuts)
+        batches = _batches(images, network, example_inputs)
+    calibration: Calibration | None = None
+    if refit or importance == "obs":
+        with clock.stage("calibrate"):
+            parts = (torch.split(batch, _CALIBRATION_BATCH) for batch, _ in batches)
+            small = list(chain.from_iterable(parts))
+            num_images = sum(map(len, small))
+            calibration = calibrate(network, tracing, small, num_images=num_images)
+    with clock.stage("order"):
+        masks = _masks(network, tracing, budget, calibration, importance, gammas, batches)
+    refitted = Refit(network, tracing, calibration) if refit and calibration else None
+    found: list[tuple[float, float | None, nn.Module, BoolArray]] = []
+    for used_gamma, keep in masks:
+        with clock.stage("extract and refit"):
+            smaller = extract(network, tracing, keep).eval()
+            if refitted is not None:
+                refitted(smaller, keep)
+        with clock.stage("recalibrate"):
+            recalibrate_batchnorm(smaller, batches)
+        with clock.stage("compare"):
+            found.append((divergence(smaller, network, batches), used_gamma, smaller, keep))
+    distance, used_gamma, smaller, keep = min(found, key=lambda entry: entry[0])
+    report = PruneReport(
+        network=smaller,
+        tracing=tracing,
+        keep=keep,
+        macs_cut=1 - space.macs(keep) / space.dense_macs,
+        params_cut=1 - space.parameters(keep) / space.dense_parameters,
+        gamma=used_gamma,
+        divergence=distance,
+        num_images=sum(len(batch) for batch, _ in batches),
+        seconds=clock.seconds,
+    )
+    logger.info(
+        "removed %.1f %% of the MACs and %.1f %% of the parameters by %s on %d images in %.1f s; "
+        "divergence from the dense network %.4f",
+        100 * report.macs_cut,
+        100 * report.params_cut,
+        importance,
+        report.num_images,
+        sum(clock.seconds.values()),
+        distance,
+    )
+    return report
+
+
+def _masks(
+    network: nn.Module,
+    tracing: Tracing,
+    budget: Budget,
+    calibration: Calibration | None,
+    ordering: Ordering,
+    gammas: Sequence[float],
+    batches: Sequence[tuple[Tensor, Any]],
+) -> list[tuple[float | None, BoolArray]]:
+    """The masks to try, each with its gamma; None where all groups lose the same share."""
+    if ordering != "obs":
+        labelled = batches if ordering == "taylor" else None
+        if labelled and not all(isinstance(labels, Tensor) for _, labels in labelled):
+            raise ValueError(
+                "importance = 'taylor' needs labels: give batches of (images, labels), or take "
+                "'obs', which needs none"
+            )
+        values = importance_of(network, tracing, ordering, labelled)
+        return [(None, budget.fill(uniform_priority(budget.space, values)))]
+    assert calibration is not None
+    order = obs_order(network, tracing, calibration)
+    masks: list[tuple[float | None, BoolArray]] = []
+    for gamma in gammas:
+        widths = allocate(budget, order.error_curves, gamma=gamma)
+        masks.append((gamma, keep_most_important(budget.space, widths, order.importance)))
+    return masks
+
+
+def _batches(
+    images: CalibrationImages, network: nn.Module, example_inputs: ExampleInputs
+) -> list[tuple[Tensor, Any]]:
+    """All images in batches of about equal size on the network's device, each with its labels.
+
+    Raises:
+        ValueError: there are none, they are something else than images, or do not fit the network.
+    """
+    examples = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    if len(examples) != 1:
+        raise ValueError(
+            f"expected a network whose forward takes one tensor, got {len(examples)} example "
+            "inputs; wrap it in a module that takes one"
+        )
+    if isinstance(images, Tensor):
+        parts = -(-len(images) // _RECALIBRATION_BATCH) if len(images) else 0
+        given: Iterable[Any] = images.tensor_split(parts) if parts else ()
+    else:
+        given = images
+    device = next(network.parameters()).device
+    batches = []
+    for batch in given:
+        several = isinstance(batch, tuple | list)
+        inputs, labels = (batch[0], *batch[1:2]) if several else (batch, None)
+        dims = examples[0].dim()
+        if not isinstance(inputs, Tensor) or inputs.dim() != dims or not len(inputs):
+            shape = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
+            raise ValueError(
+                "images must be a tensor with a batch axis, or batches of such tensors, like the "
+                f"example input of shape {tuple(examples[0].shape)}, got {shape}"
+            )
+        labels = labels.to(device) if isinstance(labels, Tensor) else labels
+        batches.append((inputs.to(device), labels))
+    if not batches:
+        raise ValueError("pruning needs a few images without labels, got none; give 100 or more")
+    return batches
+
+
+def _checked_gammas(gamma: float | Sequence[float]) -> list[float]:
+    gammas = [float(value) for value in (gamma if isinstance(gamma, Sequence) else [gamma])]
+    if not gammas:
+        raise ValueError("gamma must be one number >= 0 or several, got none; 1 is the default")
+    return gammas
+
+
+def _check_importance(ordering: str) -> None:
+    names = ("obs", *get_args(Criterion))
+    if ordering not in names:
+        raise ValueError(f"importance must be one of {', '.join(names)}, got {ordering!r}")
+
+
+class _Clock:
+    """Seconds of every stage, added up by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time of a block."""
+        begin = time.perf_counter()
+        yield
+        elapsed = time.perf_counter() - begin
+        self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
