@@ -13,15 +13,15 @@
 #SBATCH --time=12:00:00
 #SBATCH --requeue
 #SBATCH --signal=B:USR1@300
-# --exclusive: at its end `ray symmetric-run` stops all that is Ray on the node.
-# --signal: 300 s before the time is up, to this script alone; longer than a score takes.
+# --exclusive: when it ends, `ray symmetric-run` stops every Ray process on the node.
+# --signal: sent to this script alone, 300 s before the time limit; a score takes less time.
 set -euo pipefail
 
 (($#)) || { echo "usage: sbatch cluster/slurm.sh JOB.py [its flags]" >&2; exit 2; }
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
-# In the home directory, which all nodes see; Ray would leave it readable to everyone.
+# In the home directory, which all nodes see; Ray would create it readable by everyone.
 (umask 077 && ray get-auth-token --generate >/dev/null)
-chmod 600 ~/.ray/auth_token # one that was there already
+chmod 600 ~/.ray/auth_token # also if it existed before
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
 
 # This script runs on the first node, and so does the driver, where signals can reach it.
@@ -29,12 +29,12 @@ address=$(hostname):6379
 driver=$(mktemp)
 trap 'rm -f "$driver"' EXIT
 
-stop_driver() { # it finishes the running scores, then ends with 143
+stop_driver() { # the driver finishes the running scores, then exits with 143
   if [[ -s $driver ]]; then kill -TERM "$(<"$driver")"; fi
 }
 requeue=no
-trap 'requeue=yes; stop_driver' USR1 # the time is nearly up
-trap stop_driver TERM                # cancelled or preempted; Slurm itself requeues the preempted
+trap 'requeue=yes; stop_driver' USR1 # the time limit is near
+trap stop_driver TERM                # cancelled or preempted; Slurm itself requeues preempted jobs
 
 # No --min-nodes: the search starts with the first node, and workers join as the others come up.
 # GPUs: each node's own, as `ray start` finds them.
