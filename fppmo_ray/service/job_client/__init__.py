@@ -1,1 +1,1 @@
-"""Searches as Ray jobs: sent to a cluster, listed, stopped."""
+"""Search jobs on a Ray cluster: submit, list, follow and stop them."""

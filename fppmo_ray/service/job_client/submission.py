@@ -29,7 +29,7 @@ _first_run_dir: dict[str, str] = {}
 
 
 def search_id(run_dir: str | Path) -> str:
-    """Return the id of a new search.
+    """Return an id for a new search.
 
     A submitted job gives its own id to the search in the run directory that its flags name, or to
     its first search if they name none. Its other searches append a hash of their run directory,
@@ -41,8 +41,9 @@ def search_id(run_dir: str | Path) -> str:
     job = os.environ.get(_SEARCH_ID)
     if not job:
         return uuid.uuid4().hex[:12]
-    location = location_of(run_dir)
-    if location == (os.environ.get(_RUN_DIR) or _first_run_dir.setdefault(job, location)):
+    location = location_of(run_dir).rstrip("/")
+    given = os.environ.get(_RUN_DIR, "").rstrip("/")
+    if location == (given or _first_run_dir.setdefault(job, location)):
         return job
     return f"{job}-{hashlib.sha256(location.encode()).hexdigest()[:6]}"
 

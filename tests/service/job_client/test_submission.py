@@ -241,6 +241,8 @@ def test_a_jobs_search_in_its_run_directory_has_the_jobs_id_and_others_their_own
     assert search_id("s3://bucket/run/stage-1") == "c0ffee-0cfa61"
     assert search_id("s3://bucket/other") == "c0ffee-cb1c53"
     assert search_id("s3://bucket/run?region=eu-west-1") == "c0ffee"
+    monkeypatch.setenv("FPPMO_RUN_DIR", "/shared/run/")
+    assert search_id(Path("/shared/run/")) == "c0ffee"
 
 
 def test_the_first_search_of_a_job_without_a_run_directory_has_the_jobs_id_again_and_again(
