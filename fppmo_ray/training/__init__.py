@@ -1,11 +1,11 @@
-"""Training, which never hears of masks.
+"""Data sets, networks and training; this room knows nothing of masks.
 
-A *data set* has a training and a test set of labelled images, as *arrays* or as *files*; *splits*
-say which rows of the training set may train (search-train), which score candidates (search-val)
-and which choose among the finalists (choose-val). *Images* are some of these rows on one device,
-handed out in normalised *batches*. A *recipe* is everything that decides how a network is trained
-on them; a *training state* is where such a training stands between two epochs. *Metrics* are what
-a network reaches on images, once its batch norm has been *recalibrated* where filters went.
+A *data set* has a training and a test set of labelled images, as *arrays* or as *files*. *Splits*
+say which rows of the training set train (search-train), score candidates (search-val) and decide
+among the finalists (choose-val). *Images* are some of these rows on one device, served in
+normalised *batches*. A *recipe* holds the settings of a training; a *training state* is its state
+between two epochs. *Metrics* are loss and accuracy on images, after the batch norm of a pruned
+network was *recalibrated*. A *compute configuration* says how passes are computed.
 """
 
 from __future__ import annotations

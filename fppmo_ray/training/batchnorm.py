@@ -14,22 +14,27 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from fppmo_ray.training.compute import DType, autocast, in_mode
 
+# Only these exact types can be folded: a subclass may use its weight differently.
+_CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d
+_NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d
+
 
 @torch.no_grad()
 def recalibrate_batchnorm(
     network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, dtype: DType = "float32"
 ) -> None:
-    """Re-estimate, in place, every BatchNorm's running statistics (EagleEye, 2007.02491).
+    """Re-estimate every BatchNorm's running statistics, in place (EagleEye, 2007.02491).
 
-    The new statistics are the plain mean over all batches, so batches should be of equal size.
-    Dropout and the like stay in evaluation mode. A network without BatchNorm is left alone. If a
-    forward pass raises, the statistics are as before; modes and momenta are restored in any case.
+    The new statistics are the plain mean over all batches, so batches should be of equal size. All
+    other modules, such as dropout, stay in evaluation mode. A network without BatchNorm is not
+    changed. If a forward pass raises, the old statistics are restored; modes and momenta are
+    restored in any case.
 
     Args:
-        network: On the batches' device.
-        batches: Normalised images (n, C, H, W) and labels, which are not looked at. Use
-            search-train images, never the ones that score the network.
-        dtype: Of the forward passes; statistics are float32.
+        network: A network on the batches' device.
+        batches: Normalised images (n, C, H, W) with labels, which are ignored. Use search-train
+            images, never images that score the network.
+        dtype: Number format of the forward passes; statistics are float32.
 
     Raises:
         ValueError: there are no batches.
@@ -69,8 +74,8 @@ def _run(
     for images, _ in batches:
         num_batches += 1
         for norm in norms:
-            # The cumulative average. Torch's own, None, waits for a GPU at every layer to learn
-            # how many batches there were.
+            # This momentum makes a cumulative average. With momentum None, torch does the same but
+            # waits for the GPU at every layer to read its batch counter.
             norm.momentum = 1 / num_batches
         with autocast(images.device, dtype):
             network(images)
@@ -78,24 +83,21 @@ def _run(
         raise ValueError("a recalibration needs images, got no batches")
 
 
-# Exactly these: a subclass may do something else with its weight.
-_CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d
-_NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d
-
-
 @torch.no_grad()
 def fold_batchnorm(network: nn.Module) -> nn.Module:
-    """The same function in evaluation mode, without the batch norms that follow a convolution.
+    """Return an equal network for evaluation, with batch norms folded into convolutions.
 
-    A batch norm with fixed statistics is linear, so it goes into the weights and the bias of the
-    convolution before it (Jacob et al. 2018, 1712.05877, section 3.2). Where the convolution's
-    output is used elsewhere too, or the convolution more than once, its batch norm stays.
+    A batch norm with fixed statistics is linear, so the weights and the bias of the convolution
+    before it can absorb it (Jacob et al. 2018, 1712.05877, section 3.2). A batch norm stays where
+    the convolution's output has another consumer, or where the convolution is called more than
+    once.
 
     Args:
-        network: In evaluation mode. Left as it is; the result shares what is not folded.
+        network: A network in evaluation mode. It is not changed; the result shares all other
+            layers.
 
     Raises:
-        ValueError: the network is in training mode, or torch.fx cannot follow its ``forward``.
+        ValueError: the network is in training mode, or torch.fx cannot trace its ``forward``.
     """
     if network.training:
         raise ValueError("a network in training mode cannot be folded; call eval() first")
@@ -119,13 +121,13 @@ def fold_batchnorm(network: nn.Module) -> nn.Module:
 def _traced(network: nn.Module) -> fx.Graph:
     try:
         return fx.Tracer().trace(network)
-    # What a forward makes of tensors without numbers can be any of these.
+    # A forward that reads the values of fx's proxies can raise any of these.
     except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise ValueError(f"torch.fx cannot follow the network's forward: {error!r}") from error
 
 
 def _convolution_before(node: fx.Node, network: nn.Module) -> fx.Node | None:
-    """The convolution whose output only this node, a batch norm, looks at."""
+    """Return the convolution whose output only this batch-norm node consumes, or None."""
     if not _is_call_of(node, network, _NORMS) or len(node.args) != 1:
         return None
     before = node.args[0]
@@ -140,7 +142,7 @@ def _is_call_of(node: fx.Node, network: nn.Module, types: tuple[type[nn.Module],
 
 
 def _fuse(conv: Any, norm: Any) -> nn.Module:
-    """A convolution with parameters of its own that does what the two do."""
+    """Return a new convolution that computes the convolution followed by the batch norm."""
     fused: nn.Module = copy.copy(conv)
     fused._parameters = dict(conv._parameters)
     fused.weight, fused.bias = fuse_conv_bn_weights(

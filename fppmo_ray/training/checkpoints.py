@@ -19,28 +19,37 @@ from fppmo_ray.training.images import Seed
 from fppmo_ray.training.recipe import Recipe
 
 _WRAPPERS = ("state_dict", "model", "net")
-_NUM_NAMED = 3  # tensors named in an error; the rest is counted
+_NUM_NAMED = 3  # tensors that an error message lists; it counts the rest
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
-    """Load a checkpoint into ``network``, in place; every tensor must find its place.
+    """Load a published checkpoint into a network, in place; all tensors must fit.
 
-    The file is a state dict, or a dict that holds one under ``state_dict``, ``model`` or ``net``;
-    a ``module.`` prefix (left by DataParallel) is dropped. Batch-norm step counters may be
-    missing: files from before torch 0.4.1 lack them.
+    The file holds a state dict, or a dict with one under ``state_dict``, ``model`` or ``net``. A
+    ``module.`` prefix (left by DataParallel) is dropped. Batch-norm step counters may be missing:
+    files from before torch 0.4.1 lack them.
+
+    Args:
+        network: The network that receives the weights.
+        path: File written by ``torch.save``.
 
     Raises:
-        ValueError: the file is missing, corrupt or truncated, holds something else than tensors,
-            or belongs to another network.
+        ValueError: the file is missing, corrupt or truncated, holds anything but tensors, or
+            belongs to another network.
     """
     assign_weights(network, _state_dict(path), str(path))
 
 
 def assign_weights(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Copy a state dict into ``network``, in place; every tensor must find its place.
+    """Copy a state dict into a network, in place; all tensors must fit.
+
+    Args:
+        network: The network that receives the weights.
+        weights: Tensors by name.
+        source: Where the weights come from, for the error message.
 
     Raises:
-        ValueError: they are another network's; says ``source`` and the first tensors at odds.
+        ValueError: the weights belong to another network; the message lists the first mismatches.
     """
     expected = network.state_dict()
     missing = [
@@ -97,7 +106,7 @@ def _read(path: Path) -> object:
             f"{path} is no file of plain tensors: it is corrupt, or holds a whole pickled module; "
             "save network.state_dict() with torch.save"
         ) from error
-    # What torch.load raises on bytes that are no checkpoint depends on where they break off.
+    # On bytes that are no checkpoint, torch.load raises any of these.
     except (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{path} is corrupt or truncated; fetch or save it again") from error
 
@@ -110,17 +119,24 @@ def _first(names: list[str]) -> str:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingState:
-    """All that the next epoch depends on, beside images, recipe and seed."""
+    """Everything that the next epoch depends on besides images, recipe and seed."""
 
     network: dict[str, Tensor]
     """State dict of the network, on the CPU."""
     momentum: dict[str, Tensor]
-    """SGD's momentum buffer per trained parameter, on the CPU; empty before the first step."""
+    """SGD's momentum buffer of each trained parameter, on the CPU; empty before the first step."""
     epochs_done: int
+    """Number of epochs trained so far."""
 
 
 def capture(network: nn.Module, optimizer: SGD | None, epochs_done: int) -> TrainingState:
-    """A copy of the present state; later training does not touch it."""
+    """Return a copy of a training's present state; later training does not change it.
+
+    Args:
+        network: The trained network.
+        optimizer: The network's optimizer; None leaves the momentum empty.
+        epochs_done: Number of epochs trained so far.
+    """
     buffers = optimizer.state if optimizer is not None else {}
     return TrainingState(
         network={name: _copy(value) for name, value in network.state_dict().items()},
@@ -137,17 +153,17 @@ def restore(state: TrainingState, network: nn.Module, optimizer: SGD | None = No
     """Copy a state into a network and its optimizer, in place.
 
     Args:
-        state: Of an equal training.
-        network: Gets the weights and buffers.
-        optimizer: The network's.
+        state: State of a training of an equal network.
+        network: Receives weights and buffers.
+        optimizer: Receives the momentum; None restores the network alone.
 
     Raises:
-        ValueError: the state is another network's.
+        ValueError: the state belongs to another network.
     """
     assign_weights(network, state.network, "the training state")
     if optimizer is None:
         return
-    optimizer.state.clear()  # of later steps, where the state is of before the first
+    optimizer.state.clear()  # a state before the first step has no momentum
     for name, parameter in network.named_parameters():
         if name in state.momentum:
             momentum = torch.empty_like(parameter).copy_(state.momentum[name])
@@ -155,12 +171,12 @@ def restore(state: TrainingState, network: nn.Module, optimizer: SGD | None = No
 
 
 def state_to_bytes(state: TrainingState) -> bytes:
-    """The state as a file's content that ``torch.load(weights_only=True)`` reads."""
+    """Return the content of a file that ``torch.load(weights_only=True)`` reads."""
     return _to_bytes(_as_dict(state))
 
 
 def state_from_bytes(content: bytes) -> TrainingState:
-    """The state that ``state_to_bytes`` wrote.
+    """Return the state that ``state_to_bytes`` wrote.
 
     Raises:
         ValueError: the bytes hold no training state.
@@ -169,21 +185,37 @@ def state_from_bytes(content: bytes) -> TrainingState:
 
 
 def training_identity(recipe: Recipe, compute: ComputeConfig, seed: Seed) -> dict[str, Any]:
-    """All that tells one training of a network from another, as plain values."""
+    """Return the settings that distinguish one training of a network from another, as plain values.
+
+    Args:
+        recipe: Recipe of the training.
+        compute: How its passes are computed.
+        seed: Its random seed.
+    """
     seeds = [seed] if isinstance(seed, int) else list(seed)
     return {**asdict(recipe), **asdict(compute), "seed": seeds}
 
 
 def write_checkpoint(path: Path, state: TrainingState, run: Mapping[str, Any]) -> None:
-    """Replace the checkpoint file in one step, so that it is whole at every moment."""
+    """Replace a checkpoint file atomically, so that it is complete at every moment.
+
+    Args:
+        path: The checkpoint file.
+        state: The state to write.
+        run: The training's identity, from ``training_identity``.
+    """
     write_whole(path, _to_bytes({**_as_dict(state), "run": dict(run)}))
 
 
 def read_checkpoint(path: Path, run: Mapping[str, Any]) -> TrainingState | None:
-    """The state in a checkpoint file; None where there is no file.
+    """Return the state in a checkpoint file, or None where there is no file.
+
+    Args:
+        path: The checkpoint file.
+        run: The identity that the file's training must have, from ``training_identity``.
 
     Raises:
-        ValueError: the file is corrupt, or was written in another run.
+        ValueError: the file is corrupt, or was written by another training.
     """
     if not path.is_file():
         return None

@@ -1,4 +1,7 @@
-"""How forward and backward passes are computed: number format, layout, mode, CUDA graphs."""
+"""How forward and backward passes are computed: number format, layout, mode, CUDA graphs.
+
+A compute configuration changes the speed of passes, and their results by rounding only.
+"""
 
 from __future__ import annotations
 
@@ -12,29 +15,34 @@ import torch
 from torch import Tensor, nn
 
 _FIRST_BFLOAT16_CAPABILITY = (8, 0)  # NVIDIA Ampere
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # parameters of mallopt in glibc's malloc.h
+_NEVER = 2**31 - 1  # threshold in bytes: the largest int
 
 DType = Literal["float32", "bfloat16"]
-"""Of convolutions and products in a forward pass (autocast); weights always stay float32."""
+"""Number format of convolutions and matrix products in a pass. Weights always stay float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig:
-    """Chosen once for a search, since even rounding changes which mask wins a close race."""
+    """How the passes of a search are computed.
+
+    It is chosen once per search, because even rounding decides which of two close masks wins.
+    """
 
     dtype: DType = "float32"
-    """``bfloat16`` is about twice as fast, on CPUs with AVX-512 BF16 too; on CPUs without units for
-    it, it is several times slower."""
+    """``bfloat16`` is about twice as fast as float32 on processors with units for it (see
+    ``native_dtype``), and several times slower on others."""
     channels_last: bool = True
-    """Memory layout; 1.4 times as fast as the other for ResNet-20 in float32 on a CPU, and about
-    three times for ResNet-56."""
+    """Whether weights and images are stored with channels last. In float32 on a CPU this is 1.4
+    times as fast for ResNet-20 and about three times as fast for ResNet-56."""
     fold_batchnorm: bool = False
-    """Whether a score is read on a network whose batch norms are folded into its convolutions."""
+    """Whether batch norms are folded into convolutions before a score is read."""
     cuda_graphs: bool = False
-    """Whether training passes are replayed instead of launched kernel by kernel."""
+    """Whether training passes replay CUDA graphs instead of launching kernels one by one."""
     scoring_batch: int = 250
-    """Images per pass while a score is read; at least 1."""
+    """Images per pass while a score is read, >= 1."""
     threads: int = 1
-    """Of torch on a CPU, at least 1. Set by whoever owns the process: scoring workers do."""
+    """Torch's threads on a CPU, >= 1. The owner of the process sets them: scoring workers do."""
 
     def __post_init__(self) -> None:
         if self.dtype not in get_args(DType):
@@ -56,11 +64,16 @@ class ComputeConfig:
 
 
 PLAIN_COMPUTE = ComputeConfig()
-"""The network as it is written, in float32."""
+"""The network as written, in float32, on one thread."""
 
 
 def autocast(device: torch.device, dtype: DType) -> torch.autocast:
-    """The autocast context for a dtype; float32 switches it off."""
+    """Return the context in which convolutions and products are computed in a number format.
+
+    Args:
+        device: The device of the passes.
+        dtype: The number format; float32 switches autocast off.
+    """
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
 
@@ -81,14 +94,24 @@ def native_dtype(device: torch.device) -> DType:
 
 
 def lay_out(network: nn.Module, compute: ComputeConfig) -> None:
-    """Lay the network's weights out as the compute configuration wants them, in place."""
+    """Store the network's weights in the configured memory layout, in place.
+
+    Args:
+        network: The network whose weights are moved.
+        compute: Its ``channels_last`` decides on the layout.
+    """
     layout = torch.channels_last if compute.channels_last else torch.contiguous_format
     network.to(memory_format=layout)  # type: ignore[call-overload]  # missing in torch's stubs
 
 
 @contextmanager
 def in_mode(network: nn.Module, *, training: bool) -> Iterator[None]:
-    """Training or evaluation mode for a while; every module's own mode is restored."""
+    """Switch a network to training or evaluation mode; restore every module's mode at the end.
+
+    Args:
+        network: The network to switch, in place.
+        training: True for training mode, False for evaluation mode.
+    """
     modes = {module: module.training for module in network.modules()}
     network.train(training)
     try:
@@ -100,20 +123,21 @@ def in_mode(network: nn.Module, *, training: bool) -> Iterator[None]:
 
 @contextmanager
 def replayed_cuda_graphs(network: nn.Module, images: Tensor, dtype: DType) -> Iterator[None]:
-    """For a while, calls in training mode replay a captured forward and backward pass.
+    """Let calls in training mode replay a captured forward and backward pass.
 
-    A small network's kernels are over before the next one is launched, so launching is what takes
-    the time. Evaluation is not affected. Batch-norm statistics move as in three training passes;
-    torch's generators are left alone.
+    The kernels of a small network finish before the next one is launched, so launching dominates
+    the time. Evaluation is not affected. Capturing moves batch-norm statistics as three training
+    passes would; torch's random generators keep their states.
 
     Args:
-        network: On a GPU, without hooks.
-        images: A batch of the size of all that follow, on the same GPU; its numbers do not matter.
-        dtype: Of the passes.
+        network: A network on a GPU, without hooks.
+        images: A batch on the same GPU of the size of all later batches; its values do not matter.
+        dtype: Number format of the passes.
 
     Raises:
         ValueError: the images are not on a GPU, or the network has hooks.
-        RuntimeError: something in the network cannot be captured, such as a look at a number.
+        RuntimeError: the network cannot be captured, for instance because it reads a tensor's
+            value.
     """
     if images.device.type != "cuda":
         raise ValueError(
@@ -125,34 +149,30 @@ def replayed_cuda_graphs(network: nn.Module, images: Tensor, dtype: DType) -> It
             _capture(network, images, dtype)
         yield
     finally:
-        # It stands in front of the class's own, holds the graphs' memory, and refers to the network
-        # in a circle.
+        # make_graphed_callables set an instance attribute that hides the class's forward, holds
+        # the graphs' memory and refers back to the network.
         network.__dict__.pop("forward", None)
 
 
 def _capture(network: nn.Module, images: Tensor, dtype: DType) -> None:
     is_bfloat16 = dtype == "bfloat16"
-    # What autocast would cache here could not be computed anew when it is replayed.
+    # A weight that autocast caches during capture would not be cast again at a replay.
     with torch.autocast("cuda", torch.bfloat16, enabled=is_bfloat16, cache_enabled=False):
         try:
             torch.cuda.make_graphed_callables(network, (images,))
-        except AssertionError as error:  # torch's word for a network with hooks
+        except AssertionError as error:  # torch raises this for a network with hooks
             raise ValueError(f"the network's passes cannot be captured: {error}") from error
 
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
-_NEVER = 2**31 - 1  # bytes, the largest int
-
-
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory it frees, for its own next allocations.
+    """Let this process keep freed memory for its own next allocations.
 
-    Activations are freed and allocated again all the time. glibc hands blocks of their size back
-    to the kernel, which clears every page once more: 130,000 page faults for 1,000 images of a
-    ResNet-20, 20 to 30 % of the time of a pass. The process stays as large as it ever was.
+    Activations are freed and allocated in every pass. By default glibc returns blocks of their size
+    to the kernel, which clears every page again: 130,000 page faults for 1,000 images of a
+    ResNet-20, 20 to 30 % of the time of a pass. With this setting the process never shrinks.
 
     Returns:
-        Whether the C library took it; others than glibc are left alone.
+        Whether the C library accepted the setting; only glibc has it.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:

@@ -1,4 +1,4 @@
-"""What a data set is made of: images as arrays or as files, and how they are prepared."""
+"""Types of a data set: images in memory or in files, and how they are augmented and normalised."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ ByteArray = NDArray[np.uint8]
 
 @dataclass(frozen=True, eq=False)
 class ImageArrays:
-    """Images held in memory. The arrays may be read-only; nothing here writes to them."""
+    """Images in memory. The arrays may be read-only; this package never writes to them."""
 
     images: ByteArray
-    """``(N, H, W, C)``."""
+    """Pixels, uint8 ``(N, H, W, C)``."""
     labels: IntArray
-    """``(N,)``."""
+    """Class labels, int64 ``(N,)``."""
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != np.uint8:
@@ -39,12 +39,12 @@ Interpolation = Literal["bilinear", "bicubic"]
 
 @dataclass(frozen=True, kw_only=True)
 class CentreCrop:
-    """The middle of an image after its shorter side was brought to some length: torchvision's."""
+    """The centre of an image whose shorter side was resized first, as in torchvision's presets."""
 
     resize: int
-    """Length in pixels that the shorter side is brought to, for small images too."""
+    """Length in pixels to which the shorter side is resized, also if the image is smaller."""
     interpolation: Interpolation = "bilinear"
-    """The one that the weights were trained with; also of random crops."""
+    """Interpolation that the weights were trained with; random crops use it too."""
 
     def __post_init__(self) -> None:
         if self.interpolation not in get_args(Interpolation):
@@ -56,16 +56,19 @@ class CentreCrop:
 
 @dataclass(frozen=True, eq=False)
 class ImageFiles:
-    """Images left on disk, decoded when they are needed and brought to one size."""
+    """Images on disk, decoded when they are needed and resized to one size."""
 
     paths: tuple[Path, ...]
+    """The image files."""
     labels: IntArray
-    """``(N,)``."""
+    """Class labels, int64 ``(N,)``."""
     height: int
+    """Height of the decoded images in pixels."""
     width: int
+    """Width of the decoded images in pixels."""
     centre_crop: CentreCrop | None = None
-    """None: an image of this size is taken as it is, of any other the middle; see
-    ``decode_to_size``."""
+    """How an image is cut for evaluation. None keeps an image of the right size and takes the
+    centre of any other; see ``decode_to_size``."""
 
     def __post_init__(self) -> None:
         _check_label_array(self.labels, len(self.paths))
@@ -85,26 +88,27 @@ ImageSet = ImageArrays | ImageFiles
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Random crop and flip of training images."""
+    """Random crops and flips of training images."""
 
     padding: int
-    """Zero pixels added on each side before an image is cropped back to its size; 0 = no crop."""
+    """Zero pixels added on each side before an image is cropped to its size again; 0 does not
+    crop."""
     flip: bool
     """Whether half of the images are mirrored left to right."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RandomResizedCrop:
-    """A random part of a training image, brought to the network's size; of files only.
+    """A random part of a training image, resized to the network's input size; for image files only.
 
-    As torchvision's transform of that name, with which ImageNet's networks are trained (Szegedy et
-    al. 2014, 1409.4842).
+    This is torchvision's transform of the same name, with which networks for ImageNet are trained
+    (Szegedy et al. 2014, 1409.4842).
     """
 
     min_area: float = 0.08
     """Smallest share of the image's area, in (0, 1]."""
     max_stretch: float = 4 / 3
-    """Largest ratio of the part's sides, at least 1."""
+    """Largest ratio of the part's sides, >= 1."""
     flip: bool = True
     """Whether half of the images are mirrored left to right."""
 
@@ -120,19 +124,24 @@ class RandomResizedCrop:
 class Dataset:
     """A training and a test set, and how their images become a network's input.
 
-    Pixels are scaled to [0, 1], then ``(pixel - mean) / std`` per channel; training images are
-    augmented before that.
+    Training images are augmented; then pixels are scaled to [0, 1] and normalised per channel:
+    ``(pixel - mean) / std``.
     """
 
     name: str
+    """Name of the data set, for messages and records."""
     train: ImageSet
+    """The training set."""
     test: ImageSet
+    """The test set."""
     num_classes: int
+    """Number of classes; labels are in ``0 .. num_classes - 1``."""
     mean: tuple[float, ...]
-    """Per channel."""
+    """Mean of each channel, of pixels in [0, 1]."""
     std: tuple[float, ...]
-    """Per channel."""
+    """Standard deviation of each channel, > 0."""
     augmentation: Augmentation | RandomResizedCrop
+    """Random changes of training images."""
 
     def __post_init__(self) -> None:
         for part in ("train", "test"):
@@ -159,6 +168,11 @@ def _check_label_array(labels: IntArray, num_images: int) -> None:
 
 def check_labels(labels: IntArray, num_classes: int, source: Path | str) -> None:
     """Refuse labels outside ``0 .. num_classes - 1``.
+
+    Args:
+        labels: Class labels, int64 ``(N,)``.
+        num_classes: Number of classes.
+        source: Where the labels come from, for the error message.
 
     Raises:
         ValueError: names the first such label, its row and the source.

@@ -1,12 +1,12 @@
-"""Training shared by processes that hold a replica of the network each.
+"""Data-parallel training: processes that hold a replica of the network each and share batches.
 
-Every process trains on its part of every batch, and gradients are averaged before each step (by
-torch's DistributedDataParallel), so weights and momentum stay the same everywhere and are those of
-one process with the whole batch. Batch norm is the exception: it normalises by the statistics of a
-replica's own part, as most ImageNet recipes do, which wants 32 images or so in each. The running
-statistics, which evaluation uses, are averaged over the replicas when an epoch ends.
+Every process trains on its part of every batch. DistributedDataParallel averages the gradients
+before each step, so weights and momentum are equal everywhere and are those of one process with the
+whole batch. Batch norm differs: it normalises by the statistics of the replica's own part, as most
+ImageNet recipes do, which needs about 32 images per part. The running statistics, which evaluation
+uses, are averaged over the replicas at the end of an epoch.
 
-Nothing here is done where there is one process.
+With one process all functions here return their input unchanged.
 """
 
 from __future__ import annotations
@@ -21,33 +21,38 @@ from torch.nn.parallel import DistributedDataParallel
 
 @dataclass(frozen=True)
 class Shard:
-    """Which part of every batch a process trains on: part ``index`` of ``count`` equal ones."""
+    """The part of every batch that one process trains on."""
 
     index: int
+    """Number of the part, in [0, count)."""
     count: int
+    """Number of equal parts, which is the number of processes."""
 
     def batch_size(self, whole: int) -> int:
-        """Images of this part of a batch.
+        """Return the number of images in this part of a batch.
+
+        Args:
+            whole: Number of images in the whole batch.
 
         Raises:
-            ValueError: the batch cannot be parted evenly.
+            ValueError: the batch cannot be divided evenly.
         """
         if whole % self.count or not whole:
             raise ValueError(
-                f"a batch must part evenly among {self.count} workers, got {whole} images; choose "
-                f"a batch_size that is a multiple of {self.count}"
+                f"a batch must divide evenly among {self.count} workers, got {whole} images; "
+                f"choose a batch_size that is a multiple of {self.count}"
             )
         return whole // self.count
 
     def rows(self, num_images: int, batch_size: int) -> Tensor:
-        """Positions of this part's images in an epoch's order, batch by batch, int64.
+        """Return the positions of this part's images in an epoch's order, batch by batch, int64.
 
         Args:
-            num_images: Of the epoch: whole batches, or less than one.
-            batch_size: Of a whole batch.
+            num_images: Images of the epoch: a multiple of ``batch_size``, or fewer than one batch.
+            batch_size: Images of a whole batch.
 
         Raises:
-            ValueError: a batch cannot be parted evenly.
+            ValueError: a batch cannot be divided evenly.
         """
         whole = min(batch_size, num_images)
         part = self.batch_size(whole)
@@ -56,23 +61,33 @@ class Shard:
 
 
 WHOLE = Shard(0, 1)
-"""The only one: all of every batch."""
+"""The shard of a single process: all images of every batch."""
 
 
 def wrap_ddp(network: nn.Module, shard: Shard) -> nn.Module:
-    """The network, wrapped so that its gradients are averaged over the processes.
+    """Wrap a network so that its gradients are averaged over the processes.
 
-    All begin with the weights and buffers of the first. What is trained is ``network`` itself.
+    All replicas start from the weights and buffers of process 0. Training the wrapper trains
+    ``network`` itself.
+
+    Args:
+        network: The network to train.
+        shard: The part of this process; with a single process, the network is returned unwrapped.
     """
     if shard.count == 1:
         return network
-    # Buffers are averaged at the end; the wrapper would copy the first replica's at every step.
+    # Buffers are averaged once per epoch; the wrapper would broadcast replica 0's at every step.
     return DistributedDataParallel(network, broadcast_buffers=False)
 
 
 @torch.no_grad()
 def average_buffers(network: nn.Module, shard: Shard) -> None:
-    """Give every replica the mean of all replicas' running statistics, in place."""
+    """Set the running statistics of every replica to their mean over all replicas, in place.
+
+    Args:
+        network: This process's replica.
+        shard: The part of this process.
+    """
     if shard.count > 1:
         for buffer in network.buffers():
             if buffer.is_floating_point():
@@ -83,7 +98,13 @@ def average_buffers(network: nn.Module, shard: Shard) -> None:
 def mean_over_replicas(
     values: Sequence[float], shard: Shard, device: torch.device
 ) -> tuple[float, ...]:
-    """The mean of each value over the processes, whose parts are of equal size."""
+    """Return the mean of each value over the processes, whose parts are of equal size.
+
+    Args:
+        values: This process's values.
+        shard: The part of this process.
+        device: Device on which the processes exchange the values.
+    """
     if shard.count == 1:
         return tuple(values)
     sums = torch.tensor(values, device=device)

@@ -1,4 +1,4 @@
-"""Decode image files, one by one or in batches of which the next is decoded ahead."""
+"""Decode image files: one image at a time, or batches, with the next batch decoded ahead."""
 
 from __future__ import annotations
 
@@ -27,34 +27,42 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FILE_CHANNELS = 3
-"""Images from files are decoded to red, green and blue."""
+"""Channels of an image from a file: red, green and blue."""
 
 _Batch = tuple[Tensor, Iterator[None]]
-"""uint8 (n, H, W, C) in memory, and what ends once all of it is filled."""
+"""Pixels uint8 (n, H, W, C) being filled, and an iterator that ends when all are filled."""
 
-_RESIZE_TO_CROP = 256 / 224  # the shorter side before the centre crop: the usual ImageNet protocol
-
-
-_ATTEMPTS = 10  # at a part that lies within the image
+_RESIZE_TO_CROP = 256 / 224  # shorter side over the centre crop: the usual ImageNet protocol
+_ATTEMPTS = 10  # draws of a part before the centre is taken
 
 
 def decode(source: bytes | Path, name: str) -> ByteArray:
-    """An encoded image as RGB pixels ``(H, W, 3)``.
+    """Decode an image to RGB pixels ``(H, W, 3)``.
+
+    Args:
+        source: Encoded image, or its file.
+        name: Name of the image in the error message.
 
     Raises:
-        ValueError: it cannot be decoded; says ``name``.
+        ValueError: the image cannot be decoded.
     """
     return np.array(_open(source, name))
 
 
 def decode_to_size(source: bytes | Path, name: str, height: int, width: int) -> ByteArray:
-    """An encoded image as RGB pixels ``(height, width, 3)``.
+    """Decode an image to RGB pixels of a given size, ``(height, width, 3)``.
 
-    An image of that very size is taken as it is. Any other is resized so that the crop is the
-    middle 224 / 256 of its tighter side, and cropped in the centre.
+    An image of that size is not changed. Any other is resized so that the crop is 224 / 256 of its
+    tighter side, and cropped in the centre.
+
+    Args:
+        source: Encoded image, or its file.
+        name: Name of the image in the error message.
+        height: Height of the result in pixels.
+        width: Width of the result in pixels.
 
     Raises:
-        ValueError: it cannot be decoded; says ``name``.
+        ValueError: the image cannot be decoded.
     """
     image = _open(source, name)
     if (image.height, image.width) == (height, width):
@@ -69,17 +77,17 @@ def decode_to_size(source: bytes | Path, name: str, height: int, width: int) -> 
 def decode_centre(
     source: bytes | Path, name: str, height: int, width: int, crop: CentreCrop
 ) -> ByteArray:
-    """The middle of an encoded image, RGB ``(height, width, 3)``, to the pixel as in torchvision.
+    """Decode the centre of an image to RGB ``(height, width, 3)``, pixel-equal to torchvision's.
 
     Args:
-        source: The encoded image.
-        name: For messages.
-        height: At most ``crop.resize``.
-        width: The same.
-        crop: How long the shorter side is before the cut.
+        source: Encoded image, or its file.
+        name: Name of the image in the error message.
+        height: Height of the result in pixels, at most ``crop.resize``.
+        width: Width of the result in pixels, at most ``crop.resize``.
+        crop: Length of the shorter side before the crop, and the interpolation.
 
     Raises:
-        ValueError: it cannot be decoded; says ``name``.
+        ValueError: the image cannot be decoded.
     """
     image = _open(source, name)
     shorter = min(image.width, image.height)
@@ -99,19 +107,19 @@ def decode_random_part(
     seed: int,
     interpolation: Interpolation = "bilinear",
 ) -> ByteArray:
-    """A random part of an encoded image, brought to RGB ``(height, width, 3)``.
+    """Decode a random part of an image, resized to RGB ``(height, width, 3)``.
 
     Args:
-        source: The encoded image.
-        name: For messages.
-        height: Of the result.
-        width: Of the result.
-        crop: What parts there may be.
-        seed: Decides on the part and on mirroring.
-        interpolation: How pixels are resized.
+        source: Encoded image, or its file.
+        name: Name of the image in the error message.
+        height: Height of the result in pixels.
+        width: Width of the result in pixels.
+        crop: Range of the parts.
+        seed: Random seed that decides on the part and on mirroring.
+        interpolation: Interpolation of the resizing.
 
     Raises:
-        ValueError: it cannot be decoded; says ``name``.
+        ValueError: the image cannot be decoded.
     """
     image = _open(source, name)
     rng = random.Random(seed)
@@ -123,10 +131,16 @@ def decode_random_part(
 def random_box(
     width: int, height: int, crop: RandomResizedCrop, rng: random.Random
 ) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of a random part of an image, as torchvision draws them.
+    """Draw a part of an image as torchvision does: left, top, right and bottom in pixels.
 
-    Area and the logarithm of the ratio of sides are uniform. Where ten parts in a row do not fit
-    into the image, it is the largest part in the middle that is not too long.
+    Area and the logarithm of the side ratio are uniform. If ten parts in a row do not fit into the
+    image, the result is the largest centred part whose sides keep to ``max_stretch``.
+
+    Args:
+        width: Width of the image in pixels.
+        height: Height of the image in pixels.
+        crop: Range of the parts.
+        rng: Source of randomness.
     """
     for _ in range(_ATTEMPTS):
         area = width * height * rng.uniform(crop.min_area, 1)
@@ -143,7 +157,7 @@ def random_box(
 
 
 def _open(source: bytes | Path, name: str) -> Image:
-    """The whole image in memory, as RGB."""
+    """Return the whole image in memory, as RGB."""
     from PIL import Image
 
     try:
@@ -164,33 +178,39 @@ def _resized(image: Image, width: int, height: int, interpolation: Interpolation
 
 @dataclass(frozen=True)
 class StreamedPixels:
-    """Images on disk; while one batch is used, threads decode the next."""
+    """Batches of image files; threads decode the next batch while the current one is used."""
 
     files: ImageFiles
-    """Only those that are streamed."""
+    """The images that are streamed."""
     device: torch.device
+    """Device on which the batches are needed."""
     threads: int | None = None
-    """Of decoding; None: as many as torch has."""
+    """Number of decoding threads; None takes as many as torch has."""
 
     @property
     def num_channels(self) -> int:
-        """Of every image."""
+        """Number of channels of an image."""
         return FILE_CHANNELS
 
     def stream(self, order: Tensor, batch_size: int) -> Iterator[Tensor]:
-        """Batches from files; see ``PixelSource``."""
+        """Yield batches of the decoded images; see ``PixelSource.stream``.
+
+        Args:
+            order: Positions of the images, int64 on the CPU.
+            batch_size: Images per batch; the last batch may be smaller.
+        """
         return self._stream(order, batch_size, self._decode)
 
     def stream_random_parts(
         self, order: Tensor, seeds: Tensor, batch_size: int, crop: RandomResizedCrop
     ) -> Iterator[Tensor]:
-        """Batches of random parts of the images; see ``stream``.
+        """Yield batches of random parts of the images; see ``stream``.
 
         Args:
             order: Positions of the images, int64 on the CPU.
-            seeds: For each of them, what decides on its part; int64 on the CPU.
-            batch_size: Of every batch but perhaps the last.
-            crop: What parts there may be.
+            seeds: Random seed of each image's part, int64 on the CPU.
+            batch_size: Images per batch; the last batch may be smaller.
+            crop: Range of the parts.
         """
 
         def decode(job: tuple[int, int]) -> ByteArray:
@@ -201,7 +221,7 @@ class StreamedPixels:
     def _stream(
         self, jobs: Tensor, batch_size: int, decode: Callable[[Any], ByteArray]
     ) -> Iterator[Tensor]:
-        """A row of ``jobs`` for every image, in batches; the next is begun before one is given."""
+        """Decode one image per row of ``jobs``; start a batch before yielding the one before."""
         with ThreadPoolExecutor(self.threads or torch.get_num_threads()) as pool:
             try:
                 ahead: _Batch | None = None
@@ -218,14 +238,14 @@ class StreamedPixels:
         self, pool: ThreadPoolExecutor, jobs: list[Any], decode: Callable[[Any], ByteArray]
     ) -> _Batch:
         shape = (len(jobs), self.files.height, self.files.width, FILE_CHANNELS)
-        # What lies in pinned memory reaches a GPU while it computes.
+        # Pinned memory can be copied to a GPU while the GPU computes.
         batch = torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
         pixels = batch.numpy()
 
         def fill(place: int) -> None:
             pixels[place] = decode(jobs[place])
 
-        return batch, pool.map(fill, range(len(jobs)))  # map() starts all of it at once
+        return batch, pool.map(fill, range(len(jobs)))  # map() starts all jobs at once
 
     def _finish(self, batch: _Batch) -> Tensor:
         pixels, filled = batch

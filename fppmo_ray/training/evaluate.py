@@ -1,4 +1,4 @@
-"""Loss and accuracy of a network."""
+"""Loss and accuracy of a network on a set of images."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from torch.nn import functional as F
 from fppmo_ray.training.compute import DType, autocast, in_mode
 
 _TOP = 5
-_FEW_CLASSES = 10  # among so few, five guesses tell little
+_FEW_CLASSES = 10  # among so few classes, five guesses are hardly ever wrong
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """How a network does on a set of images."""
+    """Loss and accuracy of a network on a set of images."""
 
     loss: float
     """Mean cross-entropy in nats, finite."""
     accuracy: float
-    """Share of images classified rightly, in [0, 1]."""
+    """Share of images classified correctly, in [0, 1]."""
     top5_accuracy: float | None = None
-    """Share of images whose class is among the five likeliest; None where there are at most ten."""
+    """Share of images whose class is among the five likeliest; None with ten classes or fewer."""
 
     def figures(self) -> dict[str, float]:
-        """What is known, by name, as results keep it."""
+        """Return the metrics that are not None, by name, as results store them."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
@@ -36,12 +36,12 @@ class Metrics:
 def evaluate(
     network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, dtype: DType = "float32"
 ) -> Metrics:
-    """Mean loss and accuracy in evaluation mode; the network's own mode is restored.
+    """Return mean loss and accuracy in evaluation mode; the network's own mode is restored.
 
     Args:
-        network: On the batches' device.
+        network: A network on the batches' device.
         batches: Normalised images (n, C, H, W) and labels (n,).
-        dtype: Of the forward passes; the loss is always taken in float32.
+        dtype: Number format of the forward passes; the loss is always computed in float32.
 
     Raises:
         ValueError: there are no batches.
@@ -69,7 +69,7 @@ def evaluate(
 
 
 def _num_right(logits: Tensor, labels: Tensor) -> list[Tensor]:
-    """How many images are classified rightly; with many classes, also by one of five guesses."""
+    """Return how many images are classified correctly; with many classes, also the top-5 count."""
     counts = [(logits.argmax(1) == labels).sum()]
     if logits.shape[1] > _FEW_CLASSES:
         guesses = logits.topk(_TOP, dim=1).indices

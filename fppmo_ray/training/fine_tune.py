@@ -1,8 +1,8 @@
-"""Training: one epoch of a recipe, or all of them.
+"""Train a network for one epoch of a recipe, or for all of them.
 
-Everything random comes from the seed: order, crops and flips from ``Images``, dropout from torch's
-own generators, which are seeded here and left as they were. On a CPU, with the same number of
-threads, equal arguments give equal weights to the bit.
+All randomness comes from the seed: order, crops and flips from ``Images``, dropout from torch's own
+generators, which are seeded here and restored afterwards. On a CPU with a fixed number of threads,
+equal arguments give bit-equal weights.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from fppmo_ray.training.sgd import TorchGenerators, make_optimizer, train_on_bat
 
 @dataclass(frozen=True, kw_only=True)
 class EpochReport:
-    """How training went in one epoch, on augmented images and changing weights."""
+    """Training loss and accuracy of one epoch, on augmented images and changing weights."""
 
     epoch: int
-    """Counted from 0."""
+    """Number of the epoch, counted from 0."""
     loss: float
-    """Mean training loss, with smoothing and distillation where the recipe has them."""
+    """Mean training loss, including smoothing and distillation where the recipe has them."""
     accuracy: float
-    """Share of images classified rightly, in [0, 1]."""
+    """Share of images classified correctly, in [0, 1]."""
     learning_rate: float
-    """Of the first step."""
+    """Learning rate of the epoch's first step."""
     seconds: float
-    """Wall time of the steps."""
+    """Wall time of the training steps."""
 
 
 def train_epoch(
@@ -59,25 +59,29 @@ def train_epoch(
 ) -> tuple[TrainingState, EpochReport]:
     """Train for one epoch of a recipe, in place.
 
-    The result is a function of the arguments' values alone: it does not matter whether earlier
-    epochs ran in this process or on another machine.
+    The result depends on the arguments' values alone. Earlier epochs may have run in this process
+    or on another machine.
 
     Args:
-        network: On the device of the images. Its weights count only where ``state`` is None.
-        images: Search-train.
-        recipe: Of the whole run.
-        epoch: In [0, recipe.epochs), equal to ``state.epochs_done``.
-        seed: Of the whole run.
-        state: What the epoch before returned, None before epoch 0; it is not changed.
+        network: A network on the device of the images. Its weights are used only where ``state`` is
+            None.
+        images: Search-train images.
+        recipe: Recipe of the whole run.
+        epoch: Number of the epoch in [0, recipe.epochs), equal to ``state.epochs_done``.
+        seed: Random seed of the whole run.
+        state: The state that the previous epoch returned, None before epoch 0; it is not changed.
         compute: How the passes are computed.
-        teacher: The dense network, for distillation.
-        shard: The part of every batch that this process trains on; torch.distributed must be up
-            where there are several, and each must make this call.
+        teacher: The dense network, for distillation; None where the recipe's weight is 0.
+        shard: The part of every batch that this process trains on. With several processes,
+            torch.distributed must be initialised and each process must make this call.
+
+    Returns:
+        The state after the epoch, and a report of the training.
 
     Raises:
-        ValueError: ``epoch`` is not the state's next, or lies outside the recipe; the state is
-            another network's; the recipe wants a teacher and there is none; a batch cannot be
-            parted evenly.
+        ValueError: ``epoch`` is not the state's next one, or outside the recipe; the state belongs
+            to another network; the recipe needs a teacher and there is none; a batch cannot be
+            divided evenly.
         RuntimeError: training diverged.
     """
     expected = 0 if state is None else state.epochs_done
@@ -86,13 +90,15 @@ def train_epoch(
             f"the state's next epoch is {expected} of a recipe of {recipe.epochs} "
             f"(counted from 0), got epoch {epoch}"
         )
+    # Rebuild the optimizer and restore it, so that any process can train any epoch.
     lay_out(network, compute)
     optimizer = make_optimizer(network, recipe)
+    if state is not None:
+        restore(state, network, optimizer)
+    # The schedule is laid over the steps of all epochs.
     per_epoch = images.num_training_batches(recipe.batch_size)
     num_steps = recipe.epochs * per_epoch
     first_step = epoch * per_epoch
-    if state is not None:
-        restore(state, network, optimizer)
     rates = (learning_rate_at(recipe, (first_step + step) / num_steps) for step in range(per_epoch))
     batches = images.training_batches(recipe.batch_size, seed=seed, epoch=epoch, shard=shard)
     begin = time.perf_counter()
@@ -119,7 +125,7 @@ def train_epoch(
 
 
 def _own_seed(seed: Seed, shard: Shard) -> Seed:
-    """Of dropout: replicas drop other units, and the first what a process alone would drop."""
+    """Dropout seed of this replica; process 0 uses the seed of a single-process training."""
     if not shard.index:
         return seed
     return (*([seed] if isinstance(seed, int) else seed), shard.index)
@@ -136,25 +142,25 @@ def fine_tune(
     checkpoint: Path | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
 ) -> TrainingState:
-    """Train for all epochs of a recipe, in place, going on from a checkpoint if there is one.
+    """Train for all epochs of a recipe, in place, resuming from a checkpoint if there is one.
 
     Args:
-        network: On the device of the images.
-        images: Search-train.
-        recipe: How to train.
-        seed: Of all that is random.
+        network: A network on the device of the images.
+        images: Search-train images.
+        recipe: Recipe of the run.
+        seed: Random seed of the run.
         compute: How the passes are computed.
-        teacher: The dense network, for distillation.
+        teacher: The dense network, for distillation; None where the recipe's weight is 0.
         checkpoint: File that is written after every epoch and, if it exists, read at the start.
-        on_epoch: Called after every epoch that was trained here.
+        on_epoch: Function called with the report of every epoch trained in this call.
 
     Returns:
-        The final state.
+        The state after the last epoch.
 
     Raises:
-        ValueError: the checkpoint is corrupt or of another recipe, compute, seed or network; the
-            recipe wants a teacher and there is none.
-        RuntimeError: training diverged; the checkpoint is that of the last good epoch.
+        ValueError: the checkpoint is corrupt or belongs to another recipe, compute configuration,
+            seed or network; the recipe needs a teacher and there is none.
+        RuntimeError: training diverged; the checkpoint holds the last good epoch.
     """
     run = training_identity(recipe, compute, seed)
     state = read_checkpoint(checkpoint, run) if checkpoint is not None else None

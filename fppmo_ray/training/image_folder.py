@@ -1,4 +1,4 @@
-"""Images from folders: one per class, in ``train/`` and in ``test/`` or ``val/``."""
+"""Images in folders: one folder per class, in ``train/`` and in ``test/`` or ``val/``."""
 
 from __future__ import annotations
 
@@ -20,23 +20,28 @@ from fppmo_ray.training.dataset import (
 )
 from fppmo_ray.training.decoding import decode_to_size
 
+MEAN = (0.485, 0.456, 0.406)
+"""Mean of ImageNet's training images, per channel."""
+STD = (0.229, 0.224, 0.225)
+"""Standard deviation of ImageNet's training images, per channel."""
+
 _SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
 def read_image_folder(
     path: Path, *, image_size: int, byte_limit: int
 ) -> tuple[ImageSet, ImageSet, list[str]]:
-    """The training set, the test set, and the class names in label order (sorted).
+    """Return the training set, the test set and the class names in label order (sorted).
 
     Args:
-        path: Holds ``train/<class>/*`` and ``test/<class>/*`` or ``val/<class>/*``.
-        image_size: Side in pixels of the square that every image is brought to.
-        byte_limit: A set whose pixels take at most this many bytes is decoded into memory, a
-            larger one is left on disk and decoded when needed.
+        path: Folder with ``train/<class>/*`` and ``test/<class>/*`` or ``val/<class>/*``.
+        image_size: Side in pixels of the square to which images are cropped.
+        byte_limit: A set whose pixels take at most this many bytes is decoded into memory; a larger
+            one stays on disk and is decoded when needed.
 
     Raises:
-        ValueError: a folder is missing or empty, the test set has a class of its own, or an image
-            cannot be decoded.
+        ValueError: a folder is missing or empty, the test set has a class that the training set
+            lacks, or an image cannot be decoded.
     """
     train, test, classes = list_image_folder(path, image_size=image_size)
     return _load_if_small(train, byte_limit), _load_if_small(test, byte_limit), classes
@@ -45,15 +50,16 @@ def read_image_folder(
 def list_image_folder(
     path: Path, *, image_size: int, held_out: Sequence[str] = ("test", "val")
 ) -> tuple[ImageFiles, ImageFiles, list[str]]:
-    """As ``read_image_folder``, but nothing is decoded.
+    """Return the same sets as ``read_image_folder``, without decoding any image.
 
     Args:
-        path: Holds ``train/<class>/*`` and a folder of held-out images.
-        image_size: Side in pixels of the square that every image is brought to.
-        held_out: Names of that folder; the first that is there counts.
+        path: Folder with ``train/<class>/*`` and a folder of held-out images.
+        image_size: Side in pixels of the square to which images are cropped.
+        held_out: Possible names of that folder; the first existing one is used.
 
     Raises:
-        ValueError: a folder is missing or empty, or the test set has a class of its own.
+        ValueError: a folder is missing or empty, or the test set has a class that the training set
+            lacks.
     """
     classes = _class_names(path / "train")
     test_path = next((path / name for name in held_out if (path / name).is_dir()), None)
@@ -111,25 +117,21 @@ def _load_if_small(files: ImageFiles, byte_limit: int) -> ImageSet:
     return ImageArrays(images, files.labels)
 
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
-"""Of ImageNet's training images, per channel."""
-
-
 def load_imagenet(
     path: Path, *, crop: int = 224, resize: int = 256, interpolation: Interpolation = "bilinear"
 ) -> Dataset:
-    """ImageNet, or any folder like it; its files are listed, and decoded when they are needed.
+    """List ImageNet, or a folder with its layout; images are decoded when they are needed.
 
-    Networks see the middle of an image after its shorter side was resized; they train on random
-    parts of it, mirrored or not. torchvision's documentation of a set of weights tells the sizes.
+    Networks are evaluated on the centre of an image whose shorter side was resized, and trained on
+    random parts of it, mirrored or not. torchvision's documentation of a set of weights gives the
+    sizes.
 
     Args:
-        path: Holds ``train/<class>/*`` and ``val/<class>/*``. Labels follow the sorted names of
-            the classes, as those of public weights do.
-        crop: Side in pixels of what a network sees.
-        resize: Length in pixels that the shorter side is brought to, at least ``crop``.
-        interpolation: How pixels are resized.
+        path: Folder with ``train/<class>/*`` and ``val/<class>/*``. Labels follow the sorted class
+            names, as those of public weights do.
+        crop: Side in pixels of a network's input.
+        resize: Length in pixels to which the shorter side is resized, at least ``crop``.
+        interpolation: Interpolation of the resizing.
 
     Raises:
         ValueError: a folder is missing or empty, or a size is out of its range.

@@ -1,4 +1,4 @@
-"""Images as a worker holds them: prepared on its device, batch by batch."""
+"""Images on a worker's device, served in augmented and normalised batches."""
 
 from __future__ import annotations
 
@@ -26,69 +26,80 @@ Batch = tuple[Tensor, Tensor]
 """Normalised images float32 (n, C, H, W) and labels int64 (n,), both on the device."""
 
 Seed = int | Sequence[int]
-"""One number or several, each >= 0, that together name a stream of random numbers."""
+"""One number or several, each >= 0, that together identify a stream of random numbers."""
 
 
 class PixelSource(Protocol):
-    """Gives pixels in any order that is asked for."""
+    """A source of pixels in any order."""
 
     @property
     def num_channels(self) -> int:
-        """Of every image."""
+        """Number of channels of an image."""
 
     def stream(self, order: Tensor, batch_size: int) -> Iterator[Tensor]:
-        """Batches of uint8 pixels ``(n, C, H, W)`` on the device.
+        """Yield batches of uint8 pixels ``(n, C, H, W)`` on the device.
 
         Args:
             order: Positions of the images, int64 on the CPU.
-            batch_size: Of every batch but perhaps the last.
+            batch_size: Images per batch; the last batch may be smaller.
         """
 
 
 @dataclass(frozen=True, eq=False)
 class ResidentPixels:
-    """All images on the device."""
+    """Images that all lie in the device's memory."""
 
     images: Tensor
-    """uint8 ``(N, C, H, W)``."""
+    """Pixels, uint8 ``(N, C, H, W)``."""
 
     @property
     def num_channels(self) -> int:
-        """Of every image."""
+        """Number of channels of an image."""
         return self.images.shape[1]
 
     def stream(self, order: Tensor, batch_size: int) -> Iterator[Tensor]:
-        """Batches by indexing; see ``PixelSource``."""
+        """Yield batches by indexing; see ``PixelSource.stream``.
+
+        Args:
+            order: Positions of the images, int64 on the CPU.
+            batch_size: Images per batch; the last batch may be smaller.
+        """
         for positions in torch.split(order.to(self.images.device), batch_size):
             yield self.images[positions]
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Labelled images on one device. Made by ``open_images``."""
+    """Labelled images on one device, made by ``open_images``."""
 
     pixels: PixelSource
+    """Source of the images' pixels."""
     labels: Tensor
-    """int64 (N,), on the device."""
+    """Class labels, int64 (N,), on the device."""
     mean: Tensor
-    """Per channel, (1, C, 1, 1), on the device."""
+    """Mean of each channel, (1, C, 1, 1), on the device."""
     std: Tensor
-    """Per channel, (1, C, 1, 1), on the device."""
+    """Standard deviation of each channel, (1, C, 1, 1), on the device."""
     augmentation: Augmentation | RandomResizedCrop
+    """Random changes of training images."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def num_training_batches(self, batch_size: int) -> int:
-        """Batches of one epoch: the remainder of the division is left out, except of one batch."""
+        """Return the number of full batches in an epoch, at least one.
+
+        Args:
+            batch_size: Images per batch, >= 1.
+        """
         return max(1, len(self) // batch_size)
 
     def batches(self, batch_size: int, indices: IntArray | None = None) -> Iterator[Batch]:
-        """The images once, in order, not augmented; the last batch may be smaller.
+        """Yield the images once, in order and without augmentation; the last batch may be smaller.
 
         Args:
-            batch_size: At least 1.
-            indices: Positions within these images, in [0, len), instead of all of them.
+            batch_size: Images per batch, >= 1.
+            indices: Positions of the images to serve, in [0, len); None serves all.
         """
         positions = np.arange(len(self)) if indices is None else indices
         order = torch.from_numpy(np.array(positions, dtype=np.int64))
@@ -99,20 +110,20 @@ class Images:
     def training_batches(
         self, batch_size: int, *, seed: Seed, epoch: int, shard: Shard = WHOLE
     ) -> Iterator[Batch]:
-        """One epoch of shuffled, augmented batches of equal size, or of a part of each.
+        """Yield one epoch of shuffled, augmented batches of equal size, or of a part of each batch.
 
-        Order, crops and flips are a function of (seed, epoch) alone, on every device. Each epoch
-        leaves out another ``len % batch_size`` images, so that batch statistics are never those
-        of a few images; a set smaller than a batch is one batch.
+        Order, crops and flips depend on (seed, epoch) alone, on every device. Each epoch leaves out
+        another ``len % batch_size`` images, so that batch statistics never come from a few images.
+        A set smaller than a batch is served as one batch.
 
         Args:
-            batch_size: Of whole batches.
-            seed: Of the whole training.
-            epoch: Counted from 0.
-            shard: The part of every batch that is wanted. All parts together are the whole.
+            batch_size: Images of a whole batch, >= 1.
+            seed: Random seed of the whole training.
+            epoch: Number of the epoch, counted from 0.
+            shard: The part of every batch to serve. All parts together are the whole batch.
 
         Raises:
-            ValueError: a batch cannot be parted evenly.
+            ValueError: a batch cannot be divided evenly.
         """
         generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
         num_images = min(len(self), self.num_training_batches(batch_size) * batch_size)
@@ -126,14 +137,14 @@ class Images:
             yield normalise(pixels, self.mean, self.std), batch_labels
 
     def _draw(self, num_images: int, generator: torch.Generator) -> Tensor:
-        """What is random about each image: a seed (n,), or a move (n, 3)."""
+        """Draw what is random about each image: a seed (n,), or a move (n, 3)."""
         if isinstance(self.augmentation, RandomResizedCrop):
             return torch.randint(2**62, (num_images,), generator=generator)
         return draw_moves(num_images, self.augmentation, generator)
 
     def _augmented(self, order: Tensor, draws: Tensor, batch_size: int) -> Iterator[Tensor]:
         if isinstance(self.augmentation, RandomResizedCrop):
-            assert isinstance(self.pixels, StreamedPixels)  # a data set sees to that
+            assert isinstance(self.pixels, StreamedPixels)  # Dataset refuses arrays with this crop
             yield from self.pixels.stream_random_parts(order, draws, batch_size, self.augmentation)
             return
         moves = torch.split(draws.to(self.labels.device), batch_size)
@@ -149,14 +160,14 @@ def open_images(
     *,
     decoding_threads: int | None = None,
 ) -> Images:
-    """Put images on a device (arrays), or get ready to stream them there (files).
+    """Put images on a device (arrays), or prepare to stream them there (files).
 
     Args:
-        image_set: Its arrays are copied and may be read-only.
+        image_set: Images in memory or in files. Arrays are copied and may be read-only.
         indices: Rows of the set, in [0, len); None takes all.
-        dataset: The one that the set is a part of; says how the images are prepared.
-        device: Where batches are wanted.
-        decoding_threads: That read files; None: as many as torch has.
+        dataset: The data set that the images belong to; it says how images are prepared.
+        device: Device on which batches are needed.
+        decoding_threads: Number of threads that decode files; None takes as many as torch has.
 
     Raises:
         ValueError: there are no rows, a row is out of range, or the channels do not match.
@@ -181,7 +192,7 @@ def open_images(
 
 
 def example_batch(dataset: Dataset) -> Tensor:
-    """A black image as the network gets it, float32 (1, C, H, W): its shape is what matters."""
+    """Return a normalised black image, float32 (1, C, H, W), of the shape that networks get."""
     images = dataset.train
     if isinstance(images, ImageArrays):
         height, width, channels = images.images.shape[1:]
@@ -209,12 +220,24 @@ def _pixel_source(
 
 
 def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 (n, C, H, W) to float32: ``(pixel / 255 - mean) / std``."""
+    """Convert uint8 (n, C, H, W) to float32: ``(pixel / 255 - mean) / std``.
+
+    Args:
+        pixels: Pixels, uint8 (n, C, H, W).
+        mean: Mean of each channel, (1, C, 1, 1).
+        std: Standard deviation of each channel, (1, C, 1, 1).
+    """
     return pixels.float().div_(255).sub_(mean).div_(std)
 
 
 def draw_moves(num_images: int, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
-    """Random (rows down, columns right, mirrored) per image, int64 (n, 3), on the CPU."""
+    """Draw (rows down, columns right, mirrored) for each image, int64 (n, 3) on the CPU.
+
+    Args:
+        num_images: Number of images n.
+        augmentation: Range of the moves, and whether to mirror.
+        generator: Source of randomness.
+    """
     offsets = torch.randint(2 * augmentation.padding + 1, (num_images, 2), generator=generator)
     mirrored = torch.randint(1 + augmentation.flip, (num_images, 1), generator=generator)
     return torch.cat([offsets, mirrored], dim=1)
@@ -224,9 +247,9 @@ def crop_and_flip(pixels: Tensor, moves: Tensor, padding: int) -> Tensor:
     """Pad with zeros (black, as torchvision's RandomCrop on images), crop back, and mirror.
 
     Args:
-        pixels: uint8 (n, C, H, W).
-        moves: From ``draw_moves``, (n, 3) on the same device.
-        padding: Pixels on each side; offsets are in [0, 2 * padding].
+        pixels: Pixels, uint8 (n, C, H, W).
+        moves: Moves from ``draw_moves``, (n, 3) on the same device.
+        padding: Pixels added on each side; offsets are in [0, 2 * padding].
     """
     height, width = pixels.shape[2:]
     if padding:
@@ -238,6 +261,11 @@ def crop_and_flip(pixels: Tensor, moves: Tensor, padding: int) -> Tensor:
 
 
 def derive_seed(seed: Seed, *salt: int) -> int:
-    """A 64-bit seed for torch from several numbers, each >= 0."""
+    """Combine several numbers, each >= 0, into a 64-bit seed for torch.
+
+    Args:
+        seed: Random seed of one number or several.
+        *salt: Further numbers that distinguish streams of the same seed.
+    """
     entropy = [seed, *salt] if isinstance(seed, int) else [*seed, *salt]
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])

@@ -1,4 +1,4 @@
-"""Data sets by name."""
+"""Read data sets by name: digits, CIFAR-10, CIFAR-100, or a folder of images."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from fppmo_ray.training.parquet import find_shards, read_parquet_images
 from fppmo_ray.training.splits import stratified_rows
 
 DatasetName = Literal["digits", "cifar10", "cifar100", "image_folder"]
+"""Names that ``load_dataset`` accepts."""
 
 _CIFAR_CLASSES = {"cifar10": 10, "cifar100": 100}
 _CIFAR_FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
@@ -32,12 +33,12 @@ def load_dataset(
         name: ``digits``: 1,797 handwritten digits of 8 x 8 pixels. ``cifar10`` and ``cifar100``:
             parquet files as on the Hugging Face hub, or torchvision's folder. ``image_folder``:
             ``train/<class>/*`` and ``test/<class>/*`` or ``val/<class>/*``.
-        path: The folder; None for ``digits``.
-        image_size: Side in pixels that the images of an ``image_folder`` are brought to.
-        byte_limit: An ``image_folder`` set of more bytes of pixels is left on disk.
+        path: Folder of the data set; None for ``digits``.
+        image_size: Side in pixels to which the images of an ``image_folder`` are cropped.
+        byte_limit: An ``image_folder`` set with more bytes of pixels stays on disk.
 
     Raises:
-        ValueError: the name is unknown, or what lies at ``path`` is missing or broken.
+        ValueError: the name is unknown, or the files at ``path`` are missing or broken.
     """
     if name not in get_args(DatasetName):
         raise ValueError(f"data set must be one of {get_args(DatasetName)}, got {name!r}")
@@ -66,7 +67,7 @@ def _digits() -> Dataset:
         num_classes=10,
         mean=(float(shares.mean()),),
         std=(float(shares.std()),),
-        # One pixel of 8 is as far as 4 of 32; a mirrored digit is no digit.
+        # A shift by 1 of 8 pixels is that of 4 in 32; mirrored digits are no digits.
         augmentation=Augmentation(padding=1, flip=False),
     )
 
@@ -78,7 +79,7 @@ def _cifar(name: Literal["cifar10", "cifar100"], path: Path) -> Dataset:
         train=train,
         test=test,
         num_classes=_CIFAR_CLASSES[name],
-        mean=MEAN,  # ImageNet's: the public CIFAR ResNets (akamaster) were trained with it
+        mean=MEAN,  # of ImageNet: the public CIFAR ResNets (akamaster) were trained with them
         std=STD,
         augmentation=Augmentation(padding=4, flip=True),  # He et al. 2016, section 4.2
     )
@@ -102,7 +103,7 @@ def _cifar_part(
 def _torchvision_cifar(
     name: Literal["cifar10", "cifar100"], root: Path, *, train: bool
 ) -> ImageArrays:
-    """Torchvision unpickles these files, but only after comparing their checksums."""
+    """Read torchvision's CIFAR files, which it unpickles only after comparing their checksums."""
     from torchvision.datasets import CIFAR10, CIFAR100
 
     try:

@@ -1,4 +1,4 @@
-"""Networks by the names that jobs take: networks for small images, and torchvision's."""
+"""Build networks by name: networks for small images, and torchvision's classifiers."""
 
 from __future__ import annotations
 
@@ -37,15 +37,16 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "resnet110_b": partial(resnet110, shortcut="B"),
     "vgg16_bn": vgg16_bn,
 }
+"""Constructor by name; ``_b`` marks ResNets with option-B (projection) shortcuts."""
 
 
 def build_network(name: str, num_classes: int, *, seed: int = 0) -> nn.Module:
-    """A freshly initialised network.
+    """Return a freshly initialised network for small images.
 
     Args:
-        name: A key of ``NETWORKS``. ``_b`` marks option-B (projection) shortcuts.
-        num_classes: Width of the last layer, at least 2.
-        seed: Of the initial weights; torch's own generator is left as it was.
+        name: A key of ``NETWORKS``.
+        num_classes: Width of the last layer, >= 2.
+        seed: Random seed of the initial weights; torch's own generator keeps its state.
 
     Raises:
         ValueError: no network has that name, or there are fewer than two classes.
@@ -60,7 +61,12 @@ def build_network(name: str, num_classes: int, *, seed: int = 0) -> nn.Module:
 
 
 def source_of(name: str, num_classes: int) -> dict[str, Any]:
-    """What ``build_network`` is called with, as data, for whoever has to make the network again."""
+    """Return the arguments of ``build_network`` as data, so that the network can be built again.
+
+    Args:
+        name: A key of ``NETWORKS``.
+        num_classes: Width of the last layer.
+    """
     return {
         "constructor": f"{__name__}:{build_network.__name__}",
         "arguments": {"name": name, "num_classes": num_classes},
@@ -71,16 +77,16 @@ _AUXILIARY = ("googlenet", "inception_v3")
 
 
 def build_torchvision_network(name: str, num_classes: int, *, seed: int = 0) -> nn.Module:
-    """A freshly initialised network of torchvision; torchvision is imported here.
+    """Return a freshly initialised network of torchvision, which is imported here.
 
     Args:
-        name: As ``torchvision.models`` calls it: ``resnet50``.
-        num_classes: Width of the last layer, at least 2.
-        seed: Of the initial weights; torch's own generator is left as it was.
+        name: Name in ``torchvision.models``, for instance ``resnet50``.
+        num_classes: Width of the last layer, >= 2.
+        seed: Random seed of the initial weights; torch's own generator keeps its state.
 
     Raises:
-        ValueError: no network that classifies images has that name, it trains with auxiliary
-            outputs, or there are fewer than two classes.
+        ValueError: no classification network has that name, it trains with auxiliary outputs, or
+            there are fewer than two classes.
     """
     from torchvision import models
 
@@ -102,7 +108,12 @@ def build_torchvision_network(name: str, num_classes: int, *, seed: int = 0) -> 
 
 
 def torchvision_source(name: str, num_classes: int) -> dict[str, Any]:
-    """How to construct the network again, as data."""
+    """Return the constructor and arguments of a torchvision network as data.
+
+    Args:
+        name: Name in ``torchvision.models``.
+        num_classes: Width of the last layer.
+    """
     return {
         "constructor": f"torchvision.models:{name}",
         "arguments": {"weights": None, "num_classes": num_classes},

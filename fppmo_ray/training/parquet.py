@@ -1,4 +1,4 @@
-"""Images from parquet files in the layout of the Hugging Face hub."""
+"""Read images from parquet files in the layout of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -18,10 +18,14 @@ _ROWS_AT_ONCE = 1024
 
 
 def find_shards(folder: Path, part: str) -> list[Path]:
-    """The files ``{part}-*.parquet`` in a folder or, if it has none, in its direct subfolders.
+    """Return the files ``{part}-*.parquet`` in a folder or else in its direct subfolders.
+
+    Args:
+        folder: Folder to search.
+        part: Name of the part: ``train`` or ``test``.
 
     Raises:
-        ValueError: the names speak of other numbers of files (``-of-00002``) than there are.
+        ValueError: the number in the names (``-of-00002``) differs from the number of files.
     """
     pattern = f"{part}-*.parquet"
     shards = sorted(folder.glob(pattern)) or sorted(folder.glob(f"*/{pattern}"))
@@ -38,21 +42,21 @@ def find_shards(folder: Path, part: str) -> list[Path]:
 def read_parquet_images(
     shards: Sequence[Path], *, num_classes: int, height: int, width: int
 ) -> ImageArrays:
-    """All rows of the files, decoded one after the other.
+    """Return all rows of the files, decoded one after the other.
 
-    Threads would slow this down: images this small keep the interpreter's lock (10,000 images of
-    32 x 32 pixels take 0.9 s on one thread and 2 s on two).
+    Threads would be slower: decoding images this small holds the interpreter's lock (10,000 images
+    of 32 x 32 pixels take 0.9 s on one thread and 2 s on two).
 
     Args:
         shards: Files with a column ``img`` or ``image``, a struct with ``bytes``, and an integer
             column ``label`` or ``fine_label``.
-        num_classes: Labels are in ``0 .. num_classes - 1``.
-        height: Of every image.
-        width: Of every image.
+        num_classes: Number of classes; labels are in ``0 .. num_classes - 1``.
+        height: Height of every image in pixels.
+        width: Width of every image in pixels.
 
     Raises:
-        ValueError: a file is corrupt or truncated or lacks a column; a label is outside the
-            classes; an image cannot be decoded or has another size.
+        ValueError: a file is corrupt, truncated or lacks a column; a label is outside the classes;
+            an image cannot be decoded or has another size.
     """
     parts = [_read_shard(path, num_classes, (height, width)) for path in shards]
     return ImageArrays(
@@ -94,7 +98,7 @@ def _batches(path: Path) -> Iterator[tuple[list[bytes | None], list[int | None]]
 
 
 def _columns(schema: Any, path: Path) -> tuple[str, str]:
-    """The names of the image and the label column of an Arrow schema."""
+    """Return the names of the image and the label column of an Arrow schema."""
     import pyarrow as pa
 
     image = next((name for name in _IMAGE_COLUMNS if name in schema.names), None)

@@ -1,4 +1,4 @@
-"""How a network is trained: the settings, the learning rate and the loss they stand for."""
+"""Training settings, with the learning-rate schedule and the loss that they define."""
 
 from __future__ import annotations
 
@@ -11,42 +11,46 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Schedule = Literal["cosine", "one_cycle"]
+"""Shape of the learning rate over the training steps."""
 
-_WARM_UP = 0.3  # share of the steps, and
-_WARM_UP_FROM = 1 / 25  # share of the peak rate: torch's OneCycleLR, after Smith (1708.07120)
+# The one-cycle schedule of torch's OneCycleLR, after Smith (1708.07120):
+_WARM_UP = 0.3  # share of the steps in which the rate rises
+_WARM_UP_FROM = 1 / 25  # share of the peak rate at the first step
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """SGD with Nesterov momentum, and everything else that decides a training run.
+    """Settings of a training run with SGD and Nesterov momentum.
 
-    Weight decay acts on all parameters, batch norm and biases too, as in the public recipes whose
-    numbers we compare with.
+    Weight decay acts on all parameters, batch norm and biases included, as in the public recipes
+    whose accuracies we compare with.
     """
 
-    # Jobs lay all settings out as flags, where "epochs" alone would not say of what.
+    # Jobs turn all settings into flags, and --epochs alone would be ambiguous.
     epochs: Annotated[int, tyro.conf.arg(name="fine-tune-epochs")] = 100
-    """At least 0; a pruned CIFAR network gains up to 200 to 400 (2301.05219)."""
+    """Passes over search-train, >= 0. A pruned CIFAR network gains accuracy up to 200 to 400 epochs
+    (2301.05219)."""
     batch_size: int = 128
-    """He et al. 2016 (1512.03385), section 4.2."""
+    """Images per step, >= 1; He et al. 2016 (1512.03385), section 4.2."""
     learning_rate: float = 0.05
-    """At the schedule's peak, > 0; fine-tuning wants nearly the rate of training (2301.05219)."""
+    """Peak learning rate, > 0. Fine-tuning needs nearly the rate of training (2301.05219)."""
     momentum: float = 0.9
-    """In (0, 1)."""
+    """Nesterov momentum, in (0, 1)."""
     weight_decay: float = 5e-4
-    """At least 0; Zagoruyko and Komodakis 2016 (1605.07146)."""
+    """Weight decay, >= 0; Zagoruyko and Komodakis 2016 (1605.07146)."""
     schedule: Schedule = "cosine"
-    """``cosine`` falls from the peak to 0 (1608.03983); ``one_cycle`` first rises to it."""
+    """``cosine`` falls from the peak to 0 (1608.03983); ``one_cycle`` rises to the peak first."""
     label_smoothing: float = 0.0
-    """In [0, 1)."""
+    """Probability that the training target spreads over all classes, in [0, 1)."""
     distillation_weight: float = 0.5
-    """Share of the loss that is the distance to the answers of the dense network, the teacher, in
-    [0, 1]. More accurate by ``jobs/experiments/recipes.py``, for a pass more per step. What has no
-    teacher, such as the training of a baseline, takes 0."""
+    """Weight of the distance to the dense network's answers (the teacher) in the loss, in [0, 1].
+    ``jobs/experiments/recipes.py`` measured better accuracy with it; it costs the teacher's forward
+    pass in every step. Set 0 where there is no teacher, as in training a baseline."""
     distillation_temperature: float = 4.0
-    """> 0; softens the answers of teacher and student (Hinton et al. 2015, 1503.02531)."""
+    """Temperature > 0 that softens the answers of teacher and student (Hinton et al. 2015,
+    1503.02531)."""
     clip_norm: float | None = None
-    """Longest gradient over all parameters, > 0; None does not clip."""
+    """Largest norm of the gradient over all parameters, > 0; None does not clip."""
 
     def __post_init__(self) -> None:
         in_range = {
@@ -67,15 +71,16 @@ class Recipe:
 
 
 def learning_rate_at(recipe: Recipe, progress: float) -> float:
-    """The rate of a step.
+    """Return the learning rate of a step.
 
     Args:
-        recipe: Gives the peak and the schedule.
+        recipe: Gives the peak rate and the schedule.
         progress: Share of all steps that are done, in [0, 1).
     """
     peak = recipe.learning_rate
     if recipe.schedule == "cosine":
         return peak * _half_cosine(progress)
+    # one_cycle: half a cosine up to the peak, then half a cosine down to 0
     if progress < _WARM_UP:
         start = peak * _WARM_UP_FROM
         return peak + (start - peak) * _half_cosine(progress / _WARM_UP)
@@ -83,29 +88,30 @@ def learning_rate_at(recipe: Recipe, progress: float) -> float:
 
 
 def _half_cosine(progress: float) -> float:
-    """From 1 at 0 to 0 at 1, flat at both ends."""
+    """Fall from 1 at progress 0 to 0 at progress 1, flat at both ends."""
     return (1 + math.cos(math.pi * progress)) / 2
 
 
 def training_loss(
     logits: Tensor, labels: Tensor, recipe: Recipe, teacher_logits: Tensor | None
 ) -> Tensor:
-    """Cross-entropy and, with a teacher, the distance to its answers; a scalar.
+    """Return the cross-entropy, combined with the distance to a teacher's answers; a scalar.
 
-    With weight w and temperature T (1503.02531, section 2):
-    ``(1 - w) CE + w T^2 KL(softmax(teacher / T) || softmax(logits / T))``. The factor T^2 keeps
-    the gradients' size independent of T.
+    With weight w and temperature T (1503.02531, section 2): ``(1 - w) CE + w T^2 KL(softmax(teacher
+    / T) || softmax(logits / T))``. The factor T^2 keeps the size of the gradients independent of T.
 
     Args:
-        logits: (n, num_classes).
-        labels: (n,).
+        logits: The network's answers, (n, num_classes).
+        labels: Class labels, (n,).
         recipe: Gives the label smoothing, w and T.
-        teacher_logits: (n, num_classes), or None where w is 0.
+        teacher_logits: The teacher's answers, (n, num_classes), or None where w is 0.
     """
+    # CE, of the smoothed labels
     loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
     if teacher_logits is None:
         return loss
     weight, temperature = recipe.distillation_weight, recipe.distillation_temperature
+    # KL(softmax(teacher / T) || softmax(logits / T)), the mean over the batch
     distance = F.kl_div(
         F.log_softmax(logits.float() / temperature, dim=1),
         F.log_softmax(teacher_logits.float() / temperature, dim=1),

@@ -1,4 +1,4 @@
-"""The inner loop of all training: one step per batch, and the randomness inside the network."""
+"""The training loop: one SGD step per batch, with reproducible dropout."""
 
 from __future__ import annotations
 
@@ -14,12 +14,20 @@ from fppmo_ray.training.compute import DType, autocast, in_mode
 from fppmo_ray.training.images import Batch, Images, Seed, derive_seed
 from fppmo_ray.training.recipe import Recipe, training_loss
 
-_CHECK_EVERY = 32  # steps between looks at the loss: each one waits for the device
-_NETWORK_RANDOMNESS = 1  # tells dropout's seed from that of the images
+_CHECK_EVERY = 32  # steps between checks of the loss, each of which waits for the device
+_DROPOUT_STREAM = 1  # separates the seed of dropout from the seed of the images
 
 
 def make_optimizer(network: nn.Module, recipe: Recipe) -> SGD:
-    """The recipe's SGD. Lay the network out first: momentum is laid out like the weights."""
+    """Return the recipe's SGD optimizer for the parameters that are trained.
+
+    Call ``lay_out`` before: momentum takes the memory layout that the weights have at the first
+    step.
+
+    Args:
+        network: The network to train.
+        recipe: Gives momentum, weight decay and the peak learning rate.
+    """
     return SGD(
         [parameter for parameter in network.parameters() if parameter.requires_grad],
         lr=recipe.learning_rate,
@@ -30,25 +38,25 @@ def make_optimizer(network: nn.Module, recipe: Recipe) -> SGD:
 
 
 class TorchGenerators:
-    """Torch's own generators, which dropout draws from, for a stretch of training.
+    """States of torch's own generators, which dropout draws from, for a stretch of training.
 
-    ``states`` are those of the CPU's generator and, on a GPU, of the GPU's own.
+    ``states`` holds the state of the CPU's generator and, on a GPU, of the GPU's generator.
 
     Args:
-        images: On the device that is trained on.
-        seed: Of the whole run.
-        epoch: Of the stretch.
+        images: Images on the device that trains.
+        seed: Random seed of the whole run.
+        epoch: Number of the stretch, counted from 0.
     """
 
     def __init__(self, images: Images, seed: Seed, epoch: int) -> None:
         self._device = images.labels.device
         with self._forked():
-            torch.manual_seed(derive_seed(seed, epoch, _NETWORK_RANDOMNESS))
+            torch.manual_seed(derive_seed(seed, epoch, _DROPOUT_STREAM))
             self.states = self._read()
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Draw for a while, from where the last time ended; leave torch's generators alone."""
+        """Install the saved states; at the end save them again and restore torch's own states."""
         with self._forked():
             torch.set_rng_state(self.states[0])
             if self._on_gpu:
@@ -81,23 +89,23 @@ def train_on_batches(
     place: str = "",
     first_step: int = 0,
 ) -> tuple[float, float]:
-    """One step per batch at its learning rate, in place.
+    """Take one optimizer step per batch, in place.
 
     Args:
-        network: In any mode, which is restored.
-        optimizer: From ``make_optimizer``.
-        rated_batches: Learning rates, and the batches on the network's device.
-        recipe: How to train.
-        dtype: Of the passes.
-        teacher: The dense network, for distillation.
-        place: Where in a training this is, for the error of a diverged one.
-        first_step: How steps are counted there.
+        network: The network to train; its mode is restored at the end.
+        optimizer: The network's optimizer, from ``make_optimizer``.
+        rated_batches: Pairs of a learning rate and a batch on the network's device.
+        recipe: Gives the loss and the gradient clipping.
+        dtype: Number format of the passes.
+        teacher: The dense network, for distillation; None where the recipe's weight is 0.
+        place: Position in the training for the error message of divergence: ``epoch 3, ``.
+        first_step: Number of the first step in that message.
 
     Returns:
-        Mean loss and accuracy; NaN without batches.
+        Mean training loss and accuracy over the batches; NaN without batches.
 
     Raises:
-        ValueError: the recipe wants a teacher and there is none.
+        ValueError: the recipe needs a teacher and there is none.
         RuntimeError: training diverged.
     """
     totals = torch.zeros(2, dtype=torch.float64)
@@ -111,6 +119,7 @@ def train_on_batches(
             loss = training_loss(logits, labels, recipe, teacher_logits)
             _step(optimizer, loss, recipe.clip_norm)
             num_right = (logits.detach().argmax(1) == labels).sum()
+            # Sums stay on the device: reading them would wait for it at every step.
             sums = torch.stack([loss.detach() * len(labels), num_right]).double()
             totals = totals.to(sums.device) + sums
             num_images += len(labels)
@@ -144,7 +153,7 @@ def _check_finite(totals: Tensor, rate: float, place: str) -> None:
 def _teacher_logits(
     teacher: nn.Module | None, recipe: Recipe
 ) -> Iterator[Callable[[Tensor], Tensor | None]]:
-    """The teacher's logits for images, or None for every image where it has no weight."""
+    """Yield a function from images to the teacher's logits, or to None without a teacher."""
     if recipe.distillation_weight == 0:
         yield lambda images: None
         return

@@ -11,11 +11,18 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+_VGG16_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+
 Shortcut = Literal["A", "B"]
+"""Option A pads with zero channels, option B projects with a 1 x 1 convolution (1512.03385)."""
 
 
 class PaddedShortcut(nn.Module):
-    """Option A: every second pixel, and zeros for the channels that are new; no parameters."""
+    """Option-A shortcut: every second pixel, with zeros as the new channels; no parameters.
+
+    Args:
+        new_channels: Number of zero channels to add.
+    """
 
     def __init__(self, new_channels: int) -> None:
         super().__init__()
@@ -23,12 +30,19 @@ class PaddedShortcut(nn.Module):
         self.after = new_channels - self.before
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C + new_channels, H / 2, W / 2)."""
+        """Map (N, C, H, W) to (N, C + new_channels, H / 2, W / 2)."""
         return F.pad(images[:, :, ::2, ::2], (0, 0, 0, 0, self.before, self.after))
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions and the shortcut around them."""
+    """Two 3 x 3 convolutions with a shortcut around them.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        stride: Stride of the first convolution, 1 or 2.
+        shortcut: Option of the shortcut where the shape changes.
+    """
 
     def __init__(
         self, in_channels: int, out_channels: int, *, stride: int, shortcut: Shortcut
@@ -41,7 +55,7 @@ class ResidualBlock(nn.Module):
         self.shortcut = _shortcut(in_channels, out_channels, stride, shortcut)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
+        """Map (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
         residual = F.relu(self.bn1(self.conv1(images)))
         residual = self.bn2(self.conv2(residual))
         return F.relu(residual + self.shortcut(images))
@@ -58,7 +72,13 @@ def _shortcut(in_channels: int, out_channels: int, stride: int, option: Shortcut
 
 
 class CifarResNet(nn.Module):
-    """Three stages of 16, 32 and 64 channels at 32, 16 and 8 pixels: 6 n + 2 weighted layers."""
+    """ResNet of 6 n + 2 weighted layers: stages of 16, 32 and 64 channels at 32, 16 and 8 pixels.
+
+    Args:
+        blocks_per_stage: Residual blocks n of each stage, >= 1.
+        num_classes: Width of the last layer.
+        shortcut: Option of the shortcuts between stages.
+    """
 
     def __init__(self, blocks_per_stage: int, num_classes: int, shortcut: Shortcut) -> None:
         super().__init__()
@@ -75,7 +95,7 @@ class CifarResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (N, 3, 32, 32) to logits (N, num_classes)."""
+        """Map normalised images (N, 3, 32, 32) to logits (N, num_classes)."""
         features = F.relu(self.bn1(self.conv1(images)))
         features = self.layer3(self.layer2(self.layer1(features)))
         features = F.adaptive_avg_pool2d(features, 1).flatten(1)
@@ -95,35 +115,62 @@ def _stage(
 
 
 def resnet20(num_classes: int = 10, *, shortcut: Shortcut = "A") -> CifarResNet:
-    """ResNet-20: 0.27 M parameters, 40.6 M MACs (option A)."""
+    """Return a ResNet-20: 0.27 M parameters, 40.6 M MACs (option A).
+
+    Args:
+        num_classes: Width of the last layer.
+        shortcut: Option of the shortcuts between stages.
+    """
     return CifarResNet(3, num_classes, shortcut)
 
 
 def resnet32(num_classes: int = 10, *, shortcut: Shortcut = "A") -> CifarResNet:
-    """ResNet-32: 0.46 M parameters, 68.9 M MACs (option A)."""
+    """Return a ResNet-32: 0.46 M parameters, 68.9 M MACs (option A).
+
+    Args:
+        num_classes: Width of the last layer.
+        shortcut: Option of the shortcuts between stages.
+    """
     return CifarResNet(5, num_classes, shortcut)
 
 
 def resnet44(num_classes: int = 10, *, shortcut: Shortcut = "A") -> CifarResNet:
-    """ResNet-44: 0.66 M parameters, 97.2 M MACs (option A)."""
+    """Return a ResNet-44: 0.66 M parameters, 97.2 M MACs (option A).
+
+    Args:
+        num_classes: Width of the last layer.
+        shortcut: Option of the shortcuts between stages.
+    """
     return CifarResNet(7, num_classes, shortcut)
 
 
 def resnet56(num_classes: int = 10, *, shortcut: Shortcut = "A") -> CifarResNet:
-    """ResNet-56: 0.85 M parameters, 125.5 M MACs (option A)."""
+    """Return a ResNet-56: 0.85 M parameters, 125.5 M MACs (option A).
+
+    Args:
+        num_classes: Width of the last layer.
+        shortcut: Option of the shortcuts between stages.
+    """
     return CifarResNet(9, num_classes, shortcut)
 
 
 def resnet110(num_classes: int = 10, *, shortcut: Shortcut = "A") -> CifarResNet:
-    """ResNet-110: 1.73 M parameters, 252.9 M MACs (option A)."""
+    """Return a ResNet-110: 1.73 M parameters, 252.9 M MACs (option A).
+
+    Args:
+        num_classes: Width of the last layer.
+        shortcut: Option of the shortcuts between stages.
+    """
     return CifarResNet(18, num_classes, shortcut)
 
 
-STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-
-
 class CifarVGG(nn.Module):
-    """Five stages of convolutions, each ending in a halving of the image, then one linear layer."""
+    """VGG with batch norm: stages of 3 x 3 convolutions and max-pooling, then one linear layer.
+
+    Args:
+        stages: Channels of each convolution, stage by stage.
+        num_classes: Width of the last layer.
+    """
 
     def __init__(self, stages: tuple[tuple[int, ...], ...], num_classes: int) -> None:
         super().__init__()
@@ -142,18 +189,22 @@ class CifarVGG(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (N, 3, 32, 32) to logits (N, num_classes)."""
+        """Map normalised images (N, 3, 32, 32) to logits (N, num_classes)."""
         logits: Tensor = self.classifier(self.features(images).flatten(1))
         return logits
 
 
 def vgg16_bn(num_classes: int = 10) -> CifarVGG:
-    """VGG-16-BN: 14.7 M parameters, 313.2 M MACs."""
-    return CifarVGG(STAGES, num_classes)
+    """Return a VGG-16-BN: 14.7 M parameters, 313.2 M MACs."""
+    return CifarVGG(_VGG16_STAGES, num_classes)
 
 
 class DigitsCNN(nn.Module):
-    """Four 3 x 3 convolutions, two at 8 pixels and two at 4, a global pool and a linear layer."""
+    """Small CNN for 8 x 8 grey images: four convolutions, a global pool and a linear layer.
+
+    Args:
+        num_classes: Width of the last layer.
+    """
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -168,7 +219,7 @@ class DigitsCNN(nn.Module):
         self.linear = nn.Linear(64, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (N, 1, 8, 8) to logits (N, num_classes)."""
+        """Map normalised images (N, 1, 8, 8) to logits (N, num_classes)."""
         features = F.relu(self.bn1(self.conv1(images)))
         features = F.relu(self.bn2(self.conv2(features)))
         features = F.max_pool2d(features, 2)
@@ -180,5 +231,5 @@ class DigitsCNN(nn.Module):
 
 
 def digits_cnn(num_classes: int = 10) -> DigitsCNN:
-    """The demo's network: 66 k parameters, 1.5 M MACs."""
+    """Return the demo's network: 66 k parameters, 1.5 M MACs."""
     return DigitsCNN(num_classes)

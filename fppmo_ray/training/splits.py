@@ -1,4 +1,4 @@
-"""Who may see which training image: search-train, search-val and choose-val."""
+"""Split the training set into search-train, search-val and choose-val."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from fppmo_ray.training.dataset import IntArray
 
 CHOOSE_SHARE = 0.4
-"""Of the rows in a search-val file, what becomes choose-val where no file says which."""
+"""Share of the rows in a search-val file that become choose-val where no file names them."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -19,11 +19,11 @@ class Splits:
     """Disjoint rows of the training set, each a sorted int64 array ``(n,)``."""
 
     search_train: IntArray
-    """Trains and recalibrates candidates."""
+    """Rows that train and recalibrate candidates."""
     search_val: IntArray
-    """Scores the candidates that drive the search."""
+    """Rows that score the candidates during the search."""
     choose_val: IntArray
-    """Picks among the finalists."""
+    """Rows that decide among the finalists."""
 
     def __post_init__(self) -> None:
         rows = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -41,16 +41,16 @@ class Splits:
 def stratified_splits(
     labels: IntArray, *, search_val: int | float, choose_val: int | float, seed: int
 ) -> Splits:
-    """Random splits in which every class has its share; the rest is search-train.
+    """Draw random splits in which every class keeps its share; the rest is search-train.
 
     Args:
-        labels: Of the training set, ``(N,)``.
-        search_val: Number of images (int, at least 1), or share of them (float in (0, 1)).
-        choose_val: The same.
-        seed: Equal seeds give equal splits.
+        labels: Class labels of the training set, int64 ``(N,)``.
+        search_val: Number of images (int, >= 1), or share of the images (float in (0, 1)).
+        choose_val: Number of images or share of them, as for ``search_val``.
+        seed: Random seed, >= 0; equal seeds give equal splits.
 
     Raises:
-        ValueError: a size is out of its range, or nothing is left for search-train.
+        ValueError: a size is out of its range, or no image is left for search-train.
     """
     rng = np.random.default_rng(seed)
     num_search = _num_rows(search_val, len(labels), "search_val")
@@ -77,19 +77,19 @@ def splits_from_files(
     search_train: Path | None = None,
     seed: int = 0,
 ) -> Splits:
-    """Splits from ``.npy`` files of row numbers.
+    """Read splits from ``.npy`` files of row numbers.
 
     Args:
-        labels: Of the training set, ``(N,)``.
-        search_val: Rows held out from training.
-        choose_val: Rows of choose-val; None carves a stratified ``CHOOSE_SHARE`` out of
-            ``search_val``.
-        search_train: Rows to train on; None takes all others.
-        seed: Of the carving.
+        labels: Class labels of the training set, int64 ``(N,)``.
+        search_val: File of the rows that score candidates.
+        choose_val: File of the rows that decide among finalists; None takes a stratified
+            ``CHOOSE_SHARE`` of the rows in ``search_val``.
+        search_train: File of the rows to train on; None takes all others.
+        seed: Random seed of the stratified choice, >= 0.
 
     Raises:
-        ValueError: a file is missing or no array of row numbers; rows are out of range, given
-            twice or in two splits.
+        ValueError: a file is missing or holds no array of row numbers; a row is out of range, or
+            occurs twice or in two splits.
     """
     held_out = _read_rows(search_val, len(labels))
     if choose_val is None:
@@ -107,13 +107,20 @@ def splits_from_files(
 
 
 def stratified_rows(labels: IntArray, num_rows: int, rng: np.random.Generator) -> IntArray:
-    """``num_rows`` sorted row numbers, each class in its proportion as near as whole rows allow.
+    """Draw sorted row numbers, with each class in its proportion as nearly as whole rows allow.
 
-    Classes with the largest fractional claims get the rows that rounding down leaves over.
+    Rows that rounding down leaves over go to the classes with the largest fractional claims.
+
+    Args:
+        labels: Class labels, int64 ``(N,)``.
+        num_rows: Number of rows to draw, in [0, N].
+        rng: Source of randomness.
     """
     classes, counts = np.unique(labels, return_counts=True)
+    # Each class claims its proportional share of the rows, a fraction in general.
     claims = counts * (num_rows / len(labels))
     quotas = np.floor(claims).astype(np.int64)
+    # Largest-remainder method: rows lost by rounding go to the largest fractions.
     left_over = num_rows - int(quotas.sum())
     quotas[np.argsort(quotas - claims, kind="stable")[:left_over]] += 1
     chosen = [

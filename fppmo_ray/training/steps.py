@@ -1,4 +1,4 @@
-"""Training for some steps, which may pause between any two of them."""
+"""Train a network for a number of steps, with pauses between any two of them."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def train_steps(
     compute: ComputeConfig = PLAIN_COMPUTE,
     teacher: nn.Module | None = None,
 ) -> None:
-    """Train for some steps, in place, with the schedule laid over just these.
+    """Train for a number of steps, in place, with the learning-rate schedule laid over these steps.
 
     Args:
-        network: On the device of the images.
-        images: Search-train.
-        recipe: Its ``epochs`` play no part.
-        steps: Batches to train on, at least 0.
-        seed: Of all that is random.
+        network: A network on the device of the images.
+        images: Search-train images.
+        recipe: Recipe of the steps; its ``epochs`` is not used.
+        steps: Number of batches to train on, >= 0.
+        seed: Random seed of the training.
         compute: How the passes are computed.
-        teacher: The dense network, for distillation.
+        teacher: The dense network, for distillation; None where the recipe's weight is 0.
 
     Raises:
-        ValueError: ``steps`` is negative, or the recipe wants a teacher and there is none.
+        ValueError: ``steps`` is negative, or the recipe needs a teacher and there is none.
         RuntimeError: training diverged.
     """
     training = StepTraining(
@@ -48,19 +48,19 @@ def train_steps(
 
 
 class StepTraining:
-    """``train_steps`` in stretches: pausing changes no bit of where it ends.
+    """A training of a number of steps that can pause; pausing changes no bit of the result.
 
-    Between stretches the network may be evaluated and its batch norm recalibrated: training looks
-    at the batches' own statistics.
+    During a pause the network may be evaluated and its batch norm recalibrated, because training
+    uses the batches' own statistics.
 
     Args:
-        network: On the device of the images; trained in place.
-        images: Search-train.
-        recipe: Its ``epochs`` play no part.
-        steps: Of the whole training, at least 0: the schedule is laid over these.
-        seed: Of all that is random.
+        network: A network on the device of the images; it is trained in place.
+        images: Search-train images.
+        recipe: Recipe of the steps; its ``epochs`` is not used.
+        steps: Number of all steps, >= 0; the learning-rate schedule is laid over them.
+        seed: Random seed of the training.
         compute: How the passes are computed.
-        teacher: The dense network, for distillation.
+        teacher: The dense network, for distillation; None where the recipe's weight is 0.
 
     Raises:
         ValueError: ``steps`` is negative.
@@ -93,11 +93,13 @@ class StepTraining:
         self._batches = _batches(images, recipe, seed, 0)
 
     def run_to(self, step: int) -> None:
-        """Train until ``step`` steps are done in all.
+        """Train until a number of steps are done in all.
+
+        Args:
+            step: Number of steps done afterwards, from those done so far up to all steps.
 
         Raises:
-            ValueError: that many are done already, or are more than all; the recipe wants a
-                teacher and there is none.
+            ValueError: ``step`` is out of that range; the recipe needs a teacher and there is none.
             RuntimeError: training diverged, or the passes cannot be captured.
         """
         done, steps = self._steps_done, self._steps
@@ -118,14 +120,14 @@ class StepTraining:
         self._steps_done = step
 
     def _passes(self, steps: int) -> AbstractContextManager[None]:
-        """How the passes of so many steps are run."""
+        """Return the context in which the next steps run: CUDA graphs where they are configured."""
         if not (self._compute.cuda_graphs and steps):
             return nullcontext()
         sample, _ = next(_batches(self._images, self._recipe, self._seed, 0))
         return replayed_cuda_graphs(self._network, sample, self._compute.dtype)
 
     def state(self) -> dict[str, Any]:
-        """Where the training stands, as tensors and numbers on the CPU; a copy."""
+        """Return a copy of the training's state, as tensors and numbers on the CPU."""
         state = capture(self._network, self._optimizer, 0)
         return {
             "network": state.network,
@@ -135,10 +137,13 @@ class StepTraining:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on, in place, from where an equal training stood.
+        """Continue, in place, from the state of a training with equal arguments.
+
+        Args:
+            state: A state that ``state()`` returned.
 
         Raises:
-            ValueError: the state is none of these, or another network's.
+            ValueError: the state is incomplete or belongs to another network.
         """
         try:
             training = TrainingState(
@@ -153,7 +158,7 @@ class StepTraining:
 
 
 def _batches(images: Images, recipe: Recipe, seed: Seed, steps_done: int) -> Iterator[Batch]:
-    """Epoch after epoch, from the batch after so many steps."""
+    """Yield the training batches that follow a number of steps, epoch after epoch."""
     epoch, batch = divmod(steps_done, images.num_training_batches(recipe.batch_size))
     epochs = (images.training_batches(recipe.batch_size, seed=seed, epoch=e) for e in count(epoch))
     return islice(chain.from_iterable(epochs), batch, None)
