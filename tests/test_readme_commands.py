@@ -1,4 +1,4 @@
-"""Every command line of the README, as the job would read it: none that is copied is refused."""
+"""Every command line of README and notebook, as the job would read it: none is refused."""
 
 from __future__ import annotations
 
@@ -8,38 +8,60 @@ from pathlib import Path
 import pytest
 from job_files import job_words, parse_job, shell_commands
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
-PROSE = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+REPOSITORY = Path(__file__).resolve().parents[1]
+README, NOTEBOOK = (REPOSITORY / name for name in ("README.md", "jobs/experiments/README.md"))
 NUMBERS = {"S": "50", "R": "3"}  # that the text leaves open
+OF_JOB = re.compile(r"(?:python|fppmo-ray submit) jobs/((?:experiments/)?\w+)\.py")
 
 
-def commands() -> list[str]:
-    """Of blocks and of the text, those that name a job with flags."""
-    in_text = [part for found in re.findall(r"`([^`]+)`", PROSE) for part in found.split("; ")]
-    texts = [" ".join(text.split()) for text in [*shell_commands(README), *in_text]]
-    of_jobs = re.compile(r"(python|fppmo-ray submit) jobs/(?:experiments/)?\w+\.py")
-    return [text for text in texts if of_jobs.match(text)]
+def commands(document: Path) -> list[str]:
+    """Commands in blocks and in the text that name a job with flags."""
+    text = document.read_text()
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    in_text = [part for found in re.findall(r"`([^`]+)`", prose) for part in found.split("; ")]
+    texts = [" ".join(text.split()) for text in [*shell_commands(text), *in_text]]
+    return [text for text in texts if OF_JOB.match(text)]
 
 
-def test_the_readme_shows_every_job_that_measures_or_searches() -> None:
-    shown = {
-        name
-        for command in commands()
-        for name in re.findall(r"jobs/(?:experiments/)?(\w+)\.py", command)
-    }
-    assert shown == {
-        *("baseline", "benchmark", "chaos", "cifar10", "compare", "denoise", "fidelity"),
-        *("imagenet", "model_zoo", "recipes", "rules", "searches", "tune_cifar10"),
-    }
+def jobs_of(folder: str) -> set[str]:
+    """The files of a folder that are run: ``name`` as it stands in commands."""
+    files = (REPOSITORY / "jobs" / folder).glob("*.py")
+    return {f"{folder}{file.stem}" for file in files if "run_job(main)" in file.read_text()}
 
 
-@pytest.mark.parametrize("command", commands())
-def test_a_command_of_the_readme_is_one_of_its_job(command: str) -> None:
+def shown(*documents: Path) -> set[str]:
+    return {found for path in documents for c in commands(path) for found in OF_JOB.findall(c)}
+
+
+def test_the_readme_shows_every_job_that_searches_and_the_notebook_every_experiment() -> None:
+    assert (
+        jobs_of("")
+        == shown(README)
+        == {
+            *("baseline", "cifar10", "denoise", "imagenet", "tune_cifar10"),
+        }
+    )
+    experiments = jobs_of("experiments/")
+    assert len(experiments) == 11
+    assert shown(NOTEBOOK) == experiments | {"baseline", "cifar10", "denoise", "imagenet"}
+
+
+@pytest.mark.parametrize("command", commands(README) + commands(NOTEBOOK))
+def test_a_command_of_the_documents_is_one_of_its_job(command: str) -> None:
     assert parse_job([NUMBERS.get(word, word) for word in job_words(command)])
 
 
 def test_a_flag_that_a_job_does_not_have_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    [command] = [command for command in commands() if "jobs/denoise.py" in command]
+    [command] = [command for command in commands(README) if "jobs/denoise.py" in command]
     with pytest.raises(SystemExit):
         parse_job(job_words(f"{command} --epochs 3"))
     assert "--epochs" in capsys.readouterr().err
+
+
+def test_links_into_the_notebook_have_a_heading() -> None:
+    headings = re.findall(r"^## (.+)$", NOTEBOOK.read_text(), flags=re.MULTILINE)
+    anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}
+    own = re.findall(r"\]\(#([\w-]+)\)", NOTEBOOK.read_text())
+    from_readme = re.findall(r"jobs/experiments/README\.md#([\w-]+)", README.read_text())
+    assert len(from_readme) >= 6
+    assert {*own, *from_readme} <= anchors

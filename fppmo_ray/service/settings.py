@@ -86,7 +86,7 @@ class SearchSettings:
     before they are fine-tuned or handed out."""
     score_images: int = 500
     """Search-val images that a score is read on (all of them where there are fewer). Proposals are
-    many, so few images serve each: see "Which score is right" in the README."""
+    many, so few images serve each: see "Fidelity of scores" in jobs/experiments/README.md."""
     score_recalibrate_images: int = 250
     """Search-train images that re-estimate the batch-norm statistics for these."""
     rescore_images: int = 2000
