@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fppmo_ray import Placement, SearchSettings, load_dataset
 from fppmo_ray.pruning.compute_trial import ComputeTrial
@@ -18,7 +19,8 @@ from fppmo_ray.service.pretend import pretend_run
 from fppmo_ray.service.problem import Problem, state_problem
 from fppmo_ray.service.record.facts import ComputeChosen
 from fppmo_ray.service.record.run_directory import read_journal
-from fppmo_ray.training import PLAIN_COMPUTE, ComputeConfig, DType, build_network
+from fppmo_ray.service.workers.scoring_worker import ScoringWorker
+from fppmo_ray.training import PLAIN_COMPUTE, ComputeConfig, DType, build_network, native_dtype
 
 BFLOAT16, FOLDED = {"dtype": "bfloat16"}, {"fold_batchnorm": True}
 BOTH = ComputeConfig(dtype="bfloat16", fold_batchnorm=True)
@@ -177,6 +179,31 @@ def test_the_worker_s_processor_decides_on_the_dtype_and_nothing_is_timed_withou
         assert pool.called == called
         [fact] = run.all(ComputeChosen)
         assert fact.compute == asdict(compute)
+
+
+def test_autotune_times_scores_on_a_worker_and_journals_all_trials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    asked = SearchSettings(macs_cut=0.5, autotune=True, score_images=100)
+    asked_problem = problem(asked, Placement())
+    worker = ScoringWorker(asked_problem, 0)
+
+    class InProcess:
+        def run(self, works: Sequence[Work]) -> list[Any]:
+            return [getattr(worker, work.method)(*work.arguments) for work in works]
+
+    pool: Any = InProcess()
+    with pretend_run(tmp_path, asked.optimizer_settings()) as run:
+        compute = choose_compute(asked_problem, asked, run, pool)
+        [fact] = run.all(ComputeChosen)
+    native = native_dtype(torch.device("cpu"))
+    dtypes = ["float32", *["bfloat16"] * (native == "bfloat16")]
+    tried = [ComputeConfig(**trial["compute"]) for trial in fact.trials]
+    assert [trial.dtype for trial in tried[: len(dtypes)]] == dtypes
+    assert len(tried) == len(dtypes) + 1  # and folded batch norms
+    assert compute in tried
+    assert all(trial["seconds"] > 0 for trial in fact.trials)
 
 
 def test_a_resumed_search_keeps_its_compute_configuration_whatever_would_be_measured_now(
