@@ -1,11 +1,10 @@
-"""Filters of a trained network: which can go, and the smaller network without them.
+"""Filters of a trained network: which can be removed, and the smaller network without them.
 
-``trace`` reads a network once and yields a ``Tracing``: its space of masks and, for every tensor
-axis, which filter each position belongs to (``AxisUnits``). ``extract`` turns a mask into a
-physically smaller network; ``importance`` says what the weights alone think of every filter,
-``score`` says how good a ``Candidate``
-is at its ``Fidelity`` (``ScoreInRungs``: also on the way there), and ``save_network`` and
-``load_network`` carry a pruned network from one machine to another.
+``trace`` analyses a network once and returns a ``Tracing``: its space of masks and, for every
+tensor axis, the filter that each position belongs to (``AxisUnits``). ``extract`` builds the
+physically smaller network of a mask. ``importance`` rates every filter by the weights alone.
+``score`` evaluates a ``Candidate`` at its ``Fidelity`` (``ScoreInRungs`` also after fewer steps).
+``save_network`` and ``load_network`` write and read pruned networks.
 """
 
 from fppmo_ray.pruning.equivalence import check_equivalence

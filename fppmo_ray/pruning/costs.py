@@ -23,19 +23,24 @@ class CoupledCost:
     """Multiply-accumulates for one image: a constant times two widths."""
 
     layer: str
+    """Name of the layer, or class name of the module that multiplies activations."""
     macs: int
-    """Of the dense network."""
+    """Multiply-accumulates in the dense network."""
     out_units: IntArray
-    """One unit per channel that it makes, -1 where it always stays."""
+    """The unit of every output channel, -1 where it always stays."""
     in_units: IntArray
+    """The unit of every input channel, -1 where it always stays."""
 
 
 @torch.no_grad()
 def run_and_count(model: Callable[..., Any], inputs: tuple[Tensor, ...]) -> tuple[Any, int]:
-    """What a network, or a function that runs it, returns, and its multiply-accumulates.
+    """Run a network, and return its output and torch's own count of multiply-accumulates.
 
-    These are by torch's own count, for all that is put in. Fused attention, which torch does not
-    count on CPUs, is computed as matrix products.
+    Fused attention, which torch does not count on CPUs, is computed as matrix products.
+
+    Args:
+        model: A network, or a function that runs one.
+        inputs: Its arguments; the count is for the whole batch.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -48,20 +53,20 @@ def run_and_count(model: Callable[..., Any], inputs: tuple[Tensor, ...]) -> tupl
 
 
 def first_of(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """One image of a batch: what MACs are counted for, since not all of them grow with batches."""
+    """Return the first image of a batch; MACs are counted for one, as some do not grow with it."""
     return tuple(tensor[:1] for tensor in inputs)
 
 
 def layer_costs(
     costs: Sequence[CoupledCost], filter_of_unit: IntArray, groups: tuple[ChannelGroup, ...]
 ) -> tuple[LayerCost, ...]:
-    """The cost of every layer, with the groups that its widths follow.
+    """Return the cost of every layer as a function of the groups' widths.
 
     Args:
-        costs: Of the dense network.
-        filter_of_unit: A mask's index per unit, -1 for those that always stay; the last entry is
-            that of unit -1.
-        groups: Of the mask, in order.
+        costs: Costs of the dense network's layers.
+        filter_of_unit: Index into the mask per unit, -1 for units that always stay; the last entry
+            is that of unit -1.
+        groups: Groups of the mask, in order.
     """
     group_of = np.repeat(np.arange(len(groups)), [group.num_filters for group in groups])
     return tuple(
@@ -80,12 +85,12 @@ def tensor_sizes(
     slices: Sequence[AxisUnits],
     groups: tuple[ChannelGroup, ...],
 ) -> tuple[tuple[TensorSize, ...], int]:
-    """The sizes of the parameters that lose elements, and the number of all other elements.
+    """Return the sizes of the parameters that lose elements, and the number of all others.
 
     Args:
-        shapes: Of all parameters, by name.
+        shapes: Shape of every parameter, by name.
         slices: Every (tensor, axis) that holds a filter of the space.
-        groups: Of the space.
+        groups: Groups of the space, in order.
     """
     group_of = np.repeat(np.arange(len(groups)), [group.num_filters for group in groups])
     widths: dict[str, list[tuple[int, Width]]] = {}
@@ -107,7 +112,15 @@ def tensor_sizes(
 
 
 def width_of(units: IntArray, group_of: IntArray, groups: tuple[ChannelGroup, ...]) -> Width:
-    """Every filter of a group holds equally many positions: that is what makes it a group."""
+    """Return the width of an axis as a function of the groups' widths.
+
+    Every filter of a group holds equally many positions along the axis, by the group's definition.
+
+    Args:
+        units: The filter of every position along the axis, -1 = always kept.
+        group_of: The group of every filter.
+        groups: Groups of the space, in order.
+    """
     positions = np.bincount(group_of[units[units >= 0]], minlength=len(groups))
     terms = [
         (index, int(count) // groups[index].num_filters)
@@ -122,15 +135,16 @@ _ONE = Width(constant=1)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CoupledTensor:
-    """A tensor with memory of its own that an inference of one image makes."""
+    """A tensor with memory of its own that the inference of one image allocates."""
 
     module: str
-    """Class of the module that computes it."""
+    """Class name of the module that computes it."""
     integer_bytes: int | None
-    """Of an element; None of floating-point numbers, whose precision is the network's."""
+    """Bytes per element of integers; None for floating point, which has the network's precision."""
     shape: tuple[int, ...]
+    """Its shape in the dense network."""
     units: Mapping[int, IntArray]
-    """Per axis that is followed, one unit for every position, -1 where it always stays."""
+    """For every tracked axis, the unit of every position, -1 where it always stays."""
 
 
 def activations(
@@ -140,15 +154,15 @@ def activations(
     groups: tuple[ChannelGroup, ...],
     float_bytes: int,
 ) -> Activations:
-    """The sizes of all tensors, with the groups that their widths follow.
+    """Return the sizes of all tensors as functions of the groups' widths.
 
     Args:
-        tensors: Of the dense network.
-        moments: Which of them are there together, by index.
-        filter_of_unit: A mask's index per unit, -1 for those that always stay; the last entry is
-            that of unit -1.
-        groups: Of the mask, in order.
-        float_bytes: Of a floating-point number of the network's precision.
+        tensors: Tensors that the dense network allocates.
+        moments: Sets of these tensors, by index, that are alive together.
+        filter_of_unit: Index into the mask per unit, -1 for units that always stay; the last entry
+            is that of unit -1.
+        groups: Groups of the mask, in order.
+        float_bytes: Bytes per floating-point number in the network's precision.
     """
     group_of = np.repeat(np.arange(len(groups)), [group.num_filters for group in groups])
     return Activations(
@@ -164,7 +178,7 @@ def activations(
 def _size(
     tensor: CoupledTensor, filter_of_unit: IntArray, group_of: IntArray, item_bytes: int
 ) -> TensorSize:
-    """In bytes; along a third axis that loses positions it counts as it is in the dense network."""
+    """Size in bytes as a product of two widths; a third sliced axis counts in its dense length."""
     followed = {axis: filter_of_unit[units] for axis, units in tensor.units.items()}
     sliced = [axis for axis, filters in followed.items() if (filters >= 0).any()][:2]
     rest = [length for axis, length in enumerate(tensor.shape) if axis not in sliced]
@@ -179,7 +193,7 @@ def _size(
 
 
 def _width(filters: IntArray, group_of: IntArray) -> Width:
-    """Positions along an axis; where filters of a group hold unlike numbers, at most so many."""
+    """Width of an axis; an upper bound if filters of a group have unequal numbers of positions."""
     positions = np.bincount(filters[filters >= 0], minlength=len(group_of))
     groups = np.unique(group_of[positions > 0]).tolist()
     return Width(

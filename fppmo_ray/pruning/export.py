@@ -1,4 +1,4 @@
-"""A network in formats that run without its class: TorchScript, torch.export, ONNX."""
+"""Export to formats that run without the Python class: TorchScript, torch.export, ONNX."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ SUFFIXES: Mapping[ExchangeFormat, str] = {
     "onnx": ".onnx",
 }
 TOLERANCE = 1e-4
-"""Largest error, in float32, relative to the largest output."""
+"""Largest allowed error in float32, relative to the largest output."""
 _BATCHES = (1, 3)
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _Inputs = tuple[Tensor, ...]
 _Run = Callable[[_Inputs], list[Tensor]]
-"""From inputs to outputs, flat."""
+"""Takes inputs, and returns the outputs as a flat list."""
 
 
 def export_network(
@@ -38,27 +38,27 @@ def export_network(
     format: ExchangeFormat,
     example_inputs: ExampleInputs,
 ) -> Path:
-    """Write a network to a file that needs no Python class to run, and check the file.
+    """Write a network to a file that runs without its Python class, and verify the file.
 
-    The file is opened again and computes what the network does, on batches of one and of three
-    random inputs, to 1e-4 of the largest number of each output.
+    The file is loaded again, and its outputs on batches of one and of three random inputs must
+    equal the network's to 1e-4 of the largest number of each output.
 
     Args:
-        network: Exported in eval mode and on the CPU; left as it is. May return several tensors,
-            in tuples, lists and dicts.
-        path: File name; the format's suffix is added. Its folder is made.
+        network: The network, which may return several tensors in tuples, lists and dicts. It is
+            exported in eval mode and on the CPU, and not changed.
+        path: File name; the format's suffix is added. Its folder is created.
         format: ``torchscript`` (``torch.jit.load``), ``torch.export`` (``torch.export.load``) or
             ``onnx`` (needs ``pip install 'fppmo-ray[export]'``). In ONNX one input is called
             ``images`` and one output ``logits``; several are ``input_0``, ``output_0`` and so on.
-        example_inputs: What its forward takes, each with a batch axis, e.g. ``(1, 3, 32, 32)``.
+        example_inputs: Arguments of its forward, each with a batch axis, e.g. ``(1, 3, 32, 32)``.
 
     Returns:
-        The file.
+        The path of the file.
 
     Raises:
         ValueError: the format is unknown, packages for it are missing, or the network does not run
             on such inputs.
-        RuntimeError: the file computes something else.
+        RuntimeError: the file does not compute the same as the network.
     """
     if format not in get_args(ExchangeFormat):
         raise ValueError(f"format must be one of {get_args(ExchangeFormat)}, got {format!r}")
@@ -110,7 +110,7 @@ def _check(outputs: list[Tensor], expected: list[Tensor], path: Path) -> None:
 
 
 def _write_torchscript(network: nn.Module, inputs: _Inputs, path: Path) -> None:
-    # Not strict: dicts may be returned.
+    # strict=False lets the network return dicts.
     script = torch.jit.trace(network, inputs, strict=False)  # type: ignore[no-untyped-call]
     script.save(str(path))
 
@@ -185,7 +185,7 @@ def _require_onnx() -> None:
 
 @contextmanager
 def _in_eval_mode_on_cpu(network: nn.Module) -> Iterator[None]:
-    """For a while, in place."""
+    """Put a network in eval mode and on the CPU within the block, in place."""
     was_training = [(module, module.training) for module in network.modules()]
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     network.eval().cpu()
@@ -199,7 +199,10 @@ def _in_eval_mode_on_cpu(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _without_torchs_own_warnings() -> Iterator[None]:
-    """TorchScript is deprecated, and still what many runtimes read; inputs do share their batch."""
+    """Silence torch's warnings that TorchScript is deprecated and that a batch axis is shared.
+
+    Many runtimes still read TorchScript, and all inputs do share their batch axis.
+    """
     level = logging.getLogger("torch.onnx").level
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

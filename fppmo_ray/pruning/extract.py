@@ -21,21 +21,22 @@ Axis = tuple[str, int]
 """A tensor's name as in the state dict, and one of its axes."""
 
 Side = Literal["output", "input", "along"]
-"""What an axis is to its layer: the channels it makes, those it reads, or those it passes on."""
+"""Role of an axis in its layer: the channels it outputs, takes as input, or passes on."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AxisUnits:
-    """Which filter every position along one axis of one tensor belongs to."""
+    """The filter that every position along one axis of one tensor belongs to."""
 
     tensor: str
-    """Name as in the state dict."""
+    """Name of the tensor in the state dict."""
     axis: int
+    """Axis of the tensor."""
     units: IntArray
     """``(length of the axis,)``: the filter's index in a mask, -1 = always kept."""
     side: Side
-    """``output`` and ``input`` of convolutions and linear layers; ``along`` for batch norm, PReLU
-    and the like. A depthwise convolution has an ``output`` alone."""
+    """``output`` or ``input`` of convolutions and linear layers; ``along`` for batch norm, PReLU
+    and other layers that act on each channel. A depthwise convolution has only an ``output``."""
 
     @property
     def layer(self) -> str:
@@ -43,27 +44,28 @@ class AxisUnits:
         return self.tensor.rpartition(".")[0]
 
     def kept(self, keep: BoolArray) -> BoolArray:
-        """Which positions along the axis a mask keeps."""
+        """Return which positions along the axis a mask keeps, bool ``(length of the axis,)``."""
         return np.append(keep, True)[self.units]  # unit -1 reads the appended True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tracing:
-    """A traced network as plain numpy data; ``extract`` needs nothing more, and never re-traces."""
+    """A traced network as plain numpy data, from which ``extract`` prunes without re-tracing."""
 
     space: PruningSpace
+    """The channel groups and exact costs."""
     slices: tuple[AxisUnits, ...]
     """Every (tensor, axis) that holds at least one filter of the space."""
     left_whole: tuple[str, ...] = ()
-    """Names of the groups that cannot be pruned exactly, and so are not part of the space."""
+    """Names of the groups that cannot be pruned exactly and are not part of the space."""
 
     @cached_property
     def axis_lengths(self) -> Mapping[Axis, int]:
-        """Length in the dense network of every axis that can be sliced."""
+        """Length of every sliced axis in the dense network."""
         return {(part.tensor, part.axis): len(part.units) for part in self.slices}
 
     def kept_indices(self, keep: BoolArray) -> dict[Axis, IntArray]:
-        """The positions to select along every axis that loses some.
+        """Return the positions to select along every axis that loses some.
 
         Args:
             keep: The mask, bool ``(num_filters,)``, True = kept.
@@ -72,7 +74,7 @@ class Tracing:
             ValueError: the mask has another type or shape, or empties a group.
         """
         check_mask(self.space, keep)
-        positions: dict[bytes, IntArray | None] = {}  # most axes share their units with others
+        positions: dict[bytes, IntArray | None] = {}  # many axes have the same units
         kept: dict[Axis, IntArray] = {}
         for part in self.slices:
             key = part.units.tobytes()
@@ -86,7 +88,11 @@ class Tracing:
 
 
 def check_mask(space: PruningSpace, keep: BoolArray) -> None:
-    """Refuse what is no mask of this space.
+    """Check that a mask fits a space.
+
+    Args:
+        space: The space of the network.
+        keep: The mask, bool ``(num_filters,)``, True = kept.
 
     Raises:
         ValueError: the mask has another type or shape, or empties a group.
@@ -109,11 +115,11 @@ def check_mask(space: PruningSpace, keep: BoolArray) -> None:
 
 @torch.no_grad()
 def extract(model: nn.Module, tracing: Tracing, keep: BoolArray) -> nn.Module:
-    """Build the network that a mask leaves over; milliseconds, without re-tracing.
+    """Build the smaller network of a mask by selecting indices; takes milliseconds.
 
     Args:
-        model: The traced network, or another of the same architecture. Left as it is.
-        tracing: What ``trace`` said of it.
+        model: The traced network, or another of the same architecture; not changed.
+        tracing: What ``trace`` returned for it.
         keep: The mask, bool ``(num_filters,)``, True = kept.
 
     Returns:
@@ -129,7 +135,11 @@ def extract(model: nn.Module, tracing: Tracing, keep: BoolArray) -> nn.Module:
 
 
 def check_axes(model: nn.Module, axis_lengths: Mapping[Axis, int]) -> None:
-    """Refuse a network whose tensors are not those the axes were written for.
+    """Check that a network's tensors have given lengths.
+
+    Args:
+        model: The network.
+        axis_lengths: Expected length along every (tensor, axis).
 
     Raises:
         ValueError: a tensor is missing or has another length along an axis.
@@ -147,7 +157,12 @@ def check_axes(model: nn.Module, axis_lengths: Mapping[Axis, int]) -> None:
 
 @torch.no_grad()
 def select(model: nn.Module, kept: Mapping[Axis, IntArray]) -> nn.Module:
-    """Copy a network, selecting the kept indices along every named axis."""
+    """Copy a network, selecting indices along some axes.
+
+    Args:
+        model: The dense network; not changed.
+        kept: Indices to select along every (tensor, axis) that loses some.
+    """
     indices: dict[int, Tensor] = {}
     tensors = named_tensors(model)
     sliced: dict[str, Tensor] = {}
@@ -167,15 +182,15 @@ def select(model: nn.Module, kept: Mapping[Axis, IntArray]) -> nn.Module:
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer once, under the first of its names."""
+    """Return every parameter and buffer once, under the first of its names."""
     return dict(chain(model.named_parameters(), model.named_buffers()))
 
 
 def _copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """``copy.deepcopy`` with the tensors of the memo in place of the model's.
+    """``copy.deepcopy`` that uses the tensors in the memo instead of copying the model's.
 
-    deepcopy takes what its memo holds instead of copying it. An empty shell of every module is put
-    there too and filled with few calls, which makes it three times faster.
+    An empty shell of every module is put in the memo too and filled with few calls, which is three
+    times faster than letting deepcopy reconstruct the modules.
     """
     shells = [module for module in model.modules() if _is_plain(module)]
     for module in shells:
@@ -198,7 +213,7 @@ _CONTAINERS = (dict, OrderedDict, set)
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether a module is copied attribute by attribute, not in a way of its own."""
+    """Whether a module has the default way of being copied, attribute by attribute."""
     kind = type(module)
     return (
         not hasattr(kind, "__deepcopy__")
@@ -208,7 +223,7 @@ def _is_plain(module: nn.Module) -> bool:
 
 
 def _like(tensor: Tensor, values: Tensor | None) -> Tensor:
-    """A new tensor of the same kind with these values, or with copies of its own."""
+    """A new parameter or buffer with these values, or with a copy of the tensor's own."""
     values = tensor.detach().clone() if values is None else values
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(values, requires_grad=tensor.requires_grad)
@@ -216,7 +231,7 @@ def _like(tensor: Tensor, values: Tensor | None) -> Tensor:
 
 
 def _read_widths(layer: nn.Module) -> None:
-    """Set, in place, the widths a layer states to those its tensors have."""
+    """Set the width attributes of a layer, in place, to the shapes of its tensors."""
     if isinstance(layer, _ConvNd):
         first, second = layer.weight.shape[:2]
         if 1 < layer.groups == layer.in_channels:  # depthwise: as many groups as channels
@@ -239,15 +254,15 @@ def _read_widths(layer: nn.Module) -> None:
 
 @torch.no_grad()
 def scatter(smaller: nn.Module, dense: nn.Module, tracing: Tracing, keep: BoolArray) -> None:
-    """Write a smaller network's tensors at their positions in a dense one, in place.
+    """Write a smaller network's tensors to their positions in the dense network, in place.
 
-    All that the mask removes becomes 0, so that in eval mode the dense network computes what the
-    smaller one does. ``extract`` with the same mask gives back its tensors to the bit.
+    Removed filters become 0, so in eval mode the dense network computes the same as the smaller
+    one. ``extract`` with the same mask returns the smaller network's tensors bit for bit.
 
     Args:
-        smaller: ``extract(dense, tracing, keep)``, with whatever values training gave it.
+        smaller: ``extract(dense, tracing, keep)``, fine-tuned or not.
         dense: The traced network, or another of the same architecture, on the same device.
-        tracing: What ``trace`` said of it.
+        tracing: What ``trace`` returned for it.
         keep: The mask, bool ``(num_filters,)``, True = kept.
 
     Raises:
@@ -264,7 +279,7 @@ def scatter(smaller: nn.Module, dense: nn.Module, tracing: Tracing, keep: BoolAr
 
 
 def _places(name: str, target: Tensor, kept: Mapping[Axis, IntArray]) -> tuple[Tensor, ...]:
-    """Where in a dense tensor the smaller one lies: an index per axis, which broadcast."""
+    """Indices of the smaller tensor within the dense one, one per axis, ready to broadcast."""
     places = []
     for axis, length in enumerate(target.shape):
         positions = kept.get((name, axis))

@@ -1,7 +1,7 @@
-"""Networks on disk: a state dict and a JSON recipe, safe to open and rebuilt without tracing.
+"""Pruned networks on disk: a state dict and a JSON recipe, safe to open, loaded without tracing.
 
-``NAME.pt`` holds the tensors and is read with ``weights_only=True``. ``NAME.json`` says which
-indices of the dense network were kept along every tensor axis, and how the dense network is made.
+``NAME.pt`` holds the tensors and is read with ``weights_only=True``. ``NAME.json`` lists the
+indices of the dense network that were kept along every tensor axis, and its constructor.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def save_network(
     keep: BoolArray,
     source: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a pruned network as ``path``.pt and ``path``.json; each appears whole or not at all.
+    """Write a pruned network as ``path``.pt and ``path``.json, each atomically.
 
     Args:
         network: ``extract(dense, tracing, keep)``, fine-tuned or not.
-        path: File name without suffix; its folder is made.
-        tracing: Of the dense network.
+        path: File name without suffix; its folder is created.
+        tracing: What ``trace`` returned for the dense network.
         keep: The mask, ``(num_filters,)``, True = kept.
-        source: How the dense network is made: ``{"constructor":
+        source: Constructor of the dense network: ``{"constructor":
             "fppmo_ray.training.networks:resnet56", "arguments": {...}}``. Without it,
             ``load_network`` must be given a constructor.
 
@@ -49,7 +49,7 @@ def save_network(
         The path of the JSON file, for ``load_network``.
 
     Raises:
-        ValueError: the network is not the mask's.
+        ValueError: the network is not that of the mask.
     """
     kept = tracing.kept_indices(keep)
     check_axes(
@@ -80,15 +80,15 @@ def save_network(
 
 
 def load_network(path: str | Path, constructor: Callable[[], nn.Module] | None = None) -> nn.Module:
-    """Rebuild a network that ``save_network`` wrote, in eval mode on the CPU.
+    """Load a network that ``save_network`` wrote, in eval mode on the CPU.
 
     Args:
-        path: The JSON file; the ``.pt`` file lies beside it.
+        path: The JSON file; the ``.pt`` file is in the same folder.
         constructor: Makes the dense network; its weights do not matter. Needed only if the file
             names no constructor of this package or of torchvision: nothing else is imported.
 
     Raises:
-        ValueError: a file is missing, damaged, or of another network than the constructor's.
+        ValueError: a file is missing or damaged, or the constructor makes another network.
     """
     recipe = _read_recipe(Path(path))
     state = _read_weights(Path(path).parent / recipe["weights"], recipe["sha256"])
@@ -107,7 +107,7 @@ def load_network(path: str | Path, constructor: Callable[[], nn.Module] | None =
 
 
 def _kept_channels(tracing: Tracing, kept: Mapping[Axis, IntArray]) -> dict[str, str]:
-    """Per pruned layer, the output channels of the dense network that stayed."""
+    """Output channels of the dense network that were kept, for every pruned layer."""
     return {
         part.layer: _to_ranges(kept[part.tensor, part.axis])
         for part in tracing.slices
@@ -116,7 +116,7 @@ def _kept_channels(tracing: Tracing, kept: Mapping[Axis, IntArray]) -> dict[str,
 
 
 def _axes_to_json(tracing: Tracing, kept: Mapping[Axis, IntArray]) -> list[dict[str, Any]]:
-    """One entry per set of kept indices, with all tensor axes that share it."""
+    """One entry per set of kept indices, with all tensor axes that use it."""
     shared: dict[tuple[int, str], list[list[str | int]]] = {}
     for axis, length in tracing.axis_lengths.items():
         indices = _to_ranges(kept[axis]) if axis in kept else f"0-{length - 1}"
@@ -151,10 +151,10 @@ def _from_ranges(text: str) -> IntArray:
 
 
 def _named_constructor(source: Mapping[str, Any]) -> Callable[[], nn.Module]:
-    """The constructor that a recipe names, if its module is one of ours or torchvision's."""
+    """The constructor named by a recipe, if its module is trusted."""
     if "constructor" not in source:
         raise ValueError(
-            "the file does not name what makes its dense network; pass constructor= (on the "
+            "the file does not name a constructor of its dense network; pass constructor= (on the "
             "command line: --constructor MODULE:FUNCTION)"
         )
     module_name, _, function = str(source["constructor"]).partition(":")
@@ -168,7 +168,7 @@ def _named_constructor(source: Mapping[str, Any]) -> Callable[[], nn.Module]:
         raise ValueError(f"{module_name} has no {function!r}; pass constructor= instead")
     arguments = dict(source.get("arguments", {}))
     if module_name == "torchvision.models":
-        arguments["weights"] = None  # never download what is overwritten at once
+        arguments["weights"] = None  # do not download weights that are overwritten
         arguments.pop("pretrained", None)
     return lambda: make(**arguments)
 

@@ -1,7 +1,7 @@
-"""Importance: what weights, and at most a few gradients, say of a filter.
+"""Importance of filters by their weights, and for one criterion by a few gradients.
 
-It starts the probabilities and never decides. Every criterion is a function from a network and
-its tracing to values per position of the layers that carry a group.
+It only sets the initial pruning probabilities. Every criterion computes a value per output channel
+of every layer, and the values of the layers in a channel group are averaged.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ Criterion = Literal["l1", "l2", "fpgm", "bn_scale", "taylor"]
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Images (N, C, H, W) and labels (N,), on the network's device."""
 
-_FLOOR = 1e-6  # of a layer's mean: a logarithm is taken of it
+_FLOOR = 1e-6  # relative to a layer's mean; a logarithm is taken of the importance
 
 
 def importance(
     model: nn.Module, tracing: Tracing, criterion: Criterion, batches: Batches | None = None
 ) -> FloatArray:
-    """Importance of every filter: the mean over its group's layers, each scaled to mean 1.
+    """Return the importance of every filter: the mean over its group's layers, scaled to mean 1.
 
     Args:
-        model: The traced network; left as it is.
-        tracing: What ``trace`` said of it.
+        model: The traced network; not changed.
+        tracing: What ``trace`` returned for it.
         criterion: ``l1``, ``l2`` (norms of a filter's weights), ``fpgm`` (distance to the layer's
             other filters), ``bn_scale`` or ``taylor``.
         batches: Search-train images for ``taylor``; a few hundred images suffice.
@@ -59,19 +59,33 @@ def importance(
 
 
 def l1(model: nn.Module, tracing: Tracing) -> FloatArray:
-    """Sum of the magnitudes of a filter's weights (Li et al. 2017, 1608.08710)."""
+    """Return the sum of the magnitudes of each filter's weights (Li et al. 2017, 1608.08710).
+
+    Args:
+        model: The traced network.
+        tracing: What ``trace`` returned for it.
+    """
     return _combine(tracing, ((part, rows.abs().sum(1)) for part, rows in _filters(model, tracing)))
 
 
 def l2(model: nn.Module, tracing: Tracing) -> FloatArray:
-    """Euclidean norm of a filter's weights (He et al. 2018, 1808.06866)."""
+    """Return the Euclidean norm of each filter's weights (He et al. 2018, 1808.06866).
+
+    Args:
+        model: The traced network.
+        tracing: What ``trace`` returned for it.
+    """
     return _combine(tracing, ((part, rows.norm(dim=1)) for part, rows in _filters(model, tracing)))
 
 
 def fpgm(model: nn.Module, tracing: Tracing) -> FloatArray:
-    """Sum of distances to the layer's other filters (He et al. 2019, 1811.00250).
+    """Return each filter's sum of distances to its layer's filters (He et al. 2019, 1811.00250).
 
-    Near the geometric median, where the sum is least, the others can stand in for a filter.
+    Near the geometric median, where the sum is least, the other filters can replace a filter.
+
+    Args:
+        model: The traced network.
+        tracing: What ``trace`` returned for it.
     """
     return _combine(
         tracing,
@@ -80,7 +94,11 @@ def fpgm(model: nn.Module, tracing: Tracing) -> FloatArray:
 
 
 def bn_scale(model: nn.Module, tracing: Tracing) -> FloatArray:
-    """Magnitude of the batch norms' scales (Liu et al. 2017, 1708.06519).
+    """Return the magnitude of each filter's batch-norm scales (Liu et al. 2017, 1708.06519).
+
+    Args:
+        model: The traced network.
+        tracing: What ``trace`` returned for it.
 
     Raises:
         ValueError: a group passes no batch norm with a scale.
@@ -107,10 +125,14 @@ def bn_scale(model: nn.Module, tracing: Tracing) -> FloatArray:
 
 
 def taylor(model: nn.Module, tracing: Tracing, batches: Batches) -> FloatArray:
-    """First-order change of the loss if a filter went (Molchanov et al. 2019, 1906.10771).
+    """Return the first-order change of the loss without a filter (Molchanov 2019, 1906.10771).
 
-    Sum of |weight * gradient| over a filter's weights, of the cross-entropy on ``batches`` in eval
-    mode; neither gradients nor batch-norm statistics are left behind.
+    It is the sum of |weight * gradient| over a filter's weights, of the cross-entropy in eval mode.
+
+    Args:
+        model: The traced network; gradients and batch-norm statistics do not change.
+        tracing: What ``trace`` returned for it.
+        batches: Images and labels; at least one batch.
 
     Raises:
         ValueError: there is no batch, or a value is not finite.
@@ -134,7 +156,7 @@ def taylor(model: nn.Module, tracing: Tracing, batches: Batches) -> FloatArray:
 
 
 def _outputs(tracing: Tracing) -> Iterator[AxisUnits]:
-    """The weights of the layers that make the filters."""
+    """Yield the output axes of all weights."""
     for part in tracing.slices:
         if part.side == "output" and part.tensor.endswith(".weight"):
             yield part
@@ -151,23 +173,26 @@ def _rows(part: AxisUnits, weight: Tensor) -> Tensor:
 
 
 def _combine(tracing: Tracing, layers: Iterable[tuple[AxisUnits, Any]]) -> FloatArray:
-    """Mean over layers of values per position, each layer's scaled to mean 1 within a group."""
+    """Mean over layers of the values per channel, each layer scaled to mean 1 within a group."""
     space = tracing.space
     total, num_layers = np.zeros(space.num_filters), np.zeros(space.num_filters)
     for part, tensor in layers:
         values = tensor.cpu().numpy()
         if not np.isfinite(values).all():
             raise ValueError(f"importance of {part.tensor} is not finite; check its weights")
+        # 1. Average the values of the positions that belong to the same filter.
         part_of = part.units >= 0
         units = part.units[part_of]
         positions = np.bincount(units, minlength=space.num_filters)
         sums = np.bincount(units, values[part_of], minlength=space.num_filters)
         per_filter = sums / np.maximum(positions, 1)
+        # 2. Scale the layer to mean 1 within each group.
         present = positions > 0
         group_sums = np.bincount(space.group_of, per_filter * present)
         group_means = group_sums / np.maximum(np.bincount(space.group_of, present), 1)
-        # A group whose values are all zero says nothing: its filters stay equal at the floor.
+        # The filters of a group whose values are all zero stay equal, at the floor.
         scale = np.where(group_means > 0, group_means, 1.0)[space.group_of]
+        # 3. Add it to the layers of the group.
         total += per_filter / scale * present
         num_layers += present
     return np.maximum(total / np.maximum(num_layers, 1), _FLOOR)

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 ExampleInputs = Tensor | tuple[Tensor, ...]
-"""What a forward takes, in order, each with a batch axis. Only shapes and types matter; whole
-numbers, which may be indices, are taken as they are."""
+"""Arguments of a forward, in order, each with a batch axis. Only shapes and types matter, except
+that the values of integers, which may be indices, are used."""
 
 
 def checked(example_inputs: ExampleInputs) -> tuple[Tensor, ...]:
-    """The same as a tuple.
+    """Return example inputs as a tuple.
 
     Raises:
-        ValueError: something else, or nothing, is given.
+        ValueError: they are not tensors with a batch axis.
     """
     several = isinstance(example_inputs, tuple | list)
     examples = tuple(example_inputs) if several else (example_inputs,)
@@ -37,13 +37,13 @@ def checked(example_inputs: ExampleInputs) -> tuple[Tensor, ...]:
 def random_inputs(
     examples: tuple[Tensor, ...], batch: int, dtype: torch.dtype, *, seed: int = 0
 ) -> tuple[Tensor, ...]:
-    """A batch for the CPU: random numbers of the examples' shapes; whole numbers are repeated.
+    """Return a batch on the CPU of normal random numbers; integers repeat the first example.
 
     Args:
-        examples: As ``checked`` returns them.
-        batch: Length of the first axis.
-        dtype: Of what is no whole number.
-        seed: Of the random numbers.
+        examples: Example inputs, from ``checked``.
+        batch: Length of the batch axis.
+        dtype: Type of the floating-point inputs.
+        seed: Random seed, >= 0.
     """
     generator = torch.Generator().manual_seed(seed)
     return tuple(
@@ -62,14 +62,14 @@ FORWARD_ERRORS = (RuntimeError, ValueError, AssertionError, IndexError, TypeErro
 
 
 class OutputError(ValueError):
-    """A network returned what nothing can be proven of."""
+    """A network returned something in which not all tensors can be found."""
 
 
 def flat_tensors(output: Any) -> list[Tensor]:
-    """All tensors of a network's output, however nested; there is at least one.
+    """Return all tensors of a network's output, which may be nested.
 
     Raises:
-        OutputError: there is none, or a part of it may hold tensors that are not seen.
+        OutputError: there is no tensor, or a part is of a class that may hide tensors.
     """
     tensors = [part for part in _parts(output) if isinstance(part, Tensor)]
     if not tensors:
@@ -78,7 +78,7 @@ def flat_tensors(output: Any) -> list[Tensor]:
 
 
 def _parts(output: Any) -> Iterator[Any]:
-    """Tensors and plain values, depth first."""
+    """Yield tensors and plain values, depth first."""
     if isinstance(output, Tensor | str | Number | None):
         yield output
         return

@@ -1,4 +1,4 @@
-"""The score of a mask: prune, recalibrate, fine-tune a little, look at held-out images."""
+"""The score of a mask: extract, fine-tune, recalibrate, evaluate on held-out images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fppmo_ray.training import (
     recalibrate_batchnorm,
 )
 
-# Of recalibration: divides the usual image counts, and statistics of 250 images are steady.
+# Recalibration batch: it divides the usual image counts, and statistics of 250 images are steady.
 _BATCH = 250
 
 
@@ -39,45 +39,48 @@ class Fidelity:
     recalibrate_images: int = 1000
     """Search-train images that re-estimate the batch-norm statistics."""
     score_images: int = 2000
-    """Held-out images that loss and accuracy are read on."""
+    """Held-out images on which loss and accuracy are computed."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Candidate:
-    """A mask to score, and all that its score is a function of."""
+    """A mask to score, with everything that its score depends on."""
 
     dense: nn.Module
-    """The trained dense network; left as it is."""
+    """The trained dense network; not changed."""
     tracing: Tracing
-    """Of the dense network."""
+    """What ``trace`` returned for the dense network."""
     keep: BoolArray
     """The mask, ``(num_filters,)``, True = kept."""
     search_train: Images
-    """For recalibration and fine-tuning."""
+    """Images for recalibration and fine-tuning."""
     held_out: Images
-    """That the score is read on: search-val, or choose-val for finalists."""
+    """Images of the score: search-val, or choose-val for finalists."""
     fidelity: Fidelity
     """How much work to do."""
     recipe: Recipe
-    """How the fine-tuning steps are done; without distillation, whose teacher would double the
-    steps' cost."""
+    """Recipe of the fine-tuning steps. Its distillation is not used, since the teacher would double
+    the steps' cost."""
     seed: tuple[int, ...] = (0,)
-    """Decides which images are drawn and their order."""
+    """Random seed that decides which images are drawn and their order."""
     compute: ComputeConfig = PLAIN_COMPUTE
     """How the passes are computed; two compute configurations differ by rounding."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """What a worker found, and how long it took."""
+    """The result of scoring a mask."""
 
     val_loss: float
+    """Mean loss on the held-out images."""
     val_accuracy: float
+    """Accuracy on the held-out images, in [0, 1]."""
     seconds: float
+    """Wall-clock time that the score took."""
 
 
 def score(candidate: Candidate) -> Score:
-    """Score one mask.
+    """Return the score of one mask.
 
     Raises:
         RuntimeError: the fine-tuning steps diverged, or the loss is not finite.
@@ -92,9 +95,12 @@ def score(candidate: Candidate) -> Score:
 
 
 class ScoreInRungs:
-    """A score that can be read on the way: pausing and reading change no bit of where it ends.
+    """A score that can be measured after fewer steps too, without changing its end by one bit.
 
-    ``network`` is the pruned network, as it stands.
+    ``network`` is the pruned network in its present state.
+
+    Args:
+        candidate: The mask to score.
     """
 
     def __init__(self, candidate: Candidate) -> None:
@@ -118,10 +124,10 @@ class ScoreInRungs:
         )
 
     def measure_at(self, rung: int) -> Metrics:
-        """Train until ``rung`` steps are done in all, recalibrate, and look at held-out images.
+        """Train until ``rung`` steps are done in total, recalibrate, and evaluate.
 
         Raises:
-            ValueError: the rung is passed already, or is more than the fidelity's steps.
+            ValueError: more than ``rung`` steps are done already, or the fidelity has fewer.
             RuntimeError: the steps diverged, or the loss is not finite.
         """
         self.train_to(rung)
@@ -129,17 +135,17 @@ class ScoreInRungs:
         return self.look()
 
     def train_to(self, rung: int) -> None:
-        """Train until ``rung`` steps are done in all; see ``measure_at``."""
+        """Train until ``rung`` steps are done in total; see ``measure_at``."""
         self._training.run_to(rung)
 
     def recalibrate(self) -> None:
-        """Re-estimate the batch-norm statistics, in place; what training learns is not touched."""
+        """Re-estimate the batch-norm statistics, in place; later training is not affected."""
         candidate = self._candidate
         batches = candidate.search_train.batches(_BATCH, self._recalibration)
         recalibrate_batchnorm(self.network, batches, dtype=candidate.compute.dtype)
 
     def look(self) -> Metrics:
-        """Loss and accuracy on the held-out images of the score."""
+        """Return loss and accuracy on the held-out images of the score."""
         network, compute = self.network.eval(), self._candidate.compute
         if compute.fold_batchnorm:
             network = fold_batchnorm(network)
@@ -147,14 +153,14 @@ class ScoreInRungs:
         return evaluate(network, batches, dtype=compute.dtype)
 
     def state(self) -> dict[str, Any]:
-        """Where the score stands; see ``StepTraining.state``."""
+        """Return the training state, for ``restore``; see ``StepTraining.state``."""
         return self._training.state()
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from where an equal score stood; see ``StepTraining.restore``."""
+        """Continue from the state of an equal score; see ``StepTraining.restore``."""
         self._training.restore(state)
 
 
 def _first(order: IntArray, wanted: int) -> IntArray:
-    """The first of a permutation, sorted; all of them where there are fewer."""
+    """The first indices of a permutation, sorted; all of them if there are fewer."""
     return np.sort(order[:wanted])

@@ -22,12 +22,12 @@ from fppmo_ray.pruning.dependency.operation import (
     UnsupportedForm,
 )
 
-_JOINED = "it is combined with something of a fixed width"
+_JOINED = "it is combined with a tensor of fixed width"
 _MIXED = "its channels are mixed with one another"
 _NORMALISED = "its channels are normalised together"
-_READ = "it is read by, or made of, something of a fixed width"
+_READ = "it is multiplied with a tensor of fixed width"
 _SUMMED = "a product of activations sums over it"
-_THIRD = "what it costs depends on two other widths"
+_THIRD = "its cost depends on two other widths"
 
 
 def elementwise(op: Operation) -> list[Channels]:
@@ -188,7 +188,7 @@ def _couple_transposed(
     along, outputs = weight.channels.get(0), weight.channels.get(1)
     op.units.join([inputs, along], _READ)
     if 1 < groups == weight.shape[0]:  # depthwise
-        op.units.keep(outputs, "every channel makes it")
+        op.units.keep(outputs, "every input channel contributes to it")
         _mark(op, weight, along, None)
         return None if along is None else np.repeat(along, weight.shape[1])
     _mark(op, weight, outputs, along)

@@ -20,8 +20,8 @@ from fppmo_ray.pruning.dependency.operation import (
     UnsupportedForm,
 )
 
-_CHOSEN = "some of its channels are chosen by number"
-_JOINED = "it is put beside something of a fixed width"
+_CHOSEN = "some of its channels are selected by index"
+_JOINED = "it is concatenated with a tensor of fixed width"
 _SPLIT = "a reshape splits its axis"
 
 
@@ -69,7 +69,7 @@ def _split(op: Operation, merged: IntArray, lengths: list[int]) -> tuple[int, In
         axis for axis in range(len(lengths)) if (roots != np.take(roots, [0], axis=axis)).any()
     ]
     if not varying:
-        op.units.keep(merged, "it is all that a tensor holds")
+        op.units.keep(merged, "a reshape splits an axis that belongs to it alone")
     # Along at most one: the split undoes a merge, and that axis carries the channels.
     if len(varying) < 2:
         axis = varying[0] if varying else int(np.argmax(lengths))

@@ -1,8 +1,8 @@
-"""Measuring what a network's latency is over all widths, on the device where it is.
+"""Measurement of a network's latency as a function of its widths, on the network's device.
 
-Every layer is timed by itself at some widths, whole networks at some masks; the table that
-explains them is plain data (``fppmo_ray.distribution.latency_table``), and other masks' networks
-tell how far off it is.
+Every layer is timed alone at several widths, and whole networks at several masks. A table of plain
+data (``fppmo_ray.distribution.latency_table``) is fitted to both, and its error is measured on
+networks of further masks.
 """
 
 from fppmo_ray.pruning.latency.measure import (

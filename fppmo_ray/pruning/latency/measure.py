@@ -22,11 +22,13 @@ _SPREAD = 0.25
 
 
 def mask_at(space: PruningSpace, level: float | FloatArray) -> BoolArray:
-    """The mask whose groups lie so far between their smallest legal width and all filters.
+    """Return a mask whose widths lie between the smallest legal (0) and the dense ones (1).
+
+    Which filters are kept does not matter for latency; it keeps the first ones of each group.
 
     Args:
-        space: Of the mask.
-        level: In [0, 1], one for all or ``(num_groups,)``.
+        space: The space of the mask.
+        level: In [0, 1], one number for all groups or ``(num_groups,)``.
     """
     smallest, dense = space.min_widths, space.dense_widths
     multiples = np.array([group.multiple for group in space.groups])
@@ -39,7 +41,13 @@ def mask_at(space: PruningSpace, level: float | FloatArray) -> BoolArray:
 
 
 def random_masks(space: PruningSpace, count: int, rng: np.random.Generator) -> list[BoolArray]:
-    """Masks from nearly dense to nearly smallest, with uneven widths."""
+    """Return masks from nearly dense to nearly smallest, with uneven widths, in random order.
+
+    Args:
+        space: The space of the masks.
+        count: Number of masks.
+        rng: Source of the widths and the order.
+    """
     base = (np.arange(count) + rng.random(count)) / count
     noise = _SPREAD * rng.standard_normal((count, len(space.groups)))
     levels = np.clip(base[:, None] + noise, 0, 1)
@@ -53,29 +61,33 @@ _NS = 1e9
 
 @dataclass(frozen=True, kw_only=True)
 class TimedMask:
-    """The latency of a mask's network: as measured, and as the table tells it."""
+    """The measured and the predicted latency of a mask's network."""
 
     measured_ns: int
+    """Nanoseconds per pass, as measured."""
     predicted_ns: int
+    """Nanoseconds per pass, from the table."""
 
     @property
     def error(self) -> float:
-        """How far the table is off, relative to what was measured, >= 0."""
+        """Relative error of the prediction, >= 0."""
         return abs(self.predicted_ns / self.measured_ns - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredLatency:
-    """A table, and how well it tells the latency of networks that it was not fitted to."""
+    """A latency table, with its error on networks that it was not fitted to."""
 
     table: LatencyTable
+    """The fitted table."""
     checks: tuple[TimedMask, ...]
+    """Networks that were timed to check the table."""
     device: str
-    """By its maker's name where it has one."""
+    """Model name of the GPU, or ``cpu``."""
 
     @property
     def median_error(self) -> float:
-        """Of the checks, relative."""
+        """Median relative error of the checks."""
         return median(check.error for check in self.checks)
 
 
@@ -83,23 +95,26 @@ class MeasuredLatency:
 def measure_latency_table(
     network: nn.Module, tracing: Tracing, inputs: tuple[Tensor, ...], *, batch: int, seed: int
 ) -> MeasuredLatency:
-    """Measure a network's latency over all widths, on the device where it is.
+    """Measure a network's latency as a function of its widths, on the network's device.
 
     Args:
         network: The dense network, in eval mode.
-        tracing: Of the network; its space tells the activations.
-        inputs: What its forward takes, for one image ``(1, ...)``, on the same device, which has
-            nothing else to do.
+        tracing: What ``trace`` returned for it.
+        inputs: Arguments of its forward for one image ``(1, ...)``, on the network's device, which
+            should be idle.
         batch: Images per pass, at least 1.
-        seed: Of the masks whose networks are timed.
+        seed: Random seed of the masks whose networks are timed, >= 0.
     """
     space, device = tracing.space, inputs[0].device
+    # 1. Time every layer alone, at a grid of output and input widths.
     layers = timed_layers(network, tracing, repeated(inputs, batch))
     latencies = _layer_latencies(layers, space, device)
+    # 2. Time whole networks: dense, smallest and random masks.
     random = random_masks(space, _FITTED + _CHECKED, np.random.default_rng(seed))
     masks = [mask_at(space, 1.0), mask_at(space, 0.0), *random]
     measured = time_masks(network, tracing, inputs, masks, batch=batch)
     widths = [space.widths(keep) for keep in masks]
+    # 3. Fit the table to some of the networks, and compare its predictions with the others.
     fitted = len(masks) - _CHECKED
     table = fit_table(space, latencies, widths[:fitted], measured[:fitted])
     return MeasuredLatency(
@@ -121,7 +136,15 @@ def time_masks(
     *,
     batch: int,
 ) -> list[int]:
-    """Nanoseconds of a pass of each mask's network; see ``measure_latency_table``."""
+    """Return the nanoseconds of a pass of each mask's network.
+
+    Args:
+        network: The dense network, in eval mode.
+        tracing: What ``trace`` returned for it.
+        inputs: Arguments of its forward for one image ``(1, ...)``, on the network's device.
+        masks: The masks, each bool ``(num_filters,)``.
+        batch: Images per pass, at least 1.
+    """
     images = repeated(inputs, batch)
 
     def maker(keep: BoolArray) -> Callable[[], Call]:
@@ -136,7 +159,12 @@ def time_masks(
 
 
 def repeated(inputs: tuple[Tensor, ...], batch: int) -> tuple[Tensor, ...]:
-    """Inputs for one image ``(1, ...)`` as those for a batch of the same."""
+    """Return inputs for a batch that repeats one image.
+
+    Args:
+        inputs: Arguments for one image, each ``(1, ...)``.
+        batch: Length of the batch axis.
+    """
     return tuple(tensor.repeat(batch, *[1] * (tensor.dim() - 1)) for tensor in inputs)
 
 
@@ -147,7 +175,7 @@ def _name(device: torch.device) -> str:
 def _layer_latencies(
     layers: Sequence[TimedLayer], space: PruningSpace, device: torch.device
 ) -> list[LayerLatency]:
-    """Times of all layers; those of a kind with the same widths are measured once."""
+    """Latencies of all layers; equal layers at equal widths are measured once."""
     masks = [mask_at(space, level) for level in _LEVELS]
     grids = {layer.name: _Grid.of(layer, masks) for layer in layers}
     alike = {(layer.kind, *grids[layer.name].points): layer for layer in layers}
@@ -169,14 +197,21 @@ def _layer_latencies(
 
 @dataclass(frozen=True, eq=False)
 class _Grid:
-    """The widths at which a layer is timed, and masks that give them: outputs, then inputs."""
+    """The widths at which a layer is timed, and masks that have them; outputs, then inputs."""
 
     points: tuple[tuple[int, ...], tuple[int, ...]]
+    """Output widths and input widths, each ascending."""
     keeps: tuple[list[BoolArray], list[BoolArray]]
+    """For each of these widths, a mask that gives it to the layer."""
 
     @classmethod
     def of(cls, layer: TimedLayer, masks: Sequence[BoolArray]) -> _Grid:
-        """Each width once, ascending, as the masks do."""
+        """Return the grid of a layer, each width once.
+
+        Args:
+            layer: The layer to time.
+            masks: Masks in ascending order of all widths.
+        """
         out = {layer.width("output", keep): keep for keep in masks}
         read = {layer.width("input", keep): keep for keep in masks}
         return cls((tuple(out), tuple(read)), ([*out.values()], [*read.values()]))
@@ -201,18 +236,19 @@ def fit_table(
     widths: Sequence[IntArray],
     measured_ns: Sequence[int],
 ) -> LatencyTable:
-    """A factor on all layers, a time per byte written and a constant that explain whole networks.
+    """Fit a latency table to whole networks, starting from layers that were timed alone.
 
-    Within a network a layer finds other data in the caches than by itself, hence the factor. None
-    of the three is negative, so that the table never falls as widths rise; relative errors count.
+    The model is ``factor * sum of layers + time per byte * bytes written + constant``. The factor
+    accounts for caches, which hold other data within a network. None of the three coefficients is
+    negative, so the table never falls as widths rise. The relative error is minimised.
 
     Args:
-        space: Tells what networks write.
-        layers: As measured by themselves.
-        widths: Kept filters per group of the networks, each ``(num_groups,)``; the dense first.
-        measured_ns: What they take.
+        space: The space of the networks; its activations are the bytes written.
+        layers: Latencies of the layers alone.
+        widths: Kept filters per group of each network, ``(num_groups,)``; the dense network first.
+        measured_ns: Nanoseconds per pass of each network.
     """
-    assert space.activations is not None  # trace tells them
+    assert space.activations is not None  # trace() sets them
     written = space.activations.written()
     bytes_of = as_products(written, len(space.groups))
     table = LatencyTable(
@@ -223,6 +259,7 @@ def fit_table(
         constant_ns=0,
         dense_ns=measured_ns[0],
     )
+    # Dividing every row by its measurement makes the target 1, so residuals are relative errors.
     causes = np.array([[table.total(w), bytes_of.total(w), 1.0] for w in widths])
     factor, ns_per_byte, constant = _least_squares(causes / np.array(measured_ns)[:, None])
     return replace(
@@ -239,9 +276,10 @@ def _scaled(layer: LayerLatency, factor: float) -> LayerLatency:
 
 
 def _least_squares(causes: FloatArray) -> FloatArray:
-    """Non-negative factors ``(num_causes,)`` by which the causes come nearest to one.
+    """Non-negative coefficients ``(num_causes,)`` with which the rows sum to 1 most closely.
 
-    There are few causes, so every subset of them is tried.
+    The best non-negative solution is the unconstrained one on some subset of the causes. There are
+    three causes, so all subsets are tried.
     """
     rows, columns = causes.shape
     best, least = np.zeros(columns), np.inf

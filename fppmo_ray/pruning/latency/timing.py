@@ -18,24 +18,27 @@ from fppmo_ray.pruning.costs import width_of
 from fppmo_ray.pruning.extract import AxisUnits, Side, Tracing, select
 
 Call = Callable[[], object]
-"""Runs something on the device."""
+"""Runs a computation on the device."""
 
 _TURNS = 8
-_SAMPLES = 4  # of each turn
-_SAMPLE_S = 1e-3  # what is over sooner is called several times in a row
-_MOST_CALLS = 32
+_SAMPLES = 4  # per turn
+_SAMPLE_S = 1e-3  # shorter calls are repeated within a sample until they take this long
+_MOST_CALLS = 32  # per sample
 
 
 def seconds_in_turns(makers: Sequence[Callable[[], Call]], device: torch.device) -> list[float]:
-    """Seconds of each call: the least of several turns that all of them take.
+    """Return the seconds of each call: the minimum over several rounds through all calls.
 
-    What else the machine does can only add to a time, and comes and goes: so the least tells, and
-    what is compared is measured in turns. Each call is made anew for each, since all of them
-    together might not fit into memory.
+    Other processes can only add to a time, so the minimum is the estimate. Their load changes over
+    time, so calls that are compared take turns. Each call is made anew for every turn, since all of
+    them together might not fit into memory.
 
     Args:
-        makers: Each makes a call, with all that it needs, on the device.
-        device: A CPU or a GPU.
+        makers: Functions that each prepare one call with its data on the device.
+        device: The CPU or GPU that runs the calls.
+
+    Returns:
+        Seconds of one run of each call, in order.
     """
     least = [float("inf")] * len(makers)
     for _ in range(_TURNS):
@@ -45,13 +48,13 @@ def seconds_in_turns(makers: Sequence[Callable[[], Call]], device: torch.device)
 
 
 def _samples(call: Call, device: torch.device) -> list[float]:
-    _sample(call, 1, device)  # kernels are chosen, memory is taken
+    _sample(call, 1, device)  # warm-up: kernels are chosen, memory is allocated
     calls = min(_MOST_CALLS, max(1, round(_SAMPLE_S / _sample(call, 1, device))))
     return [_sample(call, calls, device) for _ in range(_SAMPLES)]
 
 
 def _sample(call: Call, calls: int, device: torch.device) -> float:
-    """Seconds of one of several calls in a row."""
+    """Mean seconds of one call, over several in a row."""
     if device.type == "cuda":
         return _cuda_sample(call, calls, device)
     begin = time.perf_counter()
@@ -61,7 +64,7 @@ def _sample(call: Call, calls: int, device: torch.device) -> float:
 
 
 def _cuda_sample(call: Call, calls: int, device: torch.device) -> float:
-    """By the device's own clock, waiting for the next kernel included."""
+    """Mean seconds by the GPU's own clock, including gaps between kernels."""
     begin: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     end: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     torch.cuda.synchronize(device)
@@ -79,26 +82,40 @@ _Layer = _ConvNd | nn.Linear
 
 @dataclass(frozen=True, eq=False)
 class TimedLayer:
-    """A convolution or linear layer that loses channels, as it is called in a pass."""
+    """One call of a convolution or linear layer that can lose channels."""
 
     name: str
+    """Name of the layer in the network."""
     module: _Layer
+    """The dense layer."""
     image_shape: tuple[int, ...]
-    """Of what it reads in the dense network, with the batch."""
+    """Shape of its input in the dense network, with the batch axis."""
     parts: tuple[AxisUnits, ...]
-    """Of its weight and bias."""
+    """The sliced axes of its weight and bias."""
     out_width: Width
+    """Output channels as a function of the groups' widths."""
     in_width: Width
+    """Input channels as a function of the groups' widths."""
 
     def width(self, side: Side, keep: BoolArray) -> int:
-        """Channels that it makes, or reads, under a mask."""
+        """Return its number of output or input channels under a mask.
+
+        Args:
+            side: ``output`` or ``input``.
+            keep: The mask, bool ``(num_filters,)``, True = kept.
+        """
         for part in self.parts:
             if part.side == side and part.tensor.endswith("weight"):
                 return int(part.kept(keep).sum())
         return (self.out_width if side == "output" else self.in_width).constant
 
     def at(self, out_keep: BoolArray, in_keep: BoolArray) -> Callable[[], Call]:
-        """Makes a pass of the layer with the output widths of one mask and inputs of another."""
+        """Return a function that prepares a pass of the layer at given widths.
+
+        Args:
+            out_keep: Mask that decides the output width.
+            in_keep: Mask that decides the input width.
+        """
         kept: dict[tuple[str, int], IntArray] = {
             (part.tensor.rpartition(".")[2], part.axis): np.flatnonzero(
                 part.kept(in_keep if part.side == "input" else out_keep)
@@ -116,19 +133,19 @@ class TimedLayer:
 
     @property
     def kind(self) -> tuple[str, tuple[int, ...]]:
-        """What layers share that take the same time at the same widths."""
+        """A key that is equal for layers which take the same time at equal widths."""
         return repr(self.module), self.image_shape
 
 
 def timed_layers(
     network: nn.Module, tracing: Tracing, inputs: tuple[Tensor, ...]
 ) -> list[TimedLayer]:
-    """Every call of a convolution or linear layer that has a filter of the space.
+    """Return every call of a convolution or linear layer that has a filter of the space.
 
     Args:
         network: The dense network, in eval mode.
-        tracing: Of the network.
-        inputs: What it is called with, with the batch.
+        tracing: What ``trace`` returned for it.
+        inputs: Arguments of its forward, with the batch axis.
     """
     parts: dict[str, list[AxisUnits]] = {}
     for part in tracing.slices:
@@ -152,7 +169,7 @@ def timed_layers(
 def _calls(
     network: nn.Module, inputs: tuple[Tensor, ...]
 ) -> list[tuple[str, _Layer, tuple[int, ...]]]:
-    """The layers in the order in which a pass calls them, with the shapes of what they read."""
+    """All layers in the order in which a pass calls them, with the shapes of their inputs."""
     calls: list[tuple[str, _Layer, tuple[int, ...]]] = []
     names: dict[_Layer, str] = {
         module: name
@@ -177,11 +194,11 @@ def _width(parts: list[AxisUnits], side: Side, groups: tuple[ChannelGroup, ...])
     for part in parts:
         if part.side == side and part.tensor.endswith("weight"):
             return width_of(part.units, group_of, groups)
-    return Width(constant=1)  # the same at every mask, so that it tells nothing
+    return Width(constant=1)  # not sliced: the same for every mask
 
 
 def _images(layer: _Layer, shape: tuple[int, ...]) -> Tensor:
-    """Random numbers of the shape that a layer reads once it has lost channels."""
+    """Random input for a layer that has lost channels; ``shape`` is that of the dense input."""
     axis, width = (
         (len(shape) - 1 - len(layer.kernel_size), layer.in_channels)
         if isinstance(layer, _ConvNd)
