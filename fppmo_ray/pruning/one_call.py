@@ -41,7 +41,7 @@ CalibrationImages = Tensor | Iterable[Any]
 """Normalised images (N, C, H, W), or batches of them, each a tensor or a tuple such as (images,
 labels)."""
 
-_CALIBRATION_BATCH = 50  # small batches are faster on CPUs, and vary the positions looked at
+_SMALL_BATCH = 50  # twice as fast on CPUs as 250, and the patches that are used vary more often
 _RECALIBRATION_BATCH = 250
 
 
@@ -156,11 +156,11 @@ def prune_with_report(
         space = tracing.space.with_limits(min_keep=min_keep, multiple=width_multiple)
         budget = Budget.from_cut(space, macs_cut, further_cuts)
         batches = _batches(images, network, example_inputs)
+    parts = (torch.split(batch, _SMALL_BATCH) for batch, _ in batches)
+    small = list(chain.from_iterable(parts))
     calibration: Calibration | None = None
     if refit or importance == "obs":
         with clock.stage("calibrate"):
-            parts = (torch.split(batch, _CALIBRATION_BATCH) for batch, _ in batches)
-            small = list(chain.from_iterable(parts))
             num_images = sum(map(len, small))
             calibration = calibrate(network, tracing, small, num_images=num_images)
     with clock.stage("order"):
@@ -175,7 +175,7 @@ def prune_with_report(
         with clock.stage("recalibrate"):
             recalibrate_batchnorm(smaller, batches)
         with clock.stage("compare"):
-            found.append((divergence(smaller, network, batches), used_gamma, smaller, keep))
+            found.append((divergence(smaller, network, small), used_gamma, smaller, keep))
     distance, used_gamma, smaller, keep = min(found, key=lambda entry: entry[0])
     report = PruneReport(
         network=smaller,
