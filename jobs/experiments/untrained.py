@@ -39,11 +39,13 @@ from fppmo_ray.pruning import Criterion, Tracing, extract, importance, trace
 from fppmo_ray.pruning.calibration import Calibration, FilterOrder, Refit, calibrate, obs_order
 from fppmo_ray.pruning.calibration.divergence import divergence
 from fppmo_ray.training import (
+    ComputeConfig,
     Images,
     build_network,
     evaluate,
     example_batch,
     fold_batchnorm,
+    lay_out,
     load_weights,
     open_images,
     recalibrate_batchnorm,
@@ -368,7 +370,8 @@ def _dense_row(network: str, dense: nn.Module, tracing: Tracing, test: Images) -
 
 def _accuracy(network: nn.Module, images: Images) -> float:
     """Share of images that a network classifies correctly, in %."""
-    faster = fold_batchnorm(network.eval()).to(memory_format=torch.channels_last)
+    faster = fold_batchnorm(network.eval())
+    lay_out(faster, ComputeConfig(channels_last=True))
     return 100 * evaluate(faster, images.batches(_BATCH)).accuracy
 
 
