@@ -24,7 +24,7 @@ from fppmo_ray.distribution.limits import Resource
 from fppmo_ray.distribution.logits import uniform_priority
 from fppmo_ray.distribution.space import BoolArray
 from fppmo_ray.pruning.calibration import Calibration, Refit, calibrate, obs_order
-from fppmo_ray.pruning.calibration.divergence import divergence
+from fppmo_ray.pruning.calibration.divergence import answers, divergence
 from fppmo_ray.pruning.extract import Tracing, extract
 from fppmo_ray.pruning.importance import Criterion
 from fppmo_ray.pruning.importance import importance as importance_of
@@ -165,6 +165,8 @@ def prune_with_report(
             calibration = calibrate(network, tracing, small, num_images=num_images)
     with clock.stage("order"):
         masks = _masks(network, tracing, budget, calibration, importance, gammas, batches)
+    with clock.stage("compare"):
+        targets = answers(network, small)
     refitted = Refit(network, tracing, calibration) if refit and calibration else None
     found: list[tuple[float, float | None, nn.Module, BoolArray]] = []
     for used_gamma, keep in masks:
@@ -175,7 +177,7 @@ def prune_with_report(
         with clock.stage("recalibrate"):
             recalibrate_batchnorm(smaller, batches)
         with clock.stage("compare"):
-            found.append((divergence(smaller, network, small), used_gamma, smaller, keep))
+            found.append((divergence(smaller, small, targets), used_gamma, smaller, keep))
     distance, used_gamma, smaller, keep = min(found, key=lambda entry: entry[0])
     report = PruneReport(
         network=smaller,

@@ -37,7 +37,7 @@ from fppmo_ray.distribution.logits import uniform_priority
 from fppmo_ray.job import run_job
 from fppmo_ray.pruning import Criterion, Tracing, extract, importance, trace
 from fppmo_ray.pruning.calibration import Calibration, FilterOrder, Refit, calibrate, obs_order
-from fppmo_ray.pruning.calibration.divergence import divergence
+from fppmo_ray.pruning.calibration.divergence import Answers, answers, divergence
 from fppmo_ray.training import (
     ComputeConfig,
     Images,
@@ -202,7 +202,7 @@ class Study:
             self._refit(network, keep)
         recalibrate_batchnorm(network, self.images.batches(_RECALIBRATION_BATCH))
         seconds = time.perf_counter() - began + shared
-        distance = divergence(network, self.dense, self.images.batches(_BATCH))
+        distance = divergence(network, self.images.batches(_BATCH), self._answers)
         return Pruned(network=network, keep=keep, divergence=distance, seconds=seconds)
 
     @property
@@ -211,13 +211,15 @@ class Study:
         return self._ordered[0]
 
     def score(self, keep: BoolArray) -> float:
-        """Divergence on some of the images after refit and recalibration on others."""
+        """Divergence on 500 of the images after refit and recalibration on 250."""
         network = extract(self.dense, self.tracing, keep)
         self._refit(network, keep)
-        some = np.arange(min(_RECALIBRATED_ON, len(self.images)))
+        some = np.arange(len(self.images))[-_RECALIBRATED_ON:]
         recalibrate_batchnorm(network, self.images.batches(_RECALIBRATION_BATCH, some))
-        scored = np.arange(len(self.images))[-_SCORED_ON:]
-        return divergence(network, self.dense, self.images.batches(_BATCH, scored))
+        num_batches = min(_SCORED_ON // _BATCH, len(self._answers))
+        scored = np.arange(min(num_batches * _BATCH, len(self.images)))
+        batches = self.images.batches(_BATCH, scored)
+        return divergence(network, batches, self._answers[:num_batches])
 
     @cached_property
     def _calibrated(self) -> tuple[Calibration, float]:
@@ -232,6 +234,10 @@ class Study:
         began = time.perf_counter()
         found = obs_order(self.dense, self.tracing, calibration)
         return found, time.perf_counter() - began
+
+    @cached_property
+    def _answers(self) -> Answers:
+        return answers(self.dense, self.images.batches(_BATCH))
 
     @cached_property
     def _refit(self) -> Refit:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fppmo_ray.pruning import extract
-from fppmo_ray.pruning.calibration.divergence import divergence
+from fppmo_ray.pruning.calibration.divergence import answers, divergence
 from fppmo_ray.pruning.one_call import prune, prune_with_report
 from fppmo_ray.training import recalibrate_batchnorm
 
@@ -57,7 +57,8 @@ def test_the_network_is_smaller_and_answers_as_before():
         network, IMAGE, images(), macs_cut=0.4, importance="l1", refit=False, ignore=["second"]
     )
     assert plain.first.out_channels == 9
-    assert divergence(smaller, network, [unseen]) < 0.2 * divergence(plain, network, [unseen])
+    targets = answers(network, [unseen])
+    assert divergence(smaller, [unseen], targets) < 0.2 * divergence(plain, [unseen], targets)
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
 
 
@@ -73,7 +74,9 @@ def test_the_report_says_what_was_done():
         p.numel() for p in network.parameters()
     )
     assert (report.gamma, report.num_images) == (1.0, 96)
-    assert report.divergence == pytest.approx(divergence(report.network, network, [images()]))
+    targets = answers(network, [images()])
+    distance = divergence(report.network, [images()], targets)
+    assert report.divergence == pytest.approx(distance)
     stages = {"trace", "calibrate", "order", "extract and refit", "recalibrate", "compare"}
     assert set(report.seconds) == stages
 
@@ -172,8 +175,9 @@ def test_outputs_that_are_no_logits_are_compared_by_squared_error():
     with torch.no_grad():
         other.bias += 0.5
         variance = dense(batch).var(correction=0)
-    assert divergence(other, dense, [batch]) == pytest.approx(float(0.25 / variance), rel=1e-4)
-    assert divergence(dense, dense, [batch]) == 0
+    targets = answers(dense, [batch])
+    assert divergence(other, [batch], targets) == pytest.approx(float(0.25 / variance), rel=1e-4)
+    assert divergence(dense, [batch], targets) == 0
 
 
 def test_it_needs_no_ray():

@@ -19,8 +19,24 @@ divergence on 500 images orders the masks as the cross-entropy on all other imag
 Spearman correlation of 0.68; the cross-entropy itself on these images reaches 0.65."""
 
 
+Answers = list[list[Tensor]]
+"""The output tensors of a network, batch by batch."""
+
+
 @torch.no_grad()
-def divergence(network: nn.Module, dense: nn.Module, batches: Iterable[Any]) -> float:
+def answers(network: nn.Module, batches: Iterable[Any]) -> Answers:
+    """Outputs of a network in eval mode; those of the dense one are what others are compared with.
+
+    Args:
+        network: Any network.
+        batches: Inputs (n, C, H, W), or tuples that begin with them, such as images and labels.
+    """
+    with in_mode(network, training=False):
+        return [flat_tensors(network(_inputs(batch))) for batch in batches]
+
+
+@torch.no_grad()
+def divergence(network: nn.Module, batches: Iterable[Any], targets: Answers) -> float:
     """Mean divergence of a network's outputs from the dense network's, in eval mode.
 
     Outputs of shape (N, classes) are taken for logits: the Kullback-Leibler divergence of the
@@ -29,19 +45,19 @@ def divergence(network: nn.Module, dense: nn.Module, batches: Iterable[Any]) -> 
 
     Args:
         network: The pruned network.
-        dense: The dense network, on the same device.
-        batches: Inputs (n, C, H, W), or tuples that begin with them, such as images and labels.
+        batches: As for ``answers``.
+        targets: ``answers`` of the dense network to the same batches.
 
     Raises:
         ValueError: there is no batch.
         RuntimeError: the divergence is not finite.
     """
     total, num_images = 0.0, 0
-    with in_mode(network, training=False), in_mode(dense, training=False):
-        for batch in batches:
-            images = batch if isinstance(batch, Tensor) else batch[0]
-            answers = zip(flat_tensors(network(images)), flat_tensors(dense(images)), strict=True)
-            total += len(images) * sum(_divergence(own, target) for own, target in answers)
+    with in_mode(network, training=False):
+        for batch, wished in zip(batches, targets, strict=True):
+            images = _inputs(batch)
+            pairs = zip(flat_tensors(network(images)), wished, strict=True)
+            total += len(images) * sum(_divergence(own, target) for own, target in pairs)
             num_images += len(images)
     if not num_images:
         raise ValueError("a divergence needs images, got no batches")
@@ -51,6 +67,11 @@ def divergence(network: nn.Module, dense: nn.Module, batches: Iterable[Any]) -> 
             "batch-norm statistics are broken; recalibrate, or cut less"
         )
     return total / num_images
+
+
+def _inputs(batch: Any) -> Tensor:
+    images: Tensor = batch if isinstance(batch, Tensor) else batch[0]
+    return images
 
 
 def _divergence(output: Tensor, target: Tensor) -> float:
