@@ -69,7 +69,8 @@ def test_a_network_of_ones_own_is_exported_by_naming_what_makes_it(finished: Pat
 def test_without_a_name_the_way_out_is_told(finished: Path) -> None:
     done = exported(finished)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: the file does not name a constructor of its dense network")
+    expected = "error: the file does not name a constructor of its dense network"
+    assert done.stderr.startswith(expected)
     assert "--constructor MODULE:FUNCTION" in done.stderr.replace("\n", " ")
 
 
