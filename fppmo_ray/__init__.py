@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fppmo_ray.pruning import extract, load_network, save_network, trace
     from fppmo_ray.pruning.export import export_network
+    from fppmo_ray.pruning.one_call import prune, prune_with_report
     from fppmo_ray.service.result import SearchResult
     from fppmo_ray.service.search import search
     from fppmo_ray.service.settings import Placement, SearchSettings
@@ -38,6 +39,8 @@ _HOMES = {
     "extract": "fppmo_ray.pruning",
     "load_dataset": "fppmo_ray.training",
     "load_network": "fppmo_ray.pruning",
+    "prune": "fppmo_ray.pruning.one_call",
+    "prune_with_report": "fppmo_ray.pruning.one_call",
     "recalibrate_batchnorm": "fppmo_ray.training",
     "save_network": "fppmo_ray.pruning",
     "search": "fppmo_ray.service.search",
@@ -57,6 +60,8 @@ __all__ = [
     "extract",
     "load_dataset",
     "load_network",
+    "prune",
+    "prune_with_report",
     "recalibrate_batchnorm",
     "save_network",
     "search",
