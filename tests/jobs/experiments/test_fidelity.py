@@ -73,6 +73,7 @@ SETTINGS = SearchSettings(
     score_recalibrate_images=64,
     score_images=16,
     rescore_images=32,
+    ignore=("conv1",),  # as in small_problem
     recipe=Recipe(epochs=1, batch_size=64),
 )
 
@@ -476,7 +477,8 @@ def test_a_stopped_ray_job_keeps_its_scores_and_epochs_and_goes_on(
     results = tmp_path / "results"
     flags = {
         **{"data": few_images, "network": "resnet20", "weights": weights, "search-val-rows": rows},
-        **{"searches": search, "cells": results, "macs-cut": CUT, "masks": 2, "steps": 0},
+        **{"searches": search, "cells": results, "macs-cut": CUT, "ignore": "conv1"},
+        **{"masks": 2, "steps": 0},
         **{"score-seeds": 1, "recalibrate-images": 64, "workers": 1},
         **{"dtype": "float32", "fine-tune-epochs": 20},
     }
