@@ -81,6 +81,10 @@ class _Reader:
     Only columns of the group's filters are held, since removing some of them changes the inverse
     and the weights at the others by nothing else. In shapes, G = groups of a convolution, O =
     outputs per group, C = filters, K = columns per filter, P = pending rows.
+
+    Removals change the inverse H and the weights M by products of a few rows. They are only
+    collected, and applied in one product when there are many; what every step needs of H and M,
+    the K x K blocks of every filter, is kept up to date.
     """
 
     def __init__(self, members: IntArray, inverse: Tensor, weights: Tensor) -> None:
@@ -92,12 +96,8 @@ class _Reader:
             weights: (G, O, C K), over the square root of the consumer's output variance.
         """
         self._members = members
-        self._inverse = inverse
-        self._weights = weights
         self._width = inverse.shape[1] // len(members)
-        self._pending: list[Tensor] = []  # Y, (G, K, C K): the inverse still lacks -Y^T Y
-        self._is_left = np.ones(len(members), dtype=np.bool_)
-        self._diagonal = self._blocks()
+        self._begin(inverse, weights)
 
     def add_costs(self, costs: FloatArray) -> None:
         """Add, in place, the error that removing each filter next would make.
@@ -107,11 +107,10 @@ class _Reader:
         """
         if not self._is_left.any():
             return
-        # tr(M_K (H_KK)^-1 M_K^T) = |L^-1 M_K^T|^2, where H_KK = L L^T
+        # tr(M_K (H_KK)^-1 M_K^T) = tr((H_KK)^-1 M_K^T M_K)
         factor = torch.linalg.cholesky(self._diagonal)
-        per_filter = torch.unflatten(self._weights, 2, (-1, self._width)).permute(0, 2, 3, 1)
-        solved = torch.linalg.solve_triangular(factor, per_filter, upper=False)  # (G, C, K, O)
-        own = solved.square().sum((0, 2, 3)).cpu().numpy()
+        solved = torch.cholesky_solve(self._squares, factor)
+        own = solved.diagonal(dim1=2, dim2=3).sum((0, 2)).clamp_min(0).cpu().numpy()
         costs[self._members[self._is_left]] += own[self._is_left]
 
     def remove(self, filter_index: int) -> None:
@@ -119,50 +118,63 @@ class _Reader:
         found = np.flatnonzero(self._members == filter_index)
         if not len(found):
             return  # its columns are in another block
-        place = int(found[0])
-        own = slice(place * self._width, (place + 1) * self._width)
-        rows = self._inverse[:, own].clone()
-        if self._pending:
-            earlier = torch.cat(self._pending, dim=1)
-            rows -= earlier[:, :, own].transpose(1, 2) @ earlier
+        place, width = int(found[0]), self._width
+        own = slice(place * width, (place + 1) * width)
+        rows, made = self._rows[:, : self._num_pending], self._made[:, : self._num_pending]
         factor = torch.linalg.cholesky(self._diagonal[:, place])
-        rows = torch.linalg.solve_triangular(factor, rows, upper=False)  # Y = L^-1 H_K:
-        # M -= M_K (H_KK)^-1 H_K:, which is (L^-1 M_K^T)^T Y
-        solved = torch.linalg.solve_triangular(
-            factor, self._weights[:, :, own].transpose(1, 2), upper=False
-        )
-        self._weights.baddbmm_(solved.transpose(1, 2), rows, alpha=-1)
-        # H -= H_:K (H_KK)^-1 H_K:, which is Y^T Y: in the diagonal blocks now, elsewhere later
-        blocks = torch.unflatten(rows, 2, (-1, self._width)).transpose(1, 2)  # (G, C, K, K)
-        self._diagonal -= blocks.transpose(2, 3) @ blocks
-        self._pending.append(rows)
+        # H_K: and M_K as they are now, then Y = L^-1 H_K: and A = L^-1 M_K^T, where H_KK = L L^T
+        current = torch.baddbmm(self._inverse[:, own], rows[:, :, own].mT, rows, alpha=-1)
+        read = torch.baddbmm(self._weights[:, :, own].mT, rows[:, :, own].mT, made, alpha=-1)
+        new_rows = torch.linalg.solve_triangular(factor, current, upper=False)
+        new_made = torch.linalg.solve_triangular(factor, read, upper=False)
+        # H -= H_:K (H_KK)^-1 H_K:, which is Y^T Y, and M -= M_K (H_KK)^-1 H_K:, which is A^T Y
+        blocks = self._by_filter(new_rows)
+        self._diagonal -= blocks.mT @ blocks
+        # M_c^T M_c -= Z + Z^T - Y_c^T (A A^T) Y_c, where Z = Y_c^T A M_c
+        product = new_made @ self._weights - (new_made @ made.mT) @ rows
+        mixed = blocks.mT @ self._by_filter(product)
+        square = (new_made @ new_made.mT)[:, None]
+        self._squares += blocks.mT @ square @ blocks - mixed - mixed.mT
+        self._rows[:, self._num_pending : self._num_pending + width] = new_rows
+        self._made[:, self._num_pending : self._num_pending + width] = new_made
+        self._num_pending += width
         self._is_left[place] = False
         # Its blocks are now zero, which has no Cholesky factor.
-        self._diagonal[:, place] = torch.eye(self._width).to(self._diagonal)
-        if len(self._pending) * self._width >= _PENDING_COLUMNS:
+        self._diagonal[:, place] = torch.eye(width).to(self._diagonal)
+        if self._num_pending + width > self._rows.shape[1]:
             self._bring_up_to_date()
 
+    def _begin(self, inverse: Tensor, weights: Tensor) -> None:
+        """Hold matrices that lack nothing, and what follows from them."""
+        num_filters, width = len(self._members), self._width
+        self._inverse, self._weights = inverse, weights
+        self._is_left = np.ones(num_filters, dtype=np.bool_)
+        most = max(width, _PENDING_COLUMNS // width * width)
+        self._rows = inverse.new_empty(len(inverse), most, inverse.shape[2])  # Y, (G, P, C K)
+        self._made = inverse.new_empty(len(inverse), most, weights.shape[1])  # A, (G, P, O)
+        self._num_pending = 0
+        shape = len(inverse), num_filters, width, num_filters, width
+        diagonal = inverse.reshape(shape).diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
+        self._diagonal = diagonal.contiguous()  # H_cc, (G, C, K, K)
+        columns = self._by_filter(weights)
+        self._squares = columns.mT @ columns  # M_c^T M_c, (G, C, K, K)
+
+    def _by_filter(self, rows: Tensor) -> Tensor:
+        """The columns (G, n, C K) of every filter, (G, C, n, K)."""
+        return torch.unflatten(rows, 2, (len(self._members), self._width)).transpose(1, 2)
+
     def _bring_up_to_date(self) -> None:
-        """Apply what is pending to the whole inverse, and forget the filters removed so far."""
+        """Apply what is pending to the whole matrices, and forget the filters removed so far."""
         left = np.flatnonzero(self._is_left)
         columns = torch.from_numpy(
             (left[:, None] * self._width + np.arange(self._width)).flatten()
         ).to(self._inverse.device)
-        earlier = torch.cat(self._pending, dim=1)[:, :, columns]
-        self._inverse = self._inverse[:, columns][:, :, columns].baddbmm_(
-            earlier.transpose(1, 2), earlier, alpha=-1
-        )
-        self._weights = self._weights[:, :, columns]
-        self._members, self._is_left = self._members[left], self._is_left[left]
-        self._pending = []
-        self._diagonal = self._blocks()
-
-    def _blocks(self) -> Tensor:
-        """The diagonal blocks of the inverse, (G, C, K, K), when nothing is pending."""
-        num_filters, width = len(self._members), self._width
-        shape = len(self._inverse), num_filters, width, num_filters, width
-        blocks = self._inverse.reshape(shape).diagonal(dim1=1, dim2=3)
-        return blocks.permute(0, 3, 1, 2).contiguous()
+        rows = self._rows[:, : self._num_pending, columns]
+        made = self._made[:, : self._num_pending]
+        inverse = self._inverse[:, columns][:, :, columns].baddbmm_(rows.mT, rows, alpha=-1)
+        weights = self._weights[:, :, columns].baddbmm_(made.mT, rows, alpha=-1)
+        self._members = self._members[left]
+        self._begin(inverse, weights)
 
 
 def _readers(model: nn.Module, calibration: Calibration, filters: IntArray) -> list[_Reader]:

@@ -39,7 +39,9 @@ def without_ridge(block: torch.Tensor) -> torch.Tensor:
     return block - RIDGE * scale[:, None, None] * torch.eye(block.shape[1], dtype=block.dtype)
 
 
-def test_it_is_the_covariance_of_all_input_patches():
+@pytest.mark.parametrize("strip", [512, 50])
+def test_it_is_the_covariance_of_all_input_patches(strip, monkeypatch):
+    monkeypatch.setattr("fppmo_ray.pruning.calibration.grams._STRIP", strip)
     network = made(Chain())
     gram = gram_of(network, "second")
     inputs = F.relu(network.bn(network.first(IMAGES)))
