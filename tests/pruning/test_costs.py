@@ -1,4 +1,4 @@
-"""Peak memory of activations, from tensors as they come and go in a pass."""
+"""Peak memory of activations, from the tensors that are alive together in a pass."""
 
 from __future__ import annotations
 

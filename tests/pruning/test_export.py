@@ -1,4 +1,4 @@
-"""Exported files, opened by what would run them."""
+"""Exported files, loaded by the runtimes that they are for."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Outputs of any nesting are traced, and outputs that hide tensors are refused."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

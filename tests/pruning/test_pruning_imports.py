@@ -1,4 +1,4 @@
-"""What the room may know of."""
+"""Imports that the pruning package must not make."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The score of a mask, at once and in rungs."""
+"""The score of a mask, computed at once and measured after fewer steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tracing: which groups there are, what is left whole, and that the proof can fail."""
+"""Tracing: the groups found, the groups left whole, and networks on which the proof fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A table that explains whole networks by their layers and by what they write."""
+"""The fit of a latency table to layers and whole networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A latency table that was really measured, if on next to nothing."""
+"""Latency tables measured on a very small network."""
 
 from __future__ import annotations
 

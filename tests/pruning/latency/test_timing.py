@@ -1,4 +1,4 @@
-"""Which layers are timed by themselves, and what they are at other widths."""
+"""The layers that are timed alone, and their shapes at other widths."""
 
 from __future__ import annotations
 
