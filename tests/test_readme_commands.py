@@ -41,9 +41,12 @@ def test_the_readme_shows_every_job_that_searches_and_the_notebook_every_experim
             *("baseline", "cifar10", "denoise", "imagenet", "tune_cifar10"),
         }
     )
-    experiments = jobs_of("experiments/")
-    assert len(experiments) == 11
-    assert shown(NOTEBOOK) == experiments | {"baseline", "cifar10", "denoise", "imagenet"}
+    assert shown(NOTEBOOK) == jobs_of("experiments/") | {
+        "baseline",
+        "cifar10",
+        "denoise",
+        "imagenet",
+    }
 
 
 @pytest.mark.parametrize("command", commands(README) + commands(NOTEBOOK))

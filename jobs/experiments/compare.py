@@ -33,10 +33,9 @@ from cells import (
 )
 from fine_tuning import TuningTask, TuningWorker
 from rich.console import Console
-from rivals.cell_keys import cell_of, figures_of
-from rivals.equal_tuning import look_before_and_after
 from rivals.fastnas import require_fastnas
 from rivals.figure import draw_comparison
+from rivals.measurement import cell_of, figures_of, look_before_and_after
 from rivals.methods import (
     DENSE,
     FASTNAS,

@@ -13,17 +13,27 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-from dataclasses import asdict
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
 from archive import flattened, read_rows, unflattened, write_rows
-from attempt import PRUNED, Attempt, attempt
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor, nn
 
+from fppmo_ray.distribution import BoolArray, Budget
+from fppmo_ray.distribution.logits import uniform_priority
 from fppmo_ray.job import run_job
+from fppmo_ray.pruning import Tracing, extract, importance, load_network, save_network, trace
+from fppmo_ray.pruning.costs import run_and_count
 
 logger = logging.getLogger(__name__)
 
@@ -130,6 +140,153 @@ def attempts_table(attempts: list[Attempt]) -> Table:
             row.verdict,
         )
     return table
+
+
+PRUNED = "pruned"
+_SIZES = {"inception_v3": 299}
+_SIZE = 224
+_UNTRAINED: dict[str, dict[str, Any]] = {
+    # torchvision's own constructors would warn that they draw weights, slowly.
+    "googlenet": {"init_weights": False},
+    "inception_v3": {"init_weights": False},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """How a network fared."""
+
+    model: str
+    verdict: str
+    """``pruned``, or what it was refused with."""
+    groups: int = 0
+    filters: int = 0
+    left_whole: int = 0
+    """Channel groups that are kept, since they cannot be cut exactly."""
+    gigamacs: float = 0.0
+    """Dense, one image, in 1e9."""
+    removable: float = 0.0
+    """Share of the MACs that go when every group keeps a tenth of its filters."""
+    macs_cut: float = 0.0
+    trace_seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Subject:
+    """A dense network, and how it was made."""
+
+    network: nn.Module
+    image_size: int
+    source: dict[str, Any]
+    """For its recipe; empty where a recipe may not name the constructor."""
+    construct: Callable[[], nn.Module] | None
+    """None: the source tells."""
+
+
+def attempt(model: str, macs_cut: float) -> Attempt:
+    """Prune a network with random weights.
+
+    Args:
+        model: Its name in ``torchvision.models``, or ``timm:`` and its name there.
+        macs_cut: Share of the MACs to remove.
+
+    Raises:
+        ValueError: it cannot be pruned by as much, or not at all, or there is no such network.
+        RuntimeError: what was pruned does not do what it must.
+    """
+    subject = _subject(model)
+    dense, size = subject.network, subject.image_size
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    begin = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # groups left whole are counted instead
+        tracing = trace(dense, images[:1])
+    seconds = time.perf_counter() - begin
+    space = tracing.space.with_limits(min_keep=0.1)
+    budget = Budget.from_cut(space, macs_cut)
+    keep = budget.fill(uniform_priority(space, importance(dense, tracing, "l1")))
+    smaller = extract(dense, tracing, keep)
+    _check_runs(smaller, images, tracing.space.macs(keep))
+    _check_trains(smaller, images)
+    _check_loads(smaller, tracing, keep, subject, images)
+    return Attempt(
+        model=model,
+        verdict=PRUNED,
+        groups=len(space.groups),
+        filters=space.num_filters,
+        left_whole=len(tracing.left_whole),
+        gigamacs=space.dense_macs / 1e9,
+        removable=1 - space.min_macs / space.dense_macs,
+        macs_cut=1 - space.macs(keep) / space.dense_macs,
+        trace_seconds=seconds,
+    )
+
+
+def _subject(model: str) -> _Subject:
+    library, _, name = model.rpartition(":")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if library == "timm":
+            return _of_timm(name)
+        from torchvision import models
+
+        arguments = {"weights": None, **_UNTRAINED.get(model, {})}
+        return _Subject(
+            network=getattr(models, model)(**arguments),
+            image_size=_SIZES.get(model, _SIZE),
+            source={"constructor": f"torchvision.models:{model}", "arguments": arguments},
+            construct=None,
+        )
+
+
+def _of_timm(name: str) -> _Subject:
+    import timm
+
+    network = timm.create_model(name)
+    return _Subject(
+        network=network,
+        image_size=network.default_cfg["input_size"][-1],
+        source={},
+        construct=partial(timm.create_model, name),
+    )
+
+
+def _check_runs(network: nn.Module, images: Tensor, macs: int) -> None:
+    logits, counted = run_and_count(network.eval(), (images[:1],))
+    _require(bool(torch.isfinite(logits).all()), "its output is not finite")
+    _require(counted == macs, f"it has {counted} MACs instead of {macs}")
+
+
+def _check_trains(network: nn.Module, images: Tensor) -> None:
+    output = network.train()(images)
+    logits = [output] if isinstance(output, Tensor) else list(output)  # with auxiliary heads
+    loss = torch.stack([part.square().mean() for part in logits]).sum()
+    torch.autograd.backward(loss)
+    for name, parameter in network.named_parameters():
+        finite = parameter.grad is not None and bool(torch.isfinite(parameter.grad).all())
+        _require(finite, f"the gradient of {name} is missing or not finite")
+
+
+@torch.no_grad()
+def _check_loads(
+    network: nn.Module,
+    tracing: Tracing,
+    keep: BoolArray,
+    subject: _Subject,
+    images: Tensor,
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = save_network(
+            network, Path(folder) / "smaller", tracing=tracing, keep=keep, source=subject.source
+        )
+        loaded = load_network(path, constructor=subject.construct)
+    same = torch.equal(loaded(images[:1]), network.eval()(images[:1]))
+    _require(same, "what was saved computes something else when it is loaded")
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise RuntimeError(otherwise)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from archive import flattened, write_rows
-from candidates import DEFAULTS, variations
-from landscape_searches import MEASURES, Row, rows
+from landscape_searches import DEFAULTS, MEASURES, Row, rows, variations
 from rich.console import Console
 from rich.table import Table
 

@@ -17,18 +17,19 @@ import tyro
 from agreement.figure import draw_agreement
 from agreement.table import agreement_tables
 from archive import RESULTS, read_rows, records_of, table_names, unflattened
-from attempt import Attempt
 from cells import Record
 from chaos import Trial, trials_table
 from landscape_searches import Row
-from model_zoo import attempts_table
-from recipe_table import recipe_tables
+from model_zoo import Attempt, attempts_table
+from recipes import recipe_tables
 from rich.console import Console
 from rich.table import Table
 from rivals.figure import draw_comparison
 from rivals.table import comparison_tables
 from rules import rows_table
-from search_table import searches_table
+from searches import searches_table
+from untrained import Row as Untrained
+from untrained import untrained_tables
 
 from fppmo_ray.job import run_job
 
@@ -49,10 +50,11 @@ _OF_CELLS: dict[str, Callable[[Sequence[Record]], list[Table]]] = {
     "recipes": recipe_tables,
     "searches": lambda records: [searches_table(records)],
 }
-_OF_ROWS: dict[str, Callable[[Path], Table]] = {
-    "rules": lambda path: rows_table(path.stem, [Row(**row) for row in _values(path)]),
-    "networks": lambda path: attempts_table([Attempt(**row) for row in _values(path)]),
-    "chaos": lambda path: trials_table([Trial(**row) for row in _values(path)]),
+_OF_ROWS: dict[str, Callable[[Path], list[Table]]] = {
+    "rules": lambda path: [rows_table(path.stem, [Row(**row) for row in _values(path)])],
+    "networks": lambda path: [attempts_table([Attempt(**row) for row in _values(path)])],
+    "chaos": lambda path: [trials_table([Trial(**row) for row in _values(path)])],
+    "untrained": lambda path: untrained_tables([Untrained(**row) for row in _values(path)]),
 }
 _DRAWN: dict[str, Callable[[Sequence[Record], Path], None]] = {
     "rivals": draw_comparison,
@@ -77,7 +79,7 @@ def main(
     for source in sources or table_names():
         kind = source.partition("-")[0]
         if kind in _OF_ROWS and (path := RESULTS / f"{source}.csv").is_file():
-            console.print(_OF_ROWS[kind](path))
+            console.print(*_OF_ROWS[kind](path), sep="\n")
             continue
         records = list(records_of(source).values())
         kind = study or kind

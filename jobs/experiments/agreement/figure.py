@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from cells import Record
 
-from agreement.spearman import spearman
+from agreement.correlation import spearman
 from agreement.study import TRUTH
 from agreement.table import FEWEST, Results
 

@@ -17,9 +17,9 @@ from agreement.correlation import (
     interval,
     noise,
     noise_beside_others,
+    spearman,
     top_quarter_recall,
 )
-from agreement.spearman import spearman
 from agreement.study import TRUTH
 from fppmo_ray.distribution import FloatArray, RankBy
 

@@ -14,8 +14,7 @@ from functools import partial
 import torch
 from rich.table import Table
 
-from speed.convolutions import Convolutions
-from speed.passes import Run, bare_passes, device_seconds, work_around
+from speed.passes import Convolutions, Run, bare_passes, device_seconds, work_around
 from speed.rivals import fastnas, naive, rival, task_of
 from speed.subject import MACS_CUT, Plan, Subject, make_subject
 

@@ -10,9 +10,8 @@ import pandas as pd
 import pytest
 import torch
 from speed import layouts, scoring
-from speed.convolutions import Convolutions
 from speed.decoding import decoding_table
-from speed.passes import bare_passes
+from speed.passes import Convolutions, bare_passes
 from speed.rivals import Task, Turn, naively_pruned, rival, task_of
 from speed.subject import MACS_CUT, Plan, Subject, make_subject
 from torch import nn

@@ -23,8 +23,8 @@ from cells import Measured, Record, read_all
 from fine_tuning import TuningTask, TuningWorker
 from intervals import paired_difference, t_95
 from ray_head import Head, stop_and_go_on
-from rivals.equal_tuning import look_before_and_after
 from rivals.fastnas import mask_of, require_fastnas
+from rivals.measurement import look_before_and_after
 from rivals.methods import ONE_SHOT, Case, control, method_of, one_shot, settings_of
 from rivals.rankings import ranked_globally
 from rivals.searches import AffineRanking, LeGR, RivalSearch, random_widths

@@ -18,7 +18,7 @@ import ray
 import torch
 from agreement import correlation
 from agreement import worker as fidelity_worker
-from agreement.correlation import interval, noise, noise_beside_others
+from agreement.correlation import interval, noise, noise_beside_others, spearman
 from agreement.correlation import top_quarter_recall as recall
 from agreement.masks import (
     Mask,
@@ -28,7 +28,6 @@ from agreement.masks import (
     masks_to_json,
     near_masks,
 )
-from agreement.spearman import spearman
 from agreement.study import Plan, Study, Task, seconds_left, tasks
 from agreement.table import agreement_tables
 from agreement.worker import Depth, FidelityWorker

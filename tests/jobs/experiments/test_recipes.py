@@ -16,8 +16,7 @@ import ray
 import recipes
 from agreement.masks import different_masks
 from fine_tuning import Tuner, TuningTask, TuningWorker
-from recipe_table import recipe_tables
-from recipes import VARIANTS, look, recipe_of
+from recipes import VARIANTS, look, recipe_of, recipe_tables
 from rich.console import Console
 from small_problem import small_problem
 from trained import Trained

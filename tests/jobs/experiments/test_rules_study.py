@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from candidates import DEFAULTS, variations
-from landscape_searches import rows
-from landscapes import landscape
-from spaces import SPACES, cifar_space
+from landscape_searches import DEFAULTS, rows, variations
+from landscapes import SPACES, cifar_space, landscape
 
 from fppmo_ray import SearchSettings
 from fppmo_ray.distribution import RULES

@@ -15,9 +15,8 @@ import ray
 import search_worker
 import searches
 from rich.console import Console
-from search_table import searches_table
 from search_worker import SearchTask, SearchWorker
-from searches import VARIANTS, way_of
+from searches import VARIANTS, searches_table, way_of
 from small_problem import small_problem
 from trained import Trained
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from cells import Cell
+from fine_tuning import Figures, Tuned, Tuner
+from torch import nn
 
 from fppmo_ray.distribution import pack_mask
 from rivals.methods import DENSE, FASTNAS, Case, Choice, Method, settings_of
@@ -66,3 +69,27 @@ def figures_of(case: Case, choice: Choice) -> dict[str, Any]:
         "rescores": choice.rescores,
         "score_seconds": choice.score_seconds,
     }
+
+
+def look_before_and_after(
+    tuner: Tuner, tuned: Tuned, *, known: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Accuracies before and after fine-tuning; only now the test images are looked at.
+
+    Args:
+        tuner: Of the network.
+        tuned: Whose fine-tuning is over.
+        known: Figures that are known already.
+    """
+    return {
+        **known,
+        "parameters": sum(parameter.numel() for parameter in tuned.network.parameters()),
+        "epochs": tuned.epochs,
+        "tuning_seconds": tuned.seconds,
+        "before": _look(tuner, tuner.untrained(tuned.task, tuned.weights)),
+        "after": _look(tuner, tuned.network),
+    }
+
+
+def _look(tuner: Tuner, network: nn.Module) -> dict[str, Figures]:
+    return {split: tuner.look(network, split) for split in ("choose_val", "test")}

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from agreement.spearman import average_ranks, spearman
+from agreement.correlation import average_ranks, spearman
 
 
 def costs(*values: float) -> np.ndarray:
