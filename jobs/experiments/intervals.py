@@ -13,11 +13,11 @@ _T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 
 
 @dataclass(frozen=True, kw_only=True)
 class PairedDifference:
-    """Mean of paired differences, and where its true value lies."""
+    """Mean of paired differences, with the interval of its true value."""
 
     mean: float
     half_width: float | None
-    """Of the 95 % interval; None of a single pair."""
+    """Half width of the 95 % interval; None for a single pair."""
     num_pairs: int
 
     def __str__(self) -> str:
@@ -28,10 +28,14 @@ class PairedDifference:
 
 
 def paired_difference(values: Sequence[float], others: Sequence[float]) -> PairedDifference:
-    """Of ``values - others``, pair by pair, with a 95 % t interval.
+    """Return the mean of ``values - others``, pair by pair, with a 95 % t interval.
+
+    Args:
+        values: One value per pair.
+        others: The other value of each pair.
 
     Raises:
-        ValueError: there is no pair, or the two are not equally many.
+        ValueError: there is no pair, or the numbers of values differ.
     """
     if len(values) != len(others) or not values:
         raise ValueError(f"expected pairs of values, got {len(values)} and {len(others)}")
@@ -46,9 +50,12 @@ def paired_difference(values: Sequence[float], others: Sequence[float]) -> Paire
 
 
 def t_95(degrees: int) -> float:
-    """The two-sided 95 % quantile of Student's t, right to three digits.
+    """Return the two-sided 95 % quantile of Student's t, exact to three digits.
 
-    Beyond the table by Cornish and Fisher's expansion around the normal distribution's.
+    Beyond the table it is Cornish and Fisher's expansion around the normal distribution's.
+
+    Args:
+        degrees: Degrees of freedom, >= 1.
     """
     if degrees <= len(_T_95):
         return _T_95[degrees - 1]
@@ -60,7 +67,7 @@ def t_95(degrees: int) -> float:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean ± standard deviation; of a single value no spread."""
+    """Return mean ± standard deviation as text; a single value has no spread."""
     if len(values) == 1:
         return f"{values[0]:.2f}"
     return f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}"

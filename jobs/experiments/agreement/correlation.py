@@ -1,6 +1,6 @@
-"""Do scores order masks as the truth does? Statistics, with intervals over masks.
+"""Does a score order masks as long fine-tuning does? Statistics, with intervals over masks.
 
-Scores and truths are *costs* here: the lower, the better.
+Scores and truths are *costs* here: lower is better.
 """
 
 from __future__ import annotations
@@ -13,14 +13,22 @@ from fppmo_ray.distribution import BoolArray, FloatArray, IntArray
 
 
 def average_ranks(values: FloatArray) -> FloatArray:
-    """Ranks from 1 along the last axis; ties share the mean of the ranks that they take."""
+    """Return ranks from 1 along the last axis; ties share the mean of their ranks."""
     one, other = values[..., :, None], values[..., None, :]
     ranks: FloatArray = (one > other).sum(-1) + ((one == other).sum(-1) + 1) / 2
     return ranks
 
 
 def spearman(first: FloatArray, second: FloatArray) -> FloatArray:
-    """The correlation of ranks along the last axis; nan where all values of one are equal."""
+    """Return Spearman's rank correlation along the last axis.
+
+    Args:
+        first: ``(..., masks)``.
+        second: ``(..., masks)``, broadcast against ``first``.
+
+    Returns:
+        ``(...)``, in [-1, 1]; nan where all values of one of the two are equal.
+    """
     one, other = (_centred(average_ranks(values)) for values in (first, second))
     norm = np.sqrt((one**2).sum(-1) * (other**2).sum(-1))
     with np.errstate(invalid="ignore"):
@@ -40,9 +48,16 @@ _LEVEL = 0.95
 
 
 def top_quarter_recall(costs: FloatArray, truth: FloatArray) -> FloatArray:
-    """Share of the truth's best quarter that is in the costs' best quarter, along the last axis.
+    """Return the share of the truth's best quarter that is also in the costs' best quarter.
 
     A quarter of ``n`` masks is ``n // 4`` of them, at least one; ties go by index.
+
+    Args:
+        costs: ``(..., masks)``.
+        truth: ``(..., masks)``, broadcast against ``costs``.
+
+    Returns:
+        ``(...)``, in [0, 1].
     """
     found = _best_quarter(costs) & _best_quarter(truth)
     recall: FloatArray = found.sum(-1) / _quarter(truth.shape[-1])
@@ -50,10 +65,10 @@ def top_quarter_recall(costs: FloatArray, truth: FloatArray) -> FloatArray:
 
 
 def agreement(statistic: Statistic, costs: FloatArray, truth: FloatArray) -> float:
-    """The statistic of a single score: its mean over seeds.
+    """Return a statistic of single scores, averaged over seeds.
 
     Args:
-        statistic: ``fppmo_ray.report.spearman`` or ``top_quarter_recall``.
+        statistic: ``spearman`` or ``top_quarter_recall``.
         costs: ``(seeds, masks)``.
         truth: ``(masks,)``.
     """
@@ -63,10 +78,16 @@ def agreement(statistic: Statistic, costs: FloatArray, truth: FloatArray) -> flo
 def interval(
     statistic: Statistic, costs: FloatArray, truth: FloatArray, *, repeats: int = 1000
 ) -> tuple[float, float]:
-    """The 95 % bootstrap interval of ``agreement`` over masks (percentiles of resampled masks).
+    """Return the 95 % bootstrap interval of ``agreement``: percentiles over resampled masks.
 
-    A function of its arguments: the randomness is seeded. Samples in which all masks are alike
-    say nothing and are left out.
+    The randomness is seeded, so the result is a function of the arguments. Samples in which the
+    statistic is nan, because all masks are the same, are left out.
+
+    Args:
+        statistic: ``spearman`` or ``top_quarter_recall``.
+        costs: ``(seeds, masks)``.
+        truth: ``(masks,)``.
+        repeats: Number of samples.
     """
     num_masks = len(truth)
     drawn: IntArray = np.random.default_rng(0).integers(num_masks, size=(repeats, num_masks))
@@ -79,7 +100,7 @@ def interval(
 
 
 def noise(costs: FloatArray) -> float:
-    """Standard deviation over seeds of one mask's score; nan with a single seed.
+    """Return the standard deviation over seeds of a mask's score; nan with a single seed.
 
     Args:
         costs: ``(seeds, masks)``.
@@ -90,10 +111,13 @@ def noise(costs: FloatArray) -> float:
 
 
 def noise_beside_others(costs: FloatArray) -> float:
-    """The same without what a seed does to all masks alike: what is left moves ranks.
+    """Return the noise that reorders masks: without the part that all masks of a seed share.
 
     Proposals of a generation share their seed, so this is the noise that a search sees. It is the
-    standard deviation of the residuals of seed and mask effects; nan with one seed or mask.
+    standard deviation of the residuals of seed and mask effects; nan with one seed or one mask.
+
+    Args:
+        costs: ``(seeds, masks)``.
     """
     num_seeds, num_masks = costs.shape
     if num_seeds < 2 or num_masks < 2:

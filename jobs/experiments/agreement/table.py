@@ -1,4 +1,4 @@
-"""The tables of the fidelity job: how right scores are, how noisy, how dear."""
+"""The tables of the fidelity job: agreement of scores with the truth, their noise, their cost."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def _agreement_table(
 
 
 def _agreements(results: Results, judged: Sequence[str], costs: FloatArray) -> list[str]:
-    """Of the costs ``(seeds, masks)`` of some masks with the truth, as cells of a table."""
+    """Agreement of costs ``(seeds, masks)`` of some masks with the truth, as cells of a table."""
     truths = [_true_costs(results, judged, measure) for measure in _MEASURES]
     return [
         _with_interval(statistic, costs, truth)
@@ -150,7 +150,7 @@ def _agreements(results: Results, judged: Sequence[str], costs: FloatArray) -> l
 
 
 def _with_ceiling(table: Table, results: Results, judged: Sequence[str]) -> Table:
-    """One fine-tuning against another: no score can be expected to agree better."""
+    """Add a row for one fine-tuning against another, which no score is expected to beat."""
     repeats = results.repeats(TRUTH, judged)
     if len(repeats) < 2 or len(judged) < FEWEST:
         return table
@@ -215,14 +215,14 @@ def _mask_table(results: Results) -> Table:
 
 
 def _score_costs(results: Results, kind: str, masks: Sequence[str], rank_by: RankBy) -> FloatArray:
-    """Costs ``(seeds, masks)`` of the repeats that are there for all of these masks."""
+    """Costs ``(seeds, masks)`` of the repeats that are complete for these masks."""
     sign = 1 if rank_by == "val_loss" else -1
     repeats = results.repeats(kind, masks)
     return sign * np.array([[records[m].figures[rank_by] for m in masks] for records in repeats])
 
 
 def _true_costs(results: Results, masks: Sequence[str], measure: str) -> FloatArray:
-    """Mean costs ``(masks,)`` over the fine-tunings that are there for all of these masks."""
+    """Mean costs ``(masks,)`` over the fine-tunings that are complete for these masks."""
     repeats = results.repeats(TRUTH, masks)
     costs: FloatArray = np.mean([_costs_of_truth(r, masks, measure) for r in repeats], axis=0)
     return costs
@@ -236,7 +236,7 @@ def _costs_of_truth(
 
 
 def _epoch_seconds(results: Results) -> float | None:
-    """Of fine-tuning a pruned network for an epoch; the median, None before the first truth."""
+    """Median seconds of an epoch of fine-tuning; None before the first truth."""
     records = [r for repeat in results.repeats(TRUTH, []) for r in repeat.values()]
     seconds = [second for record in records for second in record.figures["epoch_seconds"]]
     return median(seconds) if seconds else None

@@ -1,4 +1,4 @@
-"""The worker of the fidelity job: scores a mask at any depth, or fine-tunes it for long."""
+"""The worker of the fidelity job: it scores a mask at any depth, or fine-tunes it for long."""
 
 from __future__ import annotations
 
@@ -36,16 +36,21 @@ class Depth:
 
 
 def fidelity_of(problem: Problem, depth: Depth) -> Fidelity:
-    """How much work a score of a depth is."""
+    """Return the work of a score of a given depth.
+
+    Args:
+        problem: Its fidelities say how many images proposals and finalists are scored on.
+        depth: Fine-tuning steps, and whose number of images.
+    """
     images = problem.fidelity if depth.images == "few" else problem.rescore_fidelity
     return replace(images, steps=depth.steps)
 
 
 class FidelityWorker:
-    """Runs as a Ray actor on the CPUs or the GPU it was given.
+    """A Ray actor that scores masks and fine-tunes them, on its CPUs or its GPU.
 
     Args:
-        problem: The network and its data; its fidelities say how many images a score takes.
+        problem: The network and its data.
         slot: Number of the worker in the pool.
     """
 
@@ -60,7 +65,7 @@ class FidelityWorker:
         return f"FidelityWorker({self._slot}, {self._tuner.device.type})"
 
     def ready(self) -> Place:
-        """Put the images on the device, then tell where the worker runs."""
+        """Put the images on the device; return where the worker runs."""
         self._tuner.open()
         return here(self._slot)
 
@@ -69,14 +74,26 @@ class FidelityWorker:
         return native_dtype(self._tuner.device)
 
     def try_compute(self, compute: ComputeConfig, keep: BoolArray) -> ComputeTrial:
-        """Measure how long a score of a mask takes with a compute configuration."""
+        """Measure how long a score of a mask takes with a compute configuration.
+
+        Args:
+            compute: How the passes are computed.
+            keep: ``(num_filters,)``, True = kept.
+        """
         torch.set_num_threads(compute.threads)
         return try_compute(self._candidate(keep, compute))
 
     def score(
         self, compute: ComputeConfig, keep: BoolArray, depth: Depth, seed: Sequence[int]
     ) -> Measured:
-        """Loss and accuracy on search-val, as a search would score the mask."""
+        """Return loss and accuracy on search-val, as a search would score the mask.
+
+        Args:
+            compute: How the passes are computed.
+            keep: ``(num_filters,)``, True = kept.
+            depth: How much work the score is.
+            seed: Seed of the score's images and fine-tuning.
+        """
         torch.set_num_threads(compute.threads)
         candidate = self._candidate(keep, compute)
         fidelity = fidelity_of(self._problem, depth)
@@ -85,10 +102,13 @@ class FidelityWorker:
         return Measured(figures=figures, seconds=scored.seconds)
 
     def truth(self, task: TuningTask) -> Measured | None:
-        """Fine-tune for one more epoch; after the last look at what was held out, then at the test.
+        """Fine-tune for one more epoch; after the last, evaluate on held-out and test images.
+
+        Args:
+            task: What to fine-tune.
 
         Returns:
-            None while there are more epochs to come.
+            None while more epochs are to come.
         """
         tuned = self._tuner.train(task)
         return None if tuned is None else seen(self._tuner, tuned, _look)

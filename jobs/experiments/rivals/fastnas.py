@@ -1,4 +1,4 @@
-"""FastNAS of NVIDIA's Model Optimizer: what it keeps at a budget, and the scores it takes."""
+"""FastNAS of NVIDIA's Model Optimizer: the mask that it finds for a budget, and its scores."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ _SLACK = 0.005  # of the dense MACs, since it counts them in a way of its own
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FastNASChoice:
-    """A mask, and what it cost."""
+    """The mask that FastNAS found, and its cost."""
 
     keep: BoolArray
     scores: int
     seconds: float
-    """Spent in scores and between them: it scores one network after the other."""
+    """Wall time of the search, which scores one network after the other."""
 
 
 def require_fastnas() -> None:
-    """Refuse to go on without it.
+    """Check that FastNAS and the packages that it imports are installed.
 
     Raises:
-        ValueError: it is not installed.
+        ValueError: one of them is not.
     """
     needed = ("modelopt", "huggingface_hub", "torchprofile")  # it imports the second unasked
     missing = [name for name in needed if not importlib.util.find_spec(name)]
@@ -57,11 +57,18 @@ def fastnas_choice(
 ) -> FastNASChoice:
     """Let FastNAS prune to the budget, scoring by the loss on search-val images.
 
-    Its search is serial, so it runs in this process. The networks' statistics are re-estimated by
-    itself, on as many images as those of finalists.
+    The search is serial, so it runs in this process. FastNAS re-estimates batch-norm statistics
+    itself, on as many images as a finalist's score.
+
+    Args:
+        problem: The network and its data.
+        budget: The budget that the mask meets.
+        score_images: Search-val images of a score.
+        compute: How the passes are computed.
+        seed: Seed of the choice of images, >= 0.
 
     Raises:
-        RuntimeError: what it pruned is no mask of the space, or is over the budget.
+        RuntimeError: the pruned network is no mask of the space, or is over the budget.
     """
     device = torch.device("cpu")
     torch.set_num_threads(compute.threads)
@@ -103,13 +110,18 @@ def fastnas_choice(
 
 
 def mask_of(network: nn.Module, dense: nn.Module, tracing: Tracing) -> BoolArray:
-    """The mask of a pruned network whose filters may stand in another order.
+    """Return the mask of a pruned network whose filters may be in another order.
 
-    A filter is known by its weights, so only layers that read whole inputs can be pruned, as in
-    the option-A ResNets.
+    A filter is recognised by its weights, so only layers whose inputs are whole can be pruned, as
+    in the option-A ResNets.
+
+    Args:
+        network: The pruned network.
+        dense: The dense network.
+        tracing: Tracing of the dense network.
 
     Raises:
-        RuntimeError: some filter is none of the dense network's.
+        RuntimeError: a filter is none of the dense network's.
     """
     keep = np.ones(tracing.space.num_filters, dtype=bool)
     for part in tracing.slices:

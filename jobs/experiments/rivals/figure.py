@@ -17,13 +17,17 @@ if TYPE_CHECKING:
 
 
 def draw_comparison(records: Iterable[Record], path: Path) -> None:
-    """Write the figure; nothing is drawn where no method was measured.
+    """Write the figure; nothing is drawn if no method was measured.
 
-    What was trained from random weights is left to the table: it lies so far below after a short
-    fine-tuning that it would press all others together.
+    The network trained from random weights is left to the table: after a short fine-tuning it is so
+    much worse that all other methods would be squeezed together.
+
+    Args:
+        records: Cells of one comparison.
+        path: The figure's file.
 
     Raises:
-        ValueError: the records are not of one comparison.
+        ValueError: the records belong to different comparisons.
     """
     from matplotlib.figure import Figure
 
@@ -47,7 +51,7 @@ def draw_comparison(records: Iterable[Record], path: Path) -> None:
 
 
 def _draw_macs(axes: Axes, cuts: dict[float, Rows], colours: dict[str, str]) -> None:
-    """Mean test accuracy of every method at every cut, with standard deviations."""
+    """Draw mean test accuracy of every method at every cut, with standard deviations."""
     for name, colour in colours.items():
         points = [rows[name] for rows in cuts.values() if name in rows]
         if name == DENSE:  # far away on the axis of MACs: a level
@@ -68,7 +72,7 @@ def _draw_macs(axes: Axes, cuts: dict[float, Rows], colours: dict[str, str]) -> 
 
 
 def _draw_epochs(axes: Axes, rows: Rows, colours: dict[str, str]) -> None:
-    """Choose-val accuracy after every epoch, less uniform L1's of the same seed and epoch."""
+    """Draw choose-val accuracy after every epoch, minus uniform L1's of the same seed and epoch."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set(xlabel="epochs of fine-tuning", ylabel="choose-val accuracy, points")
@@ -89,7 +93,7 @@ def _draw_epochs(axes: Axes, rows: Rows, colours: dict[str, str]) -> None:
 
 
 def _draw_scores(axes: Axes, rows: Rows) -> None:
-    """Test accuracy of searches over the scores they spent; uniform L1 spends none."""
+    """Draw test accuracy of searches over their scores; uniform L1 has none."""
     searches = {name.partition("@")[0] for name in rows if rows[name]} & {FPPMO, "random"}
     for name in sorted(searches):
         found = [rows[key] for key in rows if key.partition("@")[0] in (name, UNIFORM)]
@@ -109,7 +113,7 @@ def _draw_scores(axes: Axes, rows: Rows) -> None:
 
 
 def _colours(count: int) -> list[str]:
-    """As different as they get: ten of a kind, then others."""
+    """``count`` colours: first the ten dark ones of a palette of twenty, then the light ones."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 

@@ -1,4 +1,4 @@
-"""The cells of a comparison: their names, what tells them apart, what is known beforehand."""
+"""The cells of a comparison: their names and keys, and the figures that are read of a network."""
 
 from __future__ import annotations
 
@@ -20,14 +20,20 @@ _NAMED_ELSEWHERE = (
 
 
 def cell_of(case: Case, method: Method, network: str) -> Cell:
-    """The cell of a method and a case's seed, for a network of some name."""
+    """Return the cell of a method and a case's seed.
+
+    Args:
+        case: One seed of a comparison.
+        method: The method.
+        network: Name of the network, for the key.
+    """
     cut = "" if method.name == DENSE else f"-{100 * case.settings.only_macs_cut():g}"
     name = f"{method}{cut}-s{case.settings.seed}"
     return Cell(name=name, key=_key(case, method, network))
 
 
 def _key(case: Case, method: Method, network: str) -> dict[str, Any]:
-    """All that a cell's figures depend on, and nothing that they do not."""
+    """All settings that a cell's figures depend on, and no others."""
     settings, identity = case.settings, case.identity
     key: dict[str, Any] = {
         "network": network,
@@ -54,7 +60,12 @@ def _key(case: Case, method: Method, network: str) -> dict[str, Any]:
 
 
 def figures_of(case: Case, choice: Choice) -> dict[str, Any]:
-    """What is known of a network before it is fine-tuned."""
+    """Return the figures of a network that are known before it is fine-tuned.
+
+    Args:
+        case: One seed of a comparison.
+        choice: What the method chose.
+    """
     space = case.problem.tracing.space
     keep = choice.keep
     widths = space.dense_widths if keep is None else space.widths(keep)
@@ -74,11 +85,11 @@ def figures_of(case: Case, choice: Choice) -> dict[str, Any]:
 def look_before_and_after(
     tuner: Tuner, tuned: Tuned, *, known: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-    """Accuracies before and after fine-tuning; only now the test images are looked at.
+    """Return accuracies before and after fine-tuning; the test images are only used here.
 
     Args:
-        tuner: Of the network.
-        tuned: Whose fine-tuning is over.
+        tuner: The tuner that holds the images.
+        tuned: A network after its last epoch.
         known: Figures that are known already.
     """
     return {

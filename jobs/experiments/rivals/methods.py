@@ -1,4 +1,4 @@
-"""The methods of a comparison: each names the filters to keep, all at the same MACs."""
+"""The methods of a comparison: each chooses the filters to keep, all at the same MACs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _RANDOM_FILTERS = 3  # stream of random numbers
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A method, with a number of scores of its own if it was asked for as ``name@scores``."""
+    """A method, with its own number of scores if it was named as ``name@scores``."""
 
     name: str
     scores: int | None = None
@@ -53,17 +53,17 @@ class Method:
 
     @property
     def is_search(self) -> bool:
-        """Whether it spends scores."""
+        """Whether the method spends scores."""
         return self.name in SEARCHES
 
     @property
     def needs_fppmo(self) -> bool:
-        """Whether it is a control that takes something over from FPPMO's network."""
+        """Whether the method is a control that shares something with FPPMO's network."""
         return self.name in CONTROLS and self.name != DENSE
 
 
 def method_of(text: str) -> Method:
-    """The method that a flag names.
+    """Return the method that a flag names.
 
     Raises:
         ValueError: there is none of that name, or it takes no number of scores.
@@ -84,21 +84,21 @@ class Case:
 
     problem: Problem
     settings: SearchSettings
-    """Its seed is the case's."""
+    """The settings of the search; their seed is the case's."""
     compute: ComputeConfig
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Digests of weights and data, and what else a search's journal is opened with."""
+        """Digests of weights and data, and everything else that a search's journal starts with."""
         return identity_of(self.problem, self.settings)
 
     @property
     def budget(self) -> Budget:
-        """That every method meets."""
+        """The budget that every method meets."""
         return Budget.from_cut(self.problem.tracing.space, self.settings.only_macs_cut())
 
     def importance(self, criterion: Criterion) -> FloatArray:
-        """What the weights say of each filter, scaled to mean 1 in every layer."""
+        """Return the importance of each filter by a criterion, scaled to mean 1 in every layer."""
         return importance(self.problem.network, self.problem.tracing, criterion)
 
     @property
@@ -109,23 +109,28 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Choice:
-    """What a method chose, and what that cost."""
+    """What a method chose, and its cost."""
 
     keep: BoolArray | None
-    """None: the dense network."""
+    """``(num_filters,)``, True = kept; None for the dense network."""
     weights: Arrays
-    """Dense ones that fine-tuning starts from, cut by ``keep``."""
+    """Dense weights that fine-tuning starts from, cut by ``keep``."""
     finalist: str | None = None
-    """Of a search: which of its candidates won."""
+    """Name of the finalist that a search chose."""
     scores: int = 0
     rescores: int = 0
     """Scores on choose-val that picked the finalist."""
     score_seconds: float = 0.0
-    """Of all scores and rescores, on the workers."""
+    """Seconds of all scores and rescores, on the workers."""
 
 
 def one_shot(case: Case, name: str) -> Choice:
-    """The mask of a method that scores nothing."""
+    """Return the choice of a method without scores.
+
+    Args:
+        case: One seed of a comparison.
+        name: One of ``ONE_SHOT``.
+    """
     return Choice(keep=ONE_SHOT[name](case), weights=case.trained)
 
 
@@ -165,7 +170,14 @@ ONE_SHOT: dict[str, Callable[[Case], BoolArray]] = {
 
 
 def search_choice(case: Case, name: str, pool: WorkerPool, run_dir: Path) -> Choice:
-    """What a search chooses, gone on with where its journal ends."""
+    """Return the choice of a search, which continues from its journal.
+
+    Args:
+        case: One seed of a comparison, with the settings of this method.
+        name: One of ``SEARCHES``.
+        pool: Scoring workers.
+        run_dir: The search's run directory.
+    """
     problem, settings = case.problem, case.settings
     with open_run(run_dir, resume=None, started=start_of(problem, settings, run_dir)) as run:
         found = SEARCHES[name](case, Context(problem, settings, run, pool, case.compute))
@@ -218,7 +230,12 @@ SEARCHES: dict[str, Callable[[Case, Context], Found]] = {
 
 
 def foreign_choice(case: Case, memory: Path) -> Choice:
-    """What FastNAS chooses; it is remembered in a file, since its search cannot be resumed."""
+    """Return the choice of FastNAS, kept in a file, since its search cannot be resumed.
+
+    Args:
+        case: One seed of a comparison.
+        memory: The file.
+    """
     space = case.problem.tracing.space
     if not memory.is_file():
         found = fastnas_choice(
@@ -257,11 +274,11 @@ def settings_of(method: Method, settings: SearchSettings) -> SearchSettings:
 
 
 def control(case: Case, name: str, chosen: BoolArray, untrained: Arrays) -> Choice:
-    """A network that shares only something with FPPMO's.
+    """Return a network that shares only its mask or its widths with FPPMO's.
 
     Args:
         case: Its seed also draws random filters.
-        name: Of ``CONTROLS``, but not the dense one.
+        name: One of ``CONTROLS``, but not the dense network.
         chosen: FPPMO's mask.
         untrained: Fresh dense weights.
     """

@@ -1,7 +1,7 @@
-"""Masks from what a network's weights say of its filters, without a single score.
+"""Masks from the weights alone, without a single score.
 
-Every one is a priority per filter, filled up to the budget as all masks are: so rivals meet the
-MACs to the same legal step, and differ in their ranking alone.
+Each method is a priority per filter, filled up to the budget as all masks are. So rivals meet the
+MACs to the same legal step and differ in their ranking alone.
 """
 
 from __future__ import annotations
@@ -21,27 +21,40 @@ from fppmo_ray.pruning import Tracing
 
 
 def uniform(budget: Budget, importance: FloatArray) -> BoolArray:
-    """Every layer loses the same share, its least important filters first.
+    """Return a mask in which every layer loses the same share, its least important filters first.
 
     With L1 (1608.08710) this is the importance-only mask, with FPGM (1811.00250) its own choice.
+
+    Args:
+        budget: The budget that the mask meets.
+        importance: ``(num_filters,)``.
     """
     return budget.fill(uniform_priority(budget.space, importance))
 
 
 def ranked_globally(budget: Budget, importance: FloatArray) -> BoolArray:
-    """One threshold for all layers.
+    """Return a mask with one threshold on importance for all layers.
 
     ``fppmo_ray.pruning.importance`` scales every layer to mean 1, as Torch-Pruning does by default
-    for global rankings (DepGraph, 2301.12900): raw L1 norms grow with a filter's weights.
+    for global rankings (DepGraph, 2301.12900): raw L1 norms grow with the number of a filter's
+    weights.
+
+    Args:
+        budget: The budget that the mask meets.
+        importance: ``(num_filters,)``, comparable between layers.
     """
     return budget.fill(importance)
 
 
 def batchnorm_scales(dense: nn.Module, tracing: Tracing) -> FloatArray:
-    """Largest batch-norm scale of every filter, as it is.
+    """Return the largest absolute batch-norm scale of every filter, ``(num_filters,)``.
 
-    Network slimming (1708.06519) ranks all layers by it with one threshold; its sparsity training
+    Network slimming (1708.06519) ranks all layers by it with one threshold. Its sparsity training
     is left out, since no other rival trains before it is pruned.
+
+    Args:
+        dense: The trained network.
+        tracing: Tracing of this network.
     """
     scales = np.zeros(tracing.space.num_filters)
     for part in tracing.slices:
@@ -57,10 +70,16 @@ def batchnorm_scales(dense: nn.Module, tracing: Tracing) -> FloatArray:
 def taylor_scores(
     dense: nn.Module, tracing: Tracing, batches: Iterable[tuple[Tensor, Tensor]]
 ) -> FloatArray:
-    """Squared first-order change of the loss if a filter went, mean over batches.
+    """Return the squared first-order change of the loss if a filter is removed, ``(num_filters,)``.
 
     Molchanov et al. 2019 (1906.10771), equation 8, on convolution weights: ``(sum_w g w)^2``,
-    compared between layers as it is. Cut in one shot, where they alternate with training.
+    averaged over batches and compared between layers as it is. Cut in one shot here; the paper
+    alternates cutting with training.
+
+    Args:
+        dense: The trained network.
+        tracing: Tracing of this network.
+        batches: Training images with labels.
     """
     parts = [
         part for part in tracing.slices if part.side == "output" and part.tensor.endswith(".weight")
@@ -87,14 +106,26 @@ def taylor_scores(
 def with_random_widths(
     budget: Budget, importance: FloatArray, rng: np.random.Generator
 ) -> BoolArray:
-    """Layers of random widths, in each the most important filters (2205.05676).
+    """Return a mask with random widths, whose layers keep their most important filters
+    (2205.05676).
 
-    The share that a layer keeps is uniform in [0, 1] up to the one shift that meets the budget.
+    The share that a layer keeps is uniform in [0, 1], up to the one shift that meets the budget.
+
+    Args:
+        budget: The budget that the mask meets.
+        importance: ``(num_filters,)``; the order within layers counts.
+        rng: Source of the widths.
     """
     shares = rng.random(len(budget.space.groups))
     return budget.fill(uniform_priority(budget.space, importance) + shares[budget.space.group_of])
 
 
 def with_widths(space: PruningSpace, widths: IntArray, importance: FloatArray) -> BoolArray:
-    """The most important filters of every layer, at given widths ``(num_groups,)``."""
+    """Return a mask with given widths, whose layers keep their most important filters.
+
+    Args:
+        space: The space of the mask.
+        widths: ``(num_groups,)``, filters to keep.
+        importance: ``(num_filters,)``; the order within layers counts.
+    """
     return np.asarray(rank_in_layer(space, importance) < widths[space.group_of])

@@ -1,4 +1,4 @@
-"""Tables of a comparison's cells, one for every cut."""
+"""Tables of a comparison's cells, one for each cut."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ Rows = dict[str, dict[int, Record]]
 
 
 def comparison_tables(records: Iterable[Record]) -> list[Table]:
-    """One table per cut that some method was measured at; the dense network is in all of them.
+    """Return one table per cut; the dense network is in all of them.
 
     Raises:
-        ValueError: the records are not of one comparison.
+        ValueError: the records belong to different comparisons.
     """
     cuts = by_cut(records)
     return [_table(cut, rows) for cut, rows in cuts.items()]
 
 
 def by_cut(records: Iterable[Record]) -> dict[float, Rows]:
-    """The records by the cut asked for, in order; the dense network's are in every cut.
+    """Return the records by the cut that was asked for, in order; the dense network's in every cut.
 
     Raises:
         ValueError: networks, weights, recipes or compute configurations differ.
@@ -46,7 +46,12 @@ def by_cut(records: Iterable[Record]) -> dict[float, Rows]:
 
 
 def accuracies_on_test(rows: dict[int, Record], moment: str = "after") -> list[float]:
-    """In %, in the order of the seeds."""
+    """Return accuracies in %, in the order of the seeds.
+
+    Args:
+        rows: Records by seed.
+        moment: ``before`` or ``after`` fine-tuning.
+    """
     return [100 * rows[seed].figures[moment]["test"]["accuracy"] for seed in sorted(rows)]
 
 
@@ -111,7 +116,7 @@ def _entries(method: str, of_seed: dict[int, Record], rows: Rows) -> list[str]:
 
 
 def _difference(of_seed: dict[int, Record] | None, others: dict[int, Record] | None) -> str:
-    """Over the seeds that both have."""
+    """Paired difference over the seeds that both methods have."""
     both = sorted((of_seed or {}).keys() & (others or {}).keys())
     if of_seed is None or others is None or not both:
         return ""

@@ -1,4 +1,4 @@
-"""What Torch-Pruning's own pruner keeps at a budget, through its own API."""
+"""The masks of Torch-Pruning's own pruner at a budget, by its own API."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _widened(
     prune: Callable[[Mapping[str, float]], BoolArray],
     fits: Callable[[BoolArray], bool],
 ) -> BoolArray:
-    """The same with the next step's ratio in as many layers, one after the other, as fit."""
+    """The mask with the next step's ratio in as many layers, one after the other, as fit."""
     ratios = dict.fromkeys(layers, under)
     for layer in layers:
         keep = prune(ratios | {layer: over})
@@ -117,7 +117,7 @@ def _ignored(network: nn.Module, tracing: Tracing) -> list[nn.Module]:
 
 @torch.no_grad()
 def _numbered(dense: nn.Module) -> nn.Module:
-    """A copy whose batch norms carry their channels' numbers, which are pruned along."""
+    """A copy whose batch norms hold their channels' numbers, which are pruned with the channels."""
     network = copy.deepcopy(dense)
     for module in network.modules():
         if isinstance(module, _BatchNorm) and module.running_mean is not None:
@@ -126,7 +126,7 @@ def _numbered(dense: nn.Module) -> nn.Module:
 
 
 def _kept(network: nn.Module, tracing: Tracing) -> BoolArray:
-    """The mask, read from the numbers that are left."""
+    """The mask, read from the numbers that remain."""
     keep = np.ones(tracing.space.num_filters, dtype=bool)
     buffers = dict(network.named_buffers())
     for part in tracing.slices:
