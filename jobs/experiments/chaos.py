@@ -149,7 +149,12 @@ class Chaos:
         )
 
     def search(self, name: str, kills: Sequence[Kill]) -> Ending:
-        """A whole search, with these kills in its course."""
+        """Run a whole search with kills in its course.
+
+        Args:
+            name: Name of its folder.
+            kills: Kills in order.
+        """
         begin = time.monotonic()
         warrants = self.folder / f"{name}-warrants"
         warrants.mkdir(parents=True)

@@ -150,7 +150,7 @@ def _check(settings: SearchSettings, seeds: Sequence[int]) -> None:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Comparison:
-    """What is compared, and where its cells are kept."""
+    """A comparison, and where its cells are kept."""
 
     dataset: Dataset
     network: str
@@ -164,6 +164,11 @@ class Comparison:
 
     def measure(self, seed: int, methods: Sequence[Method], stop: StopRequest) -> None:
         """Measure a seed's missing cells: first find all masks, then fine-tune side by side.
+
+        Args:
+            seed: Seed of search, choice and fine-tuning.
+            methods: Methods to measure.
+            stop: Request that ends the work.
 
         Raises:
             SearchStopped: the stop was requested.
@@ -258,7 +263,7 @@ class Comparison:
         return search_choice(with_settings, method.name, pool, self._folder(cell) / "search")
 
     def _chosen(self, case: Case, found: Mapping[Method, Choice], pool: WorkerPool) -> BoolArray:
-        """FPPMO's mask: of this run, of its cell, or of a search made for it."""
+        """FPPMO's mask: from this run, from its cell, or from a search made for it."""
         method = Method(name=FPPMO)
         if method in found:
             keep = found[method].keep

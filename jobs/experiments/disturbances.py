@@ -71,7 +71,15 @@ class MortalWorker:
     def score(
         self, weights: object, keep: BoolArray, seed: Sequence[int], held_out: str, steps: int
     ) -> PretendScore:
-        """The pretended score, unless the worker dies of it."""
+        """Return a simulated score, unless an order ends or suspends the worker.
+
+        Args:
+            weights: See ``PretendWorker.score``.
+            keep: ``(num_filters,)``, True = kept.
+            seed: Seed of the score.
+            held_out: Name of the split.
+            steps: Fine-tuning steps.
+        """
         score = self._worker.score(weights, keep, seed, held_out, steps)
         if self._takes("exit"):
             os._exit(1)

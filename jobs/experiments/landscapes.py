@@ -1,4 +1,4 @@
-"""Losses of masks that cost nothing, calibrated by a search on a real network, and their spaces."""
+"""Spaces of networks and losses of their masks that cost nothing, modelled on a real search."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ from fppmo_ray.distribution.logits import rank_in_layer, start_logits, uniform_p
 
 
 def cifar_space(blocks: int) -> PruningSpace:
-    """The inner layers of a CIFAR ResNet's basic blocks; the residual stream stays whole."""
+    """Return the space of the inner layers of a CIFAR ResNet; its residual stream stays whole.
+
+    Args:
+        blocks: Basic blocks per stage.
+    """
     groups: list[ChannelGroup] = []
     costs: list[LayerCost] = []
     for stage, (width, area) in enumerate(zip([16, 32, 64], [1024, 256, 64], strict=True)):
@@ -35,7 +39,7 @@ def cifar_space(blocks: int) -> PruningSpace:
 
 
 def bottleneck_space() -> PruningSpace:
-    """The two inner layers of each of ResNet-50's blocks; the residual stream stays whole."""
+    """Return the space of the two inner layers of ResNet-50's blocks; its stream stays whole."""
     groups: list[ChannelGroup] = []
     costs: list[LayerCost] = []
     into = 64
@@ -108,11 +112,11 @@ class Landscape:
 
     @property
     def space(self) -> PruningSpace:
-        """What can be pruned."""
+        """The space of the masks."""
         return self.budget.space
 
     def loss(self, keep: BoolArray) -> FloatArray:
-        """Without noise, of masks ``(num_masks, num_filters)``."""
+        """Return the losses without noise of masks ``(num_masks, num_filters)``."""
         lost = -np.log(self._kept_worth(keep) / self._total_worth)
         alone = self.cost * np.expm1(self.steepness * lost)
         total: FloatArray = alone.sum(axis=1)
@@ -120,7 +124,7 @@ class Landscape:
         return total
 
     def gain(self, keep: BoolArray) -> FloatArray:
-        """How far masks get from the importance-only mask (0) to the best known one (1)."""
+        """Return how far masks get from the importance-only mask (0) to the best known one (1)."""
         gain: FloatArray = (self._start - self.loss(keep)) / (self._start - self._best_known)
         return gain
 
@@ -199,7 +203,12 @@ class Landscape:
 
 
 def landscape(space: PruningSpace, seed: int) -> Landscape:
-    """One of many landscapes of a space."""
+    """Return one of many landscapes of a space.
+
+    Args:
+        space: The space of the masks.
+        seed: Number of the landscape.
+    """
     rng = np.random.default_rng(seed)
     num_groups, num_filters = len(space.groups), space.num_filters
     log_worth = rng.standard_normal(num_filters)

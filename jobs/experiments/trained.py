@@ -1,4 +1,4 @@
-"""What a job on a trained network starts from: network, data, compute configuration."""
+"""What a study of a trained network starts from: network, data and compute configuration."""
 
 from __future__ import annotations
 
@@ -38,7 +38,12 @@ class Trained:
     vgg16_bn."""
 
     def problem(self, settings: SearchSettings, placement: Placement) -> Problem:
-        """What workers are given."""
+        """Return the problem that workers get.
+
+        Args:
+            settings: Settings of the search.
+            placement: The workers.
+        """
         dataset = load_dataset("cifar10", self.data)
         dense = build_network(self.network, dataset.num_classes)
         load_weights(dense, self.weights)
@@ -52,7 +57,7 @@ class Trained:
 
 
 def fixed_key(problem: Problem) -> dict[str, Any]:
-    """What the figures of all cells depend on."""
+    """Return the settings that the figures of all cells depend on."""
     return {
         "network": digest(to_arrays(problem.network)),
         "space": problem.tracing.space.fingerprint(),
@@ -63,7 +68,13 @@ def fixed_key(problem: Problem) -> dict[str, Any]:
 
 
 def known_compute(problem: Problem, settings: SearchSettings, folder: Path) -> ComputeConfig | None:
-    """The compute configuration that the results in a folder were begun with."""
+    """Return the compute configuration of the cells that are there; None if there are none.
+
+    Args:
+        problem: The network and its data.
+        settings: The settings that ask for a data type.
+        folder: Work folder of the cells.
+    """
     record = find(folder, _compute_cell(problem, settings))
     return None if record is None else ComputeConfig(**record.figures["compute"])
 
@@ -71,14 +82,14 @@ def known_compute(problem: Problem, settings: SearchSettings, folder: Path) -> C
 def choose_compute(
     problem: Problem, settings: SearchSettings, folder: Path, pool: WorkerPool, mask: BoolArray
 ) -> ComputeConfig:
-    """The compute configuration that a search would choose, kept for all that follows.
+    """Return the compute configuration that a search would choose, and keep it for all cells.
 
     Args:
-        problem: Its compute configuration is where the measurements begin.
-        settings: What is asked for.
-        folder: Of the results.
-        pool: With nothing unfinished, of workers with ``try_compute``.
-        mask: What is scored.
+        problem: The network and its data.
+        settings: The settings that ask for a data type.
+        folder: Work folder of the cells.
+        pool: A pool without unfinished work, of workers with ``try_compute``.
+        mask: The mask that is scored in trials.
     """
     begin = time.perf_counter()
     choice = decide(problem, settings, pool, mask)

@@ -106,8 +106,7 @@ def taylor_scores(
 def with_random_widths(
     budget: Budget, importance: FloatArray, rng: np.random.Generator
 ) -> BoolArray:
-    """Return a mask with random widths, whose layers keep their most important filters
-    (2205.05676).
+    """Return a mask of random widths whose layers keep their most important filters (2205.05676).
 
     The share that a layer keeps is uniform in [0, 1], up to the one shift that meets the budget.
 

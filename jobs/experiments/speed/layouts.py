@@ -52,7 +52,14 @@ def layouts_table(name: str, proposals: int, plan: Plan) -> Table:
 
 
 def random_search(name: str, proposals: int, plan: Plan, placement: Placement) -> pd.DataFrame:
-    """The history of a search on random images, scored as the plan wants it."""
+    """Return the history of a search on random images.
+
+    Args:
+        name: Name of the network.
+        proposals: Number of scores.
+        plan: How masks are scored.
+        placement: The workers.
+    """
     settings = SearchSettings(
         macs_cut=MACS_CUT,
         proposals=proposals,

@@ -1,4 +1,4 @@
-"""Other ways to the score of a mask, each in a process of its own, as a plain script would run."""
+"""Other ways to score a mask, each in a process of its own, as a plain script would run."""
 
 from __future__ import annotations
 
@@ -69,7 +69,11 @@ def task_of(subject: Subject) -> Task:
 
 @contextmanager
 def rival(way: Callable[[Task, Turn], None], task: Task) -> Iterator[Callable[[], float]]:
-    """A process that does one score, and gives its seconds, whenever it is asked to.
+    """Start a process that does one score, and returns its seconds, whenever it is asked to.
+
+    Args:
+        way: ``naive`` or ``fastnas``.
+        task: The score.
 
     Raises:
         RuntimeError: the process ended, with an error of its own.
@@ -111,7 +115,12 @@ def _serve(way: Callable[[Task, Turn], None], task: Task, pipe: Connection) -> N
 
 
 def naive(task: Task, turn: Turn) -> None:
-    """A copy, Torch-Pruning on the copy, and a DataLoader: float32, as it comes."""
+    """Score by a copy of the network, Torch-Pruning on the copy, and a DataLoader, in float32.
+
+    Args:
+        task: The score.
+        turn: Context in which the score is done and timed.
+    """
     dense = task.dense.to(task.device)
     with turn():
         network = naively_pruned(dense, task)
@@ -120,7 +129,12 @@ def naive(task: Task, turn: Turn) -> None:
 
 
 def naively_pruned(dense: nn.Module, task: Task) -> nn.Module:
-    """What Torch-Pruning makes of a copy without the filters that are to go."""
+    """Return a copy of the network that Torch-Pruning has pruned.
+
+    Args:
+        dense: The dense network.
+        task: The filters to remove.
+    """
     import torch_pruning
 
     network = copy.deepcopy(dense)
@@ -136,7 +150,12 @@ def naively_pruned(dense: nn.Module, task: Task) -> nn.Module:
 
 
 def fastnas(task: Task, turn: Turn) -> None:
-    """A search of NVIDIA's Model Optimizer, which calls its score function when it is its turn."""
+    """Run a search of NVIDIA's Model Optimizer, whose score function waits for its turn.
+
+    Args:
+        task: The score.
+        turn: Context in which a score is done and timed.
+    """
     prune = importlib.import_module("modelopt.torch.prune")  # without types
     rules = importlib.import_module("modelopt.torch.prune.fastnas").FastNASConfig().model_dump()
     rules["nn.Conv2d"]["*"]["channel_divisor"] = _FASTNAS_DIVISOR

@@ -71,7 +71,12 @@ class Throughput:
 
 
 class TimedWorker:
-    """A pretending worker that tells how long it took: a sleep is longer than it was to be."""
+    """A simulated worker that returns the real time of its score, since sleeps last too long.
+
+    Args:
+        pace: How long scores take.
+        slot: Number of the worker in the pool.
+    """
 
     def __init__(self, pace: Pace, slot: int) -> None:
         self._worker = PretendWorker(pace, slot)

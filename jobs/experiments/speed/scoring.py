@@ -119,7 +119,12 @@ def _parts(cost: Cost) -> list[str]:
 
 
 def measure(subject: Subject, repeats: int) -> Cost:
-    """Measure everything of one score in turns, so that disturbances hit all alike."""
+    """Measure everything of one score in turns, so that disturbances hit all alike.
+
+    Args:
+        subject: What is scored.
+        repeats: Number of turns, after a first one that does not count.
+    """
     bare, around = bare_passes(subject), work_around(subject)
     convolutions, steps = Convolutions(subject), subject.fidelity.steps
     runs: dict[str, Run] = {

@@ -176,7 +176,12 @@ def _network(name: str) -> nn.Module:
 
 
 def random_dataset(num_images: int, size: int) -> Dataset:
-    """Square images of noise in ten classes; a few of them are the test set too."""
+    """Return square images of noise in ten classes; some of them are the test set too.
+
+    Args:
+        num_images: Number of training images.
+        size: Height and width in pixels.
+    """
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (num_images, size, size, 3), dtype=np.uint8)
     labels = np.arange(num_images) % 10
