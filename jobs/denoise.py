@@ -42,7 +42,13 @@ _LEARNING_RATE = 1e-3
 
 
 class DnCNN(nn.Module):
-    """Estimates the noise of an image, and takes it away."""
+    """A network that estimates the noise of an image and subtracts it.
+
+    Args:
+        channels: Channels of an image.
+        width: Filters of each inner layer.
+        depth: Number of convolutions.
+    """
 
     def __init__(self, channels: int, width: int, depth: int) -> None:
         super().__init__()
@@ -53,36 +59,41 @@ class DnCNN(nn.Module):
         self.noise = nn.Sequential(*layers, nn.Conv2d(width, channels, 3, padding=1))
 
     def forward(self, noisy: Tensor) -> Tensor:
-        """(N, C, H, W) with noise to the same without."""
+        """Return noisy images ``(N, C, H, W)`` without their noise."""
         clean: Tensor = noisy - self.noise(noisy)
         return clean
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Denoising:
-    """The task, with its images: uint8 (N, H, W, C). Its methods are what workers call."""
+    """The task with its images, uint8 ``(N, H, W, C)``; workers call its methods."""
 
     train: NDArray[np.uint8]
     held_out: NDArray[np.uint8]
     test: NDArray[np.uint8]
     steps: int
-    """Of a whole training."""
+    """Steps of a whole training."""
 
     def recalibrate(self, network: nn.Module) -> None:
-        """Batch-norm statistics of the pruned network, on training images."""
+        """Re-estimate the batch-norm statistics of a pruned network on training images."""
         recalibrate_batchnorm(network, _noisy(self.train[:256], network, seed=0))
 
     def score(self, network: nn.Module, seed: int) -> float:
-        """PSNR in dB on some of the held-out images."""
+        """Return the PSNR in dB on some of the held-out images.
+
+        Args:
+            network: A network on its device.
+            seed: Seed of the choice of images and of their noise.
+        """
         order = np.random.default_rng(seed).permutation(len(self.held_out))
         return _psnr(network, self.held_out[order[:_SCORE_IMAGES]], seed)
 
     def last_look(self, network: nn.Module) -> float:
-        """PSNR in dB on the test images."""
+        """Return the PSNR in dB on the test images."""
         return _psnr(network, self.test, seed=0)
 
     def fine_tune(self, network: nn.Module) -> None:
-        """Adam on the squared error; the rate falls to 0 along a cosine."""
+        """Train by Adam on the squared error; the learning rate falls to 0 along a cosine."""
         optimizer = torch.optim.Adam(network.parameters(), lr=_LEARNING_RATE)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
         for rows in _rows(len(self.train), self.steps):
