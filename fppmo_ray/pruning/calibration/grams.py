@@ -109,7 +109,9 @@ def calibrate(
         num_images: Images in all the batches together, which lets every image contribute equally
             many patches; None: all patches of every image are used.
         max_bytes: Memory for all Gram matrices together. Where they would take more, the columns
-            of the widest layers are split into equal blocks, which count as uncorrelated.
+            of the widest layers are split into equal blocks, which count as uncorrelated. That
+            costs accuracy: ResNet-20 at a cut of 57 % falls from 77.8 to 72.8 % with 40 % of the
+            memory it needs, to 70.6 % with 24 %, and without refit and OBS order to 45 %.
         patches_per_column: About so many patches, but at least ``MIN_PATCHES``, are used for each
             column of a Gram matrix; None: all. Without ``num_images`` it is not used.
 
