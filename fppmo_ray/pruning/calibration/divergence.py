@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fppmo_ray.pruning.network_io import flat_tensors
 from fppmo_ray.training.compute import in_mode
+from fppmo_ray.training.distill import answer_distance
 
 TEMPERATURE = 4.0
 """Softens both networks' probabilities. Among 16 masks near the optimum of ResNet-20, the
@@ -57,7 +57,8 @@ def divergence(network: nn.Module, batches: Iterable[Any], targets: Answers) -> 
         for batch, wished in zip(batches, targets, strict=True):
             images = _inputs(batch)
             pairs = zip(flat_tensors(network(images)), wished, strict=True)
-            total += len(images) * sum(_divergence(own, target) for own, target in pairs)
+            distances = [answer_distance(own, target, TEMPERATURE) for own, target in pairs]
+            total += len(images) * sum(map(float, distances))
             num_images += len(images)
     if not num_images:
         raise ValueError("a divergence needs images, got no batches")
@@ -72,14 +73,3 @@ def divergence(network: nn.Module, batches: Iterable[Any], targets: Answers) -> 
 def _inputs(batch: Any) -> Tensor:
     images: Tensor = batch if isinstance(batch, Tensor) else batch[0]
     return images
-
-
-def _divergence(output: Tensor, target: Tensor) -> float:
-    """Of one output tensor, the mean over the images of a batch."""
-    output, target = output.float(), target.float()
-    if target.dim() == 2 and target.shape[1] > 1:
-        logs, wished = (F.log_softmax(t / TEMPERATURE, dim=1) for t in (output, target))
-        distance = F.kl_div(logs, wished, log_target=True, reduction="batchmean")
-        return float(distance) * TEMPERATURE**2
-    variance = float(target.var(correction=0))
-    return float(F.mse_loss(output, target)) / (variance if variance > 0 else 1.0)

@@ -1,0 +1,181 @@
+"""Distillation from a few unlabelled images: a network learns the answers and features of another.
+
+A few hundred images say little by their labels, and the answers of the dense network say more. Its
+features say most: where both networks have the same channels, theirs are compared position by
+position, which is thousands of numbers per image (as FitNets, 1412.6550, and, for pruned networks
+and few images, PRACTISE, 2202.07861, do).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, count
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fppmo_ray.training.compute import PLAIN_COMPUTE, in_mode, lay_out
+from fppmo_ray.training.dataset import IntArray
+from fppmo_ray.training.images import Batch, Images, Seed
+from fppmo_ray.training.recipe import Recipe, learning_rate_at
+from fppmo_ray.training.sgd import make_optimizer
+
+FEW_IMAGES = Recipe(batch_size=100, learning_rate=0.02, distillation_weight=1.0)
+"""The recipe for a few hundred steps. ResNet-20 pruned by 57 %, 1,000 images: a peak of 0.05
+instead of 0.02 costs one to two points, a temperature of 2 instead of 4 half a point."""
+FEATURE_WEIGHT = 10.0
+"""Default weight of the features. ResNet-20 pruned by 57 %, 500 images, 300 steps: 82.4 % with 0,
+83.3 % with 1, 84.2 % with 10 on the last block's output."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FeatureMatch:
+    """A place where the features of both networks are compared."""
+
+    module: str
+    """Name of the module whose output it is, in both networks."""
+    channels: IntArray | None = None
+    """Channels of the teacher's output, along axis 1, that the student has; None: all."""
+
+
+def distill(
+    student: nn.Module,
+    teacher: nn.Module,
+    batches: Iterable[Any],
+    *,
+    steps: int,
+    matches: Sequence[FeatureMatch] = (),
+    feature_weight: float = FEATURE_WEIGHT,
+    recipe: Recipe = FEW_IMAGES,
+) -> None:
+    """Train the student, in place, to answer as the teacher does.
+
+    The loss is ``T^2 KL(softmax(teacher / T) || softmax(student / T))`` for outputs of shape
+    (n, classes), otherwise the squared error over the variance of the teacher's output; plus
+    ``feature_weight`` times the mean of that squared error over the matches. Do not recalibrate the
+    batch norms afterwards: it costs 1.5 to 2 points.
+
+    Args:
+        student: The network to train; its mode is restored at the end.
+        teacher: The dense network, on the same device; left as it is.
+        batches: At least ``steps`` batches of augmented images (n, C, H, W), or tuples that begin
+            with them; see ``endless_batches``.
+        steps: Number of steps, >= 0; the learning-rate schedule is laid over them.
+        matches: Where features are compared; see ``feature_matches`` for pruned networks.
+        feature_weight: Weight of the features, >= 0.
+        recipe: Gives the learning rate, its schedule, momentum, weight decay, temperature and
+            gradient clipping. Labels are not used.
+
+    Raises:
+        ValueError: ``steps`` or the weight is negative, or there are fewer batches than steps.
+        RuntimeError: training diverged.
+    """
+    if steps < 0 or not feature_weight >= 0:
+        raise ValueError(f"steps and feature_weight must be >= 0, got {steps} and {feature_weight}")
+    lay_out(student, PLAIN_COMPUTE)
+    optimizer = make_optimizer(student, recipe)
+    stream = iter(batches)
+    with in_mode(student, training=True), in_mode(teacher, training=False):
+        for step in range(steps):
+            batch = next(stream, None)
+            if batch is None:
+                raise ValueError(f"{steps} steps need as many batches, got {step}")
+            images = batch if isinstance(batch, Tensor) else batch[0]
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate_at(recipe, step / steps)
+            loss = _loss(student, teacher, images, matches, feature_weight, recipe)
+            if not math.isfinite(float(loss.detach())):
+                raise RuntimeError(
+                    f"the distillation diverged: the loss became {float(loss.detach())} at step "
+                    f"{step}; lower the learning rate or set clip_norm"
+                )
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            if recipe.clip_norm is not None:
+                nn.utils.clip_grad_norm_(student.parameters(), recipe.clip_norm)
+            optimizer.step()
+
+
+def endless_batches(images: Images, batch_size: int, *, seed: Seed) -> Iterator[Batch]:
+    """Yield augmented batches of the images, epoch after epoch.
+
+    Args:
+        images: The few images.
+        batch_size: Images of a batch; fewer where there are fewer images.
+        seed: Random seed of order and augmentation.
+    """
+    return chain.from_iterable(
+        images.training_batches(batch_size, seed=seed, epoch=epoch) for epoch in count()
+    )
+
+
+def answer_distance(output: Tensor, target: Tensor, temperature: float) -> Tensor:
+    """Return how far an answer is from another network's, the mean over a batch; a scalar.
+
+    Args:
+        output: The network's output; of shape (n, classes) it is taken for logits.
+        target: The other network's output.
+        temperature: Softens the probabilities of logits, > 0; the result is times its square.
+    """
+    output, target = output.float(), target.float()
+    if target.dim() != 2 or target.shape[1] == 1:
+        return relative_error(output, target)
+    logs, wished = (F.log_softmax(tensor / temperature, dim=1) for tensor in (output, target))
+    distance = F.kl_div(logs, wished, log_target=True, reduction="batchmean")
+    return distance * temperature**2
+
+
+def relative_error(output: Tensor, target: Tensor) -> Tensor:
+    """Return the squared error over the variance of the target; a scalar.
+
+    Args:
+        output: Any tensor.
+        target: A tensor of the same shape.
+    """
+    variance = target.var(correction=0)
+    return F.mse_loss(output, target) / torch.where(variance > 0, variance, 1.0)
+
+
+def _loss(
+    student: nn.Module,
+    teacher: nn.Module,
+    images: Tensor,
+    matches: Sequence[FeatureMatch],
+    feature_weight: float,
+    recipe: Recipe,
+) -> Tensor:
+    used = matches if feature_weight > 0 else ()
+    names = [match.module for match in used]
+    with _outputs_of(teacher, names) as wished, torch.no_grad():
+        target = teacher(images)
+    with _outputs_of(student, names) as features:
+        output = student(images)
+    loss = answer_distance(output, target, recipe.distillation_temperature)
+    for match in used:
+        feature = wished[match.module]
+        if match.channels is not None:
+            feature = feature[:, torch.from_numpy(match.channels).to(feature.device)]
+        error = relative_error(features[match.module], feature)
+        loss = loss + feature_weight / len(used) * error
+    return loss
+
+
+@contextmanager
+def _outputs_of(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """A dict that holds, after a forward pass, the outputs of some modules."""
+    outputs: dict[str, Tensor] = {}
+
+    def keep(name: str, module: nn.Module, args: object, output: Tensor) -> None:
+        outputs[name] = output
+
+    with ExitStack() as hooks:
+        for name in names:
+            handle = network.get_submodule(name).register_forward_hook(partial(keep, name))
+            hooks.callback(handle.remove)
+        yield outputs

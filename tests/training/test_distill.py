@@ -1,0 +1,122 @@
+"""Distillation: what is learned, and from what."""
+
+from __future__ import annotations
+
+import copy
+from itertools import islice, repeat
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fppmo_ray.training import Augmentation, Dataset, ImageArrays, open_images
+from fppmo_ray.training.distill import (
+    FeatureMatch,
+    answer_distance,
+    distill,
+    endless_batches,
+    relative_error,
+)
+
+
+class Network(nn.Module):
+    def __init__(self, width: int = 8, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.first = nn.Conv2d(3, width, 3, padding=1)
+        self.bn = nn.BatchNorm2d(width)
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, images):
+        return self.head(F.relu(self.bn(self.first(images))).mean((2, 3)))
+
+
+def batches(number: int, seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(16, 3, 6, 6, generator=generator) for _ in range(number)]
+
+
+def test_the_student_comes_closer_to_the_teachers_answers_on_other_images():
+    teacher, student = Network().eval(), Network(seed=1)
+    unseen = torch.cat(batches(8, seed=5))
+    target = teacher(unseen)
+    before = answer_distance(student.eval()(unseen), target, 4.0)
+    weights = copy.deepcopy(teacher.state_dict())
+    distill(student, teacher, batches(150), steps=150)
+    assert answer_distance(student.eval()(unseen), target, 4.0) < 0.3 * before
+    assert all(torch.equal(weights[name], part) for name, part in teacher.state_dict().items())
+
+
+def test_features_are_learned_where_they_are_compared():
+    teacher, student = Network().eval(), Network(width=5, seed=1)
+    channels = np.array([0, 2, 3, 6, 7])
+    match = FeatureMatch(module="bn", channels=channels)
+    unseen = torch.cat(batches(8, seed=5))
+
+    def error() -> float:
+        with torch.no_grad():
+            own, other = (net.bn(net.first(unseen)) for net in (student.eval(), teacher))
+            return float(relative_error(own, other[:, channels]))
+
+    before = error()
+    distill(student, teacher, batches(150), steps=150, matches=[match])
+    assert error() < 0.3 * before
+    assert not any(module._forward_hooks for module in (*student.modules(), *teacher.modules()))
+
+
+def test_equal_answers_have_no_distance():
+    output = Network().eval()(batches(1)[0])
+    assert float(answer_distance(output, output, 4.0)) == pytest.approx(0, abs=1e-6)
+    assert float(relative_error(output, output)) == 0
+
+
+def test_the_distance_of_logits_is_the_divergence_times_the_squared_temperature():
+    output, target = torch.tensor([[1.0, 3.0]]), torch.tensor([[2.0, 0.0]])
+    wished, own = torch.softmax(target / 2, dim=1), torch.softmax(output / 2, dim=1)
+    expected = 4 * float((wished * (wished / own).log()).sum())
+    assert float(answer_distance(output, target, 2.0)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_other_answers_are_compared_by_squared_error_over_variance():
+    target = torch.tensor([[[1.0, 3.0]]])  # variance 1
+    assert float(answer_distance(target + 0.5, target, 4.0)) == pytest.approx(0.25)
+    assert float(relative_error(torch.ones(2), torch.zeros(2))) == 1  # a constant target
+
+
+@pytest.mark.parametrize(
+    ("number", "options", "message"),
+    [
+        (3, {"steps": 4}, "4 steps need as many batches, got 3"),
+        (3, {"steps": -1}, "must be >= 0, got -1"),
+        (3, {"steps": 1, "feature_weight": -1.0}, "must be >= 0, got 1 and -1.0"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(number, options, message):
+    with pytest.raises(ValueError, match=message):
+        distill(Network(), Network(), batches(number), **options)
+
+
+def test_a_loss_that_is_not_finite_is_an_error():
+    with pytest.raises(RuntimeError, match="the distillation diverged"):
+        distill(Network(), Network(), repeat(torch.full((4, 3, 6, 6), float("nan"))), steps=3)
+
+
+def test_the_batches_of_a_few_images_never_end_and_follow_the_seed():
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 3)).astype(np.uint8)
+    images = ImageArrays(pixels, np.zeros(10, dtype=np.int64))
+    dataset = Dataset(
+        name="few",
+        train=images,
+        test=images,
+        num_classes=1,
+        mean=(0.5,) * 3,
+        std=(0.2,) * 3,
+        augmentation=Augmentation(padding=1, flip=True),
+    )
+    few = open_images(images, None, dataset)
+    first, same, other = (list(islice(endless_batches(few, 4, seed=seed), 7)) for seed in (0, 0, 1))
+    assert [len(part) for part, _ in first] == [4] * 7
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(first, same, strict=True))
+    assert not torch.equal(first[0][0], other[0][0])
