@@ -21,6 +21,14 @@ from fppmo_ray.training.distill import (
 )
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # the networks are too small for more to help
+    yield
+    torch.set_num_threads(before)
+
+
 class Network(nn.Module):
     def __init__(self, width: int = 8, seed: int = 0) -> None:
         super().__init__()
@@ -44,8 +52,8 @@ def test_the_student_comes_closer_to_the_teachers_answers_on_other_images():
     target = teacher(unseen)
     before = answer_distance(student.eval()(unseen), target, 4.0)
     weights = copy.deepcopy(teacher.state_dict())
-    distill(student, teacher, batches(150), steps=150)
-    assert answer_distance(student.eval()(unseen), target, 4.0) < 0.3 * before
+    distill(student, teacher, batches(80), steps=80)
+    assert answer_distance(student.eval()(unseen), target, 4.0) < 0.5 * before
     assert all(torch.equal(weights[name], part) for name, part in teacher.state_dict().items())
 
 
@@ -61,13 +69,13 @@ def test_features_are_learned_where_they_are_compared():
             return float(relative_error(own, other[:, channels]))
 
     before = error()
-    distill(student, teacher, batches(150), steps=150, matches=[match])
-    assert error() < 0.3 * before
+    distill(student, teacher, batches(80), steps=80, matches=[match])
+    assert error() < 0.5 * before
     assert not any(module._forward_hooks for module in (*student.modules(), *teacher.modules()))
 
 
 def test_equal_answers_have_no_distance():
-    output = Network().eval()(batches(1)[0])
+    output = Network().eval()(batches(1)[0]).detach()
     assert float(answer_distance(output, output, 4.0)) == pytest.approx(0, abs=1e-6)
     assert float(relative_error(output, output)) == 0
 
