@@ -126,7 +126,7 @@ def main(
     began = time.perf_counter()
     tracing = trace(dense, example_batch(dataset), ignore=ignore)
     trace_seconds = time.perf_counter() - began
-    known = _read(output)
+    known = read(output)
     if not any(row.network == network and row.method == "dense" for row in known):
         known.append(_dense_row(network, dense, tracing, test))
     done = {(row.network, row.macs_cut, row.images, row.method, row.seed) for row in known}
@@ -151,7 +151,7 @@ def main(
                 images=count,
                 method=method,
                 seed=seed,
-                accuracy=_accuracy(pruned.network, test),
+                accuracy=accuracy_on(pruned.network, test),
                 divergence=pruned.divergence,
                 parameters=space.parameters(pruned.keep),
                 seconds=round(pruned.seconds, 2),
@@ -367,21 +367,22 @@ def _dense_row(network: str, dense: nn.Module, tracing: Tracing, test: Images) -
         images=0,
         method="dense",
         seed=0,
-        accuracy=_accuracy(dense, test),
+        accuracy=accuracy_on(dense, test),
         divergence=0.0,
         parameters=tracing.space.dense_parameters,
         seconds=0.0,
     )
 
 
-def _accuracy(network: nn.Module, images: Images) -> float:
+def accuracy_on(network: nn.Module, images: Images) -> float:
     """Share of images that a network classifies correctly, in %."""
     faster = fold_batchnorm(network.eval())
     lay_out(faster, ComputeConfig(channels_last=True))
     return 100 * evaluate(faster, images.batches(_BATCH)).accuracy
 
 
-def _read(path: Path) -> list[Row]:
+def read(path: Path) -> list[Row]:
+    """The rows of a CSV file; none where there is no file."""
     return [Row(**unflattened(row)) for row in read_rows(path)] if path.is_file() else []
 
 
