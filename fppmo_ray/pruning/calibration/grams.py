@@ -6,7 +6,6 @@ up (the Gram matrix). They are all that the OBS order, the error curves and the 
 
 from __future__ import annotations
 
-import logging
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,8 +28,6 @@ from fppmo_ray.pruning.calibration.consumers import (
 )
 from fppmo_ray.pruning.extract import AxisUnits, Tracing, check_axes
 from fppmo_ray.training.compute import in_mode
-
-logger = logging.getLogger(__name__)
 
 RIDGE = 1e-4
 """Added to the diagonal of every Gram matrix, as a share of its mean: it makes a few images enough.
