@@ -10,13 +10,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fppmo_ray.distribution import Feedback, MaskOptimizer, OptimizerSettings, Proposal
     from fppmo_ray.pruning import extract, load_network, save_network, trace
     from fppmo_ray.pruning.export import export_network
     from fppmo_ray.pruning.one_call import prune, prune_with_report
+    from fppmo_ray.service.image_task import ImageClassification
     from fppmo_ray.service.result import SearchResult
     from fppmo_ray.service.search import search
     from fppmo_ray.service.settings import Placement, SearchSettings
-    from fppmo_ray.service.task import Task
+    from fppmo_ray.service.task import FunctionTask, Task
     from fppmo_ray.training import (
         Dataset,
         ImageArrays,
@@ -28,8 +30,14 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Dataset": "fppmo_ray.training",
+    "Feedback": "fppmo_ray.distribution",
+    "FunctionTask": "fppmo_ray.service.task",
     "ImageArrays": "fppmo_ray.training",
+    "ImageClassification": "fppmo_ray.service.image_task",
+    "MaskOptimizer": "fppmo_ray.distribution",
+    "OptimizerSettings": "fppmo_ray.distribution",
     "Placement": "fppmo_ray.service.settings",
+    "Proposal": "fppmo_ray.distribution",
     "Recipe": "fppmo_ray.training",
     "SearchResult": "fppmo_ray.service.result",
     "SearchSettings": "fppmo_ray.service.settings",
@@ -49,8 +57,14 @@ _HOMES = {
 
 __all__ = [
     "Dataset",
+    "Feedback",
+    "FunctionTask",
     "ImageArrays",
+    "ImageClassification",
+    "MaskOptimizer",
+    "OptimizerSettings",
     "Placement",
+    "Proposal",
     "Recipe",
     "SearchResult",
     "SearchSettings",

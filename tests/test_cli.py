@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fppmo_ray.service.record.facts import Asked, EpochFinished, Scored, Started
-from fppmo_ray.service.record.run_directory import open_run
+from fppmo_ray.service.journal.facts import Asked, EpochFinished, Scored, Started
+from fppmo_ray.service.journal.run_directory import open_run
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -10,8 +10,8 @@ import pytest
 import tyro
 
 from fppmo_ray.job import comma_lists, exit_on_error, require_lasting, resume_mode
-from fppmo_ray.service.record.facts import Started
-from fppmo_ray.service.record.run_directory import open_run
+from fppmo_ray.service.journal.facts import Started
+from fppmo_ray.service.journal.run_directory import open_run
 from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.stopping import signals_stop_searches, stop_on_signal
 

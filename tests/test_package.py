@@ -22,7 +22,7 @@ def test_importing_the_package_loads_neither_torch_nor_ray() -> None:
 
 
 def test_reading_a_journal_needs_neither_torch_nor_ray() -> None:
-    loaded = modules_after("import fppmo_ray.service.record.run_directory")
+    loaded = modules_after("import fppmo_ray.service.journal.run_directory")
     assert {"torch", "ray"} & loaded == set()
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fppmo_ray.distribution.budget import Budget
-from fppmo_ray.distribution.limits import Cost
+from fppmo_ray.distribution.costs import Cost
 from fppmo_ray.distribution.logits import rank_in_layer
 from fppmo_ray.distribution.space import BoolArray, FloatArray, IntArray, PruningSpace
 

@@ -1,8 +1,8 @@
-"""Masks that meet a budget exactly: of MACs, and of whatever else is limited.
+"""Masks that meet a budget exactly: a limit of MACs, and optionally of other resources.
 
-Wishes (one priority per filter) go in, a legal mask comes out: the best filters first, until
-nothing more fits. With random priorities, this is how proposals are sampled; with priorities
-that carry no noise, it gives the likeliest mask (the mode) of a distribution.
+``Budget.fill`` turns one priority per filter into a legal mask: it keeps the best filters until
+nothing more fits. With random priorities it samples proposals; with the keep-logits themselves as
+priorities it gives the likeliest mask (the mode) of a distribution.
 """
 
 from __future__ import annotations
@@ -21,11 +21,14 @@ from fppmo_ray.distribution.space import BoolArray, FloatArray, IntArray, Prunin
 
 @dataclass(frozen=True)
 class Budget:
-    """The most multiply-accumulates a mask of a space may cost, and the most of other things."""
+    """The most that a mask may cost, in MACs and in further resources."""
 
     space: PruningSpace
+    """The space of the masks."""
     max_macs: int
+    """Most multiply-accumulates of the pruned network for one input."""
     further: tuple[Limit, ...] = ()
+    """Limits of other resources, all of which hold beside ``max_macs``."""
 
     @classmethod
     def from_cut(
@@ -34,12 +37,13 @@ class Budget:
         macs_cut: float,
         further_cuts: Mapping[Resource, float] | None = None,
     ) -> Budget:
-        """The budget that removes the share ``macs_cut``, in (0, 1), of the dense network's MACs.
+        """Return the budget that removes a share of the dense network's MACs.
 
         Args:
-            space: What can be pruned, and what it costs.
-            macs_cut: Beside further cuts it may be 0, which limits nothing.
-            further_cuts: Shares, in (0, 1), of other resources.
+            space: The channel groups that can be pruned, and what they cost.
+            macs_cut: Share of the MACs to remove, in (0, 1); beside further cuts it may be 0,
+                which limits no MACs.
+            further_cuts: Shares of other resources to remove, in (0, 1).
 
         Raises:
             ValueError: a cut is out of range, or the smallest legal widths remove less.
@@ -48,6 +52,7 @@ class Budget:
         check_macs_cut(macs_cut, may_be_zero=bool(further_cuts))
         max_macs = math.floor((1 - macs_cut) * space.dense_macs)
         if max_macs < space.min_macs:
+            # Rounded down, so that the number in the message is a legal cut.
             reachable = math.floor((1 - space.min_macs / space.dense_macs) * 1e4) / 1e4
             raise ValueError(
                 f"macs_cut must be at most {reachable}, got {macs_cut}: "
@@ -57,55 +62,79 @@ class Budget:
         return cls(space, max_macs, limits_of(space, further_cuts))
 
     def is_expected(self, widths: FloatArray) -> bool:
-        """Whether expected kept filters per group, ``(num_groups,)``, keep to every limit."""
+        """Return whether expected kept filters per group, ``(num_groups,)``, meet every limit."""
         if self.space.expected_macs(widths) > self.max_macs:
             return False
         return all(limit.is_expected(widths) for limit in self.further)
 
     def fill(self, priority: FloatArray) -> BoolArray:
-        """The mask ``(num_filters,)`` that keeps the filters of highest priority.
+        """Return the mask ``(num_filters,)`` that keeps the filters of highest priority.
 
-        A group's filters enter best first, in blocks of its ``multiple``, each block at the
-        priority of its median member; the blocks up to the smallest legal width are always in.
-        Blocks are taken in order as long as they fit; behind the first that does not, any that
-        still fits is taken. So the mask is never over the budget, and no group could be widened
-        by a legal step without going over. Ties go by index.
+        A group's filters enter best first, in blocks of its ``multiple``; a block has the priority
+        of its median member. The blocks up to the smallest legal width always enter. The others
+        enter in the order of their priority as long as they fit; after the first that does not
+        fit, every later block that still fits enters. So the mask is never over the budget, and no
+        group could be widened by a legal step without exceeding it. Ties go by index.
+
+        Args:
+            priority: ``(num_filters,)``, finite; only the order matters, except that differences
+                below 2**-32 of the range count as ties.
         """
+        # 1. Rank all filters, and with them the filters of each group.
         order = _descending(priority)
         groups = self._group_of[order]
         ranked = order[np.argsort(groups, kind="stable")]  # group by group, best first
+        # 2. The queue: the group of each optional block, in the order of the blocks' medians.
         is_optional_block = np.zeros(len(order), dtype=bool)
         is_optional_block[ranked[self._optional_medians]] = True
-        widths = self._widen(groups[is_optional_block[order]].astype(np.int64))
+        queue = groups[is_optional_block[order]].astype(np.int64)
+        # 3. Fill the budget with blocks; only the numbers of blocks matter for the cost.
+        widths = self._widen(queue)
+        # 4. Each group keeps as many of its best filters as its width allows.
         keep = np.empty(len(order), dtype=bool)
         keep[ranked] = self._rank_in_group < np.repeat(widths, self.space.dense_widths)
         return keep
 
     def _widen(self, queue: IntArray) -> IntArray:
-        """Widths after adding blocks, given as the groups they belong to, best block first."""
-        blocks = -(-self.space.min_widths // self._multiples)
-        blocks, taken = self._longest_prefix(blocks, queue, 0)
-        queue, reach = queue[taken:], 1
-        while len(queue):
-            widths = self._widths(blocks)
-            steps = np.minimum(self._multiples, self.space.max_widths - widths)
-            # A group that does not fit now never will: adding only makes the rest dearer.
-            fitting = queue[self._allows(widths, steps)[queue]]
-            # Many blocks may fit behind the first that does not, where limits overlook groups.
-            reach = 2 * reach if len(fitting) == len(queue) else 1
-            blocks, taken = self._longest_prefix(blocks, fitting[:reach], 1)
-            queue = fitting[taken:]
-        return self._widths(blocks)
+        """Return the widths ``(num_groups,)`` after adding every block of the queue that fits.
 
-    def _longest_prefix(self, blocks: IntArray, queue: IntArray, sure: int) -> tuple[IntArray, int]:
-        """Blocks per group after adding the longest prefix within the budget, and its length.
+        The result is that of adding one block after the other and skipping those that do not fit;
+        bisection finds it in far fewer evaluations of the cost.
 
         Args:
-            blocks: Per group, so far.
-            queue: The groups of further ones, the best first.
-            sure: So many, of those there are, are known to fit.
+            queue: Group index of each optional block, ``(num_blocks,)``, best block first.
         """
-        shortest, longest = min(sure, len(queue)), len(queue)
+        blocks = -(-self.space.min_widths // self._multiples)
+        blocks, num_added = self._add_longest_prefix(blocks, queue, num_sure=0)
+        queue, reach = queue[num_added:], 1
+        while len(queue):
+            # Costs never fall as widths rise, so a block that does not fit now will not fit behind
+            # further blocks either: all remaining blocks of its group leave the queue for good.
+            widths = self._widths(blocks)
+            steps = np.minimum(self._multiples, self.space.max_widths - widths)
+            fitting = queue[self._allows(widths, steps)[queue]]
+            # Galloping search: as long as no group drops out, look twice as far as before. Many
+            # blocks may fit here if a limit does not depend on some groups; else very few do.
+            reach = 2 * reach if len(fitting) == len(queue) else 1
+            # The first fitting block was just tested by itself, so it is sure to fit.
+            blocks, num_added = self._add_longest_prefix(blocks, fitting[:reach], num_sure=1)
+            queue = fitting[num_added:]
+        return self._widths(blocks)
+
+    def _add_longest_prefix(
+        self, blocks: IntArray, queue: IntArray, num_sure: int
+    ) -> tuple[IntArray, int]:
+        """Return the blocks after adding the longest prefix that fits, and the prefix's length.
+
+        Costs never fall as widths rise, so every part of a prefix that fits fits as well, and
+        bisection finds the longest one.
+
+        Args:
+            blocks: Blocks per group so far, ``(num_groups,)``.
+            queue: Group index of each further block, ``(num_blocks,)``, best block first.
+            num_sure: Length of a prefix that is known to fit.
+        """
+        shortest, longest = min(num_sure, len(queue)), len(queue)
         blocks = blocks + np.bincount(queue[:shortest], minlength=len(blocks))
         while shortest < longest:
             middle = (shortest + longest + 1) // 2
@@ -117,12 +146,13 @@ class Budget:
         return blocks, shortest
 
     def _is_met(self, widths: IntArray) -> bool:
+        """Return whether widths ``(num_groups,)`` meet every limit."""
         if self.space.macs_of_widths(widths) > self.max_macs:
             return False
         return all(limit.is_met(widths) for limit in self.further)
 
     def _allows(self, widths: IntArray, steps: IntArray) -> BoolArray:
-        """Which groups could be widened by their steps, each alone, ``(num_groups,)``."""
+        """Return which groups could be widened by their steps, each alone, ``(num_groups,)``."""
         slack = self.max_macs - self.space.macs_of_widths(widths)
         allowed: BoolArray = self.space.macs_increase(widths, steps) <= slack
         for limit in self.further:
@@ -130,28 +160,31 @@ class Budget:
         return allowed
 
     def _widths(self, blocks: IntArray) -> IntArray:
+        """Return kept filters per group; the last block of a group may be smaller."""
         widths: IntArray = np.minimum(blocks * self._multiples, self.space.max_widths)
         return widths
 
     @cached_property
     def _multiples(self) -> IntArray:
+        """Size of the blocks of each group, ``(num_groups,)``."""
         return np.array([group.multiple for group in self.space.groups], dtype=np.int64)
 
     @cached_property
     def _group_of(self) -> NDArray[np.uint16]:
-        # Sixteen bits, because numpy sorts those by radix, in linear time.
+        """Group index of each filter, in 16 bits, which numpy sorts by radix in linear time."""
         if len(self.space.groups) > np.iinfo(np.uint16).max:
             raise ValueError(f"expected at most 65535 channel groups, got {len(self.space.groups)}")
         return self.space.group_of.astype(np.uint16)
 
     @cached_property
     def _rank_in_group(self) -> IntArray:
+        """Rank of each position within its group, all groups ranked one after the other."""
         space = self.space
         return np.arange(space.num_filters) - space.offsets[space.group_of]
 
     @cached_property
     def _optional_medians(self) -> IntArray:
-        """Positions of the blocks' median members, all groups ranked one after the other."""
+        """Positions of the optional blocks' median members, in the order of ``_rank_in_group``."""
         space, rank = self.space, self._rank_in_group
         multiples = self._multiples[space.group_of]
         block_starts = rank - rank % multiples
@@ -163,11 +196,11 @@ class Budget:
 
 
 def check_macs_cut(macs_cut: float, *, may_be_zero: bool = False) -> None:
-    """Refuse a share of MACs to remove that no network could lose.
+    """Refuse a share of MACs to remove that is not in (0, 1).
 
     Args:
-        macs_cut: In (0, 1).
-        may_be_zero: Whether something else is limited, so that 0 makes sense: no limit of MACs.
+        macs_cut: Share of the dense network's MACs to remove.
+        may_be_zero: Whether 0, no limit of MACs, is allowed because another resource is limited.
 
     Raises:
         ValueError: the cut is out of its range.
@@ -180,11 +213,11 @@ def check_macs_cut(macs_cut: float, *, may_be_zero: bool = False) -> None:
 
 
 def check_macs_cuts(macs_cuts: tuple[float, ...], *, may_be_zero: bool = False) -> None:
-    """Refuse cuts that make no list of different budgets, each tighter than the one before.
+    """Refuse cuts that do not ascend: each budget must be tighter than the one before.
 
     Args:
-        macs_cuts: Each as of ``check_macs_cut``.
-        may_be_zero: See there.
+        macs_cuts: Shares of the dense network's MACs to remove.
+        may_be_zero: Whether 0, no limit of MACs, is allowed because another resource is limited.
 
     Raises:
         ValueError: there is none, they do not ascend, or one is out of its range.
@@ -206,14 +239,15 @@ def _listed(macs_cuts: tuple[float, ...]) -> str:
 
 
 def _descending(priority: FloatArray) -> IntArray:
-    """Indices from the highest priority to the lowest; ties, to 32 bits of the range, by index.
+    """Return indices from the highest priority to the lowest; ties go by index.
 
-    A radix sort in two digits: twice as fast as sorting floats, and the same on every processor,
-    where the fast float sort leaves ties in an order of its own.
+    A radix sort of 32-bit fixed-point numbers in two digits of 16 bits. It is twice as fast as
+    sorting floats, and the same on every processor: numpy's vectorised float sort is not stable.
     """
     highest, lowest = priority.max(), priority.min()
     if highest == lowest:
         return np.arange(len(priority))
     depth = np.rint((highest - priority) * ((2**32 - 1) / (highest - lowest))).astype(np.uint32)
+    # Least significant digit first: the second sort keeps the first one's order among equals.
     order = np.argsort(depth.astype(np.uint16), kind="stable")
     return order[np.argsort((depth >> 16).astype(np.uint16)[order], kind="stable")]

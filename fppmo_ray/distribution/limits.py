@@ -1,16 +1,17 @@
-"""What a mask may cost besides MACs: parameters, latency, peak memory of activations."""
+"""Limits besides MACs: of parameters, latency and the activations' peak memory."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
+from fppmo_ray.distribution.costs import Cost
 from fppmo_ray.distribution.space import BoolArray, FloatArray, IntArray, PruningSpace
 
 Resource = Literal["params", "latency", "memory"]
-"""What can be limited besides MACs."""
+"""A resource that can be limited besides MACs."""
 
 _UNITS: Mapping[Resource, str] = {"params": "parameters", "latency": "ns", "memory": "bytes"}
 
@@ -21,49 +22,45 @@ _NEEDED: Mapping[Resource, str] = {
 }
 
 
-class Cost(Protocol):
-    """What networks cost as a function of widths: whole numbers that never fall as widths rise."""
-
-    def total(self, widths: IntArray) -> int:
-        """At kept filters per group, ``(num_groups,)``."""
-        ...
-
-    def expected(self, widths: FloatArray) -> float:
-        """About the same at fractional widths, ``(num_groups,)``."""
-        ...
-
-    def widened(self, widths: IntArray, steps: IntArray) -> IntArray:
-        """With each group alone widened by its step, ``(num_groups,)``."""
-        ...
-
-
 @dataclass(frozen=True)
 class Limit:
     """The most that a mask may cost of one resource."""
 
     resource: Resource
+    """The resource."""
     cost: Cost
+    """Its cost as a function of widths."""
     most: int
+    """Upper bound of the cost, in parameters, nanoseconds or bytes."""
 
     def is_met(self, widths: IntArray) -> bool:
-        """Whether a network of these kept filters per group keeps to it."""
+        """Return whether kept filters per group, ``(num_groups,)``, stay within the limit."""
         return self.cost.total(widths) <= self.most
 
     def is_expected(self, widths: FloatArray) -> bool:
-        """The same of expected widths."""
+        """Return whether fractional widths, ``(num_groups,)``, stay within the limit."""
         return self.cost.expected(widths) <= self.most
 
     def allows(self, widths: IntArray, steps: IntArray) -> BoolArray:
-        """Which groups could be widened by their steps, each alone, ``(num_groups,)``."""
+        """Return which groups could be widened, each alone, ``(num_groups,)``.
+
+        Args:
+            widths: Kept filters per group, ``(num_groups,)``.
+            steps: Filters to add to each group, ``(num_groups,)``.
+        """
         allowed: BoolArray = self.cost.widened(widths, steps) <= self.most
         return allowed
 
 
 def cost_of(space: PruningSpace, resource: Resource) -> Cost:
-    """What a space knows of a resource.
+    """Return the cost of a resource as a function of widths.
+
+    Args:
+        space: The space of the masks.
+        resource: The resource.
 
     Raises:
-        ValueError: it knows nothing of it.
+        ValueError: the space does not know the resource.
     """
     known: dict[Resource, Cost | None] = {
         "params": space.parameters_cost if space.tensor_sizes else None,
@@ -79,17 +76,29 @@ def cost_of(space: PruningSpace, resource: Resource) -> Cost:
 
 
 def dense_cost(space: PruningSpace, resource: Resource) -> int:
-    """What the dense network costs; of latency, what was measured, not what the table says."""
+    """Return the cost of the dense network; its latency is the measured one, not the table's.
+
+    Args:
+        space: The space of the masks.
+        resource: The resource.
+
+    Raises:
+        ValueError: the space does not know the resource.
+    """
     if resource == "latency" and space.latency is not None:
         return space.latency.dense_ns
     return cost_of(space, resource).total(space.dense_widths)
 
 
 def limits_of(space: PruningSpace, cuts: Mapping[Resource, float]) -> tuple[Limit, ...]:
-    """The limits that remove these shares, each in (0, 1), of what the dense network costs.
+    """Return the limits that remove shares of the dense network's cost.
+
+    Args:
+        space: The space of the masks.
+        cuts: For each resource the share to remove, in (0, 1).
 
     Raises:
-        ValueError: a cut is out of range or of reach, or the space knows nothing of its resource.
+        ValueError: a cut is out of range or out of reach, or the space does not know its resource.
     """
     return tuple(_limit(space, resource, cut) for resource, cut in cuts.items())
 
@@ -100,6 +109,7 @@ def _limit(space: PruningSpace, resource: Resource, cut: float) -> Limit:
     limit = Limit(resource, cost_of(space, resource), math.floor((1 - cut) * dense))
     if not limit.is_met(space.min_widths):
         least = limit.cost.total(space.min_widths)
+        # Rounded down, so that the number in the message is a legal cut.
         reachable = math.floor(max(0.0, 1 - least / dense) * 1e4) / 1e4
         raise ValueError(
             f"{resource}_cut must be at most {reachable}, got {cut}: the smallest legal widths "
@@ -110,10 +120,14 @@ def _limit(space: PruningSpace, resource: Resource, cut: float) -> Limit:
 
 
 def check_cut(resource: Resource, cut: float) -> None:
-    """Refuse a share of a resource that no network could lose.
+    """Refuse a share to remove that is not in (0, 1).
+
+    Args:
+        resource: The resource, for the message.
+        cut: Share of the dense network's cost to remove.
 
     Raises:
-        ValueError: the cut is not in (0, 1).
+        ValueError: the cut is out of its range.
     """
     if not 0 < cut < 1:
         raise ValueError(

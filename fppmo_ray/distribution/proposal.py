@@ -1,69 +1,73 @@
-"""What travels between the probability model and the workers: proposals and feedback."""
+"""The two records of a search: a proposal, which is a mask to score, and its feedback.
+
+The optimizer, the workers' calls, the journal, the progress and Ray Tune all speak these two.
+"""
 
 from __future__ import annotations
 
-import base64
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fppmo_ray.distribution.space import BoolArray
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Proposal:
-    """A candidate mask. It already meets its MACs budget; workers never repair it."""
+    """A candidate mask. It meets its budget; workers never repair it."""
 
     proposal_id: int
     """Unique within a search, counted from 0 in the order of asking."""
     generation: int
+    """Round of proposals that it belongs to, counted from 0."""
     keep: BoolArray
-    """``(num_filters,)``, True = kept."""
+    """The mask, ``(num_filters,)``, True = kept."""
     macs: int
-    """Exact multiply-accumulates of the pruned network."""
-    score_seed: tuple[int, int]
-    """(search seed, generation): common random numbers for all proposals of a generation."""
-    rung: int | None = None
-    """How deep to score it (fine-tuning steps, say); None: whoever scores decides."""
+    """Exact multiply-accumulates of the pruned network for one input."""
+    parameters: int = 0
+    """Exact parameters of the pruned network; 0 where the space does not know tensor sizes."""
+    score_seed: tuple[int, int] = (0, 0)
+    """(search seed, generation): all proposals of a generation share their random numbers."""
     macs_cut: float | None = None
-    """The one it is for, of several; None in a search for a single budget."""
-
-
-@dataclass(frozen=True, eq=False)
-class Finalist:
-    """A mask worth rescoring at the end of a search."""
-
-    name: str
-    """``mode``, ``averaged mode``, ``sample <id>`` or ``importance-only``."""
-    keep: BoolArray
-    """``(num_filters,)``, True = kept."""
-    macs_cut: float | None = None
-    """The one it is for, of several; None in a search for a single budget."""
+    """Budget that the mask is for, in a search with several budgets; else None."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Feedback:
-    """How a proposal fared: its score on search-val, or the error it ended with.
+    """The result of scoring a proposal: its score on search-val, or the error it ended with.
 
-    A failed proposal is a state, never a fake value: with ``error`` set, the numbers are None.
+    A failed proposal is a state, never a fake value: with ``error`` set, the figures are None.
+
+    Raises:
+        ValueError: a figure is missing or not finite, or a failure has figures.
     """
 
     proposal_id: int
+    """The proposal that was scored."""
     val_loss: float | None = None
-    """What is to become small, finite: mean cross-entropy on search-val, or minus a score."""
+    """Figure to become small, finite: the mean loss on search-val, or minus a task's own score."""
     val_accuracy: float | None = None
     """Share of search-val images classified rightly, in [0, 1]; None where nothing is classified.
     """
     error: str | None = None
-    rung: int = 0
-    """How deep the score is, >= 0: fine-tuning steps, say. Of two rungs the deeper ranks first,
-    whatever the scores: what was stopped early was stopped for being worse."""
+    """Why the proposal has no score."""
+    steps: int = 0
+    """Fine-tuning steps inside the score, >= 0. Scores of different depths are not compared: the
+    deeper one ranks first."""
+    seconds: float | None = None
+    """Time that the worker spent on the score."""
+    worker: str = ""
+    """The worker that gave it: slot, host and process."""
+    at: float | None = None
+    """Unix time when the driver heard of it."""
 
     def __post_init__(self) -> None:
-        if self.rung < 0:
+        if self.steps < 0:
             raise ValueError(
-                f"rung of proposal {self.proposal_id} must be at least 0, got {self.rung}"
+                f"steps of proposal {self.proposal_id} must be at least 0, got {self.steps}"
             )
         if self.error is not None:
             if self.val_loss is not None or self.val_accuracy is not None:
@@ -87,22 +91,47 @@ class Feedback:
         """Whether the proposal ended with an error instead of a score."""
         return self.error is not None
 
+    @property
+    def score(self) -> float | None:
+        """The figure that people read: the accuracy, else the score of the user's own task."""
+        if self.val_accuracy is not None or self.val_loss is None:
+            return self.val_accuracy
+        return -self.val_loss
 
-def pack_mask(keep: BoolArray) -> str:
-    """A mask as base64 text of its packed bits, for the journal."""
-    return base64.b64encode(np.packbits(keep).tobytes()).decode("ascii")
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Finalist:
+    """A mask worth rescoring at the end of a search."""
+
+    name: str
+    """``mode``, ``averaged mode``, ``sample <id>`` or ``importance-only``."""
+    keep: BoolArray
+    """The mask, ``(num_filters,)``, True = kept."""
+    parameters: int = 0
+    """Exact parameters of the pruned network; 0 where the space does not know tensor sizes."""
+    macs_cut: float | None = None
+    """Budget that the mask is for, in a search with several budgets; else None."""
 
 
-def unpack_mask(text: str, num_filters: int) -> BoolArray:
-    """The mask ``(num_filters,)`` that ``pack_mask`` wrote.
+class MaskLog:
+    """The masks of all proposals of a search, in the order of their ids, an eighth of a byte each.
 
-    Raises:
-        ValueError: the text holds another number of filters.
+    Args:
+        num_filters: Length of a mask.
     """
-    bits = np.frombuffer(base64.b64decode(text), dtype=np.uint8)
-    if len(bits) != -(-num_filters // 8):
-        raise ValueError(
-            f"expected a mask of {num_filters} filters in {-(-num_filters // 8)} bytes, "
-            f"got {len(bits)} bytes; the mask belongs to another network"
-        )
-    return np.unpackbits(bits, count=num_filters).astype(bool)
+
+    def __init__(self, num_filters: int) -> None:
+        self._num_filters = num_filters
+        self._packed: list[NDArray[np.uint8]] = []
+
+    def __len__(self) -> int:
+        """Return the number of masks."""
+        return len(self._packed)
+
+    def extend(self, masks: Iterable[BoolArray]) -> None:
+        """Append masks, each ``(num_filters,)``."""
+        self._packed.extend(np.packbits(keep) for keep in masks)
+
+    def mask(self, proposal_id: int) -> BoolArray:
+        """Return a copy of a proposal's mask, ``(num_filters,)``."""
+        return np.unpackbits(self._packed[proposal_id], count=self._num_filters).astype(bool)

@@ -1,9 +1,7 @@
-"""The space of masks: which filters can go, and what a network costs once they are gone.
+"""The space of masks: which filters can be removed, and what every pruned network costs.
 
-Everything here is plain numbers. A network is traced once (``fppmo_ray.pruning.trace``); from
-then on its exact multiply-accumulates follow from the kept widths alone, because every layer's
-cost is a constant times its output width times its input width, and both widths are affine in
-the numbers of kept filters per group.
+A space is plain numbers. A network is traced once (``fppmo_ray.pruning.trace``); from then on its
+exact multiply-accumulates and parameters follow from the widths, without building it.
 """
 
 from __future__ import annotations
@@ -15,20 +13,20 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
-from fppmo_ray.distribution.activations import Activations
-from fppmo_ray.distribution.latency_table import LatencyTable
-from fppmo_ray.distribution.products import (
+from fppmo_ray.distribution.costs import (
+    Activations,
     BoolArray,
     FloatArray,
     IntArray,
     Products,
     TensorSize,
     Width,
+    as_products,
 )
+from fppmo_ray.distribution.latency_table import LatencyTable
 
 __all__ = [
     "BoolArray",
@@ -46,18 +44,23 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelGroup:
-    """Filters of one or several layers that are coupled by index: they go together."""
+    """Filters of one or several layers that are coupled by index: they are removed together.
+
+    Raises:
+        ValueError: a limit is out of its range.
+    """
 
     name: str
-    """The first layer that produces these channels."""
+    """Name of the first layer that produces these channels."""
     num_filters: int
-    """Filters in the dense network, at least 1."""
+    """Number of filters in the dense network, at least 1."""
     min_keep: int = 1
-    """Fewest filters a mask may keep, in [1, num_filters]."""
+    """Fewest filters that a mask may keep, in [1, num_filters]."""
     multiple: int = 1
-    """Legal widths are multiples of this (rounded into [min_keep, num_filters]) and num_filters."""
+    """Legal widths are multiples of this, at least 1; ``num_filters`` is always legal too, unless
+    ``max_keep`` is lower."""
     max_keep: int | None = None
-    """Most filters a mask may keep, in [min_keep, num_filters]; None: all."""
+    """Most filters that a mask may keep, in [min_keep, num_filters]; None: all."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_keep <= self.num_filters:
@@ -79,29 +82,40 @@ class LayerCost:
     """Multiply-accumulates of one layer: ``macs_per_pair * out_width * in_width``."""
 
     layer: str
+    """Name of the layer."""
     macs_per_pair: int
+    """Multiply-accumulates per pair of output and input channel for one input, >= 0."""
     out_width: Width
+    """Number of output channels."""
     in_width: Width
+    """Number of input channels."""
 
 
 @dataclass(frozen=True)
 class PruningSpace:
-    """All channel groups of a network, in order, and the cost of every width.
+    """All channel groups of a network, in order, and its cost at all widths.
 
     A mask ``keep`` is a bool array ``(num_filters,)`` over all groups, one after the other;
     True means kept.
+
+    Raises:
+        ValueError: there is no group.
     """
 
     groups: tuple[ChannelGroup, ...]
+    """The channel groups, at least one."""
     layer_costs: tuple[LayerCost, ...]
+    """Multiply-accumulates of the layers whose widths depend on the mask."""
     constant_macs: int = 0
+    """Multiply-accumulates of all other layers for one input."""
     tensor_sizes: tuple[TensorSize, ...] = ()
-    """Of the parameters that lose elements; none where nobody asks for parameters."""
+    """Elements of the parameters whose size depends on the mask; empty if unknown."""
     constant_parameters: int = 0
+    """Elements of all other parameters."""
     activations: Activations | None = None
-    """Of one image in inference; None where nobody asks for their memory."""
+    """The tensors that an inference of one image makes; None if unknown."""
     latency: LatencyTable | None = None
-    """None until it is measured, and where nobody asks for it."""
+    """Measured latency; None as long as it is not measured."""
 
     def __post_init__(self) -> None:
         if not self.groups:
@@ -109,18 +123,18 @@ class PruningSpace:
 
     @cached_property
     def num_filters(self) -> int:
-        """Filters over all groups: the length of a mask."""
+        """Number of filters of all groups, the length of a mask."""
         return sum(group.num_filters for group in self.groups)
 
     @cached_property
     def offsets(self) -> IntArray:
-        """Where each group starts in a mask, ``(num_groups,)``."""
+        """Index of each group's first filter in a mask, ``(num_groups,)``."""
         sizes = [group.num_filters for group in self.groups]
         return np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
 
     @cached_property
     def group_of(self) -> IntArray:
-        """The group index of every filter, ``(num_filters,)``."""
+        """Group index of every filter, ``(num_filters,)``."""
         sizes = [group.num_filters for group in self.groups]
         return np.repeat(np.arange(len(sizes)), sizes).astype(np.int64)
 
@@ -158,23 +172,22 @@ class PruningSpace:
     @cached_property
     def parameters_cost(self) -> Products:
         """Parameters as a function of widths."""
-        products = [(size.per_pair, size.out_width, size.in_width) for size in self.tensor_sizes]
-        return Products(products, len(self.groups), self.constant_parameters)
+        return as_products(self.tensor_sizes, len(self.groups), self.constant_parameters)
 
     def widths(self, keep: BoolArray) -> IntArray:
-        """Kept filters per group, ``(num_groups,)``."""
+        """Return the kept filters per group, ``(num_groups,)``."""
         return np.add.reduceat(keep, self.offsets, dtype=np.int64)
 
     def macs(self, keep: BoolArray) -> int:
-        """Exact multiply-accumulates of the pruned network for one input."""
+        """Return the exact multiply-accumulates of the pruned network for one input."""
         return self.macs_of_widths(self.widths(keep))
 
     def macs_of_widths(self, widths: IntArray) -> int:
-        """Exact multiply-accumulates of a network with these kept filters per group."""
+        """Return the exact multiply-accumulates at kept filters per group, ``(num_groups,)``."""
         return self.macs_cost.total(widths)
 
     def parameters(self, keep: BoolArray) -> int:
-        """Exact number of parameters of the pruned network."""
+        """Return the exact number of parameters of the pruned network."""
         return self.parameters_cost.total(self.widths(keep))
 
     @cached_property
@@ -183,15 +196,20 @@ class PruningSpace:
         return self.parameters(np.ones(self.num_filters, dtype=np.bool_))
 
     def expected_macs(self, widths: FloatArray) -> float:
-        """Multiply-accumulates at expected (fractional) kept filters per group, ``(num_groups,)``.
+        """Return the multiply-accumulates at fractional kept filters per group, ``(num_groups,)``.
 
-        The covariance of a layer's own input and output widths is left out: it is small, and
-        the exact budget is met by ``fill_budget``, not by this.
+        The covariance of a layer's input and output widths is left out: it is small, and masks
+        meet their budget exactly because ``Budget.fill`` counts the exact cost.
         """
         return self.macs_cost.expected(widths)
 
     def macs_increase(self, widths: IntArray, steps: IntArray) -> IntArray:
-        """What widening each group alone by its step would cost, ``(num_groups,)``."""
+        """Return how many MACs widening each group alone would add, ``(num_groups,)``.
+
+        Args:
+            widths: Kept filters per group, ``(num_groups,)``.
+            steps: Filters to add to each group, ``(num_groups,)``.
+        """
         return self.macs_cost.increase(widths, steps)
 
     def with_limits(
@@ -201,17 +219,18 @@ class PruningSpace:
         multiple: int = 1,
         layers: Mapping[str, tuple[float, float]] | None = None,
     ) -> PruningSpace:
-        """The same space in which every group keeps at least a share of its filters.
+        """Return this space with limits on the width of every group.
 
         Args:
             min_keep: Smallest share of a group's filters that may be kept, in (0, 1]; at least
                 one filter always stays.
             multiple: Legal widths are multiples of this, at least 1 (8 suits GPUs).
-            layers: Smallest and largest share, in (0, 1], of the groups that hold filters of these
-                layers; ``*`` and ``?`` in names are as in file names, and later entries count more.
+            layers: For layers by name, the smallest and largest share of filters that their groups
+                may keep, in (0, 1]. Names may hold the wildcards ``*`` and ``?``; a later entry
+                overrides an earlier one.
 
         Raises:
-            ValueError: a limit is out of its range, or no group holds filters of such a layer.
+            ValueError: a limit is out of its range, or no group holds filters of a named layer.
         """
         if not 0 < min_keep <= 1:
             raise ValueError(f"min_keep must be in (0, 1], got {min_keep}")
@@ -232,7 +251,8 @@ class PruningSpace:
     def _shares(
         self, min_keep: float, layers: Mapping[str, tuple[float, float]]
     ) -> list[tuple[float, float]]:
-        """Smallest and largest share of every group."""
+        """Return the smallest and largest share of filters that each group may keep."""
+        # A group is found by its own name and by every layer whose output it widens.
         makers = [{group.name} for group in self.groups]
         for cost in self.layer_costs:
             for index, _ in cost.out_width.terms:
@@ -255,12 +275,12 @@ class PruningSpace:
         return shares
 
     def within(self, keep: BoolArray) -> PruningSpace:
-        """The space of what a mask leaves: its filters are those that the mask keeps, in order.
+        """Return the space of the filters that a mask keeps, in order.
 
-        A mask of this smaller space costs what the same filters cost here.
+        A mask of the smaller space costs the same as the same filters cost here.
 
         Args:
-            keep: ``(num_filters,)``, with a legal width in every group.
+            keep: ``(num_filters,)``, True = kept, with a legal width in every group.
         """
         return replace(
             self,
@@ -276,13 +296,13 @@ class PruningSpace:
         )
 
     def fingerprint(self) -> str:
-        """SHA-256 of the space: two searches can share a journal only if theirs are equal.
+        """Return the SHA-256 of the space; a search resumes only with the space that it began with.
 
-        Sizes of tensors and activations do not count, since they follow from the network; nor do
-        latencies, which are an artifact of their own.
+        The sizes of tensors and activations are left out, since they follow from the network, and
+        so is the latency table, which is an artifact of its own.
         """
         data = {
-            "groups": [_described(group) for group in self.groups],
+            "groups": [asdict(group) for group in self.groups],
             "layer_costs": [asdict(cost) for cost in self.layer_costs],
             "constant_macs": self.constant_macs,
         }
@@ -290,21 +310,14 @@ class PruningSpace:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _described(group: ChannelGroup) -> dict[str, Any]:
-    limits = asdict(group)
-    if group.max_keep is None:
-        del limits["max_keep"]  # as before there were such limits
-    return limits
-
-
 def legal_min_width(group: ChannelGroup) -> int:
-    """The smallest legal width: ``min_keep`` rounded up to the multiple, or the whole group."""
+    """Return the smallest legal width: ``min_keep`` rounded up to the multiple, or all filters."""
     rounded = math.ceil(group.min_keep / group.multiple) * group.multiple
     return min(rounded, group.num_filters)
 
 
 def legal_max_width(group: ChannelGroup) -> int:
-    """The largest legal width: ``max_keep`` rounded down to the multiple, or the whole group."""
+    """Return the largest legal width: ``max_keep`` rounded down to the multiple, or all."""
     if group.max_keep is None or group.max_keep == group.num_filters:
         return group.num_filters
     rounded = group.max_keep // group.multiple * group.multiple

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from fppmo_ray.distribution.activations import Activations
+from fppmo_ray.distribution.costs import Activations
 from fppmo_ray.distribution.space import ChannelGroup, IntArray, LayerCost, TensorSize, Width
 from fppmo_ray.pruning.extract import AxisUnits
 

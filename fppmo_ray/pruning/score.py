@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -69,14 +70,23 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """The result of scoring a mask."""
+    """The figures of a scored mask, and how long the score took."""
 
     val_loss: float
-    """Mean loss on the held-out images."""
-    val_accuracy: float
-    """Accuracy on the held-out images, in [0, 1]."""
+    """Mean loss on held-out images, or minus the score of a user's own task."""
+    val_accuracy: float | None
+    """Accuracy in [0, 1]; None where nothing is classified."""
     seconds: float
-    """Wall-clock time that the score took."""
+    """Time that the score took."""
+
+    @property
+    def error(self) -> str | None:
+        """A sentence if a figure is not finite, which makes the score a failure; else None."""
+        if math.isfinite(self.val_loss) and math.isfinite(self.val_accuracy or 0.0):
+            return None
+        if self.val_accuracy is None:
+            return f"the score is not finite: {-self.val_loss}"
+        return f"the score is not finite: loss {self.val_loss}, accuracy {self.val_accuracy}"
 
 
 def score(candidate: Candidate) -> Score:

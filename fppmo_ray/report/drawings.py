@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fppmo_ray.report.run import Run, finalists, read_run, scores_by_worker
-from fppmo_ray.service.record.artifacts import DENSE, FPPMO, IMPORTANCE_ONLY
-from fppmo_ray.service.record.facts import Asked, Failed, Scored, Updated
-from fppmo_ray.service.record.storage import location_of, open_storage
+from fppmo_ray.distribution import Feedback, Proposal
+from fppmo_ray.report.run import Run, costs_of, finalists, read_run, scores_by_worker
+from fppmo_ray.service.journal.artifacts import DENSE, FPPMO, IMPORTANCE_ONLY
+from fppmo_ray.service.journal.facts import Updated
+from fppmo_ray.service.journal.storage import location_of, open_storage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,44 +51,56 @@ def draw_figures(run_dir: str | Path) -> None:
 
 
 def draw_scores(figure: Figure, run: Run) -> None:
-    """Draw every score on search-val, and each generation's mean and best.
+    """Draw every score on search-val, with each generation's mean and best.
 
-    With several rungs, mean and best are those of the deepest. Each budget has its own.
+    The upper axes show the number that the search compares; the lower ones show the accuracy, or
+    the score of a user's own task, of the same proposals. Each budget has its own mean and best.
     """
     from matplotlib.ticker import MaxNLocator
 
-    history = _figures(run)
-    rungs = sorted({*history["rung"]})
-    axes: Axes = figure.subplots()
-    for rung in rungs:
-        label = "proposal" if len(rungs) == 1 else f"proposal, {rung} steps"
-        color = "0.7" if rung == rungs[-1] else "0.88"
-        own = history[history["rung"] == rung]
-        axes.plot(own["generation"], own["figure"], ".", color=color, label=label)
-    deepest = history["rung"] == rungs[-1]
-    budgets = sorted({*history["budget"].dropna()})
-    _draw_generations(axes, history[deepest], budgets)
-    axes.set(xlabel="generation", ylabel=run.measure.at("on search-val"), title="Scores")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend()
+    history = _scores(run)
+    compared, readable = figure.subplots(2, sharex=True)
+    for axes, column in ((compared, "cost"), (readable, "figure")):
+        axes.plot(history["generation"], history[column], ".", color="0.7", label="proposal")
+        _draw_generations(axes, history, column)
+    compared.set(ylabel=_compared_figure(run), title="Scores on search-val")
+    readable.set(xlabel="generation", ylabel=run.measure.at("on search-val"))
+    readable.xaxis.set_major_locator(MaxNLocator(integer=True))
+    compared.legend(fontsize=7)
 
 
-def _figures(run: Run) -> pd.DataFrame:
-    """Return the scores that did not fail, with a column ``figure`` in display units."""
+def _scores(run: Run) -> pd.DataFrame:
+    """Return the scores that did not fail, with columns ``cost`` and ``figure``.
+
+    ``cost`` is the number that the search compares; ``figure`` is the score in display units.
+    """
     history = run.history.dropna(subset=["score"])
-    return history.assign(figure=run.measure.scale * history["score"].astype(float))
+    return history.assign(
+        cost=history["id"].map(costs_of(run)),
+        figure=run.measure.scale * history["score"].astype(float),
+    )
 
 
-def _draw_generations(axes: Axes, history: pd.DataFrame, budgets: list[float]) -> None:
-    """Draw mean and best of every generation, for each budget."""
+def _compared_figure(run: Run) -> str:
+    """Return the name of the number that the search compares."""
+    merit = run.started.merit
+    if merit.rank_by == "val_accuracy":
+        return "minus accuracy"
+    return "loss, weighed by parameters" if merit.capacity_weight else "loss"
+
+
+def _draw_generations(axes: Axes, history: pd.DataFrame, column: str) -> None:
+    """Draw the mean of every generation, and its best proposal, for each budget."""
+    budgets = sorted({*history["budget"].dropna()})
     for number, budget in enumerate(budgets or [None]):
         own = history if budget is None else history[history["budget"] == budget]
-        by_generation = own.groupby("generation")["figure"]
+        by_generation = own.groupby("generation")
+        best_rows = own.loc[by_generation["cost"].idxmin()].set_index("generation")
         behind = "" if budget is None else f", budget {budget}"
         mean, best = ("tab:blue", "tab:orange") if budget is None else 2 * (f"C{number}",)
-        axes.plot(by_generation.mean(), color=mean, label=f"generation's mean{behind}")
         style = "-" if budget is None else ":"
-        axes.plot(by_generation.max(), style, color=best, label=f"generation's best{behind}")
+        axes.plot(by_generation[column].mean(), color=mean, label=f"generation's mean{behind}")
+        axes.plot(best_rows[column], style, color=best, label=f"generation's best{behind}")
 
 
 def draw_front(figure: Figure, run: Run) -> None:
@@ -140,25 +153,41 @@ def draw_widths(figure: Figure, run: Run) -> None:
 def draw_timeline(figure: Figure, run: Run) -> None:
     """Draw when each worker computed scores."""
     workers = scores_by_worker(run)
-    begin = min(fact.at - fact.seconds for facts in workers.values() for fact in facts)
-    end = max(fact.at for facts in workers.values() for fact in facts)
+    spans = {worker: [_span(item) for item in scores] for worker, scores in workers.items()}
+    begin = min(start for of_worker in spans.values() for start, _ in of_worker)
+    end = max(sum(span) for of_worker in spans.values() for span in of_worker)
     axes: Axes = figure.subplots()
-    for row, facts in enumerate(workers.values()):
-        spans = [(fact.at - fact.seconds - begin, fact.seconds) for fact in facts]
-        axes.broken_barh(spans, (row - 0.4, 0.8), color=["tab:blue", "tab:cyan"])
-    busy = sum(fact.seconds for facts in workers.values() for fact in facts)
+    for row, of_worker in enumerate(spans.values()):
+        bars = [(start - begin, seconds) for start, seconds in of_worker]
+        axes.broken_barh(bars, (row - 0.4, 0.8), color=["tab:blue", "tab:cyan"])
+    busy = sum(seconds for of_worker in spans.values() for _, seconds in of_worker)
     idle = max(0.0, 1 - busy / ((end - begin) * len(workers))) if end > begin else 0.0
-    failed = sum(isinstance(fact, Failed) for fact in run.facts)
+    failed = sum(isinstance(fact, Feedback) and fact.failed for fact in run.facts)
     axes.set_yticks(range(len(workers)), [name.partition("@")[0] for name in workers], fontsize=7)
     axes.set(xlabel="seconds", ylabel="worker")
     axes.set_title(f"Scores by worker: {100 * idle:.1f} % idle, {failed} failed")
 
 
+def _span(feedback: Feedback) -> tuple[float, float]:
+    """Return when a score began, as Unix time, and how many seconds it took."""
+    assert feedback.at is not None  # the driver notes it for every score
+    seconds = feedback.seconds or 0.0
+    return feedback.at - seconds, seconds
+
+
 def draw_agreement(figure: Figure, run: Run) -> None:
     """Draw the finalists' mean losses on choose-val over their losses as proposals."""
-    masks = {fact.id: fact.mask for fact in run.facts if isinstance(fact, Asked)}
-    scored = {masks[fact.id]: fact.val_loss for fact in run.facts if isinstance(fact, Scored)}
-    pairs = [(scored[one.mask], fmean(one.losses)) for one in finalists(run) if one.mask in scored]
+    masks = {f.proposal_id: f.keep.tobytes() for f in run.facts if isinstance(f, Proposal)}
+    scored = {
+        masks[fact.proposal_id]: fact.val_loss
+        for fact in run.facts
+        if isinstance(fact, Feedback) and fact.val_loss is not None
+    }
+    pairs = [
+        (scored[one.keep.tobytes()], fmean(one.losses))
+        for one in finalists(run)
+        if one.keep.tobytes() in scored
+    ]
     axes: Axes = figure.subplots()
     axes.plot([score for score, _ in pairs], [again for _, again in pairs], "o")
     axes.set(xlabel="loss of the proposal's score", ylabel="mean loss on choose-val")
@@ -179,9 +208,7 @@ def draw_runs(figure: Figure, runs: list[Run]) -> None:
     """Draw the mean score of every generation, for each of several runs."""
     axes: Axes = figure.subplots()
     for run in runs:
-        history = _figures(run)
-        deepest = history[history["rung"] == history["rung"].max()]
-        axes.plot(deepest.groupby("generation")["figure"].mean(), label=run.name)
+        axes.plot(_scores(run).groupby("generation")["figure"].mean(), label=run.name)
     ylabel = runs[0].measure.at("on search-val")
     axes.set(xlabel="generation", ylabel=ylabel, title="Generations' means")
     axes.legend()

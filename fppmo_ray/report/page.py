@@ -24,7 +24,7 @@ from fppmo_ray.report.result_rows import (
 )
 from fppmo_ray.report.run import RescoredFinalist, Run, finalists, read_run, with_distinct_names
 from fppmo_ray.report.table import status_lines
-from fppmo_ray.service.record.artifacts import DENSE
+from fppmo_ray.service.journal.artifacts import DENSE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -198,13 +198,12 @@ def _choice(run: Run) -> list[str]:
     rows = [
         [
             f"{one.name}{' (chosen)' if one.is_chosen else ''}",
-            str(one.stage),
             *_scores(one),
         ]
         for one in finalists(run)
     ]
     named = [run.measure.at("on choose-val"), *(["loss"] if run.measure == ACCURACY else [])]
-    columns = ("finalist", "stage", *named)
+    columns = ("finalist", *named)
     return ["<h2>Finalists</h2>", _table(columns, rows)] if rows else []
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fppmo_ray.service.record.artifacts import FPPMO
+from fppmo_ray.service.journal.artifacts import FPPMO
 
 _Figures = dict[str, Any]
 _TOP5 = "top5_accuracy"

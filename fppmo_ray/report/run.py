@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fppmo_ray.distribution import BoolArray, Feedback, Proposal
 from fppmo_ray.report.result_rows import Measure, measure_of
-from fppmo_ray.service.record.artifacts import RESULT, read_figures
-from fppmo_ray.service.record.facts import Chosen, Fact, Rescored, Scored, Started
-from fppmo_ray.service.record.history import read_history
-from fppmo_ray.service.record.run_directory import read_journal
-from fppmo_ray.service.record.storage import open_storage
+from fppmo_ray.service.journal.artifacts import RESULT, history_of, read_figures
+from fppmo_ray.service.journal.facts import Chosen, Fact, Rescored, Started
+from fppmo_ray.service.journal.run_directory import read_journal
+from fppmo_ray.service.journal.storage import open_storage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +29,7 @@ class Run:
     facts: list[Fact]
     """All facts of the journal, in order."""
     history: pd.DataFrame
-    """A row for every score, see ``read_history``."""
+    """A row for every score, see ``history_of``."""
     figures: dict[str, Any] | None
     """The content of result.json; None before the search has finished."""
 
@@ -55,9 +55,7 @@ class RescoredFinalist:
 
     name: str
     """Where the mask comes from, such as ``mode`` or ``sample 3``."""
-    stage: int
-    """The stage of the search, from 0."""
-    mask: str
+    keep: BoolArray
     """The mask, packed as in the journal."""
     losses: tuple[float, ...]
     """The loss of each score; minus the score of the user's own task."""
@@ -83,7 +81,7 @@ def read_run(run_dir: str | Path) -> Run:
         location=storage.location.rstrip("/"),
         name=storage.location.rstrip("/").rpartition("/")[2],
         facts=facts,
-        history=read_history(run_dir),
+        history=history_of(facts),
         figures=read_figures(run_dir) if storage.exists(RESULT) else None,
     )
 
@@ -100,33 +98,39 @@ def with_distinct_names(runs: Sequence[Run]) -> list[Run]:
 
 def finalists(run: Run) -> list[RescoredFinalist]:
     """Return the finalists that were rescored on choose-val, in that order."""
-    chosen = {(fact.stage, fact.mask) for fact in run.facts if isinstance(fact, Chosen)}
-    scores: dict[tuple[int, str, str], list[Rescored]] = {}
+    chosen = {fact.keep.tobytes() for fact in run.facts if isinstance(fact, Chosen)}
+    scores: dict[tuple[str, bytes], list[Rescored]] = {}
     for fact in run.facts:
         if isinstance(fact, Rescored) and fact.split == "choose_val":
-            scores.setdefault((fact.stage, fact.finalist, fact.mask), []).append(fact)
+            scores.setdefault((fact.finalist, fact.keep.tobytes()), []).append(fact)
     return [
         RescoredFinalist(
             name=name,
-            stage=stage,
-            mask=mask,
+            keep=repeats[0].keep,
             losses=tuple(fact.val_loss for fact in repeats),
             accuracies=tuple(
                 fact.val_accuracy for fact in repeats if fact.val_accuracy is not None
             ),
-            is_chosen=(stage, mask) in chosen,
+            is_chosen=mask in chosen,
         )
-        for (stage, name, mask), repeats in scores.items()
+        for (name, mask), repeats in scores.items()
     ]
 
 
-def scores_by_worker(run: Run) -> dict[str, list[Scored]]:
+def scores_by_worker(run: Run) -> dict[str, list[Feedback]]:
     """Return every worker's scores in the order in which they ended, by the worker's name."""
-    by_worker: dict[str, list[Scored]] = {}
-    for fact in sorted(_scored(run), key=lambda fact: fact.at):
+    by_worker: dict[str, list[Feedback]] = {}
+    for fact in sorted(_scored(run), key=lambda fact: fact.at or 0.0):
         by_worker.setdefault(fact.worker, []).append(fact)
     return by_worker
 
 
-def _scored(run: Run) -> Iterator[Scored]:
-    return (fact for fact in run.facts if isinstance(fact, Scored))
+def costs_of(run: Run) -> dict[int, float]:
+    """Return the number that the search compares, the lower the better, for each scored id."""
+    merit = run.started.merit
+    parameters = {f.proposal_id: f.parameters for f in run.facts if isinstance(f, Proposal)}
+    return {f.proposal_id: merit.cost(f, parameters[f.proposal_id]) for f in _scored(run)}
+
+
+def _scored(run: Run) -> Iterator[Feedback]:
+    return (fact for fact in run.facts if isinstance(fact, Feedback) and not fact.failed)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any, get_args
 
 from rich.console import Console
 from rich.table import Table
 
+from fppmo_ray.distribution import Feedback, Proposal
 from fppmo_ray.distribution.limits import Resource
 from fppmo_ray.report.result_rows import (
     cut_table,
@@ -19,23 +19,21 @@ from fppmo_ray.report.result_rows import (
     table_sentence,
     title_of,
 )
-from fppmo_ray.service.record.artifacts import read_figures
-from fppmo_ray.service.record.facts import (
-    Asked,
+from fppmo_ray.service.journal.artifacts import read_figures
+from fppmo_ray.service.journal.facts import (
     Chosen,
     ComputeChosen,
     EpochFinished,
     Fact,
-    Failed,
     Finished,
+    ImportanceMeasured,
     LatencyMeasured,
     Rescored,
-    Scored,
     Started,
-    ends_of_scores,
+    latest_feedback,
 )
-from fppmo_ray.service.record.run_directory import read_journal
-from fppmo_ray.service.record.storage import location_of
+from fppmo_ray.service.journal.run_directory import read_journal
+from fppmo_ray.service.journal.storage import location_of
 
 
 def print_result(run_dir: str | Path, console: Console) -> None:
@@ -127,25 +125,20 @@ def status_lines(facts: list[Fact]) -> list[tuple[str, str]]:
     if started is None:
         return [("state", "not started")]
     settings = started.identity["settings"]
-    ends = ends_of_scores(facts).values()
-    scored = [fact for fact in ends if isinstance(fact, Scored)]
-    failed = {fact.id for fact in ends if isinstance(fact, Failed)}
-    num_scored = len({fact.id for fact in scored} - failed)
+    feedback = latest_feedback(facts).values()
+    num_failed = sum(item.failed for item in feedback)
+    num_scored = len(feedback) - num_failed
     lines = [
         ("search", started.search_id),
-        ("state", _state(facts, _num_stages(settings))),
+        ("state", _state(facts, settings)),
         ("MACs cut", f"{_listed(settings['macs_cut'])} of {started.dense_macs:,}"),
         *_further_cuts(settings),
-        ("proposals", f"{num_scored} scored, {len(failed)} failed of {settings['proposals']}"),
-        ("asked", str(_count(facts, Asked))),
+        ("proposals", f"{num_scored} scored, {num_failed} failed of {settings['proposals']}"),
+        ("asked", str(_count(facts, Proposal))),
     ]
     lines += [("compute", fact.why) for fact in facts if isinstance(fact, ComputeChosen)]
     lines += [("latency", str(fact)) for fact in facts if isinstance(fact, LatencyMeasured)]
-    by_rung = Counter(fact.rung for fact in scored)
-    if len(by_rung) > 1:
-        counts = ", ".join(f"{by_rung[rung]} of {rung} steps" for rung in sorted(by_rung))
-        lines.append(("scores", counts))
-    lines += _best_scores(facts, scored)
+    lines += _best_scores(started, facts)
     epochs = [fact for fact in facts if isinstance(fact, EpochFinished)]
     last = {fact.task: fact for fact in epochs}
     lines += [(task, f"epoch {fact.epoch} done{_loss(fact)}") for task, fact in last.items()]
@@ -167,42 +160,34 @@ def _listed(macs_cut: float | list[float]) -> str:
     return ", ".join(map(str, macs_cut)) if isinstance(macs_cut, list) else str(macs_cut)
 
 
-def _best_scores(facts: list[Fact], scored: list[Scored]) -> list[tuple[str, str]]:
+def _best_scores(started: Started, facts: list[Fact]) -> list[tuple[str, str]]:
     """Return a line for every budget, because scores of different budgets do not compare."""
-    cuts = {fact.id: fact.macs_cut for fact in facts if isinstance(fact, Asked)}
-    by_cut: dict[float | None, list[Scored]] = {}
-    for fact in scored:
-        by_cut.setdefault(cuts.get(fact.id), []).append(fact)
+    proposals = {fact.proposal_id: fact for fact in facts if isinstance(fact, Proposal)}
+    by_cut: dict[float | None, list[Feedback]] = {}
+    for item in latest_feedback(facts).values():
+        if not item.failed:
+            by_cut.setdefault(proposals[item.proposal_id].macs_cut, []).append(item)
     lines = []
     for macs_cut in sorted(by_cut, key=lambda cut: cut or 0.0):
-        best = max(by_cut[macs_cut], key=lambda fact: (fact.round, fact.rung, fact.score))
+        ranked = started.merit.ranked(by_cut[macs_cut], lambda i: proposals[i].parameters)
         name = "best on search-val" + ("" if macs_cut is None else f", budget {macs_cut}")
-        lines.append((name, f"{best.score:.4f} (proposal {best.id})"))
+        lines.append((name, f"{ranked[0].score:.4f} (proposal {ranked[0].proposal_id})"))
     return lines
 
 
-def _num_stages(settings: dict[str, Any]) -> int:
-    """Return how many searches follow each other, 1 without stages."""
-    stages = settings.get("stages", ())
-    earlier = {*stages} if isinstance(stages, list | tuple) else {stages}
-    return len(earlier - {settings["macs_cut"]}) + 1 if earlier else 1
-
-
-def _state(facts: list[Fact], num_stages: int) -> str:
+def _state(facts: list[Fact], settings: dict[str, Any]) -> str:
     """Return the step that the search has reached."""
     if _count(facts, Finished):
         return "finished"
-    chosen = [place for place, fact in enumerate(facts) if isinstance(fact, Chosen)]
-    stage = len({fact.stage for fact in facts if isinstance(fact, Chosen)})
-    if stage == num_stages:
+    if _count(facts, Chosen):
         return "final fine-tuning"
-    of_stage = facts[chosen[-1] + 1 :] if chosen else facts
-    in_stage = f", stage {stage + 1} of {num_stages}" if num_stages > 1 else ""
-    if _count(of_stage, Rescored):
-        return f"choosing among the finalists{in_stage}"
-    if _count(of_stage, Asked):
-        return f"searching{in_stage}"
-    return f"fine-tuning between stages{in_stage}" if chosen else "preparing"
+    if _count(facts, Rescored):
+        return "choosing among the finalists"
+    if _count(facts, Proposal):
+        return "searching"
+    if settings["stages"] and _count(facts, ImportanceMeasured):
+        return "searching in stages: each has a run directory below, stage-1, stage-2 ..."
+    return "preparing"
 
 
 def _count(facts: list[Fact], kind: type[Fact]) -> int:

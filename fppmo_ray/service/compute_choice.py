@@ -12,13 +12,13 @@ import numpy as np
 from fppmo_ray.distribution import BoolArray
 from fppmo_ray.distribution.logits import uniform_priority
 from fppmo_ray.pruning.compute_trial import ComputeTrial
-from fppmo_ray.service.budgets import budgets_of
-from fppmo_ray.service.pool.work import Work
+from fppmo_ray.service.journal.facts import ComputeChosen
+from fppmo_ray.service.journal.run_directory import RunDirectory
+from fppmo_ray.service.pool.call import Call
 from fppmo_ray.service.pool.worker_pool import WorkerPool
-from fppmo_ray.service.problem import Problem, Prunable
-from fppmo_ray.service.record.facts import ComputeChosen
-from fppmo_ray.service.record.run_directory import RunDirectory
+from fppmo_ray.service.problem import Problem, budgets_of
 from fppmo_ray.service.settings import SearchSettings
+from fppmo_ray.service.worker_protocol import Worker
 from fppmo_ray.training import ComputeConfig, DType
 
 logger = logging.getLogger(__name__)
@@ -28,14 +28,11 @@ _AGREEMENT = 0.1  # largest relative difference of the losses of two configurati
 _LARGE_BATCH = 2500  # images per pass that keep a GPU busy
 
 
-def choose_compute(
-    problem: Prunable, settings: SearchSettings, run: RunDirectory, pool: WorkerPool
-) -> ComputeConfig:
+def choose_compute(problem: Problem, run: RunDirectory, pool: WorkerPool[Worker]) -> ComputeConfig:
     """Return the journal's compute configuration, or choose one and record it.
 
     Args:
-        problem: Its compute configuration holds the dtype and threads that were asked for.
-        settings: ``dtype`` and ``autotune`` say how to choose.
+        problem: Its settings' ``dtype`` and ``autotune`` say how to choose.
         run: Run directory, where the choice is recorded.
         pool: Idle workers, so that no other work slows the measurements down.
 
@@ -44,12 +41,14 @@ def choose_compute(
     """
     if known := run.all(ComputeChosen):
         return ComputeConfig(**known[0].compute)
-    keep = _some_mask(problem, settings)
-    if isinstance(problem, Problem):
-        chosen = decide(problem, settings, pool, keep)
+    keep = _some_mask(problem)
+    if problem.task.follows_compute:
+        chosen = decide(problem, pool, keep)
     else:
         # One score now finds errors in a user's task before a whole generation runs into them.
-        pool.run([Work(name="first score of the task", method="try_score", arguments=(keep,))])
+        asked = problem.compute
+        name = "first score of the task"
+        pool.run([Call(name, lambda worker: worker.try_compute(asked, keep))])
         why = "all passes are computed by the task's own functions"
         chosen = ComputeChosen(compute=asdict(problem.compute), trials=[], why=why)
     run.record([chosen])
@@ -62,29 +61,26 @@ def is_settled(settings: SearchSettings) -> bool:
     return settings.dtype != "auto" and not settings.autotune
 
 
-def decide(
-    problem: Problem, settings: SearchSettings, pool: WorkerPool, keep: BoolArray
-) -> ComputeChosen:
+def decide(problem: Problem, pool: WorkerPool[Worker], keep: BoolArray) -> ComputeChosen:
     """Choose a compute configuration as the settings say.
 
     Args:
-        problem: Its compute configuration holds the dtype and threads that were asked for.
-        settings: With ``autotune``, configurations are timed on a worker. Without it, the worker's
-            processor decides on the dtype where that is ``auto``, and nothing else changes.
+        problem: With ``autotune`` in its settings, configurations are timed on a worker. Without
+            it, the worker's processor decides on the dtype where that is ``auto``, and nothing else
+            changes.
         pool: Idle workers.
         keep: The mask that is scored in measurements, bool ``(num_filters,)``.
 
     Raises:
         RuntimeError: the network cannot be scored.
     """
-    asked = problem.compute
+    asked, settings = problem.compute, problem.settings
     if is_settled(settings):
         return ComputeChosen(compute=asdict(asked), trials=[], why=f"{asked}, as asked for")
-    [native] = pool.run([Work(name="dtype of the worker", method="native_dtype", arguments=())])
+    call: Call[Worker, DType] = Call("dtype of the worker", lambda worker: worker.native_dtype())
+    [native] = pool.run([call])
     if settings.autotune:
-        return choose_fastest(
-            asked, changes_to_try(problem, settings, native), _trials_on(pool, keep)
-        )
+        return choose_fastest(asked, changes_to_try(problem, native), _trials_on(pool, keep))
     compute = replace(asked, dtype=native)
     units = "units" if native == "bfloat16" else "no units"
     why = f"{compute}: the worker's processor has {units} for bfloat16"
@@ -120,31 +116,34 @@ def choose_fastest(
     )
 
 
-def changes_to_try(
-    problem: Problem, settings: SearchSettings, native: DType
-) -> list[list[Mapping[str, Any]]]:
+def changes_to_try(problem: Problem, native: DType) -> list[list[Mapping[str, Any]]]:
     """Return, for each field of the configuration, the changes of it that may be faster.
 
     Args:
-        problem: Its device type and fidelity decide what can be faster.
-        settings: A dtype that was asked for is not changed.
+        problem: Its device type and score depth decide what can be faster; a dtype that was asked
+            for is not changed.
         native: The fastest dtype that the worker's processor has units for.
     """
-    tries_bfloat16 = settings.dtype == "auto" and native == "bfloat16"
+    tries_bfloat16 = problem.settings.dtype == "auto" and native == "bfloat16"
     dtypes: list[Mapping[str, Any]] = [{"dtype": "bfloat16"}] if tries_bfloat16 else []
     folding: list[Mapping[str, Any]] = [{"fold_batchnorm": True}]
     if problem.device_type == "cpu":
         # Layouts are not tried: on CPUs channels last was always faster, up to three times.
         return [dtypes, folding, [{"threads": count} for count in _halves(problem.threads)]]
-    graphs: list[Mapping[str, Any]] = [{"cuda_graphs": True}] if problem.fidelity.steps else []
+    graphs: list[Mapping[str, Any]] = (
+        [{"cuda_graphs": True}] if problem.settings.score_steps else []
+    )
     return [dtypes, [{"channels_last": False}], [{"scoring_batch": _LARGE_BATCH}], folding, graphs]
 
 
-def _trials_on(pool: WorkerPool, keep: BoolArray) -> Callable[[ComputeConfig], ComputeTrial]:
+def _trials_on(
+    pool: WorkerPool[Worker], keep: BoolArray
+) -> Callable[[ComputeConfig], ComputeTrial]:
     def measure(compute: ComputeConfig) -> ComputeTrial:
-        work = Work(name=f"trial of {compute}", method="try_compute", arguments=(compute, keep))
-        trial: ComputeTrial
-        [trial] = pool.run([work])
+        call: Call[Worker, ComputeTrial] = Call(
+            f"trial of {compute}", lambda worker: worker.try_compute(compute, keep)
+        )
+        [trial] = pool.run([call])
         return trial
 
     return measure
@@ -185,11 +184,11 @@ def _seconds(trial: ComputeTrial) -> float:
     return trial.seconds
 
 
-def _some_mask(problem: Prunable, settings: SearchSettings) -> BoolArray:
+def _some_mask(problem: Problem) -> BoolArray:
     """A mask that meets the budget with equal rates: the time of a score depends on its widths.
 
     Latency is not limited yet, since its measurement needs the compute configuration.
     """
-    space = problem.tracing.space
+    space = problem.space
     order = uniform_priority(space, np.arange(1.0, space.num_filters + 1))
-    return budgets_of(space, settings)[0].fill(order)
+    return budgets_of(space, problem.settings)[0].fill(order)

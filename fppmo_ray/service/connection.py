@@ -14,8 +14,7 @@ from typing import Any
 
 import ray
 
-from fppmo_ray.service.pool.ray_errors import ray_errors_said
-from fppmo_ray.service.pool.resources import describe_cluster, node_resources
+from fppmo_ray.service.pool.cluster import describe_cluster, explain_ray_errors, node_resources
 from fppmo_ray.service.settings import Placement
 
 logger = logging.getLogger(__name__)
@@ -51,7 +50,7 @@ def connection(placement: Placement) -> Iterator[None]:
         ray.init(address=address, log_to_driver=True, configure_logging=False)
         _show_worker_output(_line_filter())
     try:
-        with ray_errors_said():
+        with explain_ray_errors():
             _check_resources(placement)
             yield
     finally:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from fppmo_ray.pruning import load_network
 from fppmo_ray.pruning.export import ExchangeFormat, export_network
-from fppmo_ray.service.record.artifacts import network_files, read_figures
-from fppmo_ray.service.record.storage import local_folder
+from fppmo_ray.service.journal.artifacts import network_files, read_figures
+from fppmo_ray.service.journal.storage import local_folder
 
 Format = Literal["torch"] | ExchangeFormat
 """File formats; ``torch`` is the state dict and the recipe that rebuilds the network."""

@@ -1,4 +1,4 @@
-"""The end of a search: finalists rescored with fresh seeds on images no score has seen."""
+"""The choice of a search: finalists rescored with fresh seeds on images no score has seen."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fppmo_ray.distribution import Finalist, PruningSpace, pack_mask
-from fppmo_ray.distribution.capacity import capacity_factor
-from fppmo_ray.service.pool.work import Outcome, Work
-from fppmo_ray.service.pool.worker_pool import WorkerPool
-from fppmo_ray.service.record.artifacts import IMPORTANCE_ONLY
-from fppmo_ray.service.record.facts import Chosen, Rescored
-from fppmo_ray.service.record.run_directory import RunDirectory
-from fppmo_ray.service.scoring import Scoring, score_error
-from fppmo_ray.service.settings import SearchSettings
+import numpy as np
+
+from fppmo_ray.distribution import Finalist, FloatArray, Merit
+from fppmo_ray.pruning import Score
+from fppmo_ray.service.dense_weights import Context
+from fppmo_ray.service.journal.artifacts import IMPORTANCE_ONLY
+from fppmo_ray.service.journal.facts import Chosen, Rescored
+from fppmo_ray.service.journal.run_directory import RunDirectory
+from fppmo_ray.service.pool.call import Call
+from fppmo_ray.service.worker_protocol import SharedWeights, Worker
 
 logger = logging.getLogger(__name__)
 
@@ -24,102 +25,131 @@ _RESCORE_STREAM = 1  # seeds [seed, repeat, 1]: never those of a generation, whi
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What a search ends with at one budget, before anything is fine-tuned."""
+    """The result of a search at one budget, before anything is fine-tuned."""
 
     chosen: Finalist
+    """The finalist with the best mean score."""
     importance_only: Finalist
+    """The mask without feedback, for comparison."""
 
     @property
     def macs_cut(self) -> float | None:
-        """The budget's, of several; None where there is one."""
+        """The budget, in a search with several; else None."""
         return self.chosen.macs_cut
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The result of a search before anything is fine-tuned."""
+
+    choices: Sequence[Choice]
+    """One for every budget, the widest first."""
+    weights: SharedWeights
+    """The dense weights that the chosen networks are cut from."""
+    given: SharedWeights
+    """The dense weights that the search began with: the compared networks are cut from them, and
+    distillation learns from them."""
+    keep_logits: FloatArray | None = None
+    """The distribution's keep-logits at the end, ``(num_filters,)``; None: the model has none."""
+    stages: int = 1
+    """Stages of gradual pruning."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Rescoring:
-    """A finalist to be scored once more."""
+    """One more score of a finalist."""
 
     finalist: Finalist
     split: str
     repeat: int
 
 
+_Key = tuple[str, bytes]
+
+
 def choose(
-    finalists: Sequence[Finalist],
-    pool: WorkerPool,
-    run: RunDirectory,
-    settings: SearchSettings,
-    scoring: Scoring,
-    space: PruningSpace,
+    finalists: Sequence[Finalist], context: Context, weights: SharedWeights, timeout: float | None
 ) -> list[Choice]:
     """Rescore all finalists on choose-val and keep the one with the best mean score.
 
     Fresh seeds and fresh images take away the luck that made a sample the best of hundreds. The
-    importance-only mask is rescored on search-val too: how its scores differ is their noise.
+    importance-only mask is rescored on search-val too: the spread of its scores is their noise.
+
+    Args:
+        finalists: The masks, the first of equals winning.
+        context: The search, its pool with nothing unfinished.
+        weights: The dense weights that masks are scored on.
+        timeout: Seconds after which a score is taken from its worker; None: learned.
 
     Returns:
         One choice for every budget, in the order of the finalists.
 
     Raises:
         RuntimeError: every finalist failed, or all of one budget.
-        ValueError: the model no longer names the finalist that the journal says was chosen.
+        ValueError: the model does not name the finalist that the journal says was chosen.
     """
-    journaled = {fact.macs_cut: fact for fact in run.all(Chosen) if fact.stage == scoring.stage}
+    run = context.run
+    merit = context.settings.optimizer_settings().merit(context.problem.space)
+    journaled = {fact.macs_cut: fact for fact in run.all(Chosen)}
     still_open = [item for item in finalists if item.macs_cut not in journaled]
-    failed = _rescore(still_open, pool, run, settings, scoring)
+    failed = _rescore(still_open, context, weights, timeout)
     choices = []
     for macs_cut in dict.fromkeys(item.macs_cut for item in finalists):
         own = [item for item in finalists if item.macs_cut == macs_cut]
         if macs_cut in journaled:
             chosen = _as_journaled(journaled[macs_cut], own)
         else:
-            rescored = _rescored(run, scoring.stage)
-            there = [item for item in own if _key(item) not in failed]
-            chosen = _best(there, rescored, settings, space)
-            name, mask = _key(chosen)
-            run.record([Chosen(finalist=name, mask=mask, macs_cut=macs_cut, stage=scoring.stage)])
+            chosen = _best([item for item in own if _key(item) not in failed], run, merit)
+            run.record([Chosen(finalist=chosen.name, keep=chosen.keep, macs_cut=macs_cut)])
         importance_only = next(item for item in own if item.name == IMPORTANCE_ONLY)
         choices.append(Choice(chosen=chosen, importance_only=importance_only))
     return choices
 
 
-def _key(finalist: Finalist) -> tuple[str, str]:
-    """What a finalist's scores are known by: close budgets may have the same."""
-    return finalist.name, pack_mask(finalist.keep)
+def _key(finalist: Finalist) -> _Key:
+    """Return the key of a finalist's scores; two close budgets may have equal finalists."""
+    return finalist.name, finalist.keep.tobytes()
+
+
+def _key_of_fact(fact: Rescored | Chosen) -> _Key:
+    return fact.finalist, fact.keep.tobytes()
 
 
 def _rescore(
-    finalists: Sequence[Finalist],
-    pool: WorkerPool,
-    run: RunDirectory,
-    settings: SearchSettings,
-    scoring: Scoring,
-) -> set[tuple[str, str]]:
-    """Score and journal what the journal lacks; the finalists that failed."""
-    rescored = _rescored(run, scoring.stage)
-    known = {(fact.finalist, fact.mask, fact.split, fact.repeat) for fact in rescored}
-    for repeat in range(settings.rescore_seeds):
+    finalists: Sequence[Finalist], context: Context, weights: SharedWeights, timeout: float | None
+) -> set[_Key]:
+    """Score and journal what the journal lacks; return the finalists that failed."""
+    run, pool = context.run, context.pool
+    known = {(*_key_of_fact(fact), fact.split, fact.repeat) for fact in run.all(Rescored)}
+    in_flight: dict[Call[Worker, Score], _Rescoring] = {}
+    for repeat in range(context.settings.rescore_seeds):
         for finalist in finalists:
             for split in _splits_of(finalist):
                 rescore = (*_key(finalist), split, repeat)
                 if rescore not in known:
                     known.add(rescore)
-                    pool.submit(_work(_Rescoring(finalist, split, repeat), settings, scoring))
+                    rescoring = _Rescoring(finalist, split, repeat)
+                    call = _rescore_call(rescoring, context.settings.seed, weights, timeout)
+                    in_flight[call] = rescoring
+                    pool.submit(call)
     failed = set()
-    while pool.num_unfinished:
-        ended = pool.next_outcomes()
-        scored = [outcome for outcome in ended if score_error(outcome) is None]
-        run.record(_fact(outcome, settings, scoring) for outcome in scored)
-        for outcome in ended:
-            if (error := score_error(outcome)) is not None:
-                logger.warning("%s failed: %s", outcome.work.name, error)
-                failed.add(_key(outcome.work.tag.finalist))
+    while in_flight:
+        scored = []
+        for call in pool.next_ended():
+            rescoring = in_flight.pop(call)
+            error = call.error or call.value.error
+            if error is None:
+                scored.append(_rescored(rescoring, call.value))
+            else:
+                logger.warning("%s failed: %s", call.name, error)
+                failed.add(_key(rescoring.finalist))
+        run.record(scored)
     return failed
 
 
 def _as_journaled(chosen: Chosen, finalists: Sequence[Finalist]) -> Finalist:
     for finalist in finalists:
-        if _key(finalist) == (chosen.finalist, chosen.mask):
+        if finalist.name == chosen.finalist and np.array_equal(finalist.keep, chosen.keep):
             return finalist
     raise ValueError(
         f"replaying the journal gives another mask for the chosen finalist {chosen.finalist}; "
@@ -131,75 +161,62 @@ def _splits_of(finalist: Finalist) -> tuple[str, ...]:
     return ("choose_val", "search_val") if finalist.name == IMPORTANCE_ONLY else ("choose_val",)
 
 
-def _work(rescoring: _Rescoring, settings: SearchSettings, scoring: Scoring) -> Work:
-    finalist, split, repeat = rescoring.finalist, rescoring.split, rescoring.repeat
-    steps = _steps(rescoring, settings, scoring)
-    return Work(
-        name=f"finalist {_title(finalist)}",
-        method="score",
-        arguments=(
-            *(scoring.weights, finalist.keep, (settings.seed, repeat, _RESCORE_STREAM)),
-            *(split, steps),
-        ),
-        tag=rescoring,
-        timeout=scoring.timeout,
-        size=steps,
+def _rescore_call(
+    rescoring: _Rescoring, seed: int, weights: SharedWeights, timeout: float | None
+) -> Call[Worker, Score]:
+    keep, split = rescoring.finalist.keep, rescoring.split
+    fresh_seed = (seed, rescoring.repeat, _RESCORE_STREAM)
+    return Call(
+        f"finalist {_title(rescoring.finalist)}",
+        lambda worker: worker.rescore(weights.shared, keep, fresh_seed, split),
+        timeout=timeout,
     )
 
 
-def _steps(rescoring: _Rescoring, settings: SearchSettings, scoring: Scoring) -> int:
-    """On search-val a score is repeated as proposals are scored; the choice may look deeper."""
-    if rescoring.split == "choose_val" and settings.rescore_steps is not None:
-        return settings.rescore_steps
-    return scoring.rung
-
-
-def _rescored(run: RunDirectory, stage: int) -> list[Rescored]:
-    return [fact for fact in run.all(Rescored) if fact.stage == stage]
-
-
-def _fact(outcome: Outcome, settings: SearchSettings, scoring: Scoring) -> Rescored:
-    rescoring: _Rescoring = outcome.work.tag
+def _rescored(rescoring: _Rescoring, score: Score) -> Rescored:
     return Rescored(
         finalist=rescoring.finalist.name,
+        keep=rescoring.finalist.keep,
         split=rescoring.split,
         repeat=rescoring.repeat,
-        mask=pack_mask(rescoring.finalist.keep),
-        val_loss=outcome.value.val_loss,
-        val_accuracy=outcome.value.val_accuracy,
-        rung=_steps(rescoring, settings, scoring),
-        seconds=outcome.value.seconds,
-        stage=scoring.stage,
+        val_loss=score.val_loss,
+        val_accuracy=score.val_accuracy,
+        seconds=score.seconds,
     )
 
 
 def _title(finalist: Finalist) -> str:
-    """For people."""
+    """Return the name of a finalist for people."""
     budget = "" if finalist.macs_cut is None else f" for macs_cut {finalist.macs_cut}"
     return f"{finalist.name}{budget}"
 
 
-def _best(
-    finalists: Sequence[Finalist],
-    rescored: Sequence[Rescored],
-    settings: SearchSettings,
-    space: PruningSpace,
-) -> Finalist:
+def _best(finalists: Sequence[Finalist], run: RunDirectory, merit: Merit) -> Finalist:
     if not finalists:
         raise RuntimeError("every finalist failed when it was rescored; see the warnings above")
 
     def mean_cost(finalist: Finalist) -> float:
-        key = (*_key(finalist), "choose_val")
-        facts = [fact for fact in rescored if (fact.finalist, fact.mask, fact.split) == key]
-        loss = statistics.fmean(fact.val_loss for fact in facts)
-        accuracies = [fact.val_accuracy for fact in facts if fact.val_accuracy is not None]
-        if not accuracies:
-            logger.info("finalist %s  score %.4f", _title(finalist), -loss)
-            return loss
-        accuracy = statistics.fmean(accuracies)
-        logger.info("finalist %s  loss %.4f  accuracy %.4f", _title(finalist), loss, accuracy)
-        if settings.rank_by == "val_accuracy":
-            return -accuracy
-        return loss * capacity_factor(space, finalist.keep, settings.capacity_weight)
+        mean = _mean_score(finalist, run)
+        if mean.val_accuracy is None:
+            logger.info("finalist %s  score %.4f", _title(finalist), -mean.val_loss)
+        else:
+            figures = mean.val_loss, mean.val_accuracy
+            logger.info("finalist %s  loss %.4f  accuracy %.4f", _title(finalist), *figures)
+        return merit.cost(mean, finalist.parameters)
 
     return min(finalists, key=mean_cost)  # the first of equals: the order is the model's
+
+
+def _mean_score(finalist: Finalist, run: RunDirectory) -> Score:
+    key = _key(finalist)
+    facts = [
+        fact
+        for fact in run.all(Rescored)
+        if fact.split == "choose_val" and _key_of_fact(fact) == key
+    ]
+    accuracies = [fact.val_accuracy for fact in facts if fact.val_accuracy is not None]
+    return Score(
+        val_loss=statistics.fmean(fact.val_loss for fact in facts),
+        val_accuracy=statistics.fmean(accuracies) if accuracies else None,
+        seconds=sum(fact.seconds for fact in facts),
+    )

@@ -1,4 +1,4 @@
-"""Where latency is limited: its table, measured once per search, journaled, and read again."""
+"""A limit on latency: its table is measured once per search, journaled, and read again."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from typing import Any
 
 from fppmo_ray.distribution.latency_table import LatencyTable
 from fppmo_ray.pruning.latency import MeasuredLatency
-from fppmo_ray.service.budgets import budgets_of
-from fppmo_ray.service.pool.work import Work
+from fppmo_ray.service.journal.facts import LatencyMeasured
+from fppmo_ray.service.journal.run_directory import RunDirectory
+from fppmo_ray.service.pool.call import Call
 from fppmo_ray.service.pool.worker_pool import WorkerPool
-from fppmo_ray.service.problem import Problem
-from fppmo_ray.service.record.facts import LatencyMeasured
-from fppmo_ray.service.record.run_directory import RunDirectory
+from fppmo_ray.service.problem import Problem, budgets_of
 from fppmo_ray.service.settings import SearchSettings
-from fppmo_ray.service.task_problem import TaskProblem
+from fppmo_ray.service.worker_protocol import Worker
 from fppmo_ray.training import ComputeConfig
 
 logger = logging.getLogger(__name__)
@@ -27,52 +26,48 @@ _DOUBTFUL = 0.15  # a median error of the table above this is warned of
 
 
 def with_latency(
-    problem: Problem | TaskProblem,
-    settings: SearchSettings,
-    run: RunDirectory,
-    pool: WorkerPool,
-    compute: ComputeConfig,
-) -> Problem | TaskProblem:
-    """The problem with a space that tells latencies, where the settings limit them.
+    problem: Problem, run: RunDirectory, pool: WorkerPool[Worker], compute: ComputeConfig
+) -> Problem:
+    """Return the problem with a space that knows latencies, if the settings limit them.
 
-    The table decides masks, so it is measured once: whoever resumes, elsewhere too, reads it again.
+    The table decides masks, so it is measured once: a driver that resumes reads it again.
 
     Args:
-        problem: Of the search.
-        settings: What is limited, and for which batch.
+        problem: Its settings say what is limited, and for which batch.
         run: Where the table is kept.
-        pool: With nothing unfinished, so that nothing else slows the worker down.
-        compute: Whose threads the network is timed with.
+        pool: Idle workers, so that no other work slows the measurements down.
+        compute: Says how many threads the network is timed with.
 
     Raises:
         ValueError: the cut is out of reach on this device, or the table is not the journal's.
     """
-    if settings.latency_cut is None:
+    if problem.settings.latency_cut is None:
         return problem
     known = run.all(LatencyMeasured)
-    fact = known[0] if known else _measure(settings, run, pool, compute)
+    fact = known[0] if known else _measure(problem.settings, run, pool, compute)
     content = json.loads(run.read_artifact(fact.artifact, fact.sha256))
     table = LatencyTable.from_json(content["table"])
-    space = replace(problem.tracing.space, latency=table)
-    budgets_of(space, settings)  # refuses what is out of reach on this device
+    space = replace(problem.space, latency=table)
+    budgets_of(space, problem.settings)  # refuses what is out of reach on this device
     return replace(problem, tracing=replace(problem.tracing, space=space))
 
 
 def _measure(
-    settings: SearchSettings, run: RunDirectory, pool: WorkerPool, compute: ComputeConfig
+    settings: SearchSettings,
+    run: RunDirectory,
+    pool: WorkerPool[Worker],
+    compute: ComputeConfig,
 ) -> LatencyMeasured:
-    work = Work(
-        name="latency table",
-        method="measure_latency_table",
-        arguments=(compute, settings.latency_batch, settings.seed),
+    batch, seed = settings.latency_batch, settings.seed
+    call: Call[Worker, MeasuredLatency] = Call(
+        "latency table", lambda worker: worker.measure_latency_table(compute, batch, seed)
     )
-    measured: MeasuredLatency
-    [measured] = pool.run([work])
-    content = json.dumps(_to_json(measured, settings, compute)).encode()
+    [measured] = pool.run([call])
+    content = json.dumps(_to_json(measured, batch, compute)).encode()
     fact = LatencyMeasured(
         artifact=ARTIFACT,
         sha256=run.write_artifact(ARTIFACT, content),
-        batch=settings.latency_batch,
+        batch=batch,
         dense_ms=measured.table.dense_ns / 1e6,
         median_error=measured.median_error,
         device=measured.device,
@@ -89,13 +84,11 @@ def _measure(
     return fact
 
 
-def _to_json(
-    measured: MeasuredLatency, settings: SearchSettings, compute: ComputeConfig
-) -> dict[str, Any]:
+def _to_json(measured: MeasuredLatency, batch: int, compute: ComputeConfig) -> dict[str, Any]:
     return {
         "device": measured.device,
         "threads": compute.threads,
-        "batch": settings.latency_batch,
+        "batch": batch,
         "checks": [asdict(check) for check in measured.checks],
         "table": measured.table.to_json(),
     }

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from torch import nn
 
-from fppmo_ray.distribution import BoolArray, unpack_mask
+from fppmo_ray.distribution import BoolArray
 from fppmo_ray.pruning import load_network
-from fppmo_ray.service.record.artifacts import FPPMO, budgets_asked, network_files, read_figures
-from fppmo_ray.service.record.facts import Chosen
-from fppmo_ray.service.record.history import read_history
-from fppmo_ray.service.record.run_directory import read_journal
+from fppmo_ray.service.journal.artifacts import (
+    FPPMO,
+    budgets_asked,
+    history_of,
+    network_files,
+    read_figures,
+)
+from fppmo_ray.service.journal.facts import Chosen, Fact
+from fppmo_ray.service.journal.run_directory import read_journal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +67,7 @@ class SearchResult:
     run_dir: str | Path
     dense: nn.Module
 
-    @property
+    @cached_property
     def figures(self) -> dict[str, Any]:
         """The content of result.json."""
         return read_figures(self.run_dir)
@@ -82,18 +88,22 @@ class SearchResult:
             )
         return front[0]
 
-    @property
+    @cached_property
     def front(self) -> tuple[Best, ...]:
         """The chosen mask of every budget, the widest first."""
-        facts, figures = read_journal(self.run_dir), self.figures
+        facts, figures = self._facts, self.figures
         chosen = {fact.macs_cut: fact for fact in facts if isinstance(fact, Chosen)}
         rows = [row for row in figures["variants"] if row["name"] == FPPMO]
         return tuple(_best(row, chosen[row.get("budget")], figures) for row in rows)
 
-    @property
+    @cached_property
     def history(self) -> pd.DataFrame:
         """One row per score that has ended, in order of ids and rungs."""
-        return read_history(self.run_dir)
+        return history_of(self._facts)
+
+    @cached_property
+    def _facts(self) -> list[Fact]:
+        return read_journal(self.run_dir)
 
     def network(self, macs_cut: float | None = None) -> nn.Module:
         """The smaller, fine-tuned network, in eval mode on the CPU.
@@ -111,7 +121,7 @@ class SearchResult:
 def _best(row: dict[str, Any], chosen: Chosen, figures: dict[str, Any]) -> Best:
     return Best(
         finalist=chosen.finalist,
-        keep=unpack_mask(chosen.mask, figures["num_filters"]),
+        keep=chosen.keep,
         budget=row.get("budget", budgets_asked(figures)[0]),
         macs=row["macs"],
         macs_cut=row["macs_cut"],

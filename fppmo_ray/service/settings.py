@@ -1,33 +1,33 @@
-"""What a search is asked for, and where it may run."""
+"""The settings of a search, and where it may run."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 from fppmo_ray.distribution import OptimizerSettings, RankBy
 from fppmo_ray.distribution.limits import Resource
 from fppmo_ray.pruning.importance import Criterion
 from fppmo_ray.pruning.score import Fidelity
-from fppmo_ray.service.pool.resources import Demand
-from fppmo_ray.service.schedule import as_one, in_stages
+from fppmo_ray.service.pool.cluster import Demand
 from fppmo_ray.training import ComputeConfig, DType, Recipe
 
 _AT_LEAST_1 = (
     *("score_images", "score_recalibrate_images", "rescore_images", "recalibrate_images"),
-    *("rescore_seeds", "adapt_rounds", "latency_batch"),
+    *("rescore_seeds", "latency_batch"),
 )
+_MIN_GENERATIONS = 2  # of a stage: with one alone, nothing is learned from
 _WIDTH_MULTIPLES = {"cpu": 1, "cuda": 8}
 _CHOICES = {
     "importance": get_args(Criterion),
     "dtype": ("auto", *get_args(DType)),
-    "tune_from": ("given", "adapted"),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSettings:
-    """Everything of the user's that a search's numbers depend on: all of it is journaled."""
+    """All settings that a search's numbers depend on; all of them are journaled."""
 
     macs_cut: float | tuple[float, ...] = 0.0
     """Share of the dense network's multiply-accumulates to remove, in (0, 1). Several, ascending,
@@ -50,7 +50,7 @@ class SearchSettings:
     lag: int = 1
     """Generations in flight beside the current one: 1 hides the generations' tails."""
     rule: str = "layer_es"
-    """How feedback moves the distribution: layer_es, ridge, elite, random, or widths: layer_es on
+    """How feedback moves the distribution: layer_es, elite, random, or widths: layer_es on
     whole layers, which keep their most important filters. That is for fewer than 0.3 proposals per
     filter."""
     rank_by: RankBy = "val_loss"
@@ -78,9 +78,6 @@ class SearchSettings:
     score_steps: int = 0
     """Fine-tuning steps inside a score. 0 only recalibrates: in ``jobs/experiments/fidelity.py`` no
     deeper score agreed better with long fine-tuning, and 50 steps cost 36 times as much."""
-    screen_steps: int | None = None
-    """Fine-tuning steps of a first, cheap score of every proposal: only the best third of a
-    generation is then scored with score_steps, which must be more. None scores all at once."""
     recalibrate_images: int = 1000
     """Search-train images that re-estimate the batch-norm statistics of finalists, and of networks
     before they are fine-tuned or handed out."""
@@ -93,26 +90,14 @@ class SearchSettings:
     """Choose-val images that a finalist's scores are read on."""
     rescore_seeds: int = 3
     """Fresh seeds with which every finalist is rescored on choose-val."""
-    rescore_steps: int | None = None
-    """Fine-tuning steps inside these scores; None: score_steps. Finalists are few, so deeper scores
-    would cost little; in ``jobs/experiments/fidelity.py`` none told good masks better apart."""
     baseline_epochs: int = 0
     """Epochs of training for the dense network before it is pruned; 0 takes it as it is."""
     baseline_learning_rate: float = 0.1
     """Peak learning rate of these epochs."""
-    adapt_epochs: int = 0
-    """Epochs in which the dense weights are adapted, before scores, to masks of the distribution as
-    it then is; distilled from the weights as given. 0 leaves them alone."""
-    adapt_rounds: int = 1
-    """How often, at even distances over the generations of every stage."""
-    adapt_learning_rate: float = 0.05
-    """Peak learning rate of an adaptation's epochs."""
-    tune_from: Literal["given", "adapted"] = "given"
-    """The weights that final fine-tuning begins with. Adapted ones make better scores; after long
-    fine-tuning, no gain of theirs was measured."""
     stages: float | tuple[float, ...] = ()
-    """Cuts before the last, ascending up to macs_cut (0.25,0.45,0.57): each gets an even share of
-    the proposals; then the chosen network is fine-tuned, and the next stage prunes what is left."""
+    """Cuts before the last, ascending up to macs_cut (0.25,0.45,0.57): each is a search of its own
+    with an even share of the proposals, in ``stage-1``, ``stage-2`` ... of the run directory. Its
+    chosen network is fine-tuned, and the next stage prunes that."""
     stage_epochs: int = 5
     """Epochs of fine-tuning between two stages."""
     dtype: Literal["auto"] | DType = "auto"
@@ -128,26 +113,19 @@ class SearchSettings:
     importance-only and the dense network in the end."""
 
     def __post_init__(self) -> None:
-        for name in ("score_steps", "baseline_epochs", "adapt_epochs", "stage_epochs"):
+        for name in ("score_steps", "baseline_epochs", "stage_epochs"):
             _require(getattr(self, name) >= 0, name, ">= 0", getattr(self, name))
         for name in _AT_LEAST_1:
             _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
         _require(0 < self.min_keep <= 1, "min_keep", "in (0, 1]", self.min_keep)
-        for name in ("baseline_learning_rate", "adapt_learning_rate"):
-            _require(getattr(self, name) > 0, name, "> 0", getattr(self, name))
+        rate = self.baseline_learning_rate
+        _require(rate > 0, "baseline_learning_rate", "> 0", rate)
         if self.width_multiple is not None:
             _require(self.width_multiple >= 1, "width_multiple", ">= 1", self.width_multiple)
-        if self.rescore_steps is not None:
-            _require(self.rescore_steps >= 0, "rescore_steps", ">= 0", self.rescore_steps)
         for name, known in _CHOICES.items():
             _require(getattr(self, name) in known, name, f"one of {known}", getattr(self, name))
-        if self.screen_steps is not None:
-            below = f">= 0 and below score_steps = {self.score_steps}"
-            holds = 0 <= self.screen_steps < self.score_steps
-            _require(holds, "screen_steps", below, self.screen_steps)
-        if self.tune_from == "adapted":
-            _require(self.adapt_epochs > 0, "adapt_epochs", "> 0 to tune adapted weights", 0)
-        self.stage_settings()  # refuses a wrong budget, rule or population at once
+        self.optimizer_settings()  # refuses a wrong budget, rule or population at once
+        in_stages(self)  # refuses stages that do not lead up to the budget
 
     def on(self, device_type: str) -> SearchSettings:
         """The settings with all that the workers' device decides: those that are journaled.
@@ -196,12 +174,8 @@ class SearchSettings:
         return self.macs_cuts[0]
 
     def optimizer_settings(self) -> OptimizerSettings:
-        """What ranks and counts all scores; of a search in one stage, what decides on masks too."""
-        return as_one(self.stage_settings())
-
-    def stage_settings(self) -> tuple[OptimizerSettings, ...]:
-        """The part that the probability model needs, for every stage."""
-        in_one_stage = OptimizerSettings(
+        """Return the settings of the probability model."""
+        return OptimizerSettings(
             macs_cut=self.macs_cut,
             params_cut=self.params_cut,
             latency_cut=self.latency_cut,
@@ -213,10 +187,7 @@ class SearchSettings:
             seed=self.seed,
             rank_by=self.rank_by,
             capacity_weight=self.capacity_weight if self.rank_by == "val_loss" else 0.0,
-            rungs=() if self.screen_steps is None else (self.screen_steps, self.score_steps),
         )
-        cuts = self.stages if isinstance(self.stages, tuple) else (self.stages,)
-        return in_stages(in_one_stage, cuts, self.adapt_rounds if self.adapt_epochs else 0)
 
     def plain_compute(self, *, threads: int) -> ComputeConfig:
         """The configuration asked for; float32 where a worker decides on the dtype."""
@@ -234,7 +205,7 @@ class SearchSettings:
     def rescore_fidelity(self) -> Fidelity:
         """How much work each score of a finalist is: they are few, and one of them is chosen."""
         return Fidelity(
-            steps=self.score_steps if self.rescore_steps is None else self.rescore_steps,
+            steps=self.score_steps,
             recalibrate_images=self.recalibrate_images,
             score_images=self.rescore_images,
         )
@@ -280,6 +251,67 @@ class Placement:
     def device_type(self) -> str:
         """``cuda`` where workers hold GPUs, else ``cpu``."""
         return "cuda" if self.gpus_per_worker > 0 else "cpu"
+
+
+def in_stages(settings: SearchSettings) -> list[SearchSettings]:
+    """Return the settings of every stage, each that of a whole search; one stage without cuts.
+
+    The proposals are divided by whole generations. A stage's cut is a share of the MACs of the
+    network that the search begins with.
+
+    Args:
+        settings: The search; its ``macs_cut`` is the last stage's.
+
+    Raises:
+        ValueError: the cuts do not lead up to the search's, or the generations are too few.
+    """
+    earlier = _earlier_cuts(settings)
+    whole = settings.optimizer_settings()
+    num_stages, num_generations = len(earlier) + 1, whole.num_generations
+    if earlier and num_generations < _MIN_GENERATIONS * num_stages:
+        needed = _MIN_GENERATIONS * num_stages * settings.population
+        raise ValueError(
+            f"{num_stages} stages need at least {_MIN_GENERATIONS} generations each, got "
+            f"{num_generations} in all; give --proposals {needed} or more, or fewer stages"
+        )
+    if not earlier:
+        return [settings]
+    ends = [num_generations * stage // num_stages for stage in range(num_stages + 1)]
+    return [
+        replace(
+            settings,
+            macs_cut=macs_cut,
+            proposals=whole.ids(end - 1).stop - whole.ids(begin).start,
+            stages=(),
+        )
+        for macs_cut, (begin, end) in zip(
+            (*earlier, settings.macs_cut), pairwise(ends), strict=True
+        )
+    ]
+
+
+def _earlier_cuts(settings: SearchSettings) -> tuple[float, ...]:
+    cuts = settings.stages if isinstance(settings.stages, tuple) else (settings.stages,)
+    if not cuts:
+        return ()
+    [*_, last] = settings.macs_cuts
+    if len(settings.macs_cuts) > 1:
+        raise ValueError(
+            f"stages lead up to one macs_cut, got {len(settings.macs_cuts)}; give one of them, or "
+            "no stages"
+        )
+    if settings.further_cuts:
+        listed = ", ".join(f"{name}_cut" for name in settings.further_cuts)
+        raise ValueError(
+            f"stages lead up to a macs_cut alone, got {listed} beside it; leave stages out, or "
+            "the other cuts"
+        )
+    earlier = cuts[:-1] if cuts[-1] == last else cuts
+    if list(earlier) != sorted({*earlier}) or not all(0 < cut < last for cut in earlier):
+        raise ValueError(
+            f"stages must ascend within (0, {last}], up to macs_cut, got {','.join(map(str, cuts))}"
+        )
+    return earlier
 
 
 def _require(holds: bool, name: str, expected: str, got: object) -> None:

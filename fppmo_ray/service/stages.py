@@ -1,83 +1,181 @@
-"""Gradual pruning: between two stages the chosen network is cut out, fine-tuned and put back."""
+"""Gradual pruning: an outer loop over whole searches, each on the network the one before left.
+
+Every stage has a run directory of its own, ``stage-1``, ``stage-2`` ... below the search's. Between
+two stages the chosen network is fine-tuned, on the workers and in the journal of the whole search.
+"""
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from pathlib import Path
 
-from fppmo_ray.distribution import (
-    BoolArray,
-    Budget,
-    Finalist,
-    FloatArray,
-    OptimizerSettings,
-    PruningSpace,
-)
+import numpy as np
+from rich.console import Console
+from torch import nn
+
+from fppmo_ray.distribution import BoolArray, Budget, Finalist, FloatArray, PruningSpace
 from fppmo_ray.distribution.logits import uniform_priority
-from fppmo_ray.pruning import extract
+from fppmo_ray.pruning import extract, trace
 from fppmo_ray.pruning.extract import scatter
-from fppmo_ray.service.record.artifacts import IMPORTANCE_ONLY
-from fppmo_ray.service.rounds import Context, RoundWeights, freeze, put_weights
-from fppmo_ray.service.training_tasks import Training
-from fppmo_ray.service.weights import to_arrays
-from fppmo_ray.service.whole_trainings import train_whole
-from fppmo_ray.service.workers.assignments import TrainingTask
+from fppmo_ray.service.dense_weights import Context, dense_weights, measure_importance
+from fppmo_ray.service.finalists import Choice, Found
+from fppmo_ray.service.journal.artifacts import IMPORTANCE_ONLY
+from fppmo_ray.service.journal.facts import Chosen, Started
+from fppmo_ray.service.journal.run_directory import open_run
+from fppmo_ray.service.mask_search import find_mask
+from fppmo_ray.service.pool.worker_pool import worker_pool
+from fppmo_ray.service.problem import Problem, started_of
+from fppmo_ray.service.settings import Placement, SearchSettings, in_stages
+from fppmo_ray.service.trainings import Training, train_whole
+from fppmo_ray.service.weights import load_arrays, to_arrays
+from fppmo_ray.service.worker import PruningWorker
+from fppmo_ray.service.worker_protocol import SharedWeights, TrainingTask, share_weights
 from fppmo_ray.training import state_from_bytes
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """A stretch of a search with a cut of its own."""
-
-    number: int
-    settings: OptimizerSettings
-    given: RoundWeights
-    """The dense weights of the search, which distillation learns from."""
-    first: RoundWeights
-    """The dense weights that the stage begins with."""
-
-    @property
-    def ids(self) -> range:
-        """Its proposals."""
-        begin = self.settings.ids(self.settings.first_generation).start
-        return range(begin, self.settings.num_proposals)
-
-
-def tune_between(
-    context: Context, stage: Stage, keep: BoolArray, weights: RoundWeights
-) -> RoundWeights:
-    """The dense weights of the next stage: those of the chosen network, fine-tuned, and zeros.
+def find_mask_in_stages(
+    context: Context, run_dir: Path | str, placement: Placement, console: Console
+) -> Found:
+    """Search in stages of ascending cuts, from where the journals end.
 
     Args:
-        context: Of the search, its pool with nothing unfinished.
-        stage: The one that has ended.
-        keep: Its chosen mask.
-        weights: Where fine-tuning begins.
+        context: The whole search, its pool with nothing unfinished.
+        run_dir: Its run directory; the stages' lie below.
+        placement: Workers of every stage.
+        console: Where live progress is drawn, if it is a terminal.
 
     Raises:
-        RuntimeError: training diverged.
-        ValueError: the weights are not those of the journal.
+        ValueError: a run directory holds something that cannot be resumed.
+        RuntimeError: the search cannot go on: training diverged, all proposals failed.
+        SearchStopped: a stop was requested.
     """
+    space, stages = context.problem.space, in_stages(context.settings)
+    given = weights = dense_weights(context)
+    importance = measure_importance(context, given)
+    keep, warm_start = np.ones(space.num_filters, dtype=bool), None
+    for number, settings in enumerate(stages, start=1):
+        problem = _stage_problem(context, settings, keep, weights)
+        with context.pool.away():
+            found = _search_stage(problem, context, number, run_dir, placement, console, warm_start)
+        chosen = found.choices[0].chosen
+        assert found.keep_logits is not None  # stages are searched by the probability model
+        warm_start = found.keep_logits[chosen.keep]
+        keep = _within(keep, chosen.keep)
+        if number < len(stages):
+            weights = _fine_tune(context, number, keep, weights, given)
+    choice = Choice(
+        chosen=Finalist(name=chosen.name, keep=keep, parameters=chosen.parameters),
+        importance_only=_importance_only(space, importance, context.settings.only_macs_cut()),
+    )
+    if not context.run.all(Chosen):
+        context.run.record([Chosen(finalist=chosen.name, keep=keep)])
+    return Found(choices=[choice], weights=weights, given=given, stages=len(stages))
+
+
+def stage_run_dir(run_dir: Path | str, number: int) -> Path | str:
+    """Return the run directory of a stage.
+
+    Args:
+        run_dir: Run directory of the whole search, a folder or a URI.
+        number: Number of the stage, counted from 1.
+    """
+    name = f"stage-{number}"
+    if isinstance(run_dir, Path) or "://" not in run_dir:
+        return Path(run_dir) / name
+    place, mark, query = run_dir.partition("?")
+    return f"{place.rstrip('/')}/{name}{mark}{query}"
+
+
+def _stage_problem(
+    context: Context, settings: SearchSettings, keep: BoolArray, weights: SharedWeights
+) -> Problem:
+    """Return the problem of pruning what a mask leaves of the dense network.
+
+    Its widths are limited like those of the dense network: a layer that has lost half of its
+    filters may not lose them all in steps of the smallest share.
+    """
+    whole = context.problem
+    dense = copy.deepcopy(whole.network)
+    load_arrays(dense, weights.snapshot.arrays)
+    network = extract(dense, whole.tracing, keep)
+    tracing = trace(network, whole.task.inputs(), ignore=settings.ignore)
+    space = whole.space.within(keep)
+    if not np.array_equal(tracing.space.dense_widths, space.dense_widths):
+        raise RuntimeError(
+            "the pruned network of a stage has other channel groups than the dense network: "
+            f"{_described(tracing.space)} instead of {_described(space)}; search without stages"
+        )
+    macs_left = (1 - settings.only_macs_cut()) * whole.space.dense_macs
+    settings = replace(
+        settings, macs_cut=1 - macs_left / space.dense_macs, baseline_epochs=0, autotune=False
+    )
+    return replace(whole, network=network, tracing=replace(tracing, space=space), settings=settings)
+
+
+def _search_stage(
+    problem: Problem,
+    context: Context,
+    number: int,
+    run_dir: Path | str,
+    placement: Placement,
+    console: Console,
+    warm_start: FloatArray | None,
+) -> Found:
+    [whole] = context.run.all(Started)
+    started = started_of(problem, f"{whole.search_id}-stage-{number}", whole.versions)
+    with (
+        open_run(stage_run_dir(run_dir, number), resume=None, started=started) as run,
+        worker_pool(
+            PruningWorker,
+            problem,
+            num_workers=placement.workers,
+            demand=placement.demand,
+            stop=context.pool.stop,
+        ) as pool,
+    ):
+        stage = Context(problem=problem, run=run, pool=pool, compute=context.compute)
+        return find_mask(
+            stage,
+            score_timeout=placement.score_timeout,
+            console=console,
+            warm_start=warm_start,
+        )
+
+
+def _fine_tune(
+    context: Context, number: int, keep: BoolArray, weights: SharedWeights, teacher: SharedWeights
+) -> SharedWeights:
+    """Fine-tune a stage's network; return its weights in the dense network's shapes, with zeros."""
     settings, problem = context.settings, context.problem
     task = TrainingTask(
-        name=f"stage-{stage.number}",
+        name=f"stage-{number}",
         keep=keep,
         recipe=replace(settings.recipe, epochs=settings.stage_epochs),
         seed=settings.seed,
     )
-    training = Training(task=task, weights=weights.reference, teacher=stage.given.reference)
+    training = Training(task=task, weights=weights, teacher=teacher)
     states = train_whole([training], problem, context.pool, context.run)
-    smaller = extract(problem.network, problem.tracing, keep)
+    smaller: nn.Module = extract(problem.network, problem.tracing, keep)
     smaller.load_state_dict(state_from_bytes(states[task.name]).network)
     dense = copy.deepcopy(problem.network)
     scatter(smaller, dense, problem.tracing, keep)
-    round_ = stage.first.round + len(stage.settings.round_starts) + 1
-    tuned = put_weights(round_, to_arrays(dense), context.compute)
-    freeze(tuned, context.run)
-    return tuned
+    return share_weights(to_arrays(dense), context.compute)
 
 
-def in_one_shot(space: PruningSpace, importance: FloatArray, macs_cut: float) -> Finalist:
-    """What the importance alone removes at once, for the comparison with gradual pruning."""
+def _within(keep: BoolArray, inner: BoolArray) -> BoolArray:
+    """Return the mask over all filters of a mask over the filters that ``keep`` leaves."""
+    whole = np.zeros_like(keep)
+    whole[keep] = inner
+    return whole
+
+
+def _importance_only(space: PruningSpace, importance: FloatArray, macs_cut: float) -> Finalist:
+    """Return the mask that importance alone removes in one shot, for the comparison."""
     keep = Budget.from_cut(space, macs_cut).fill(uniform_priority(space, importance))
-    return Finalist(IMPORTANCE_ONLY, keep)
+    parameters = space.parameters(keep) if space.tensor_sizes else 0
+    return Finalist(name=IMPORTANCE_ONLY, keep=keep, parameters=parameters)
+
+
+def _described(space: PruningSpace) -> str:
+    return ", ".join(f"{group.name} ({group.num_filters})" for group in space.groups)

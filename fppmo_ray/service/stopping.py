@@ -1,4 +1,4 @@
-"""Ending a job early on request, such that it can be gone on with."""
+"""Ending a search early on request, so that it can be resumed."""
 
 from __future__ import annotations
 
@@ -9,20 +9,17 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from types import FrameType
 
-from fppmo_ray.service.record.facts import Scored
-from fppmo_ray.service.record.run_directory import RunDirectory
-
 
 class SearchStopped(RuntimeError):
-    """A search or a job of many ended early because somebody asked for it; nothing is lost."""
+    """A search or a job of many ended early on request; nothing is lost."""
 
 
 class StopRequest:
-    """Whether somebody wants the work to end.
+    """Whether a user asked for the work to end.
 
     Args:
-        how_far: For the sentence that it ends with: ``37 of 320 proposals are scored``.
-        way_on: Of the same sentence: how to go on.
+        how_far: Returns how far the work is, for the message: ``37 of 320 proposals are scored``.
+        way_on: How to go on, for the same message.
     """
 
     def __init__(self, how_far: Callable[[], str], way_on: str = "go on with --resume") -> None:
@@ -31,7 +28,7 @@ class StopRequest:
         self.is_made = False
 
     def stopped(self) -> SearchStopped:
-        """The error to end with."""
+        """Return the error that the work ends with."""
         return SearchStopped(f"stopped on request: {self._how_far()}; {self._way_on}")
 
 
@@ -52,14 +49,13 @@ def signals_stop_searches() -> Iterator[None]:
 
 
 @contextmanager
-def stop_on_signal(run: RunDirectory, num_proposals: int) -> Iterator[StopRequest]:
+def stop_on_signal(how_far: Callable[[], str]) -> Iterator[StopRequest]:
     """Yield the request that ends a search, made by a signal within ``signals_stop_searches``.
 
     Args:
-        run: The search's run directory, in which scored proposals are counted for the message.
-        num_proposals: Proposals of the whole search.
+        how_far: Returns how far the search is, for the message that it ends with.
     """
-    request = StopRequest(lambda: f"{_num_scored(run)} of {num_proposals} proposals are scored")
+    request = StopRequest(how_far)
     if not _SIGNALS_STOP.get():
         yield request
         return
@@ -93,7 +89,3 @@ def made_by_signal(request: StopRequest) -> Iterator[StopRequest]:
         yield request
     finally:
         restore()
-
-
-def _num_scored(run: RunDirectory) -> int:
-    return len({fact.id for fact in run.all(Scored)})  # at one rung or at several

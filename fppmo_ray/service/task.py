@@ -1,54 +1,224 @@
-"""A task of the user's own: what a network is for, where that is not to classify images."""
+"""What pruned networks are for: the protocol of a task, and tasks made of a user's functions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
-from typing import Any
+from numbers import Real
+from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
-from fppmo_ray.service.settings import SearchSettings
+from fppmo_ray.distribution import BoolArray
+from fppmo_ray.pruning import Score, Tracing, extract
+from fppmo_ray.pruning.compute_trial import ComputeTrial
+from fppmo_ray.service.settings import Placement, SearchSettings
+from fppmo_ray.service.worker_protocol import TrainingReport, TrainingTask
+from fppmo_ray.training import ComputeConfig, Shard, TrainingState, capture
+
+if TYPE_CHECKING:
+    from fppmo_ray.service.problem import Problem
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+_CHOOSE_VAL, _TEST = 2, 3  # last numbers of seeds that no score of the search has
+
+
+class TaskOnWorker(Protocol):
+    """A task in a worker's process, with its data on the worker's device.
+
+    The dense network that a method is given is in eval mode, with the right weights, and must stay
+    unchanged.
+    """
+
+    latency_batches: Sequence[int]
+    """Images per pass at which the latency of the final networks is measured."""
+
+    def load(self) -> None:
+        """Load what every score needs, so that the first score is not slower than others."""
+
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Return the forward's inputs for one image, on the device."""
+
+    def score(
+        self,
+        dense: nn.Module,
+        keep: BoolArray,
+        *,
+        seed: Sequence[int],
+        split: str,
+        compute: ComputeConfig,
+    ) -> Score:
+        """Score the network that a mask leaves.
+
+        Args:
+            dense: The dense network.
+            keep: The mask, ``(num_filters,)``.
+            seed: Seed of everything random in the score.
+            split: ``search_val`` for a proposal, ``choose_val`` for a finalist.
+            compute: How passes are computed.
+        """
+
+    def try_compute(
+        self, dense: nn.Module, keep: BoolArray, compute: ComputeConfig
+    ) -> ComputeTrial:
+        """Measure a score with a compute configuration.
+
+        Args:
+            dense: The dense network.
+            keep: The mask to score, ``(num_filters,)``.
+            compute: The configuration to try.
+        """
+
+    def pruned(self, dense: nn.Module, keep: BoolArray) -> nn.Module:
+        """Return the network that a mask leaves, mended as far as that goes without training.
+
+        Args:
+            dense: The dense network.
+            keep: The mask, ``(num_filters,)``.
+        """
+
+    def importance_batches(self, seed: int) -> Batches | None:
+        """Return labelled batches for criteria that look at gradients; None: there are no labels.
+
+        Args:
+            seed: Seed of the images that are drawn.
+        """
+
+    def train_epoch(
+        self,
+        network: nn.Module,
+        task: TrainingTask,
+        epoch: int,
+        state: TrainingState | None,
+        *,
+        teacher: nn.Module | None,
+        compute: ComputeConfig,
+        shard: Shard,
+    ) -> tuple[TrainingState, TrainingReport]:
+        """Train a network for one epoch, in place; return the new training state and a report.
+
+        Args:
+            network: The network, in the state before the epoch.
+            task: Its recipe and seed.
+            epoch: Epoch, counted from 0.
+            state: Training state before the epoch; None before the first.
+            teacher: Dense network to distil from, if the recipe distils.
+            compute: How passes are computed.
+            shard: Which part of every batch this process takes.
+        """
+
+    def evaluate(self, network: nn.Module, split: str) -> dict[str, float]:
+        """Return figures of a network by name.
+
+        Args:
+            network: A network of the caller's own, which may be changed.
+            split: ``choose_val`` or ``test``.
+        """
+
+
+class Task(Protocol):
+    """What networks are for: how they are scored, trained and tested.
+
+    ``ImageClassification`` is the built-in task; ``FunctionTask`` makes one of plain functions.
+    """
+
+    @property
+    def measure(self) -> str | None:
+        """The name and unit of the figure in tables: ``PSNR, dB``; None: accuracy."""
+
+    @property
+    def follows_compute(self) -> bool:
+        """Whether passes follow the compute configuration; False: the task computes by itself."""
+
+    @property
+    def shares_training(self) -> bool:
+        """Whether several processes can train one network together."""
+
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Return the arguments of the network's forward, with a batch axis, on the CPU."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return what distinguishes this task from others, as plain data for the journal."""
+
+    def functions(self) -> tuple[Callable[..., Any] | None, ...]:
+        """Return the user's functions, which have to travel to the workers."""
+
+    def checked_settings(self, settings: SearchSettings, placement: Placement) -> SearchSettings:
+        """Return the settings as this task reads them.
+
+        Args:
+            settings: The user's settings.
+            placement: Where the search runs.
+
+        Raises:
+            ValueError: a setting or the placement does not fit the task.
+        """
+
+    def check_network(self, network: nn.Module) -> None:
+        """Refuse a network that cannot do the task.
+
+        Args:
+            network: The dense network on the CPU.
+
+        Raises:
+            ValueError: it does not fit; says why.
+        """
+
+    def open(self, problem: Problem, device: torch.device) -> TaskOnWorker:
+        """Return the task with its data on a worker's device.
+
+        Args:
+            problem: The problem that the worker works on.
+            device: The worker's device.
+        """
+
 
 _OF_IMAGES = (
-    *("score_steps", "screen_steps", "rescore_steps", "rank_by", "capacity_weight"),
+    *("score_steps", "rank_by", "capacity_weight", "baseline_epochs", "stages"),
     *("score_images", "score_recalibrate_images", "rescore_images", "recalibrate_images"),
-    *("baseline_epochs", "adapt_epochs", "stages", "dtype", "autotune", "recipe"),
+    *("dtype", "autotune", "recipe"),
 )
-"""Settings that say how images are scored and trained on, which a task does by itself."""
+"""Settings that say how images are scored and trained on, which a task's functions do."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Task:
-    """What pruned networks are scored by and how they are fine-tuned, as plain callables.
+class FunctionTask:
+    """A task made of plain functions, for networks that do not classify images.
 
-    Workers call them, each with a network of its own: a copy on the worker's device, which they
-    may change as they like. They travel as Ray pickles functions, with all that they refer to;
-    large data is better loaded by them, on the worker. What they raise is an error of the mask's
-    own if another worker raises it too. torch's generators are seeded before every call, so a
-    callable that draws from nothing else gives the same again.
+    Workers call the functions, each with a network of its own: a copy on the worker's device, which
+    they may change. They travel as Ray pickles functions, with all that they refer to; large data
+    is better loaded by them, on the worker. An exception that they raise counts as an error of the
+    mask if another worker raises it too. torch's generators are seeded before every call, so a
+    function that draws from nothing else gives the same result again.
 
     A search moves by the order of scores within a generation and never looks at ``test``.
+
+    Raises:
+        ValueError: something that must be a function is none.
     """
 
     example_inputs: Tensor | tuple[Tensor, ...]
     """What the network's forward takes, with a batch axis; only shapes and types matter."""
     score: Callable[[nn.Module, int], float]
-    """(network, seed) -> how good the network is, on held-out training data; the higher the
-    better, and finite. The seed is for what is random in it, such as which data it looks at: all
-    masks of a generation have the same, finalists have others. Begins in eval mode."""
+    """(network, seed) -> how good the network is, on held-out training data: finite, and higher is
+    better. The seed is for what is random in it, such as the choice of data: all masks of a
+    generation have the same, finalists have others. The network is in eval mode."""
     fine_tune: Callable[[nn.Module], None] | None = None
-    """Trains a network in place, as long as it should be trained in the end. None: networks are
-    handed out as they were cut. Begins in training mode."""
+    """Trains a network in place, for as long as it should be trained in the end. None: networks are
+    handed out without training. The network is in training mode."""
     test: Callable[[nn.Module], float] | None = None
     """How good a network is on data that decides nothing: the figure in the result. None: the
     score, at a seed of its own."""
     recalibrate: Callable[[nn.Module], None] | None = None
-    """Mends in place what a cut breaks without training, before a pruned network is scored,
+    """Mends in place what a cut breaks, without training, before a pruned network is scored,
     fine-tuned or tested: ``fppmo_ray.recalibrate_batchnorm``, say. A network with batch norms
     scores badly without."""
     measure: str = "score"
-    """What ``score`` and ``test`` return, in a word with its unit, for tables: ``PSNR, dB``."""
+    """Name and unit of the number that ``score`` and ``test`` return, for tables: ``PSNR, dB``."""
 
     def __post_init__(self) -> None:
         for name in ("score", "fine_tune", "test", "recalibrate"):
@@ -56,54 +226,189 @@ class Task:
             if not callable(given) and (given is not None or name == "score"):
                 raise ValueError(f"{name} of a task must be a function, got {given!r}")
 
+    @property
+    def follows_compute(self) -> bool:
+        """False: the functions compute all passes."""
+        return False
+
+    @property
+    def shares_training(self) -> bool:
+        """False: ``fine_tune`` trains in one process."""
+        return False
+
     def inputs(self) -> tuple[Tensor, ...]:
-        """``example_inputs``, one by one."""
+        """Return ``example_inputs`` as a tuple, on the CPU."""
         given = self.example_inputs
-        return given if isinstance(given, tuple) else (given,)
+        return tuple(tensor.cpu() for tensor in (given if isinstance(given, tuple) else (given,)))
 
     def functions(self) -> tuple[Callable[..., Any] | None, ...]:
-        """Those that were given."""
+        """Return the functions; None for each that was not given."""
         return self.score, self.fine_tune, self.test, self.recalibrate
 
     def identity(self) -> dict[str, Any]:
-        """What is known of it without looking into its functions: their names."""
+        """Return the names of the functions: nothing else can be known of them."""
         called = {name: _name(getattr(self, name)) for name in ("score", "fine_tune", "test")}
-        return {"measure": self.measure, **called, "recalibrate": _name(self.recalibrate)}
+        recalibrate = _name(self.recalibrate)
+        return {"task": {"measure": self.measure, **called, "recalibrate": recalibrate}}
+
+    def checked_settings(self, settings: SearchSettings, placement: Placement) -> SearchSettings:
+        """Return the settings with all of fine-tuning counted as one epoch.
+
+        Args:
+            settings: The user's settings.
+            placement: Where the search runs.
+
+        Raises:
+            ValueError: they say how images are scored or trained on, or several workers are to
+                fine-tune together.
+        """
+        defaults = {
+            one.name: one.default if one.default_factory is MISSING else one.default_factory()
+            for one in fields(SearchSettings)
+            if one.name in _OF_IMAGES
+        }
+        changed = [name for name, value in defaults.items() if getattr(settings, name) != value]
+        if changed:
+            raise ValueError(
+                f"a task scores and trains by its own functions, so {', '.join(changed)} must be "
+                "left at the default; do in score and fine_tune what they would do"
+            )
+        if settings.importance == "taylor":
+            raise ValueError(
+                "importance taylor needs the gradients of classified images; for a task give l1, "
+                "l2, fpgm or bn_scale"
+            )
+        if placement.fine_tune_workers > 1:
+            raise ValueError(
+                "a task fine-tunes by its own function, in one process; leave fine_tune_workers at "
+                f"1, got {placement.fine_tune_workers}"
+            )
+        recipe = replace(settings.recipe, epochs=0 if self.fine_tune is None else 1)
+        # Weighing multiplies losses, which makes no sense for scores of any sign.
+        return replace(settings, recipe=recipe, capacity_weight=0.0)
+
+    def check_network(self, network: nn.Module) -> None:
+        """Accept every network: only the functions know what they need."""
+
+    def open(self, problem: Problem, device: torch.device) -> FunctionsOnWorker:
+        """Return the task on a worker's device.
+
+        Args:
+            problem: The problem that the worker works on.
+            device: The worker's device.
+        """
+        return FunctionsOnWorker(self, problem.tracing, problem.settings.seed, device)
+
+
+class FunctionsOnWorker:
+    """A user's functions in a worker's process.
+
+    Args:
+        task: The functions.
+        tracing: Tracing of the dense network.
+        seed: Seed of fine-tuning and of the final figures.
+        device: The worker's device.
+    """
+
+    latency_batches: Sequence[int] = (1,)  # how much memory a larger one needs is not known
+
+    def __init__(
+        self, task: FunctionTask, tracing: Tracing, seed: int, device: torch.device
+    ) -> None:
+        self._task = task
+        self._tracing = tracing
+        self._seed = seed
+        self._device = device
+
+    def load(self) -> None:
+        """Do nothing: the functions load their data."""
+
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Return the example inputs cut to one image, on the device."""
+        return tuple(tensor[:1].to(self._device) for tensor in self._task.inputs())
+
+    def score(
+        self,
+        dense: nn.Module,
+        keep: BoolArray,
+        *,
+        seed: Sequence[int],
+        split: str,
+        compute: ComputeConfig,
+    ) -> Score:
+        """Score a mask by the user's function. Whether it is a finalist's only the seed tells."""
+        begin = time.perf_counter()
+        found = self._score(self.pruned(dense, keep), seed)
+        return Score(val_loss=-found, val_accuracy=None, seconds=time.perf_counter() - begin)
+
+    def try_compute(
+        self, dense: nn.Module, keep: BoolArray, compute: ComputeConfig
+    ) -> ComputeTrial:
+        """Score a mask once, which finds an error in the functions before the search begins."""
+        split = "search_val"
+        found = self.score(dense, keep, seed=(self._seed,), split=split, compute=compute)
+        return ComputeTrial(compute=compute, seconds=found.seconds, val_loss=found.val_loss)
+
+    def pruned(self, dense: nn.Module, keep: BoolArray) -> nn.Module:
+        """Return the extracted network, recalibrated by the user's function."""
+        network = extract(dense, self._tracing, keep)
+        if self._task.recalibrate is not None:
+            _set_seed((self._seed,))
+            self._task.recalibrate(network)
+        return network
+
+    def importance_batches(self, seed: int) -> None:
+        """Return None: there are no labelled images."""
+
+    def train_epoch(
+        self,
+        network: nn.Module,
+        task: TrainingTask,
+        epoch: int,
+        state: TrainingState | None,
+        *,
+        teacher: nn.Module | None,
+        compute: ComputeConfig,
+        shard: Shard,
+    ) -> tuple[TrainingState, TrainingReport]:
+        """Run all of the user's fine-tuning, as the only epoch there is."""
+        assert self._task.fine_tune is not None  # or there would be no epoch
+        assert epoch == 0
+        network.train()
+        _set_seed((self._seed,))
+        begin = time.perf_counter()
+        self._task.fine_tune(network)
+        report = TrainingReport(loss=None, seconds=time.perf_counter() - begin)
+        return capture(network, None, 1), report
+
+    def evaluate(self, network: nn.Module, split: str) -> dict[str, float]:
+        """Return the user's score, or test, of a network at a seed that no score has."""
+        if split == "test" and self._task.test is not None:
+            _set_seed((self._seed, 0, _TEST))
+            return {"score": _as_number(self._task.test(network.eval()), "test")}
+        stream = _TEST if split == "test" else _CHOOSE_VAL
+        return {"score": self._score(network, (self._seed, 0, stream))}
+
+    def _score(self, network: nn.Module, seed: Sequence[int]) -> float:
+        return _as_number(self._task.score(network.eval(), _set_seed(seed)), "score")
 
 
 def _name(function: Any) -> str | None:
-    """Of a function or method; of any other callable, its class's."""
+    """Return the qualified name of a function or method; of another callable, its class's."""
     if function is None:
         return None
     named = function if hasattr(function, "__qualname__") else type(function)
     return f"{named.__module__}.{named.__qualname__}"
 
 
-def settings_of_task(settings: SearchSettings, task: Task) -> SearchSettings:
-    """The settings of a search whose task scores and trains by itself.
+def _set_seed(seed: Sequence[int]) -> int:
+    """Make a seed of 32 bits from several numbers, give it to torch's generators, return it."""
+    number = int(np.random.SeedSequence(tuple(seed)).generate_state(1)[0])
+    torch.manual_seed(number)
+    return number
 
-    Its fine-tuning counts as one epoch.
 
-    Raises:
-        ValueError: they say how images are scored or trained on.
-    """
-    defaults = {
-        one.name: one.default if one.default_factory is MISSING else one.default_factory()
-        for one in fields(SearchSettings)
-        if one.name in _OF_IMAGES
-    }
-    changed = [name for name, value in defaults.items() if getattr(settings, name) != value]
-    if changed:
-        raise ValueError(
-            f"a task scores and trains by itself, so {', '.join(changed)} must be left at the "
-            "default; do in score and fine_tune what they would do"
-        )
-    if settings.importance == "taylor":
-        raise ValueError(
-            "importance taylor needs the gradients of classified images; for a task give l1, l2, "
-            "fpgm or bn_scale"
-        )
-    epochs = 0 if task.fine_tune is None else 1
-    recipe = replace(settings.recipe, epochs=epochs)
-    # Weighing is for losses: a task's scores may have any sign.
-    return replace(settings, recipe=recipe, capacity_weight=0.0)
+def _as_number(found: object, name: str) -> float:
+    if isinstance(found, Real) or (isinstance(found, Tensor) and found.numel() == 1):
+        return float(found)
+    raise TypeError(f"{name} of the task must return a number, got {type(found).__name__}")

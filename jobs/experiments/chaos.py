@@ -29,11 +29,11 @@ from rich.table import Table
 
 from fppmo_ray.distribution import Finalist, OptimizerSettings, pack_mask
 from fppmo_ray.job import run_job
-from fppmo_ray.service.pool.resources import Demand
+from fppmo_ray.service.pool.cluster import Demand
 from fppmo_ray.service.pool.worker_pool import worker_pool
 from fppmo_ray.service.pretend import Pace, pretend_model, pretend_run, search_with
-from fppmo_ray.service.record.facts import fact_to_json
-from fppmo_ray.service.record.run_directory import RunDirectory
+from fppmo_ray.service.journal.facts import fact_to_json
+from fppmo_ray.service.journal.run_directory import RunDirectory
 
 _NODES, _WORKERS_PER_NODE = 3, 2
 _SCORE_TIMEOUT_S = 8.0  # by which a suspended worker is noticed

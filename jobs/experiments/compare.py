@@ -61,7 +61,7 @@ from fppmo_ray.service.connection import connection
 from fppmo_ray.service.pool.work import Work
 from fppmo_ray.service.pool.worker_pool import WorkerPool, worker_pool
 from fppmo_ray.service.problem import Problem, identity_of, state_problem
-from fppmo_ray.service.record.run_directory import open_run
+from fppmo_ray.service.journal.run_directory import open_run
 from fppmo_ray.service.search import start_of
 from fppmo_ray.service.stopping import StopRequest
 from fppmo_ray.service.weights import Arrays, to_arrays

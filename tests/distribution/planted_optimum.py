@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -96,8 +97,12 @@ def small_score(proposal: Proposal) -> Feedback:
         proposal_id=proposal.proposal_id,
         val_loss=1 - kept,
         val_accuracy=kept,
-        rung=proposal.rung or 0,
     )
+
+
+def packed(keep: BoolArray) -> str:
+    """A mask as base64 text of its packed bits."""
+    return base64.b64encode(np.packbits(keep).tobytes()).decode("ascii")
 
 
 def run_to_end(

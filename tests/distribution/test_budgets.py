@@ -1,4 +1,4 @@
-"""Several budgets in one search: one distribution, masks and ranks of each budget's own."""
+"""Several budgets in one search: one distribution, and masks and ranks for each budget."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from planted_optimum import (
     chain_space,
+    packed,
     resnet20_landscape,
     run_shuffled,
     run_to_end,
@@ -22,7 +23,6 @@ from fppmo_ray.distribution import (
     Feedback,
     MaskOptimizer,
     OptimizerSettings,
-    pack_mask,
 )
 from fppmo_ray.distribution.budgets import Budgets
 from fppmo_ray.distribution.rules import LayerES, RankedGeneration
@@ -32,26 +32,21 @@ SPACE = chain_space([8, 8, 8])
 
 
 def optimizer(rule="layer_es", **changes):
-    """Four generations of seven: heats of two, two and three."""
+    """Four generations of seven: two proposals, two and three for the three budgets."""
     few = {"macs_cut": CUTS, "num_proposals": 28, "population_size": 7}
     return small_optimizer(rule, SPACE, **few | changes)
 
 
 def trajectory(proposals):
-    return sorted((p.proposal_id, p.rung or 0, p.macs_cut, pack_mask(p.keep)) for p in proposals)
+    return [(p.proposal_id, p.macs_cut, packed(p.keep)) for p in proposals]
 
 
 def failed(proposal):
-    return Feedback(proposal_id=proposal.proposal_id, error="NaN", rung=proposal.rung or 0)
+    return Feedback(proposal_id=proposal.proposal_id, error="NaN")
 
 
 def told(proposal, loss):
-    return Feedback(
-        proposal_id=proposal.proposal_id,
-        val_loss=loss,
-        val_accuracy=0.5,
-        rung=proposal.rung or 0,
-    )
+    return Feedback(proposal_id=proposal.proposal_id, val_loss=loss, val_accuracy=0.5)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -65,21 +60,20 @@ class TestEveryRule:
                 wider[filter_] = True
                 assert SPACE.macs(wider) > most
 
-    @pytest.mark.parametrize("rungs", [(), (5, 20)])
-    def test_scores_of_one_budget_are_never_ranked_against_those_of_another(self, rule, rungs):
+    def test_scores_of_one_budget_are_never_ranked_against_those_of_another(self, rule):
         def scaled(proposal):  # by powers of two: no two scores change places by rounding
             factor = {0.3: 64.0, 0.5: 1.0, 0.7: 0.25}[proposal.macs_cut]
             return told(proposal, small_score(proposal).val_loss * factor)
 
-        plain, uneven = (optimizer(rule, rungs=rungs) for _ in range(2))
+        plain, uneven = (optimizer(rule) for _ in range(2))
         assert trajectory(run_to_end(plain)) == trajectory(run_to_end(uneven, scaled))
         assert np.array_equal(plain.prune_prob(), uneven.prune_prob())
         names = [[(f.macs_cut, f.name) for f in item.finalists()] for item in (plain, uneven)]
         assert names[0] == names[1]
 
-    @pytest.mark.parametrize(("lag", "rungs"), [(0, ()), (1, (5, 20)), (2, ())])
-    def test_the_order_of_feedback_is_irrelevant(self, rule, lag, rungs):
-        in_order, shuffled = (optimizer(rule, lag=lag, rungs=rungs) for _ in range(2))
+    @pytest.mark.parametrize("lag", [0, 1, 2])
+    def test_the_order_of_feedback_is_irrelevant(self, rule, lag):
+        in_order, shuffled = (optimizer(rule, lag=lag) for _ in range(2))
         expected = trajectory(run_to_end(in_order))
         assert trajectory(run_shuffled(shuffled)) == expected
         assert np.array_equal(shuffled.prune_prob(), in_order.prune_prob())
@@ -101,8 +95,8 @@ class TestEveryRule:
 
 def test_a_generation_is_dealt_evenly_and_the_widest_budget_comes_first():
     settings = OptimizerSettings(macs_cut=CUTS, num_proposals=27, population_size=10)
-    assert settings.heats(0) == (range(3), range(3, 6), range(6, 10))
-    assert settings.heats(2) == (range(20, 22), range(22, 24), range(24, 27))
+    assert settings.ids_by_budget(0) == (range(3), range(3, 6), range(6, 10))
+    assert settings.ids_by_budget(2) == (range(20, 22), range(22, 24), range(24, 27))
     cuts = defaultdict(list)
     for proposal in run_to_end(optimizer()):
         cuts[proposal.generation].append(proposal.macs_cut)
@@ -111,7 +105,7 @@ def test_a_generation_is_dealt_evenly_and_the_widest_budget_comes_first():
 
 def test_antithetic_noise_is_paired_within_a_budget():
     budgets = Budgets.from_cuts(SPACE, CUTS)
-    noise, masks = budgets.sample(
+    noise, masks = budgets.sample_masks(
         LayerES(), budgets.start(small_importance(SPACE)), [4, 2, 4], np.random.default_rng(0), 0.0
     )
     assert len(masks) == len(noise) == 10
@@ -119,36 +113,17 @@ def test_antithetic_noise_is_paired_within_a_budget():
         assert np.array_equal(noise[first], -noise[mirrored])
 
 
-def test_the_best_third_of_every_budget_goes_on():
-    search = optimizer(population_size=18, num_proposals=36, rungs=(5, 20))
-    proposals = run_to_end(search, lambda p: told(p, 1.0 + p.proposal_id))
-    deep = [p.proposal_id for p in proposals if p.rung == 20]
-    assert sorted(deep) == [0, 1, 6, 7, 12, 13, 18, 19, 24, 25, 30, 31]
-
-
-def test_a_budget_goes_on_to_its_deeper_rung_without_waiting_for_the_others():
-    search = optimizer(rungs=(5, 20), lag=0)
-    first = search.ask()
-    for proposal in first[:2]:
-        search.tell(small_score(proposal))
-    assert [(p.proposal_id, p.rung, p.macs_cut) for p in search.ask()] == [
-        (0, 20, 0.3),
-        (1, 20, 0.3),
-    ]
-
-
 def test_what_the_budgets_agree_on_moves_as_far_as_for_one():
     budgets = Budgets.from_cuts(SPACE, CUTS)
     start = budgets.start(small_importance(SPACE))
     rng = np.random.default_rng(0)
-    heat = RankedGeneration(
+    ranked = RankedGeneration(
         space=SPACE,
         keep=rng.random((8, 24)) < 0.5,
         layer_noise=rng.normal(size=(8, 3)),
-        rankings=tuple,
     )
-    alone = Budgets.from_cuts(SPACE, CUTS[:1]).learn(LayerES(), start, [heat])
-    together = budgets.learn(LayerES(), start, [heat] * 3)
+    alone = Budgets.from_cuts(SPACE, CUTS[:1]).learn(LayerES(), start, [ranked])
+    together = budgets.learn(LayerES(), start, [ranked] * 3)
     assert np.abs(alone.keep_logits - start.keep_logits).max() > 0.1
     np.testing.assert_allclose(together.keep_logits, alone.keep_logits, atol=1e-8)
 
@@ -157,14 +132,13 @@ def test_a_budget_without_ranks_has_no_say_and_no_weight():
     budgets = Budgets.from_cuts(SPACE, CUTS)
     start = budgets.start(small_importance(SPACE))
     rng = np.random.default_rng(0)
-    heat = RankedGeneration(
+    ranked = RankedGeneration(
         space=SPACE,
         keep=rng.random((8, 24)) < 0.5,
         layer_noise=rng.normal(size=(8, 3)),
-        rankings=tuple,
     )
-    of_all = budgets.learn(LayerES(), start, [heat] * 3)
-    of_one = budgets.learn(LayerES(), start, [None, heat, None])
+    of_all = budgets.learn(LayerES(), start, [ranked] * 3)
+    of_one = budgets.learn(LayerES(), start, [None, ranked, None])
     np.testing.assert_allclose(of_one.keep_logits, of_all.keep_logits, atol=1e-8)
     assert budgets.learn(LayerES(), start, [None] * 3) is start
 

@@ -9,8 +9,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from fppmo_ray.distribution.costs import TensorSize, Width
 from fppmo_ray.distribution.latency_table import LatencyTable, LayerLatency, monotone
-from fppmo_ray.distribution.products import TensorSize, Width
 
 FIRST, SECOND = Width(terms=((0, 1),)), Width(terms=((1, 2),))
 TABLE = LatencyTable(

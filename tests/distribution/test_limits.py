@@ -9,11 +9,10 @@ import pytest
 from planted_optimum import resnet20_space, run_to_end, small_importance
 
 from fppmo_ray.distribution import Budget, MaskOptimizer, OptimizerSettings, PruningSpace
-from fppmo_ray.distribution.activations import Activations
+from fppmo_ray.distribution.costs import Activations, TensorSize, Width
 from fppmo_ray.distribution.latency_table import LatencyTable, LayerLatency
 from fppmo_ray.distribution.limits import Resource, cost_of, dense_cost, limits_of
-from fppmo_ray.distribution.logits import settle, start_logits
-from fppmo_ray.distribution.products import TensorSize, Width
+from fppmo_ray.distribution.logits import project_to_budget, start_logits
 from fppmo_ray.distribution.rules import RULES
 
 ALL: dict[Resource, float] = {"params": 0.4, "latency": 0.3, "memory": 0.3}
@@ -138,7 +137,7 @@ def test_a_limit_that_never_binds_changes_no_mask() -> None:
 @pytest.mark.parametrize("resource", ALL)
 def test_expected_costs_meet_the_tightest_limit(resource: Resource) -> None:
     budget = Budget.from_cut(SPACE, 0.1, {resource: 0.4})
-    logits = settle(budget, start_logits(budget, small_importance(SPACE)) + 2.0)
+    logits = project_to_budget(budget, start_logits(budget, small_importance(SPACE)) + 2.0)
     kept = np.add.reduceat(1 / (1 + np.exp(-logits)), SPACE.offsets)
     [limit] = budget.further
     expected = limit.cost.expected(np.maximum(kept, SPACE.min_widths))

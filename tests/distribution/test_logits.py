@@ -10,8 +10,8 @@ from fppmo_ray.distribution import Budget
 from fppmo_ray.distribution.logits import (
     layer_mean,
     logit,
+    project_to_budget,
     prune_prob,
-    settle,
     sigmoid,
     start_logits,
     uniform_priority,
@@ -53,19 +53,19 @@ def test_equal_importance_starts_with_equal_probabilities():
     assert np.ptp(keep_logits) < 1e-6
 
 
-def test_settled_logits_expect_the_budget_and_keep_their_differences():
+def test_projected_logits_expect_the_budget_and_keep_their_differences():
     space = resnet20_space()
     budget = Budget.from_cut(space, 0.57)
     logits = np.random.default_rng(0).normal(3, 2, size=space.num_filters)
-    settled = settle(budget, logits)
-    assert expected_macs(space, settled) == pytest.approx(budget.max_macs, rel=1e-6)
-    assert np.ptp(settled - logits) < 1e-9
+    projected = project_to_budget(budget, logits)
+    assert expected_macs(space, projected) == pytest.approx(budget.max_macs, rel=1e-6)
+    assert np.ptp(projected - logits) < 1e-9
 
 
-def test_logits_settle_at_the_deepest_cut_that_is_legal():
+def test_logits_are_projected_to_the_deepest_cut_that_is_legal():
     space = chain_space([8, 8])
-    settled = settle(Budget(space, space.min_macs), np.zeros(16))
-    assert np.all(sigmoid(settled) <= 1 / 8 + 1e-6)
+    projected = project_to_budget(Budget(space, space.min_macs), np.zeros(16))
+    assert np.all(sigmoid(projected) <= 1 / 8 + 1e-6)
 
 
 def test_prune_probabilities_stay_off_certainty():

@@ -1,22 +1,12 @@
-"""What travels between the probability model and the workers."""
+"""The records of a search: proposals and their feedback."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from fppmo_ray.distribution import Feedback, pack_mask, unpack_mask
-
-
-def test_a_packed_mask_is_short_text_and_comes_back():
-    keep = np.array([1, 0, 1, 1, 0, 0, 0, 0, 1], dtype=bool)
-    assert pack_mask(keep) == "sIA="
-    assert unpack_mask("sIA=", 9).tolist() == keep.tolist()
-
-
-def test_a_mask_of_another_network_is_refused():
-    with pytest.raises(ValueError, match="belongs to another network"):
-        unpack_mask("sIA=", 30)
+from fppmo_ray.distribution import Feedback
+from fppmo_ray.distribution.proposal import MaskLog
 
 
 @pytest.mark.parametrize(
@@ -38,11 +28,29 @@ def test_feedback_of_what_classifies_nothing_has_no_accuracy():
 
 
 def test_failed_feedback_has_no_score():
-    assert Feedback(proposal_id=4, error="diverged").failed
+    failure = Feedback(proposal_id=4, error="diverged")
+    assert failure.failed
+    assert failure.score is None
     with pytest.raises(ValueError, match="must have no score"):
         Feedback(proposal_id=4, error="diverged", val_loss=1.0, val_accuracy=0.1)
 
 
-def test_a_rung_below_zero_is_refused():
-    with pytest.raises(ValueError, match="rung of proposal 4 must be at least 0, got -1"):
-        Feedback(proposal_id=4, val_loss=1.0, val_accuracy=0.1, rung=-1)
+def test_people_read_the_accuracy_and_else_the_score_of_the_users_own_task():
+    assert Feedback(proposal_id=4, val_loss=0.7, val_accuracy=0.9).score == 0.9
+    assert Feedback(proposal_id=4, val_loss=0.7, val_accuracy=0.0).score == 0.0
+    assert Feedback(proposal_id=4, val_loss=-31.5).score == 31.5
+
+
+def test_steps_below_zero_are_refused():
+    with pytest.raises(ValueError, match="steps of proposal 4 must be at least 0, got -1"):
+        Feedback(proposal_id=4, val_loss=1.0, val_accuracy=0.1, steps=-1)
+
+
+def test_logged_masks_come_back_as_copies():
+    masks = np.array([[1, 0, 1, 1, 0, 0, 0, 0, 1], [0, 1, 1, 0, 0, 0, 0, 1, 0]], dtype=bool)
+    log = MaskLog(9)
+    log.extend(masks)
+    assert len(log) == 2
+    assert log.mask(1).tolist() == masks[1].tolist()
+    log.mask(0)[:] = False
+    assert log.mask(0).tolist() == masks[0].tolist()

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from planted_optimum import (
     chain_space,
+    packed,
     run_to_end,
     small_importance,
     small_optimizer,
 )
 
-from fppmo_ray.distribution import RULES, UpdateRule, pack_mask
+from fppmo_ray.distribution import RULES, UpdateRule
 from fppmo_ray.distribution.logits import rank_in_layer, sigmoid
 from fppmo_ray.distribution.rules import (
     WIDTHS,
@@ -22,8 +21,6 @@ from fppmo_ray.distribution.rules import (
     LayerES,
     RandomMasks,
     RankedGeneration,
-    Ranking,
-    Ridge,
 )
 
 SPACE = chain_space([2, 2])
@@ -33,19 +30,11 @@ UNDECIDED = Beliefs(keep_logits=np.zeros(4))
 def generation(*masks, layer_noise=None):
     keep = np.array(masks, dtype=bool)
     noise = np.zeros((len(masks), 2)) if layer_noise is None else np.array(layer_noise)
-    return RankedGeneration(
-        space=SPACE, keep=keep, layer_noise=noise, rankings=lambda: [ranking(*masks)]
-    )
-
-
-def ranking(*masks, age=0):
-    return Ranking(keep=np.array(masks, dtype=bool), age=np.full(len(masks), age))
+    return RankedGeneration(space=SPACE, keep=keep, layer_noise=noise)
 
 
 FOUR = generation([1, 1, 1, 0], [1, 0, 1, 0], [0, 1, 0, 1], [0, 0, 1, 1])
 """Best first: utilities +1, 0, 0, -1, so the gradient is (1, 1, 0, -1)."""
-
-WIDE_FIRST, WIDE_SECOND = [1, 1, 1, 0], [1, 0, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -91,34 +80,6 @@ def test_widths_keep_the_most_important_filters_of_every_layer():
     assert len({tuple(space.widths(item.keep)) for item in found}) >= 8
 
 
-def test_ridge_moves_by_the_slopes_of_layers_and_filters():
-    told = generation(WIDE_FIRST, WIDE_SECOND)
-    moved = Ridge(layer_step=0.1, filter_step=0.2).update(UNDECIDED, told).keep_logits
-    # The better mask has the wider first layer: slopes (1, -1). Beyond that the worse one kept
-    # filter 0 and not 1, the better one 2 and not 3: slopes (-1, 1, 1, -1).
-    assert moved == pytest.approx([0.1 - 0.2, 0.1 + 0.2, -0.1 + 0.2, -0.1 - 0.2])
-
-
-def moved_by(*rankings):
-    told = replace(generation(WIDE_FIRST, WIDE_SECOND), rankings=lambda: rankings)
-    return Ridge().update(UNDECIDED, told).keep_logits
-
-
-def test_ridge_compares_masks_within_rankings_only():
-    pair = ranking(WIDE_FIRST, WIDE_SECOND)
-    assert moved_by(pair, ranking([0, 1, 0, 1])) == pytest.approx(moved_by(pair))
-
-
-@pytest.mark.parametrize("age", [1, 30])
-def test_ridge_believes_newer_ranks_more(age):
-    older, newer = ranking(WIDE_SECOND, WIDE_FIRST, age=age), ranking(WIDE_FIRST, WIDE_SECOND)
-    assert moved_by(older, newer) == pytest.approx(moved_by(newer))
-
-
-def test_ridge_stays_where_all_masks_are_alike():
-    assert moved_by(ranking(WIDE_FIRST, WIDE_FIRST)).tolist() == [0, 0, 0, 0]
-
-
 def test_random_masks_learn_nothing():
     assert RandomMasks().update(UNDECIDED, FOUR) is UNDECIDED
 
@@ -141,7 +102,7 @@ def test_layer_noise_is_antithetic_and_cools_down():
 
 def test_a_rule_with_steps_of_its_own_may_take_the_place_of_a_name() -> None:
     def masks(rule: str | UpdateRule) -> list[str]:
-        return [pack_mask(item.keep) for item in run_to_end(small_optimizer(rule))]
+        return [packed(item.keep) for item in run_to_end(small_optimizer(rule))]
 
     assert masks("layer_es") == masks(LayerES()) != masks(LayerES(filter_step=2.0))
 
@@ -149,5 +110,5 @@ def test_a_rule_with_steps_of_its_own_may_take_the_place_of_a_name() -> None:
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_an_update_leaves_the_earlier_beliefs_as_they_were(rule):
     before = Beliefs(keep_logits=np.array([0.5, -0.5, 1.0, 0.0]))
-    rule.update(before, generation(WIDE_FIRST, WIDE_SECOND))
+    rule.update(before, generation([1, 1, 1, 0], [1, 0, 1, 1]))
     assert before.keep_logits.tolist() == [0.5, -0.5, 1.0, 0.0]

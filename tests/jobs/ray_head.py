@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fppmo_ray.service.record.facts import Scored
-from fppmo_ray.service.record.run_directory import read_journal
+from fppmo_ray.service.journal.facts import Scored
+from fppmo_ray.service.journal.run_directory import read_journal
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPTS = Path(sys.executable).parent

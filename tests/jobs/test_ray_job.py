@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from ray_head import SCRIPTS, Head, num_scored, wait_until
 
-from fppmo_ray.service.record.facts import Asked, Chosen, Finished, Scored, Started
-from fppmo_ray.service.record.run_directory import read_journal
+from fppmo_ray.service.journal.facts import Asked, Chosen, Finished, Scored, Started
+from fppmo_ray.service.journal.run_directory import read_journal
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -10,7 +10,7 @@ from test_table import printed, row
 
 from fppmo_ray.report.result_rows import cut_table, table_sentence
 from fppmo_ray.report.table import status_lines
-from fppmo_ray.service.record.facts import LatencyMeasured, Started
+from fppmo_ray.service.journal.facts import LatencyMeasured, Started
 
 LATENCY = {
     "predicted_ms": 1.25,

@@ -9,8 +9,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from fppmo_ray.report import draw_figures
-from fppmo_ray.service.record.facts import Asked, Fact, Scored, Started
-from fppmo_ray.service.record.run_directory import open_run
+from fppmo_ray.service.journal.facts import Asked, Fact, Scored, Started
+from fppmo_ray.service.journal.run_directory import open_run
 
 
 def score(number: int, rung: int, accuracy: float) -> Scored:

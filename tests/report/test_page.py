@@ -14,8 +14,8 @@ from xml.etree import ElementTree
 import pytest
 
 from fppmo_ray.report import write_comparison, write_report
-from fppmo_ray.service.record.facts import Asked, Chosen, Fact, Rescored, Scored, Started, Updated
-from fppmo_ray.service.record.run_directory import open_run
+from fppmo_ray.service.journal.facts import Asked, Chosen, Fact, Rescored, Scored, Started, Updated
+from fppmo_ray.service.journal.run_directory import open_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 

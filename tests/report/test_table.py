@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from fppmo_ray.report import print_result, print_status
-from fppmo_ray.service.record.facts import (
+from fppmo_ray.service.journal.facts import (
     Asked,
     Chosen,
     ComputeChosen,
@@ -17,7 +17,7 @@ from fppmo_ray.service.record.facts import (
     Scored,
     Started,
 )
-from fppmo_ray.service.record.run_directory import open_run
+from fppmo_ray.service.journal.run_directory import open_run
 
 
 def row(name: str, before: float, after: float, macs: int, **budget: float) -> dict[str, object]:

@@ -18,8 +18,8 @@ from fppmo_ray import (
     search,
 )
 from fppmo_ray.distribution import unpack_mask
-from fppmo_ray.service.record.facts import Asked, Chosen, EpochFinished, RoundStarted, Scored
-from fppmo_ray.service.record.run_directory import JOURNAL, read_journal
+from fppmo_ray.service.journal.facts import Asked, Chosen, EpochFinished, RoundStarted, Scored
+from fppmo_ray.service.journal.run_directory import JOURNAL, read_journal
 from fppmo_ray.training import build_network, evaluate, open_images, source_of
 
 SETTINGS = SearchSettings(

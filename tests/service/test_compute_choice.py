@@ -17,8 +17,8 @@ from fppmo_ray.service.compute_choice import changes_to_try, choose_compute, cho
 from fppmo_ray.service.pool.work import Work
 from fppmo_ray.service.pretend import pretend_run
 from fppmo_ray.service.problem import Problem, state_problem
-from fppmo_ray.service.record.facts import ComputeChosen
-from fppmo_ray.service.record.run_directory import read_journal
+from fppmo_ray.service.journal.facts import ComputeChosen
+from fppmo_ray.service.journal.run_directory import read_journal
 from fppmo_ray.service.workers.scoring_worker import ScoringWorker
 from fppmo_ray.training import PLAIN_COMPUTE, ComputeConfig, DType, build_network, native_dtype
 

@@ -15,8 +15,8 @@ import pytest
 from pretend_driver import SETTINGS
 
 from fppmo_ray.service.pretend import Pace, pretend_search
-from fppmo_ray.service.record.facts import Asked, EpochFinished, Fact, Scored
-from fppmo_ray.service.record.run_directory import read_journal
+from fppmo_ray.service.journal.facts import Asked, EpochFinished, Fact, Scored
+from fppmo_ray.service.journal.run_directory import read_journal
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DRIVER = Path(__file__).with_name("pretend_driver.py")
@@ -93,7 +93,7 @@ def test_a_second_interrupt_ends_a_driver_that_waits_for_its_scores(tmp_path: Pa
     assert driver.stderr is not None
     os.killpg(driver.pid, signal.SIGINT)  # as Ctrl-C does
     for line in driver.stderr:
-        if "stopping once what runs has ended" in line:
+        if "stopping once the running calls have ended" in line:
             break
     os.killpg(driver.pid, signal.SIGINT)
     driver.communicate(timeout=120)

@@ -20,7 +20,7 @@ from fppmo_ray.pruning import extract
 from fppmo_ray.service import rounds, search
 from fppmo_ray.service.probability_model import ProbabilityModel
 from fppmo_ray.service.problem import Problem, state_problem
-from fppmo_ray.service.record.facts import (
+from fppmo_ray.service.journal.facts import (
     Asked,
     Chosen,
     EpochFinished,
@@ -29,7 +29,7 @@ from fppmo_ray.service.record.facts import (
     RoundStarted,
     Scored,
 )
-from fppmo_ray.service.record.run_directory import JOURNAL, open_run, read_journal
+from fppmo_ray.service.journal.run_directory import JOURNAL, open_run, read_journal
 from fppmo_ray.service.rounds import Context
 from fppmo_ray.service.search import Found, find_mask, start_of
 

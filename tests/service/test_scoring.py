@@ -27,12 +27,12 @@ from fppmo_ray.service.pretend import (
     pretend_run,
 )
 from fppmo_ray.service.probability_model import ProbabilityModel
-from fppmo_ray.service.record.facts import Fact, Failed, Rescored, Scored, Updated
-from fppmo_ray.service.record.history import read_history
-from fppmo_ray.service.record.run_directory import RunDirectory
+from fppmo_ray.service.journal.facts import Fact, Failed, Rescored, Scored, Updated
+from fppmo_ray.service.journal.history import read_history
+from fppmo_ray.service.journal.run_directory import RunDirectory
 from fppmo_ray.service.scoring import Scoring, score_proposals
 from fppmo_ray.service.settings import SearchSettings
-from fppmo_ray.service.watching.progress import watch
+from fppmo_ray.service.progress.progress import watch
 
 SETTINGS = OptimizerSettings(macs_cut=0.5, num_proposals=24, population_size=8)
 

@@ -28,7 +28,7 @@ from fppmo_ray import (
 )
 from fppmo_ray.demo import demo
 from fppmo_ray.distribution import unpack_mask
-from fppmo_ray.service.record.facts import (
+from fppmo_ray.service.journal.facts import (
     Asked,
     Chosen,
     EpochFinished,
@@ -37,7 +37,7 @@ from fppmo_ray.service.record.facts import (
     Finished,
     Scored,
 )
-from fppmo_ray.service.record.run_directory import JOURNAL, read_journal
+from fppmo_ray.service.journal.run_directory import JOURNAL, read_journal
 from fppmo_ray.training import build_network, evaluate, open_images
 
 PROPOSALS = 32

@@ -11,7 +11,7 @@ import torch
 from fppmo_ray import Placement, Recipe, SearchResult, SearchSettings, cli, load_dataset, search
 from fppmo_ray.job import show_result
 from fppmo_ray.service.export import export_result
-from fppmo_ray.service.record.facts import (
+from fppmo_ray.service.journal.facts import (
     Asked,
     Chosen,
     EpochFinished,
@@ -20,8 +20,8 @@ from fppmo_ray.service.record.facts import (
     RoundStarted,
     Scored,
 )
-from fppmo_ray.service.record.run_directory import RunDirectory, read_journal
-from fppmo_ray.service.record.storage import location_of, open_storage
+from fppmo_ray.service.journal.run_directory import RunDirectory, read_journal
+from fppmo_ray.service.journal.storage import location_of, open_storage
 from fppmo_ray.training import build_network
 
 pytestmark = pytest.mark.slow  # what S3 does to a journal, record/test_epochs_on_s3.py tells sooner

@@ -25,8 +25,8 @@ from fppmo_ray import (
 )
 from fppmo_ray.report import print_result, print_status, write_comparison, write_report
 from fppmo_ray.service.pool.work import Outcome, Work
-from fppmo_ray.service.record.facts import EpochFinished, Scored, Started
-from fppmo_ray.service.record.run_directory import read_journal
+from fppmo_ray.service.journal.facts import EpochFinished, Scored, Started
+from fppmo_ray.service.journal.run_directory import read_journal
 from fppmo_ray.service.scoring import score_error
 from fppmo_ray.service.task import settings_of_task
 from fppmo_ray.service.task_problem import TaskProblem, state_task

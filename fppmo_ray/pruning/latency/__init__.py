@@ -5,6 +5,7 @@ data (``fppmo_ray.distribution.latency_table``) is fitted to both, and its error
 networks of further masks.
 """
 
+from fppmo_ray.pruning.latency.forward import Latency, measure_latency
 from fppmo_ray.pruning.latency.measure import (
     MeasuredLatency,
     TimedMask,
@@ -13,4 +14,12 @@ from fppmo_ray.pruning.latency.measure import (
     time_masks,
 )
 
-__all__ = ["MeasuredLatency", "TimedMask", "measure_latency_table", "repeated", "time_masks"]
+__all__ = [
+    "Latency",
+    "MeasuredLatency",
+    "TimedMask",
+    "measure_latency",
+    "measure_latency_table",
+    "repeated",
+    "time_masks",
+]

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fppmo_ray.distribution.activations import as_products
+from fppmo_ray.distribution.costs import BoolArray, FloatArray, IntArray, as_products
 from fppmo_ray.distribution.latency_table import FS_PER_NS, LatencyTable, LayerLatency, monotone
-from fppmo_ray.distribution.products import BoolArray, FloatArray, IntArray
 from fppmo_ray.distribution.space import PruningSpace
 from fppmo_ray.pruning.extract import Tracing, extract
 from fppmo_ray.pruning.latency.timing import Call, TimedLayer, seconds_in_turns, timed_layers

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from fppmo_ray.distribution.products import IntArray, Width
+from fppmo_ray.distribution.costs import IntArray, Width
 from fppmo_ray.distribution.space import BoolArray, ChannelGroup
 from fppmo_ray.pruning.costs import width_of
 from fppmo_ray.pruning.extract import AxisUnits, Side, Tracing, select

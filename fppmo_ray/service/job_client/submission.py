@@ -16,7 +16,7 @@ from typing import Any
 
 from fppmo_ray.service.job_client.project_archive import pack
 from fppmo_ray.service.job_client.search_jobs import SearchJob, search_jobs
-from fppmo_ray.service.record.storage import local_folder, location_of, shows_credentials
+from fppmo_ray.service.journal.storage import local_folder, location_of, shows_credentials
 
 logger = logging.getLogger(__name__)
 

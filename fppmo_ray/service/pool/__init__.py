@@ -1,4 +1,5 @@
-"""Workers that are found room for, given work, watched and replaced; whose work is never lost.
+"""A pool of Ray actors that run calls, replaces lost workers and loses no call.
 
-Knows Ray, and nothing of pruning.
+A *call* is one method call for some worker. A *worker* is an actor in a numbered *slot*; the
+*worker group* starts one per slot as the cluster has room. Knows Ray, and nothing of pruning.
 """

@@ -1,4 +1,4 @@
-"""A pool of workers that loses no work: lost is re-queued, only what fails by itself fails."""
+"""A pool of workers that loses no call: a lost call runs again on another worker."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from fppmo_ray.service.pool.lines import MAX_HELD, Held, Lines
-from fppmo_ray.service.pool.place import is_node_alive
-from fppmo_ray.service.pool.ray_errors import is_unreachable, last_line
-from fppmo_ray.service.pool.resources import Demand
-from fppmo_ray.service.pool.slots import Slots
-from fppmo_ray.service.pool.time_limits import TimeLimits
-from fppmo_ray.service.pool.work import Attempts, Outcome, Work
+from fppmo_ray.service.pool.call import Call
+from fppmo_ray.service.pool.cluster import Demand, is_node_alive, is_unreachable, last_line
+from fppmo_ray.service.pool.in_flight import MAX_CALLS_PER_WORKER, InFlight, TimeLimits
+from fppmo_ray.service.pool.worker_group import WorkerGroup
 from fppmo_ray.service.stopping import StopRequest
 
 logger = logging.getLogger(__name__)
 
-_LOOK_UP_S = 1.0  # how late a stop or a limit is noticed while nothing ends
+W_co = TypeVar("W_co", covariant=True)
+T = TypeVar("T")
+
+_LOOK_UP_S = 1.0  # how late a stop or a timeout is noticed while no call ends
 _SILENCE_S = 600.0
 
 
-class WorkerPool:
-    """A queue of work in front of workers; what is lost with a worker goes to the next.
+class WorkerPool(Generic[W_co]):
+    """A queue of calls in front of workers.
 
     Args:
         start_worker: Starts the actor of a slot. Actors must not restart by themselves.
-        num_workers: Slots. Each takes part as soon as the cluster has placed its actor.
-        demand: What each worker asks of the cluster, for messages.
-        stop: Once it is made, what runs is finished and nothing else is begun.
+        num_workers: Number of workers. Each takes calls as soon as the cluster has placed it.
+        demand: Resources that each worker needs, for messages.
+        stop: Once it is made, running calls are finished and no others are begun.
     """
 
     def __init__(
@@ -46,97 +46,105 @@ class WorkerPool:
         stop: StopRequest | None = None,
     ) -> None:
         self.num_workers = num_workers
-        self.stop = stop or StopRequest(how_far=lambda: "nobody could ask")
+        self.stop = stop or StopRequest(how_far=lambda: "no stop can be requested here")
         self.num_requeued = 0
-        """Times that work which ran was lost or taken back, and given to another worker."""
-        self._start_slots = partial(Slots, start_worker, num_workers, demand or Demand())
-        self._slots = self._start_slots()
+        """How often a running call was lost or taken back, and queued again."""
+        self._start_group = partial(WorkerGroup, start_worker, num_workers, demand or Demand())
+        self._group = self._start_group()
         self._has_heard_stop = False
         self._limits = TimeLimits()
-        self._queue: deque[Attempts] = deque()
-        self._lines = Lines()
-        self._ended: list[Outcome] = []
+        self._queue: deque[Call[Any, Any]] = deque()
+        self._in_flight = InFlight()
+        self._ended: list[Call[Any, Any]] = []
 
     @property
     def num_ready(self) -> int:
-        """Workers that have been placed."""
-        return len(self._slots.places)
+        """Number of workers that have started."""
+        return len(self._group.ready)
 
     @property
     def num_busy(self) -> int:
-        """Workers with work in hand."""
-        return self._lines.num_busy
+        """Number of workers that hold a call."""
+        return self._in_flight.num_busy
 
     @property
     def num_queued(self) -> int:
-        """Pieces of work that wait for a worker, in the queue or in its line."""
-        return len(self._queue) + self._lines.num_waiting
+        """Number of calls that wait, in the queue or at a worker behind another call."""
+        return len(self._queue) + self._in_flight.num_waiting
 
     @property
     def num_unfinished(self) -> int:
-        """Pieces of work submitted whose outcome is still to come."""
+        """Number of submitted calls that ``next_ended`` has not returned yet."""
         return self.num_queued + self.num_busy + len(self._ended)
 
-    def holds(self, tag: Any) -> bool:
-        """Whether the outcome of work with this tag is still to come."""
-        queued = [attempts.work for attempts in self._queue]
-        held = [held.work for held in self._lines]
-        ended = [outcome.work for outcome in self._ended]
-        return any(work.tag == tag for work in [*queued, *held, *ended])
+    def submit(self, call: Call[W_co, Any], *, first: bool = False) -> None:
+        """Queue a call.
 
-    def submit(self, work: Work, *, first: bool = False) -> None:
-        """Queue work behind what is there, or before it."""
-        if first:
-            self._queue.appendleft(Attempts(work))
-        else:
-            self._queue.append(Attempts(work))
-
-    def next_outcomes(self) -> list[Outcome]:
-        """Wait until some work has ended; all that has, in the order in which it was noticed.
+        Args:
+            call: A new call.
+            first: Whether to queue it in front of all others instead of behind them.
 
         Raises:
-            RuntimeError: no worker can be started, or some work loses every worker it runs on.
-            SearchStopped: a stop was requested, and all that ran has ended.
+            ValueError: the call was submitted before.
+        """
+        if call.is_submitted:
+            raise ValueError(f"{call.name} was submitted before; make a new Call to repeat it")
+        call.is_submitted = True
+        if first:
+            self._queue.appendleft(call)
+        else:
+            self._queue.append(call)
+
+    def next_ended(self) -> list[Call[Any, Any]]:
+        """Wait until a call has ended; return all that have, in the order in which it was noticed.
+
+        Raises:
+            RuntimeError: no worker can be started, or a call has lost every worker it ran on.
+            SearchStopped: a stop was requested, and all running calls have ended.
+            ValueError: ``ask`` of a call does not make exactly one call of a method.
         """
         if not self.num_unfinished:
-            raise RuntimeError("no work was submitted, so none can end")
+            raise RuntimeError("no call can end, because none was submitted")
         while not self._ended:
             self._dispatch_or_stop()
             self._wait()
             self._look_after_running()
-            self._slots.warn_of_unplaced()
+            self._group.warn_of_unplaced()
         if not self.stop.is_made:
-            self._dispatch()  # before the caller takes its time over the outcomes
+            self._dispatch()  # now, because the caller may need some time for the answers
         ended, self._ended = self._ended, []
         return ended
 
-    def run(self, works: Sequence[Work]) -> list[Any]:
-        """Do work that must not fail, with nothing else unfinished; values in the works' order.
+    def run(self, calls: Sequence[Call[W_co, T]]) -> list[T]:
+        """Run calls that must not fail, while no others are unfinished.
+
+        Args:
+            calls: New calls.
+
+        Returns:
+            Their answers, in the order of ``calls``.
 
         Raises:
-            RuntimeError: some work failed by itself.
+            RuntimeError: one of the calls failed.
         """
-        for work in works:
-            self.submit(work)
-        values = {}
+        for call in calls:
+            self.submit(call)
         while self.num_unfinished:
-            for outcome in self.next_outcomes():
-                if outcome.error is not None:
-                    raise RuntimeError(f"{outcome.work.name} failed: {outcome.error}")
-                values[id(outcome.work)] = outcome.value
-        return [values[id(work)] for work in works]
+            for ended in self.next_ended():
+                _ = ended.result  # raises at once if the call failed
+        return [call.result for call in calls]
 
     @contextmanager
     def away(self) -> Iterator[None]:
-        """Leave all that workers hold to others for a while; there must be no unfinished work."""
-        assert not self.num_unfinished  # whoever waits for outcomes knows
-        self._slots.close()
+        """Free all resources of the workers for a while; no call may be unfinished."""
+        assert not self.num_unfinished  # only a caller that has waited for its calls comes here
+        self._group.close()
         yield
-        self._slots, self._lines = self._start_slots(), Lines()
+        self._group, self._in_flight = self._start_group(), InFlight()
 
     def close(self) -> None:
-        """Stop all workers."""
-        self._slots.close()
+        """Kill all workers."""
+        self._group.close()
 
     def _dispatch_or_stop(self) -> None:
         if not self.stop.is_made:
@@ -144,155 +152,160 @@ class WorkerPool:
             return
         if not self._has_heard_stop:
             self._has_heard_stop = True
-            self._take_in_ended()  # so that what is first in its line is what runs
-            self._queue.extendleft(self._lines.take_waiting())
-            self._say_stop()
+            self._take_in_ended()  # so that the first call of each worker is the running one
+            self._queue.extendleft(self._in_flight.take_waiting())
+            if self.num_busy:
+                logger.warning(
+                    "stopping once the running calls have ended (%d); a second signal ends at once",
+                    self.num_busy,
+                )
         if not self.num_busy and not self._ended:
             raise self.stop.stopped()
 
-    def _say_stop(self) -> None:
-        if self.num_busy:
-            logger.warning(
-                "stopping once what runs has ended (%d); a second signal ends at once",
-                self.num_busy,
-            )
-
     def _dispatch(self) -> None:
-        """Give work to those who have none, then something that waits to those who have."""
-        for num_held in range(MAX_HELD):
-            for slot in self._lines.slots_with(num_held):
-                if self._may_take(slot) and (attempts := self._take_for(slot)) is not None:
-                    self._lines.call(slot, self._slots.actor(slot), attempts)
+        """Send a call to every idle worker, then a second one to busy workers."""
+        for num_calls in range(MAX_CALLS_PER_WORKER):
+            for slot in self._in_flight.slots_with(num_calls):
+                if self._may_take(slot) and (call := self._take_for(slot)) is not None:
+                    self._in_flight.send(call, slot, self._group.actor(slot))
 
     def _may_take(self, slot: int) -> bool:
-        """Whether work may wait for a worker, so that nobody will miss it.
+        """Whether this worker is idle, or a second call may wait at it without harm.
 
-        What an actor was given can only be taken back by ending it, and this one may be slow. So
-        work waits only while the queue has enough for all others, and only behind what takes
-        seconds: behind minutes, the moment between two calls is nothing anyway. Nor does it wait
-        behind what was lost before: if the next piece had ended the worker so soon that an answer
-        was lost on its way, the wrong one was blamed, and must not be again.
+        A call that waits at a worker can only be taken back by ending the worker, and this worker
+        may be slow. So a call waits at a worker only while the queue holds enough calls for all
+        others, and only behind a call that takes seconds: compared with minutes, the pause between
+        two calls does not matter. It does not wait behind a call that was lost before either:
+        when a second call ends the worker before the first one's answer has arrived, the first one
+        is counted as lost, and must not be blamed for the second one again.
         """
-        first = self._lines.first(slot)
-        if first is None:
+        running = self._in_flight.running_on(slot)
+        if running is None:
             return True
-        is_soon_free = self._limits.is_brief(first.work.kind) and not first.attempts.is_suspect
+        is_soon_free = self._limits.is_brief(running.kind) and not running.is_suspect
         return is_soon_free and len(self._queue) >= self.num_ready
 
-    def _take_for(self, slot: int) -> Attempts | None:
-        """The first work in the queue that has not failed in this very slot."""
-        for attempts in self._queue:
-            if slot not in attempts.raised_on or self.num_ready == 1:
-                self._queue.remove(attempts)
-                return attempts
+    def _take_for(self, slot: int) -> Call[Any, Any] | None:
+        """Take the first call from the queue that has not raised in this slot before."""
+        for call in self._queue:
+            if slot not in call.raised_on or self.num_ready == 1:
+                self._queue.remove(call)
+                return call
         return None
 
     def _wait(self) -> None:
-        """Sleep until something ends, not for long, and take in all that has ended."""
-        running = [first.reference for _, first in self._lines.running()]
-        ray.wait([*running, *self._slots.starting], num_returns=1, timeout=_LOOK_UP_S)
+        """Wait until a call or a start ends, for at most 1 s, and take in all that have ended."""
+        running = [call.reference for _, call in self._in_flight.running()]
+        ray.wait([*running, *self._group.starting], num_returns=1, timeout=_LOOK_UP_S)
         self._take_in_ended()
 
     def _take_in_ended(self) -> None:
-        references = [*(held.reference for held in self._lines), *self._slots.starting]
+        references = [*(call.reference for call in self._in_flight), *self._group.starting]
         done = set(ray.wait(references, num_returns=len(references), timeout=0)[0])
-        for slot, held in self._lines.take_ended(done):
-            self._finish_work(held, slot)
-        for reference in done & self._slots.starting.keys():
-            if (ready := self._slots.finish_start(reference)) is not None:
-                self._lines.open(ready)
+        for slot, call in self._in_flight.take_ended(done):
+            self._finish(call, slot)
+        for reference in done & self._group.starting.keys():
+            if (ready := self._group.finish_start(reference)) is not None:
+                self._in_flight.add_worker(ready)
 
-    def _finish_work(self, held: Held, slot: int) -> None:
+    def _finish(self, call: Call[Any, Any], slot: int) -> None:
         try:
-            value = ray.get(held.reference)
+            value = ray.get(call.reference)
         except RayTaskError as error:
-            self._after_raise(held.attempts, slot, error)
-        except RayError as error:  # the worker, its node, its memory or its answer is gone
-            self._after_loss(held.attempts, slot, error)
+            self._after_raise(call, slot, error)
+        except RayError as error:  # the worker, its node, its memory or its answer is lost
+            self._after_loss(call, slot, error)
         else:
-            if held.began is not None:
-                self._limits.learn(held.work.kind, held.seconds())
-            self._end(held.attempts, slot, value=value)
+            if call.began is not None:
+                self._limits.learn(call.kind, call.seconds())
+            call.end_with(value, str(self._group.ready[slot]))
+            self._ended.append(call)
 
-    def _end(
-        self, attempts: Attempts, slot: int, *, value: Any = None, error: str | None = None
-    ) -> None:
-        worker = str(self._slots.places[slot])
-        self._ended.append(Outcome(work=attempts.work, value=value, error=error, worker=worker))
+    def _settle(self, call: Call[Any, Any], slot: int, error: str | None) -> None:
+        """End a failed call with its error, or queue it again; replace the worker.
 
-    def _settle(self, attempts: Attempts, slot: int, error: str | None) -> None:
-        """End work with its own error, or give it another chance; replace the worker.
+        Calls that waited behind it return to the front of the queue in their order. They may have
+        begun or even ended by now, but on a worker that cannot be trusted.
 
-        What waited behind it goes back as it came. It may have begun by now, or even ended, but on
-        a worker that is not to be trusted.
+        Args:
+            call: The call, already taken out of the worker's calls.
+            slot: Slot of the worker.
+            error: The error that the call ends with; None if it gets another attempt.
         """
-        self._queue.extendleft(reversed(self._lines.close(slot)))
+        self._queue.extendleft(reversed(self._in_flight.remove_worker(slot)))
         if error is not None:
-            self._end(attempts, slot, error=error)
+            call.fail_with(error, str(self._group.ready[slot]))
+            self._ended.append(call)
         else:
             self.num_requeued += 1
-            self._queue.appendleft(attempts)
-        self._slots.restart(slot)
+            call.take_back()
+            self._queue.appendleft(call)
+        self._group.restart(slot)
 
-    def _after_raise(self, attempts: Attempts, slot: int, error: RayTaskError) -> None:
-        logger.warning("%s raised on worker %d: %s", attempts.work.name, slot, error.cause)
-        # The worker is replaced: the fault may be its own, and then no next work may meet it.
-        self._settle(attempts, slot, attempts.after_raise(slot, error.cause))
+    def _after_raise(self, call: Call[Any, Any], slot: int, error: RayTaskError) -> None:
+        logger.warning("%s raised on worker %d: %s", call.name, slot, error.cause)
+        # The worker is replaced because the fault may be its own and would then hit the next call.
+        self._settle(call, slot, call.count_raise(slot, error.cause))
 
-    def _after_loss(self, attempts: Attempts, slot: int, error: RayError) -> None:
-        node_id, reason = self._slots.places[slot].node_id, last_line(error)
-        logger.warning("worker %d was lost with %s: %s", slot, attempts.work.name, reason)
+    def _after_loss(self, call: Call[Any, Any], slot: int, error: RayError) -> None:
+        node_id, reason = self._group.ready[slot].node_id, last_line(error)
+        logger.warning("worker %d was lost while it ran %s: %s", slot, call.name, reason)
         is_node_lost = is_unreachable(error) or not is_node_alive(node_id)
-        attempts.after_loss(reason, is_node_lost=is_node_lost)
-        self._settle(attempts, slot, None)
+        call.count_loss(reason, is_node_lost=is_node_lost)
+        self._settle(call, slot, None)
 
     def _look_after_running(self) -> None:
-        """Take back what is past its limit; name what has none and does not answer."""
-        for slot, first in self._lines.running():
-            seconds = first.seconds()
-            limit = self._limits.limit(first.work.kind, first.work.timeout)
+        """Take back calls that ran past their limit; warn about silent ones that have no limit."""
+        for slot, call in self._in_flight.running():
+            seconds = call.seconds()
+            limit = self._limits.limit(call.kind, call.timeout)
             if limit is None:
-                self._warn_of_silence(first, slot, seconds)
-            elif seconds > limit and not ray.wait([first.reference], timeout=0)[0]:
-                self._after_timeout(self._lines.take_first(slot).attempts, slot, limit)
+                self._warn_of_silence(call, slot, seconds)
+            elif seconds > limit and not ray.wait([call.reference], timeout=0)[0]:
+                self._after_timeout(self._in_flight.take_running(slot), slot, limit)
 
-    def _warn_of_silence(self, held: Held, slot: int, seconds: float) -> None:
-        if held.is_warned_of or seconds < _SILENCE_S:
+    def _warn_of_silence(self, call: Call[Any, Any], slot: int, seconds: float) -> None:
+        if call.was_reported_silent or seconds < _SILENCE_S:
             return
-        held.is_warned_of = True
+        call.was_reported_silent = True
         logger.warning(
-            "%s has run for %.0f min on worker %s without an answer, and is the first of its kind, "
-            "so it is not known whether that is long",
-            held.work.name,
+            "%s has run for %.0f min on worker %s without an answer; no call of %s() has ended "
+            "before, so it is not known whether that is too long",
+            call.name,
             seconds / 60,
-            self._slots.places[slot],
+            self._group.ready[slot],
+            call.kind,
         )
 
-    def _after_timeout(self, attempts: Attempts, slot: int, limit: float) -> None:
-        logger.warning("%s took over %g s on worker %d", attempts.work.name, limit, slot)
-        self._settle(attempts, slot, attempts.after_timeout(limit))
+    def _after_timeout(self, call: Call[Any, Any], slot: int, limit: float) -> None:
+        logger.warning("%s took longer than %g s on worker %d", call.name, limit, slot)
+        self._settle(call, slot, call.count_timeout(limit))
 
 
 @contextmanager
 def worker_pool(
-    worker: type,
+    worker: Callable[..., W_co],
     *arguments: Any,
     num_workers: int,
     demand: Demand,
     stop: StopRequest | None = None,
-) -> Iterator[WorkerPool]:
-    """A pool of workers of some class, ``worker(*arguments, slot)``, on the connected Ray.
+) -> Iterator[WorkerPool[W_co]]:
+    """Start a pool of workers on the connected Ray, and close it in the end.
 
     Args:
-        worker: A class whose ``ready`` tells its place, as ``ScoringWorker`` does.
-        arguments: What each is made of; put into the object store once.
-        num_workers: How many are wanted.
-        demand: What each asks of the cluster.
-        stop: Once it is made, what runs is finished and nothing else is begun.
+        worker: Class of the workers; they are made by ``worker(*arguments, slot)``, and their
+            method ``ready`` returns ``worker_info(slot)``.
+        arguments: Constructor arguments of every worker; put into Ray's object store once.
+        num_workers: Number of workers.
+        demand: Resources that each worker needs.
+        stop: Once it is made, running calls are finished and no others are begun.
+
+    Yields:
+        The pool, whose workers start as the cluster has room.
     """
     references = [ray.put(argument) for argument in arguments]
     actor: Any = ray.remote(num_cpus=demand.cpus, num_gpus=demand.gpus)(worker)
-    pool = WorkerPool(
+    pool: WorkerPool[W_co] = WorkerPool(
         lambda slot: actor.remote(*references, slot), num_workers, demand=demand, stop=stop
     )
     try:

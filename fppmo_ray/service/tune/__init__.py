@@ -7,12 +7,12 @@ are those of ``fppmo_ray.search`` with the same seed. It trains no baseline, res
 and keeps no journal of ours: Tune's own experiment directory is what is resumed from.
 
 Example:
-    >>> problem = state_problem(network, dataset, settings)  # doctest: +SKIP
+    >>> problem = build_problem(network, image_classification(dataset), settings)  # doctest: +SKIP
     >>> rungs = (0, 10, 25, 50)
     >>> tuner = tune.Tuner(  # doctest: +SKIP
     ...     prune_trainable(problem, rungs),
     ...     tune_config=tune.TuneConfig(
-    ...         search_alg=FPPMOSearch.for_problem(problem, settings, rungs),
+    ...         search_alg=FPPMOSearch.for_problem(problem, rungs),
     ...         scheduler=ASHAScheduler(metric="val_loss", mode="min", max_t=4, reduction_factor=2),
     ...         num_samples=-1,  # the searcher says when it is done
     ...         reuse_actors=True,
@@ -22,7 +22,7 @@ Example:
     ...         checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=True),
     ...     ),
     ... )
-    >>> best, *others = ranked_trials(problem, tuner.fit(), settings)  # doctest: +SKIP
+    >>> best, *others = ranked_trials(problem, tuner.fit())  # doctest: +SKIP
     >>> smaller = trained_network(problem, best)  # doctest: +SKIP
 
 Lost is not bad: ``max_failures`` says how often Tune runs a trial again whose worker or node was
@@ -30,18 +30,20 @@ lost. A trial that still ends with an error, or reports what is not a number, is
 and never enters the update. Without ``max_failures`` a single lost worker makes one.
 """
 
-from fppmo_ray.service.problem import Problem, state_problem
-from fppmo_ray.service.tune.outcome import ScoredTrial, ranked_trials, trained_network
+from fppmo_ray.service.image_task import image_classification
+from fppmo_ray.service.problem import Problem, build_problem
 from fppmo_ray.service.tune.searcher import FPPMOSearch
 from fppmo_ray.service.tune.trainable import PruneTrainable, prune_trainable
+from fppmo_ray.service.tune.trials import Trial, ranked_trials, trained_network
 
 __all__ = [
     "FPPMOSearch",
     "Problem",
     "PruneTrainable",
-    "ScoredTrial",
+    "Trial",
+    "build_problem",
+    "image_classification",
     "prune_trainable",
     "ranked_trials",
-    "state_problem",
     "trained_network",
 ]

@@ -24,10 +24,9 @@ from fppmo_ray.distribution import (
 from fppmo_ray.durable_files import write_whole
 from fppmo_ray.pruning import importance as measure_importance
 from fppmo_ray.service.probability_model import ProbabilityModel
-from fppmo_ray.service.problem import Problem, identity_of
-from fppmo_ray.service.settings import SearchSettings
-from fppmo_ray.service.tune.reports import config_of, feedback_from
+from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.tune.saved_states import FORMAT, read_searcher_state, unfinished_trials
+from fppmo_ray.service.tune.trials import config_of, feedback_from
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +38,7 @@ class FPPMOSearch(Searcher):
 
     A suggestion is a flat config: ``id``, ``generation``, ``macs``, ``mask`` (text, for
     ``unpack_mask``) and ``score_seed``. Trials report ``val_loss``, ``val_accuracy`` and, where
-    they are scored in several depths, ``rung``; what counts is their last report. Trials that a
+    they are scored in several depths, ``steps``; what counts is their last report. Trials that a
     scheduler stops early rank behind those that got further, whatever their scores.
 
     The order in which trials end does not matter, nor how many run at once; with or without a
@@ -56,7 +55,7 @@ class FPPMOSearch(Searcher):
 
     Raises:
         ValueError: the cut cannot be reached, the importance does not fit the space, or the
-            settings have rungs or several budgets.
+            settings have several budgets.
     """
 
     CKPT_FILE_TMPL = "searcher-state-{}.json"
@@ -69,11 +68,6 @@ class FPPMOSearch(Searcher):
         *,
         scored_by: Mapping[str, Any] | None = None,
     ) -> None:
-        if settings.rungs:
-            raise ValueError(
-                f"rungs must be empty under Tune, got {settings.rungs}: its scheduler says which "
-                "trials go on; leave screen_steps out, and give the rungs to prune_trainable"
-            )
         if len(settings.macs_cuts) > 1:
             raise ValueError(
                 f"macs_cut must be a single share under Tune, got {settings.macs_cuts}: its "
@@ -98,29 +92,26 @@ class FPPMOSearch(Searcher):
         self._start([])
 
     @classmethod
-    def for_problem(
-        cls, problem: Problem, settings: SearchSettings, rungs: tuple[int, ...]
-    ) -> FPPMOSearch:
+    def for_problem(cls, problem: Problem, rungs: tuple[int, ...]) -> FPPMOSearch:
         """A searcher over a problem's masks, from its weights' importance, measured here.
 
         Args:
-            problem: Of the trainable.
-            settings: Those that the problem was stated with.
-            rungs: Of the trainable; see ``prune_trainable``.
+            problem: The problem of the trainable, with its settings.
+            rungs: Fine-tuning steps after which a trial reports; see ``prune_trainable``.
 
         Raises:
             ValueError: the settings want what needs workers: a baseline to be trained, or an
                 importance that is measured on images.
         """
+        settings = problem.settings
         if settings.baseline_epochs:
             raise ValueError(
                 f"baseline_epochs must be 0 under Tune, got {settings.baseline_epochs}; "
                 "train the network first, or use fppmo_ray.search"
             )
-        if settings.adapt_epochs or len(settings.stage_settings()) > 1:
+        if settings.stages:
             raise ValueError(
-                "weights stay as they are under Tune: leave adapt_epochs and stages out, or use "
-                "fppmo_ray.search"
+                f"stages must be left out under Tune, got {settings.stages}; use fppmo_ray.search"
             )
         if settings.importance == "taylor":
             raise ValueError(
@@ -132,7 +123,7 @@ class FPPMOSearch(Searcher):
             problem.tracing.space,
             importance,
             settings.optimizer_settings(),
-            scored_by={**identity_of(problem, settings), "rungs": rungs},
+            scored_by={**problem.identity(), "rungs": rungs},
         )
 
     def set_search_properties(
@@ -205,7 +196,7 @@ class FPPMOSearch(Searcher):
         if feedback.failed:
             logger.warning("proposal %d failed: %s", proposal_id, feedback.error)
         self._feedback.append(feedback)
-        self._advance([feedback])
+        self._step([feedback])
 
     @property
     def num_ended(self) -> int:
@@ -282,11 +273,11 @@ class FPPMOSearch(Searcher):
         self._model = ProbabilityModel(self._space, self._importance, self._settings)
         self._waiting: deque[Proposal] = deque()
         self._failure: RuntimeError | None = None
-        self._advance(feedback)
+        self._step(feedback)
 
-    def _advance(self, feedback: list[Feedback]) -> None:
+    def _step(self, feedback: list[Feedback]) -> None:
         try:
-            proposals = self._model.advance(feedback).proposals
+            proposals = self._model.step(feedback).proposals
         except RuntimeError as error:  # what is raised while a trial ends would not end the run
             self._failure = error
             return

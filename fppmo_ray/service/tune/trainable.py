@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from ray import tune
 
-from fppmo_ray.distribution import unpack_mask
-from fppmo_ray.pruning import Candidate, ScoreInRungs
-from fppmo_ray.service.device import claim_device
-from fppmo_ray.service.problem import Problem, open_split
+from fppmo_ray.pruning import ScoreInRungs
+from fppmo_ray.service.image_task import ImageClassification
+from fppmo_ray.service.journal.facts import unpack_mask
+from fppmo_ray.service.problem import Problem
+from fppmo_ray.service.worker import claim_device
 
 _CHECKPOINT = "score.pt"
 
@@ -26,9 +27,15 @@ def prune_trainable(problem: Problem, rungs: tuple[int, ...]) -> type[tune.Train
             the steps of the problem's score, over which the learning rate falls.
 
     Raises:
-        ValueError: the rungs do not ascend to the problem's steps.
+        ValueError: the rungs do not ascend to the problem's steps, or its task is not to classify
+            images.
     """
-    steps = problem.fidelity.steps
+    if not isinstance(problem.task, ImageClassification):
+        raise ValueError(
+            "trials of Ray Tune report scores after some steps of training on images, got a task "
+            "of another kind; use fppmo_ray.search, or a trainable of your own"
+        )
+    steps = problem.settings.score_steps
     if not rungs or list(rungs) != sorted({*rungs}) or rungs[0] < 0 or rungs[-1] != steps:
         raise ValueError(
             f"rungs must ascend from at least 0 to the {steps} steps of a score, got {rungs}; "
@@ -44,7 +51,7 @@ def prune_trainable(problem: Problem, rungs: tuple[int, ...]) -> type[tune.Train
 class PruneTrainable(tune.Trainable):
     """Prunes, fine-tunes to the next rung, recalibrates and reports; see ``prune_trainable``.
 
-    Every report has ``val_loss`` and ``val_accuracy`` on search-val, ``rung`` (fine-tuning steps
+    Every report has ``val_loss`` and ``val_accuracy`` on search-val, ``steps`` (of fine-tuning
     so far), ``macs`` and ``done``. The last one is the score that the service's workers compute,
     on CPUs to the bit. Use it with ``reuse_actors=True``: the data stays where it is, and of the
     last trial's network nothing is left. With ``CheckpointConfig(checkpoint_frequency=1)``, trials
@@ -59,8 +66,9 @@ class PruneTrainable(tune.Trainable):
         self._rungs = rungs
         self._device = claim_device(problem)
         self._dense = copy.deepcopy(problem.network).to(self._device).eval()
-        self._search_train = open_split(problem, "search_train", self._device)
-        self._search_val = open_split(problem, "search_val", self._device)
+        assert isinstance(problem.task, ImageClassification)  # see prune_trainable
+        self._images = problem.task.open(problem, self._device)
+        self._images.load()
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -83,7 +91,7 @@ class PruneTrainable(tune.Trainable):
         return {
             "val_loss": metrics.loss,
             "val_accuracy": metrics.accuracy,
-            "rung": rung,
+            "steps": rung,
             "macs": self._problem.tracing.space.macs(self._keep),
             "done": self._rungs_done == len(self._rungs),
         }
@@ -103,15 +111,11 @@ class PruneTrainable(tune.Trainable):
         problem = self._problem
         self._rungs_done = 0
         self._keep = unpack_mask(config["mask"], problem.tracing.space.num_filters)
-        candidate = Candidate(
-            dense=self._dense,
-            tracing=problem.tracing,
-            keep=self._keep,
-            search_train=self._search_train,
-            held_out=self._search_val,
-            fidelity=problem.fidelity,
-            recipe=problem.recipe,
-            seed=tuple(config["score_seed"]),
+        candidate = self._images.candidate(
+            self._dense,
+            self._keep,
+            seed=config["score_seed"],
+            split="search_val",
             compute=problem.compute,
         )
         self._score: ScoreInRungs = ScoreInRungs(candidate)

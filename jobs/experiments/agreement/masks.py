@@ -24,8 +24,8 @@ from fppmo_ray.distribution import (
 )
 from fppmo_ray.distribution.logits import uniform_priority
 from fppmo_ray.pruning import Criterion
-from fppmo_ray.service.record.facts import Asked, Chosen, Fact, Rescored, Scored, Started
-from fppmo_ray.service.record.run_directory import read_journal
+from fppmo_ray.service.journal.facts import Asked, Chosen, Fact, Rescored, Scored, Started
+from fppmo_ray.service.journal.run_directory import read_journal
 
 CRITERIA: tuple[Criterion, ...] = ("l1", "fpgm", "bn_scale")
 """Of the global rankings; the first also orders the filters within layers."""

@@ -18,8 +18,8 @@ from fppmo_ray.durable_files import write_whole
 from fppmo_ray.pruning import Criterion, importance
 from fppmo_ray.service.pool.worker_pool import WorkerPool
 from fppmo_ray.service.problem import Problem, identity_of, open_split
-from fppmo_ray.service.record.facts import Rescored, Scored
-from fppmo_ray.service.record.run_directory import RunDirectory, open_run
+from fppmo_ray.service.journal.facts import Rescored, Scored
+from fppmo_ray.service.journal.run_directory import RunDirectory, open_run
 from fppmo_ray.service.rounds import Context, prepare_round
 from fppmo_ray.service.search import Found, find_mask, find_mask_with, start_of
 from fppmo_ray.service.settings import SearchSettings

@@ -24,7 +24,7 @@ from fppmo_ray.distribution import (
 from fppmo_ray.distribution.capacity import capacity_factor
 from fppmo_ray.distribution.logits import layer_mean
 from fppmo_ray.service.probability_model import Advance
-from fppmo_ray.service.record.artifacts import IMPORTANCE_ONLY
+from fppmo_ray.service.journal.artifacts import IMPORTANCE_ONLY
 from rivals.rankings import with_random_widths
 
 Costs = Mapping[int, float]

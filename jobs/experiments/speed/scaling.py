@@ -16,9 +16,9 @@ import ray
 from rich.table import Table
 
 from fppmo_ray.distribution import OptimizerSettings
-from fppmo_ray.service.pool.place import Place
-from fppmo_ray.service.pool.resources import Demand
+from fppmo_ray.service.pool.cluster import Demand
 from fppmo_ray.service.pool.work import Work
+from fppmo_ray.service.pool.worker_group import WorkerInfo
 from fppmo_ray.service.pool.worker_pool import WorkerPool, worker_pool
 from fppmo_ray.service.pretend import (
     PRETEND_SPACE,
@@ -29,7 +29,7 @@ from fppmo_ray.service.pretend import (
     pretend_run,
     search_with,
 )
-from fppmo_ray.service.record.facts import Scored
+from fppmo_ray.service.journal.facts import Scored
 
 _SPREAD = 0.2
 _POPULATION = 64
@@ -81,7 +81,7 @@ class TimedWorker:
     def __init__(self, pace: Pace, slot: int) -> None:
         self._worker = PretendWorker(pace, slot)
 
-    def ready(self) -> Place:
+    def ready(self) -> WorkerInfo:
         """Where the worker runs."""
         return self._worker.ready()
 

@@ -12,8 +12,8 @@ import pytest
 import ray
 
 from fppmo_ray import Placement
-from fppmo_ray.service.pool.place import Place, here
 from fppmo_ray.service.pool.work import Work
+from fppmo_ray.service.pool.worker_group import WorkerInfo, worker_info
 from fppmo_ray.service.pool.worker_pool import worker_pool
 from fppmo_ray.service.stopping import SearchStopped
 
@@ -27,8 +27,8 @@ class _Doubler:
     def __init__(self, notes: Path, slot: int) -> None:
         self._notes, self._slot = notes, slot
 
-    def ready(self) -> Place:
-        return here(self._slot)
+    def ready(self) -> WorkerInfo:
+        return worker_info(self._slot)
 
     def double(self, number: int) -> cells.Measured:
         with self._notes.open("a") as notes:

@@ -50,8 +50,8 @@ from fppmo_ray.distribution.logits import uniform_priority
 from fppmo_ray.pruning import Candidate, score
 from fppmo_ray.service.pretend import PRETEND_SPACE
 from fppmo_ray.service.problem import Problem, open_split
-from fppmo_ray.service.record.facts import Asked, Chosen, Fact, Rescored, Scored, Started
-from fppmo_ray.service.record.journal import to_lines
+from fppmo_ray.service.journal.facts import Asked, Chosen, Fact, Rescored, Scored, Started
+from fppmo_ray.service.journal.journal import to_lines
 from fppmo_ray.service.weights import to_arrays
 from fppmo_ray.service.workers.assignments import Basis, TrainingTask
 from fppmo_ray.service.workers.scoring_worker import ScoringWorker

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from torch import nn, zeros
 
+from fppmo_ray.distribution.costs import Width
 from fppmo_ray.distribution.latency_table import LayerLatency
-from fppmo_ray.distribution.products import Width
 from fppmo_ray.pruning import trace
 from fppmo_ray.pruning.latency.measure import fit_table
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fppmo_ray.distribution.products import Width
+from fppmo_ray.distribution.costs import Width
 from fppmo_ray.pruning import trace
 from fppmo_ray.pruning.latency.measure import mask_at, random_masks
 from fppmo_ray.pruning.latency.timing import timed_layers

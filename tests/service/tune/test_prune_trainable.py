@@ -18,8 +18,8 @@ from fppmo_ray.distribution import pack_mask, unpack_mask
 from fppmo_ray.distribution.capacity import capacity_factor
 from fppmo_ray.pruning import Candidate, score
 from fppmo_ray.service.problem import open_split
-from fppmo_ray.service.record.facts import Asked, Scored
-from fppmo_ray.service.record.run_directory import read_journal
+from fppmo_ray.service.journal.facts import Asked, Scored
+from fppmo_ray.service.journal.run_directory import read_journal
 from fppmo_ray.service.tune import (
     FPPMOSearch,
     Problem,

@@ -1,0 +1,236 @@
+"""Trainings that several workers share: Ray Train around torch's DDP.
+
+The pool's workers make room first. Ray Train starts a group of replicas, which work on one network
+after the other: each extracts the pruned network, then wraps it, and trains on its part of every
+batch. The first replica hands every epoch's state to the checkpoint exchange, from where the driver
+makes it durable, like the states of a single worker. If replicas are lost, a new group goes on from
+the latest state.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from fppmo_ray.service.checkpoint_exchange import Begin, CheckpointExchange, EpochDone
+from fppmo_ray.service.journal.run_directory import RunDirectory
+from fppmo_ray.service.pool.cluster import end_actor
+from fppmo_ray.service.pool.worker_pool import WorkerPool
+from fppmo_ray.service.problem import Problem
+from fppmo_ray.service.stopping import StopRequest
+from fppmo_ray.service.trainings import Training, keep_epoch, resume_point
+from fppmo_ray.service.worker import PruningWorker
+from fppmo_ray.service.worker_protocol import TrainingTask, Worker
+from fppmo_ray.training import Shard
+
+logger = logging.getLogger(__name__)
+
+_LOOK_UP_S = 1.0  # longest delay until a finished epoch or a stop is noticed
+_MAX_FAILURES = 3  # groups in a row that finish no epoch: then it is no accident
+
+
+def train_on_several(
+    trainings: Sequence[Training], problem: Problem, pool: WorkerPool[Worker], run: RunDirectory
+) -> dict[str, bytes]:
+    """Train every network by all replicas; see ``trainings.train_whole``.
+
+    Args:
+        trainings: One after the other, each by all replicas; of at least one epoch.
+        problem: Says how many replicas there are.
+        pool: Makes room for them, with nothing unfinished.
+        run: Where checkpoints and facts are kept.
+
+    Returns:
+        The final training state of each task, as bytes, by the task's name.
+
+    Raises:
+        RuntimeError: a task diverged, or replicas fail again and again.
+        SearchStopped: a stop was requested.
+    """
+    states, unfinished = _resumed(trainings, run)
+    if not unfinished:
+        return states
+
+    def keep(done: EpochDone) -> None:
+        task = unfinished[done.training][0].task
+        keep_epoch(task.name, done.epoch, done.state, done.report, run)
+        if done.epoch + 1 == task.recipe.epochs:
+            states[task.name] = done.state
+
+    begins = [begin for _, begin in unfinished]
+    # Beside the driver, since nodes of workers come and go.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    actor: Any = ray.remote(num_cpus=0)(CheckpointExchange)
+    exchange = actor.options(scheduling_strategy=here).remote(begins)
+    # References only: the weights themselves are in the object store.
+    trained = [
+        (training.task, training.weights.shared, training.teacher.shared)
+        for training, _ in unfinished
+    ]
+    replica = partial(_train_replica, trained)
+    try:
+        with pool.away():
+            _train_by_groups(replica, exchange, keep, problem, pool.stop)
+    finally:
+        end_actor(exchange)
+    return states
+
+
+def _resumed(
+    trainings: Sequence[Training], run: RunDirectory
+) -> tuple[dict[str, bytes], list[tuple[Training, Begin]]]:
+    """Return the final states of finished trainings, and where the others go on."""
+    states: dict[str, bytes] = {}
+    unfinished = []
+    for training in trainings:
+        name, num_epochs = training.task.name, training.task.recipe.epochs
+        epoch, state = resume_point(name, run)
+        if state is not None and epoch >= num_epochs:
+            states[name] = state
+        else:
+            begin = Begin(epoch=epoch, state=state, num_epochs=num_epochs)
+            unfinished.append((training, begin))
+    return states, unfinished
+
+
+def _train_by_groups(
+    replica: Callable[[Any, Any], None],
+    exchange: Any,
+    keep: Callable[[EpochDone], None],
+    problem: Problem,
+    stop: StopRequest,
+) -> None:
+    """Start groups of replicas until one has finished all trainings."""
+    from ray.train import TrainingFailedError  # slow to import, with all that is below ray.train
+
+    reference = ray.put(replace(problem, gpu_share=1.0))
+    train = partial(replica, reference, exchange)
+    num_failures = 0
+    while num_failures < _MAX_FAILURES:
+        ray.get(exchange.start_group.remote())
+        group = _in_background(partial(_fit, train, problem))
+        num_kept = _keep_epochs(group, exchange, keep, stop)
+        error = group.exception()
+        if error is None:
+            return
+        if not isinstance(error, TrainingFailedError):  # the group was never started
+            raise error
+        num_failures = 1 if num_kept else num_failures + 1
+        reason = str(error).strip().splitlines()[-1]  # the lines above are remote tracebacks
+        logger.warning("a group of replicas ended before its work was done: %s", reason)
+    raise RuntimeError(
+        f"{num_failures} groups of replicas in a row ended before they finished an epoch, the last "
+        f"with: {reason}"
+    ) from error
+
+
+def _keep_epochs(
+    group: Future[None], exchange: Any, keep: Callable[[EpochDone], None], stop: StopRequest
+) -> int:
+    """Keep epochs as they end, until the group has ended; return their number.
+
+    Raises:
+        SearchStopped: a stop was requested, and the epoch under way has ended.
+    """
+    num_kept, has_ended = 0, False
+    while not has_ended:
+        has_ended = _has_ended(group)
+        for done in ray.get(exchange.take.remote()):
+            keep(done)
+            num_kept += 1
+        if stop.is_made and not ray.get(exchange.stop.remote()):
+            raise stop.stopped()
+    return num_kept
+
+
+def _has_ended(group: Future[None]) -> bool:
+    """Return whether the group has ended, after waiting for a second at most."""
+    try:
+        group.exception(timeout=_LOOK_UP_S)
+    except TimeoutError:
+        return False
+    return True
+
+
+def _in_background(run: Callable[[], None]) -> Future[None]:
+    """Start a call in a thread that does not keep the process alive; return its future."""
+    future: Future[None] = Future()
+
+    def call() -> None:
+        try:
+            run()
+        except Exception as error:  # raised again from the future
+            future.set_exception(error)
+        else:
+            future.set_result(None)
+
+    threading.Thread(target=call, name="replicas", daemon=True).start()
+    return future
+
+
+def _fit(train: Callable[[], None], problem: Problem) -> None:
+    """Run one group of replicas from its start to its end.
+
+    Raises:
+        TrainingFailedError: one of them failed, or was lost.
+    """
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    on_gpus = problem.device_type == "cuda"
+    demand: dict[str, float] = {"CPU": problem.threads, **({"GPU": 1} if on_gpus else {})}
+    with tempfile.TemporaryDirectory() as folder:  # wanted by Ray Train
+        TorchTrainer(
+            train,
+            scaling_config=ScalingConfig(
+                num_workers=problem.fine_tune_workers,
+                use_gpu=on_gpus,
+                resources_per_worker=demand,
+            ),
+            run_config=RunConfig(name="fine-tuning", storage_path=folder),
+        ).fit()
+
+
+def _train_replica(
+    trainings: Sequence[tuple[TrainingTask, Any, Any]], problem: Any, exchange: Any
+) -> None:
+    """Run one replica: epoch after epoch, all replicas the same one."""
+    from ray.train import get_context
+
+    context = get_context()
+    shard = Shard(context.get_world_rank(), context.get_world_size())
+    worker = PruningWorker(ray.get(problem), shard.index)
+    reached: tuple[tuple[int, int], bytes] | None = None
+    while (place := _agree_on_next(shard, exchange)) is not None:
+        index, epoch = place
+        if reached is not None and reached[0] == place:
+            state: bytes | None = reached[1]
+        else:
+            state = ray.get(exchange.state_before.remote(index, epoch))
+        task, weights, teacher = trainings[index]
+        new_state, report = worker.train_epoch(
+            ray.get(weights), task, epoch, state, ray.get(teacher), shard
+        )
+        assert report is not None  # a task with epochs reports them
+        reached = (index, epoch + 1), new_state
+        if shard.index == 0:
+            done = EpochDone(training=index, epoch=epoch, state=new_state, report=report)
+            ray.get(exchange.put.remote(done))
+
+
+def _agree_on_next(shard: Shard, exchange: Any) -> tuple[int, int] | None:
+    """Let the first replica ask for the next epoch, so that all replicas do the same one."""
+    from torch import distributed
+
+    answers = [ray.get(exchange.next_epoch.remote()) if shard.index == 0 else None]
+    distributed.broadcast_object_list(answers)
+    return answers[0]

@@ -1,0 +1,120 @@
+"""The dense weights that masks are scored on, and the importance of their filters."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fppmo_ray.distribution import FloatArray
+from fppmo_ray.service.journal.facts import ImportanceMeasured, WeightsFrozen
+from fppmo_ray.service.journal.run_directory import RunDirectory
+from fppmo_ray.service.pool.call import Call
+from fppmo_ray.service.pool.worker_pool import WorkerPool
+from fppmo_ray.service.problem import Problem
+from fppmo_ray.service.settings import SearchSettings
+from fppmo_ray.service.trainings import Training, train_whole
+from fppmo_ray.service.weights import Arrays, to_arrays
+from fppmo_ray.service.worker_protocol import SharedWeights, TrainingTask, Worker, share_weights
+from fppmo_ray.training import ComputeConfig, state_from_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What every phase of a search works with."""
+
+    problem: Problem
+    """Network, tracing and task."""
+    run: RunDirectory
+    """The record of the search."""
+    pool: WorkerPool[Worker]
+    """The workers, with nothing unfinished between two phases."""
+    compute: ComputeConfig
+    """How all passes are computed."""
+
+    @property
+    def settings(self) -> SearchSettings:
+        """The settings of the search."""
+        return self.problem.settings
+
+
+def dense_weights(context: Context) -> SharedWeights:
+    """Train the baseline if asked to, then freeze the dense weights and journal their digest.
+
+    Raises:
+        ValueError: the weights are not those of the journal.
+        RuntimeError: training diverged.
+    """
+    weights = share_weights(to_arrays(context.problem.network), context.compute)
+    if context.settings.baseline_epochs:
+        weights = _train_baseline(context, weights)
+    _freeze(weights.snapshot.sha256, context.run)
+    return weights
+
+
+def trained_arrays(state: bytes) -> Arrays:
+    """Return the weights of a training state, as bytes, in numpy arrays."""
+    return {name: tensor.numpy() for name, tensor in state_from_bytes(state).network.items()}
+
+
+def measure_importance(context: Context, weights: SharedWeights) -> FloatArray:
+    """Return the importance of every filter by the settings' criterion, measured once and kept.
+
+    Args:
+        context: The search.
+        weights: The dense weights.
+
+    Raises:
+        RuntimeError: the criterion does not fit the network.
+    """
+    run, criterion, seed = context.run, context.settings.importance, context.settings.seed
+    if known := run.all(ImportanceMeasured):
+        return _from_bytes(run.read_artifact(known[0].artifact, known[0].sha256))
+    call: Call[Worker, FloatArray] = Call(
+        f"importance {criterion}",
+        lambda worker: worker.importance(weights.shared, criterion, seed),
+    )
+    [importance] = context.pool.run([call])
+    artifact = "importance.npy"
+    sha256 = run.write_artifact(artifact, _to_bytes(importance))
+    run.record([ImportanceMeasured(criterion=criterion, artifact=artifact, sha256=sha256)])
+    return importance
+
+
+def _freeze(sha256: str, run: RunDirectory) -> None:
+    """Journal the digest of the weights, or check it against the one that is there."""
+    known = run.all(WeightsFrozen)
+    if not known:
+        run.record([WeightsFrozen(sha256=sha256)])
+    elif known[0].sha256 != sha256:
+        raise ValueError(
+            f"the dense weights are not those of the journal in {run.location}; resume with the "
+            "same network and package versions"
+        )
+
+
+def _train_baseline(context: Context, given: SharedWeights) -> SharedWeights:
+    settings = context.settings
+    # Without a teacher: the network before training would hold it back.
+    recipe = replace(
+        settings.recipe,
+        epochs=settings.baseline_epochs,
+        learning_rate=settings.baseline_learning_rate,
+        distillation_weight=0.0,
+    )
+    task = TrainingTask(name="baseline", keep=None, recipe=recipe, seed=settings.seed)
+    training = Training(task=task, weights=given, teacher=given)
+    states = train_whole([training], context.problem, context.pool, context.run)
+    return share_weights(trained_arrays(states[task.name]), context.compute)
+
+
+def _to_bytes(array: FloatArray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _from_bytes(content: bytes) -> FloatArray:
+    array: FloatArray = np.load(io.BytesIO(content), allow_pickle=False)
+    return array

@@ -1,0 +1,305 @@
+"""The end of a search: equal fine-tuning for its networks, and their figures."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from fppmo_ray.distribution import BoolArray, Feedback, PruningSpace
+from fppmo_ray.distribution.limits import Resource, cost_of, dense_cost
+from fppmo_ray.pruning import extract, save_network
+from fppmo_ray.pruning.latency import Latency
+from fppmo_ray.service.dense_weights import Context
+from fppmo_ray.service.finalists import Found
+from fppmo_ray.service.journal.artifacts import (
+    DENSE,
+    FPPMO,
+    IMPORTANCE_ONLY,
+    RESULT,
+    name_for_budget,
+    network_names,
+)
+from fppmo_ray.service.journal.facts import (
+    Finished,
+    LatencyMeasured,
+    Rescored,
+    Started,
+    latest_feedback,
+)
+from fppmo_ray.service.pool.call import Call
+from fppmo_ray.service.trainings import Training, train_whole
+from fppmo_ray.service.worker_protocol import Evaluation, SharedWeights, TrainingTask, Worker
+from fppmo_ray.training import state_from_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Variant:
+    """A network of the final table."""
+
+    name: str
+    """``dense``, ``importance-only`` or ``fppmo``."""
+    keep: BoolArray | None
+    """Its mask; None: the dense network."""
+    weights: SharedWeights
+    """The dense weights that it is cut from."""
+    macs_cut: float | None = None
+    """Its budget, in a search with several; else None."""
+
+    @property
+    def task(self) -> str:
+        """The name of its fine-tuning in the journal."""
+        return name_for_budget(self.name, self.macs_cut)
+
+
+def finalize(context: Context, found: Found, source: Mapping[str, Any] | None) -> None:
+    """Fine-tune dense, importance-only and chosen networks alike; write networks and result.
+
+    The test split is read here, once per network and state, and nothing is decided by it.
+
+    Args:
+        context: The search, its pool with nothing unfinished.
+        found: The chosen masks.
+        source: How to construct the dense network, for the saved recipe.
+    """
+    variants = _variants(found)
+    states = _fine_tune(context, found.given, variants)
+    settings, problem = context.settings, context.problem
+    [started] = context.run.all(Started)
+    result = {
+        "settings": settings.journaled(),
+        "compute": asdict(context.compute),
+        "chosen": ", ".join(choice.chosen.name for choice in found.choices),
+        "num_filters": problem.space.num_filters,
+        "inputs": [
+            {"shape": list(tensor.shape[1:]), "dtype": str(tensor.dtype).removeprefix("torch.")}
+            for tensor in problem.task.inputs()
+        ],
+        **({"task": started.identity["task"]} if "task" in started.identity else {}),
+        "epochs_between_stages": settings.stage_epochs * (found.stages - 1),
+        **_table_figures(context),
+        "variants": _figures(context, variants, states),
+        "score_noise": _score_noise(context),
+        "scores": _score_costs(context),
+    }
+    for variant in variants:
+        if variant.name == FPPMO:
+            _keep_network(context, variant, states[variant.task], source)
+    content = json.dumps(result, indent=2).encode()
+    sha256 = context.run.write_artifact(RESULT, content)
+    context.run.record([Finished(artifact=RESULT, sha256=sha256)])
+
+
+def _variants(found: Found) -> list[_Variant]:
+    """Return the networks of the final table, the largest first: it takes longest."""
+    return [_Variant(name=DENSE, keep=None, weights=found.given)] + [
+        _Variant(name=name, keep=finalist.keep, weights=origin, macs_cut=choice.macs_cut)
+        for choice in found.choices
+        for name, finalist, origin in (
+            (IMPORTANCE_ONLY, choice.importance_only, found.given),
+            (FPPMO, choice.chosen, found.weights),
+        )
+    ]
+
+
+def _fine_tune(
+    context: Context, teacher: SharedWeights, variants: Sequence[_Variant]
+) -> dict[str, bytes]:
+    """Return the final training state of every variant, by its task."""
+    recipe, seed = context.settings.recipe, context.settings.seed
+    trainings = [
+        Training(
+            task=TrainingTask(name=variant.task, keep=variant.keep, recipe=recipe, seed=seed),
+            weights=variant.weights,
+            teacher=teacher,
+        )
+        for variant in variants
+    ]
+    return train_whole(trainings, context.problem, context.pool, context.run)
+
+
+def _figures(
+    context: Context,
+    variants: Sequence[_Variant],
+    states: dict[str, bytes],
+) -> list[dict[str, Any]]:
+    evaluations = context.pool.run(
+        [
+            _evaluation(variant, state)
+            for variant in variants
+            for state in (None, states[variant.task])  # before and after
+        ]
+    )
+    masks = [variant.keep for variant in variants]
+    # Alone, and in one call, so that nothing else slows the networks down.
+    weights = variants[0].weights.shared
+    call: Call[Worker, list[tuple[Latency, ...]]] = Call(
+        "latencies", lambda worker: worker.latencies(weights, masks)
+    )
+    [latencies] = context.pool.run([call])
+    return [
+        _row(context, variant, latency, {"before": before, "after": after})
+        | ({"cuts": cuts} if cuts else {})
+        for variant, latency, cuts, before, after in zip(
+            *(variants, latencies, _cut_figures(context, masks)),
+            *(evaluations[::2], evaluations[1::2]),
+            strict=True,
+        )
+    ]
+
+
+def _row(
+    context: Context,
+    variant: _Variant,
+    latency: tuple[Latency, ...],
+    evaluated: dict[str, Evaluation],
+) -> dict[str, Any]:
+    space = context.problem.space
+    macs = space.dense_macs if variant.keep is None else space.macs(variant.keep)
+    widths = space.dense_widths if variant.keep is None else space.widths(variant.keep)
+    return {
+        "name": variant.name,
+        **({} if variant.macs_cut is None else {"budget": variant.macs_cut}),
+        "macs": macs,
+        "macs_cut": 1 - macs / space.dense_macs,
+        "widths": {
+            group.name: width for group, width in zip(space.groups, widths.tolist(), strict=True)
+        },
+        "parameters": evaluated["before"].parameters,
+        "file_bytes": evaluated["before"].file_bytes,
+        "activation_bytes": cost_of(space, "memory").total(widths),
+        "latency_ms": {str(item.batch): item.milliseconds for item in latency},
+        **{
+            moment: {"choose_val": at.choose_val, "test": at.test}
+            for moment, at in evaluated.items()
+        },
+    }
+
+
+def _evaluation(variant: _Variant, state: bytes | None) -> Call[Worker, Evaluation]:
+    weights, keep = variant.weights.shared, variant.keep
+    return Call(
+        f"evaluation of {variant.task}", lambda worker: worker.evaluate(weights, keep, state)
+    )
+
+
+def _score_noise(context: Context) -> dict[str, float] | None:
+    """Return the standard deviation of an importance-only mask's scores over fresh seeds.
+
+    The scores are on search-val. With several budgets it is the mean over their masks.
+    """
+    by_mask: dict[bytes, list[Rescored]] = {}
+    for fact in context.run.all(Rescored):
+        if fact.split == "search_val":
+            by_mask.setdefault(fact.keep.tobytes(), []).append(fact)
+    repeated = [facts for facts in by_mask.values() if len(facts) > 1]
+    if not repeated:
+        return None
+    return {
+        "repeats": min(map(len, repeated)),
+        **{
+            name: statistics.fmean(
+                statistics.stdev(getattr(fact, name) for fact in facts) for facts in repeated
+            )
+            for name in ("val_loss", "val_accuracy")
+            if getattr(repeated[0][0], name) is not None
+        },
+    }
+
+
+def _score_costs(context: Context) -> dict[str, Any]:
+    """Return how many scores the search took, and their mean time; nothing if it has none."""
+    feedback = latest_feedback(context.run.facts).values()
+    seconds = [item.seconds for item in context.run.all(Feedback) if item.seconds is not None]
+    return {
+        "scored": sum(not item.failed for item in feedback),
+        "failed": sum(item.failed for item in feedback),
+        "mean_seconds": statistics.fmean(seconds) if seconds else None,
+    }
+
+
+def _keep_network(
+    context: Context, variant: _Variant, state: bytes, source: Mapping[str, Any] | None
+) -> None:
+    """Save a chosen network's files as artifacts: first the weights, then the recipe."""
+    keep = variant.keep
+    assert keep is not None  # what was chosen is a mask
+    names = network_names(variant.macs_cut)
+    with tempfile.TemporaryDirectory() as folder:
+        save_network(
+            _rebuild(context, keep, state),
+            Path(folder) / names[0].removesuffix(".pt"),
+            tracing=context.problem.tracing,
+            keep=keep,
+            source=dict(source or {}),
+        )
+        for name in names:
+            context.run.write_artifact(name, (Path(folder) / name).read_bytes())
+
+
+def _rebuild(context: Context, keep: BoolArray, state: bytes) -> nn.Module:
+    """Return the chosen network in its final state, on the CPU."""
+    network = extract(context.problem.network, context.problem.tracing, keep)
+    network.load_state_dict(state_from_bytes(state).network)
+    return network.eval()
+
+
+def _table_figures(context: Context) -> dict[str, Any]:
+    """Return the latency table's entry of result.json; nothing where no latency is limited."""
+    measured = context.run.all(LatencyMeasured)
+    if not measured:
+        return {}
+    names = ("batch", "dense_ms", "median_error", "device")
+    return {"latency_table": {name: getattr(measured[0], name) for name in names}}
+
+
+def _cut_figures(context: Context, masks: Sequence[BoolArray | None]) -> list[dict[str, Any]]:
+    """Return, for every network and limited resource, what is left and what share was cut.
+
+    Latency is given twice: by the table, and measured now in the same way, all networks in turns.
+
+    Args:
+        context: The search, its pool with nothing unfinished.
+        masks: The mask of each network, the dense one (None) first.
+    """
+    space, limited = context.problem.space, context.settings.further_cuts
+    keeps = [np.ones(space.num_filters, dtype=bool) if keep is None else keep for keep in masks]
+    figures: list[dict[str, Any]] = [
+        {resource: _exact(space, resource, keep) for resource in limited if resource != "latency"}
+        for keep in keeps
+    ]
+    if "latency" in limited:
+        for row, latency in zip(figures, _latencies(context, keeps), strict=True):
+            row["latency"] = latency
+    return figures
+
+
+def _exact(space: PruningSpace, resource: Resource, keep: BoolArray) -> dict[str, Any]:
+    left = cost_of(space, resource).total(space.widths(keep))
+    return {"left": left, "cut": 1 - left / dense_cost(space, resource)}
+
+
+def _latencies(context: Context, keeps: Sequence[BoolArray]) -> list[dict[str, Any]]:
+    space, batch, compute = context.problem.space, context.settings.latency_batch, context.compute
+    call: Call[Worker, list[int]] = Call(
+        "latencies", lambda worker: worker.time_masks(compute, keeps, batch)
+    )
+    [measured] = context.pool.run([call])
+    predicted = [cost_of(space, "latency").total(space.widths(keep)) for keep in keeps]
+    dense = dense_cost(space, "latency")
+    return [
+        {
+            "predicted_ms": by_table / 1e6,
+            "predicted_cut": 1 - by_table / dense,
+            "measured_ms": now / 1e6,
+            "measured_cut": 1 - now / measured[0],
+        }
+        for by_table, now in zip(predicted, measured, strict=True)
+    ]

@@ -1,0 +1,300 @@
+"""The built-in task: images that belong to classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fppmo_ray.distribution import BoolArray
+from fppmo_ray.pruning import Candidate, Score, extract, score
+from fppmo_ray.pruning.compute_trial import ComputeTrial, try_compute
+from fppmo_ray.service.settings import Placement, SearchSettings
+from fppmo_ray.service.task import Batches
+from fppmo_ray.service.weights import digest_data
+from fppmo_ray.service.worker_protocol import TrainingReport, TrainingTask
+from fppmo_ray.training import (
+    ComputeConfig,
+    Dataset,
+    Images,
+    Shard,
+    Splits,
+    TrainingState,
+    evaluate,
+    example_batch,
+    open_images,
+    recalibrate_batchnorm,
+    stratified_splits,
+    train_epoch,
+)
+
+if TYPE_CHECKING:
+    from fppmo_ray.service.problem import Problem
+
+_RECALIBRATION_BATCH = 250
+_EVALUATION_BATCH = 250
+_TAYLOR_BATCHES = 8  # 1,000 images: the order of the filters hardly moves with more
+_HELD_OUT_SHARE = 0.06, 0.04  # search-val and choose-val: 3,000 and 2,000 of CIFAR-10's 50,000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageClassification:
+    """Images, their classes, and which rows of the training images serve for what."""
+
+    dataset: Dataset
+    """Training and test images. The test part is read once, for the final figures."""
+    splits: Splits
+    """Rows of the training images to train on, to score on, and to choose on."""
+
+    @property
+    def measure(self) -> None:
+        """None: tables show the accuracy."""
+        return
+
+    @property
+    def follows_compute(self) -> bool:
+        """True: all passes are computed by this package."""
+        return True
+
+    @property
+    def shares_training(self) -> bool:
+        """True: several processes can each take a part of every batch."""
+        return True
+
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Return a batch of one image, on the CPU."""
+        return (example_batch(self.dataset),)
+
+    def identity(self) -> dict[str, Any]:
+        """Return a digest of images, labels, preparation and splits."""
+        return {"data": digest_data(self.dataset, self.splits)}
+
+    def functions(self) -> tuple[Callable[..., Any] | None, ...]:
+        """Return nothing: no function is the user's own."""
+        return ()
+
+    def checked_settings(self, settings: SearchSettings, placement: Placement) -> SearchSettings:
+        """Return the settings unchanged.
+
+        Args:
+            settings: The user's settings.
+            placement: Where the search runs.
+
+        Raises:
+            ValueError: the splits name rows that the data set does not have, or a batch cannot be
+                divided evenly among the workers that fine-tune together.
+        """
+        _check_rows(self.splits, len(self.dataset.train))
+        Shard(0, placement.fine_tune_workers).batch_size(settings.recipe.batch_size)
+        return settings
+
+    @torch.no_grad()
+    def check_network(self, network: nn.Module) -> None:
+        """Refuse a network that does not return one logit per class.
+
+        Args:
+            network: The dense network on the CPU.
+
+        Raises:
+            ValueError: its output for one image has another type or shape.
+        """
+        dataset, was_training = self.dataset, network.training
+        logits = network.eval()(example_batch(dataset))
+        network.train(was_training)
+        if not isinstance(logits, Tensor) or logits.shape != (1, dataset.num_classes):
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(
+                f"the network must return logits of shape (N, {dataset.num_classes}) for data set "
+                f"{dataset.name}, got {got} for one image"
+            )
+
+    def open(self, problem: Problem, device: torch.device) -> ImagesOnWorker:
+        """Return the task with its images on a worker's device.
+
+        Args:
+            problem: The problem that the worker works on.
+            device: The worker's device.
+        """
+        return ImagesOnWorker(self, problem, device)
+
+
+def image_classification(
+    dataset: Dataset, splits: Splits | None = None, *, seed: int = 0
+) -> ImageClassification:
+    """Return the task of a data set.
+
+    Args:
+        dataset: Images and classes.
+        splits: Rows to train, score and choose on; by default 90, 6 and 4 % of every class.
+        seed: Seed of the default splits, >= 0.
+    """
+    if splits is None:
+        search_val, choose_val = _HELD_OUT_SHARE
+        splits = stratified_splits(
+            dataset.train.labels, search_val=search_val, choose_val=choose_val, seed=seed
+        )
+    return ImageClassification(dataset=dataset, splits=splits)
+
+
+class ImagesOnWorker:
+    """Image classification in a worker's process.
+
+    Args:
+        task: Images and splits.
+        problem: Tracing, recipe, and how much work a score is.
+        device: The worker's device.
+    """
+
+    latency_batches: Sequence[int] = (1, 64)
+
+    def __init__(self, task: ImageClassification, problem: Problem, device: torch.device) -> None:
+        self._task = task
+        self._problem = problem
+        self._device = device
+        self.images = cache(self._open)
+        """Returns the images of ``search_train``, ``search_val``, ``choose_val`` or ``test``."""
+
+    def load(self) -> None:
+        """Put the images that every score looks at on the device."""
+        for split in ("search_train", "search_val"):
+            self.images(split)
+
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Return one image of choose-val, on the device."""
+        image, _ = next(iter(self.images("choose_val").batches(1)))
+        return (image,)
+
+    def candidate(
+        self,
+        dense: nn.Module,
+        keep: BoolArray,
+        *,
+        seed: Sequence[int],
+        split: str,
+        compute: ComputeConfig,
+    ) -> Candidate:
+        """Return everything that the score of a mask depends on.
+
+        Args:
+            dense: The dense network.
+            keep: The mask, ``(num_filters,)``.
+            seed: Seed of everything random in the score.
+            split: ``search_val`` for a proposal; ``choose_val`` for a finalist, on more images.
+            compute: How passes are computed.
+        """
+        settings = self._problem.settings
+        return Candidate(
+            dense=dense,
+            tracing=self._problem.tracing,
+            keep=keep,
+            search_train=self.images("search_train"),
+            held_out=self.images(split),
+            fidelity=(
+                settings.rescore_fidelity() if split == "choose_val" else settings.fidelity()
+            ),
+            recipe=settings.recipe,
+            seed=tuple(seed),
+            compute=compute,
+        )
+
+    def score(
+        self,
+        dense: nn.Module,
+        keep: BoolArray,
+        *,
+        seed: Sequence[int],
+        split: str,
+        compute: ComputeConfig,
+    ) -> Score:
+        """Score the network that a mask leaves: see ``candidate`` and ``pruning.score``."""
+        return score(self.candidate(dense, keep, seed=seed, split=split, compute=compute))
+
+    def try_compute(
+        self, dense: nn.Module, keep: BoolArray, compute: ComputeConfig
+    ) -> ComputeTrial:
+        """Measure a score with a compute configuration: see ``pruning.compute_trial``."""
+        split = "search_val"
+        return try_compute(self.candidate(dense, keep, seed=(0,), split=split, compute=compute))
+
+    def pruned(self, dense: nn.Module, keep: BoolArray) -> nn.Module:
+        """Return the extracted network, with batch-norm statistics of its own.
+
+        Args:
+            dense: The dense network.
+            keep: The mask, ``(num_filters,)``.
+        """
+        network = extract(dense, self._problem.tracing, keep)
+        images = self.images("search_train")
+        count = min(self._problem.settings.recalibrate_images, len(images))
+        # Drawn, since folders list their images by class; the same images for every network.
+        drawn = np.random.default_rng(0).permutation(len(images))[:count]
+        recalibrate_batchnorm(network, images.batches(_RECALIBRATION_BATCH, drawn))
+        return network
+
+    def importance_batches(self, seed: int) -> Batches:
+        """Return a few labelled batches of search-train.
+
+        Args:
+            seed: Seed of the images that are drawn.
+        """
+        images, batch = self.images("search_train"), self._problem.settings.recipe.batch_size
+        drawn = np.random.default_rng(seed).permutation(len(images))[: batch * _TAYLOR_BATCHES]
+        return images.batches(batch, np.sort(drawn))
+
+    def train_epoch(
+        self,
+        network: nn.Module,
+        task: TrainingTask,
+        epoch: int,
+        state: TrainingState | None,
+        *,
+        teacher: nn.Module | None,
+        compute: ComputeConfig,
+        shard: Shard,
+    ) -> tuple[TrainingState, TrainingReport]:
+        """Train on search-train for one epoch of the recipe: see ``training.train_epoch``."""
+        new_state, report = train_epoch(
+            network,
+            self.images("search_train"),
+            task.recipe,
+            epoch=epoch,
+            seed=task.seed,
+            state=state,
+            compute=compute,
+            teacher=teacher,
+            shard=shard,
+        )
+        return new_state, TrainingReport(loss=report.loss, seconds=report.seconds)
+
+    def evaluate(self, network: nn.Module, split: str) -> dict[str, float]:
+        """Return loss and accuracy of a network.
+
+        Args:
+            network: On the worker's device.
+            split: ``choose_val`` or ``test``.
+        """
+        network.eval()
+        return evaluate(network, self.images(split).batches(_EVALUATION_BATCH)).figures()
+
+    def _open(self, split: str) -> Images:
+        dataset = self._task.dataset
+        source = dataset.test if split == "test" else dataset.train
+        is_test = split == "test"
+        rows = np.arange(len(source.labels)) if is_test else getattr(self._task.splits, split)
+        threads = self._problem.threads
+        return open_images(source, rows, dataset, self._device, decoding_threads=threads)
+
+
+def _check_rows(splits: Splits, num_images: int) -> None:
+    for name in ("search_train", "search_val", "choose_val"):
+        rows = getattr(splits, name)
+        if rows.min() < 0 or rows.max() >= num_images:
+            raise ValueError(
+                f"rows of {name} must be in [0, {num_images - 1}], those of the training images, "
+                f"got {rows.min()} to {rows.max()}"
+            )

@@ -1,0 +1,116 @@
+"""The artifacts of a search: names of the files, and what reports read from a run directory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from fppmo_ray.distribution import Proposal
+from fppmo_ray.service.journal.facts import Fact, latest_feedback
+from fppmo_ray.service.journal.storage import open_storage
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_COLUMNS = [
+    *("id", "generation", "budget", "macs", "parameters", "steps"),
+    *("val_loss", "val_accuracy", "score", "seconds", "worker", "at", "error"),
+]
+
+RESULT = "result.json"
+DENSE, IMPORTANCE_ONLY, FPPMO = "dense", "importance-only", "fppmo"
+"""The networks of the final table."""
+
+
+def network_names(macs_cut: float | None = None) -> tuple[str, str]:
+    """Return the file names of a chosen network's weights and recipe, for its budget if several."""
+    stem = name_for_budget("network", macs_cut)
+    return f"{stem}.pt", f"{stem}.json"
+
+
+def name_for_budget(name: str, macs_cut: float | None) -> str:
+    """Return ``name``, with ``-{macs_cut}`` appended when the search has several budgets."""
+    return name if macs_cut is None else f"{name}-{macs_cut}"
+
+
+def read_figures(run_dir: str | Path) -> dict[str, Any]:
+    """Return the content of a run directory's result.json.
+
+    Raises:
+        ValueError: the search has not finished.
+    """
+    storage = open_storage(run_dir)
+    if not storage.exists(RESULT):
+        raise ValueError(f"{storage.location} holds no {RESULT}: the search there has not finished")
+    figures: dict[str, Any] = json.loads(storage.read(RESULT))
+    return figures
+
+
+@contextmanager
+def network_files(
+    run_dir: str | Path, macs_cut: float | None = None
+) -> Iterator[tuple[Path, Path]]:
+    """Yield weights and recipe of a smaller network, as files of this machine.
+
+    Args:
+        run_dir: Run directory of a finished search.
+        macs_cut: The budget, if the search had several.
+
+    Raises:
+        FileNotFoundError: a file was removed from an object store.
+        ValueError: the search has not finished, or it had no such budget.
+    """
+    storage = open_storage(run_dir)
+    weights, recipe = names = network_names(_budget(read_figures(run_dir), macs_cut))
+    if storage.local is not None:
+        yield storage.local / weights, storage.local / recipe
+        return
+    with TemporaryDirectory() as folder:
+        for name in names:
+            (Path(folder) / name).write_bytes(storage.read(name))
+        yield Path(folder) / weights, Path(folder) / recipe
+
+
+def _budget(figures: dict[str, Any], macs_cut: float | None) -> float | None:
+    """Return the budget in the names of its files: None if the search had only one."""
+    known = budgets_asked(figures)
+    if macs_cut in known or (macs_cut is None and len(known) == 1):
+        return macs_cut if len(known) > 1 else None
+    listed = ", ".join(map(str, known))
+    got = "none" if macs_cut is None else macs_cut
+    raise ValueError(f"macs_cut must be one of the search's budgets, {listed}, got {got}")
+
+
+def budgets_asked(figures: dict[str, Any]) -> list[float]:
+    """Return every ``macs_cut`` of a search, from its result.json."""
+    asked = figures["settings"]["macs_cut"]
+    return asked if isinstance(asked, list) else [asked]
+
+
+def history_of(facts: Iterable[Fact]) -> pd.DataFrame:
+    """Return one row for every proposal with feedback, by ascending id.
+
+    Columns: the proposal's id, generation, budget (a macs_cut, where the search has several), MACs
+    and parameters; fine-tuning steps, loss and accuracy, the score (the accuracy, or that of the
+    user's own task), seconds, worker, time or error.
+    """
+    import pandas as pd  # slow to import, and `fppmo-ray status` does without
+
+    facts = list(facts)
+    proposals = {fact.proposal_id: fact for fact in facts if isinstance(fact, Proposal)}
+    rows = [
+        {
+            "id": item.proposal_id,
+            "generation": proposals[item.proposal_id].generation,
+            "budget": proposals[item.proposal_id].macs_cut,
+            "macs": proposals[item.proposal_id].macs,
+            "parameters": proposals[item.proposal_id].parameters,
+            **{name: getattr(item, name) for name in _COLUMNS[5:]},
+        }
+        for item in latest_feedback(facts).values()
+    ]
+    return pd.DataFrame(rows, columns=_COLUMNS).sort_values("id", ignore_index=True)

@@ -1,0 +1,268 @@
+"""The facts a search writes into its journal, one JSON line each.
+
+Together they are the search's state: replaying them gives back the probability model, the scores,
+and the point that baseline training and fine-tuning had reached. Proposals and feedback are facts
+as they are; a mask is an array in memory and base64 text of its packed bits in the journal.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any, get_args
+
+import numpy as np
+
+from fppmo_ray.distribution import BoolArray, Feedback, Merit, Proposal
+
+FORMAT = 2
+"""Format number of the journal, in its first line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """The search began. A driver that resumes it must have the same ``identity``."""
+
+    search_id: str
+    """Identifier of the search, the same after every resume."""
+    identity: dict[str, Any]
+    """Settings, device type, threads, versions, and digests of network, space and data."""
+    versions: dict[str, str]
+    """Versions of the packages that began the search."""
+    groups: list[str]
+    """Names of the channel groups, in the order of the masks."""
+    num_filters: int
+    """Length of a mask."""
+    dense_macs: int
+    """Multiply-accumulates of the dense network."""
+    dense_parameters: int = 0
+    """Parameters of the dense network; 0 where the space does not know tensor sizes."""
+    format: int = FORMAT
+    """Format number of the journal."""
+
+    @property
+    def merit(self) -> Merit:
+        """The order of the search's scores."""
+        settings = self.identity["settings"]
+        return Merit(
+            rank_by=settings["rank_by"],
+            capacity_weight=settings["capacity_weight"],
+            dense_parameters=self.dense_parameters,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeChosen:
+    """How all passes of the search are computed, whatever a later measurement would say."""
+
+    compute: dict[str, Any]
+    """Fields of the ``ComputeConfig``."""
+    trials: list[dict[str, Any]]
+    """Measurements, in order; none unless autotuning was asked for."""
+    why: str
+    """Reason for people."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyMeasured:
+    """The latency table was measured. Masks follow from it, so it is kept as an artifact."""
+
+    artifact: str
+    """Name of the table's file."""
+    sha256: str
+    """Digest of the file."""
+    batch: int
+    """Images per pass."""
+    dense_ms: float
+    """Measured latency of the dense network, in milliseconds."""
+    median_error: float
+    """Relative error of the table, the median over masks that it was not fitted to."""
+    device: str
+    """Name of the device that it was measured on."""
+
+    def __str__(self) -> str:
+        return (
+            f"dense {self.dense_ms:.3g} ms at batch {self.batch} on {self.device}; the table is "
+            f"off by {100 * self.median_error:.1f} % (median)"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochFinished:
+    """A training finished an epoch; the checkpoint was durable before this line."""
+
+    task: str
+    """Name of the training."""
+    epoch: int
+    """Epoch, counted from 0."""
+    train_loss: float | None
+    """Mean training loss; None where a user's own function trains."""
+    seconds: float
+    """Time that the epoch took."""
+    artifact: str
+    """Name of the checkpoint's file."""
+    sha256: str
+    """Digest of the file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsFrozen:
+    """The dense weights that all masks are scored on, from here to the end of the search."""
+
+    sha256: str
+    """Digest of the weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportanceMeasured:
+    """The importance of every filter was measured, and kept as an array of float64."""
+
+    criterion: str
+    """Name of the criterion."""
+    artifact: str
+    """Name of the array's file."""
+    sha256: str
+    """Digest of the file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Updated:
+    """The distribution moved; a summary for people, not needed to replay."""
+
+    generation: int
+    """Number of generations that have made their update."""
+    keep_share: list[float]
+    """Expected share of kept filters of each group."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rescored:
+    """A finalist was scored with a fresh seed.
+
+    On choose-val for the choice; the importance-only mask also on search-val, like a proposal, for
+    the noise of a score.
+    """
+
+    finalist: str
+    """Name of the finalist."""
+    keep: BoolArray
+    """The mask, ``(num_filters,)``, True = kept."""
+    split: str
+    """``choose_val`` or ``search_val``."""
+    repeat: int
+    """Number of the fresh seed, counted from 0."""
+    val_loss: float
+    """Loss, or minus the score of a user's own task."""
+    val_accuracy: float | None
+    """Accuracy in [0, 1]; None where nothing is classified."""
+    seconds: float
+    """Time that the worker spent on the score."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Chosen:
+    """The finalist with the best mean score on choose-val, by the order that ranks proposals."""
+
+    finalist: str
+    """Name of the finalist."""
+    keep: BoolArray
+    """The mask, ``(num_filters,)``, True = kept."""
+    macs_cut: float | None = None
+    """Budget that it is for, in a search with several budgets; else None."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """The result was written; nothing is left to do."""
+
+    artifact: str
+    """Name of the result's file."""
+    sha256: str
+    """Digest of the file."""
+
+
+Fact = (
+    Started
+    | ComputeChosen
+    | LatencyMeasured
+    | EpochFinished
+    | WeightsFrozen
+    | ImportanceMeasured
+    | Proposal
+    | Feedback
+    | Updated
+    | Rescored
+    | Chosen
+    | Finished
+)
+
+_KINDS: dict[str, type[Fact]] = {kind.__name__: kind for kind in get_args(Fact)}
+
+
+def pack_mask(keep: BoolArray) -> str:
+    """Return a mask as base64 text of its packed bits."""
+    return base64.b64encode(np.packbits(keep).tobytes()).decode("ascii")
+
+
+def unpack_mask(text: str, num_filters: int) -> BoolArray:
+    """Return the mask ``(num_filters,)`` that ``pack_mask`` wrote.
+
+    Args:
+        text: Base64 text of the packed bits.
+        num_filters: Length of the mask.
+
+    Raises:
+        ValueError: the text holds another number of filters.
+    """
+    bits = np.frombuffer(base64.b64decode(text), dtype=np.uint8)
+    if len(bits) != -(-num_filters // 8):
+        raise ValueError(
+            f"expected a mask of {num_filters} filters in {-(-num_filters // 8)} bytes, "
+            f"got {len(bits)} bytes; the mask belongs to another network"
+        )
+    return np.unpackbits(bits, count=num_filters).astype(bool)
+
+
+def latest_feedback(facts: Iterable[Fact]) -> dict[int, Feedback]:
+    """Return the feedback of each proposal by its id; of two lines the later one counts."""
+    return {fact.proposal_id: fact for fact in facts if isinstance(fact, Feedback)}
+
+
+def fact_to_json(fact: Fact) -> dict[str, Any]:
+    """Return the fact as a JSON object whose ``fact`` entry names its kind; None is left out."""
+    entries = {field.name: getattr(fact, field.name) for field in fields(fact)}
+    if "keep" in entries:
+        entries["keep"] = pack_mask(entries["keep"])
+    present = {name: value for name, value in entries.items() if value is not None}
+    return {"fact": type(fact).__name__, **present}
+
+
+def fact_from_json(data: dict[str, Any], num_filters: int) -> Fact:
+    """Return the fact that ``fact_to_json`` described.
+
+    Args:
+        data: The JSON object.
+        num_filters: Length of a mask, which the journal's first line tells.
+
+    Raises:
+        ValueError: the kind is unknown or its entries do not fit.
+    """
+    entries = dict(data)
+    name = entries.pop("fact", None)
+    if name not in _KINDS:
+        raise ValueError(f"expected a fact of {', '.join(_KINDS)}, got {name!r}")
+    if "keep" in entries:
+        entries["keep"] = unpack_mask(entries["keep"], num_filters)
+    if "score_seed" in entries:
+        entries["score_seed"] = tuple(entries["score_seed"])
+    try:
+        return _KINDS[name](**_with_absent(_KINDS[name], entries))
+    except TypeError as error:
+        raise ValueError(f"the entries of fact {name} do not fit: {error}") from error
+
+
+def _with_absent(kind: type[Fact], entries: dict[str, Any]) -> dict[str, Any]:
+    """Return the entries with None for the fields that ``fact_to_json`` left out."""
+    optional = {"train_loss", "val_accuracy"} & {field.name for field in fields(kind)}
+    return {**dict.fromkeys(optional), **entries}

@@ -1,0 +1,254 @@
+"""A run directory: the journal and the artifacts it names, with one writer at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fppmo_ray.service.journal.facts import Fact, Started
+from fppmo_ray.service.journal.journal import (
+    JOURNAL,
+    Journal,
+    from_lines,
+    open_file,
+    read_file,
+    to_lines,
+)
+from fppmo_ray.service.journal.leases import LEASES, open_lease, read_leases
+from fppmo_ray.service.journal.storage import Storage, open_storage
+
+_AnyFact = TypeVar("_AnyFact", bound=Fact)
+
+
+def read_journal(run_dir: str | Path) -> list[Fact]:
+    """Return the facts of a run directory's journal; a torn last line counts as never written.
+
+    Args:
+        run_dir: Folder or URI; see ``open_storage``.
+
+    Raises:
+        ValueError: there is no journal, it is damaged, or its store cannot be reached.
+    """
+    storage = open_storage(run_dir)
+    facts = _read(storage)
+    if facts is None:
+        raise ValueError(
+            f"{storage.location} holds no {_journal_name(storage)}; "
+            "expected the run directory of a search"
+        )
+    return facts
+
+
+def require_fit(
+    run_dir: str | Path, *, resume: bool | None, started: Started | None = None
+) -> None:
+    """Refuse what ``open_run`` would refuse, without creating or disturbing anything.
+
+    Args:
+        run_dir: Folder or URI; see ``open_storage``.
+        resume: See ``open_run``.
+        started: See ``open_run``.
+
+    Raises:
+        ValueError: see ``open_run``.
+    """
+    _require_fit(open_storage(run_dir), resume, started)
+
+
+@contextmanager
+def open_run(
+    run_dir: str | Path, *, resume: bool | None, started: Started | None = None
+) -> Iterator[RunDirectory]:
+    """Hold a run directory as its single writer.
+
+    A folder is held by a lock. On an object store this driver takes over from any other, which
+    stops when it next records something.
+
+    Args:
+        run_dir: Folder or URI; see ``open_storage``. A folder is made if absent.
+        resume: True: resume the search that is there; False: begin one; None: resume if there is
+            one by now, even from another driver that began at the same time, else begin.
+        started: The first fact of the search, for ``RunDirectory.start``. A search that does not
+            fit is refused before another driver is disturbed.
+
+    Raises:
+        ValueError: another driver writes in this folder; a search is here and ``resume`` is False,
+            or another one than ``started``; or ``resume`` is True and there is none.
+        RuntimeError: another driver has opened this object store's run at the same time.
+    """
+    storage = open_storage(run_dir)
+    _require_fit(storage, resume, started)
+    with _open_journal(storage) as (journal, lines):
+        facts = from_lines(lines, _journal_place(storage))
+        _require_wanted(facts, storage, resume)
+        run = RunDirectory(storage, journal, facts)
+        if started is not None:
+            run.start(started)
+        yield run
+
+
+@contextmanager
+def _open_journal(storage: Storage) -> Iterator[tuple[Journal, bytes]]:
+    if storage.local is None:
+        yield open_lease(storage)
+        return
+    with open_file(storage.local) as opened:
+        yield opened
+
+
+class RunDirectory:
+    """Journal and artifacts of a search. Made by ``open_run``.
+
+    ``facts`` are the journal's facts so far, in order. ``record`` makes new ones durable before
+    it returns. Artifacts are written whole, before the fact that names them.
+    """
+
+    def __init__(self, storage: Storage, journal: Journal, facts: list[Fact]) -> None:
+        self.facts: list[Fact] = []
+        self._by_kind: dict[type, list[Any]] = defaultdict(list)
+        self._take_in(facts)
+        self._storage = storage
+        self._journal = journal
+
+    @property
+    def location(self) -> str:
+        """Path or URI for messages."""
+        return self._storage.location
+
+    def record(self, facts: Iterable[Fact]) -> None:
+        """Append facts and wait until they are durable.
+
+        Raises:
+            RuntimeError: another driver has taken the search over; the facts must not be used.
+        """
+        new = list(facts)
+        if new:
+            self._journal.append(to_lines(new))
+            self._take_in(new)
+
+    def all(self, kind: type[_AnyFact]) -> Sequence[_AnyFact]:
+        """Return all facts of a kind, in order."""
+        return self._by_kind[kind]
+
+    def _take_in(self, facts: Sequence[Fact]) -> None:
+        self.facts.extend(facts)
+        for fact in facts:
+            self._by_kind[type(fact)].append(fact)
+
+    def write_artifact(self, name: str, content: bytes) -> str:
+        """Write a file whole below the run directory and return its SHA-256.
+
+        Args:
+            name: Relative path.
+            content: The bytes.
+
+        Raises:
+            RuntimeError: another driver has taken the search over; its artifacts are left alone.
+        """
+        self._journal.require_held()
+        self._storage.write(name, content)
+        return hashlib.sha256(content).hexdigest()
+
+    def read_artifact(self, name: str, sha256: str) -> bytes:
+        """Return the bytes of an artifact that a fact names.
+
+        Args:
+            name: Relative path.
+            sha256: Digest that the fact names.
+
+        Raises:
+            ValueError: the artifact is gone, or its digest differs.
+        """
+        target = f"{self.location}/{name}"
+        try:
+            content = self._storage.read(name)
+        except FileNotFoundError as error:
+            raise ValueError(f"{target} is named in the journal but does not exist") from error
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise ValueError(f"{target} is not the file that the journal names: SHA-256 differs")
+        return content
+
+    def delete_artifact(self, name: str) -> None:
+        """Remove an artifact that no later step reads, if it exists."""
+        self._storage.delete(name)
+
+    def start(self, started: Started) -> Started:
+        """Record the search's identity, or check it against the journal's.
+
+        Returns:
+            The journal's first fact.
+
+        Raises:
+            ValueError: the directory holds another search; the message names what differs.
+        """
+        known = self.all(Started)
+        if not known:
+            self.record([started])
+            return started
+        _require_same(self.location, known[0].identity, started.identity)
+        return known[0]
+
+
+def _read(storage: Storage) -> list[Fact] | None:
+    lines = read_leases(storage) if storage.local is None else read_file(storage.local)
+    return None if lines is None else from_lines(lines, _journal_place(storage))
+
+
+def _journal_name(storage: Storage) -> str:
+    return LEASES if storage.local is None else JOURNAL
+
+
+def _journal_place(storage: Storage) -> str:
+    return f"{storage.location}/{_journal_name(storage)}"
+
+
+def _require_fit(storage: Storage, resume: bool | None, started: Started | None) -> None:
+    facts = _read(storage)
+    if facts is None:
+        if resume:
+            raise ValueError(
+                f"--resume: {storage.location} holds no {_journal_name(storage)}; "
+                "start it without --resume"
+            )
+        return
+    _require_wanted(facts, storage, resume)
+    known = next((fact for fact in facts if isinstance(fact, Started)), None)
+    if known is not None and started is not None:
+        _require_same(storage.location, known.identity, started.identity)
+
+
+def _require_wanted(facts: list[Fact], storage: Storage, resume: bool | None) -> None:
+    if facts and resume is False:
+        raise ValueError(
+            f"{storage.location} already holds a search; go on with it by --resume, "
+            "or choose another run directory"
+        )
+
+
+def _require_same(location: str, known: dict[str, Any], now: dict[str, Any]) -> None:
+    # JSON has no tuples: compare what the journal would have kept.
+    before, after = _flat(known), _flat(json.loads(json.dumps(now)))
+    different = [
+        f"{key} was {before.get(key)!r}, now {after.get(key)!r}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+    if different:
+        raise ValueError(
+            f"{location} holds another search: {'; '.join(different)}; "
+            "resume with the same settings, or choose another run directory"
+        )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested dicts by their full path: ``settings.layer_limits.conv1``."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        leaves |= _flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
+    return leaves

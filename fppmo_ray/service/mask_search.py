@@ -1,0 +1,79 @@
+"""The search for a mask: dense weights, importance, propose-score-tell, choice of a finalist."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from rich.console import Console
+
+from fppmo_ray.distribution import Feedback, FloatArray, Proposal
+from fppmo_ray.service.dense_weights import Context, dense_weights, measure_importance
+from fppmo_ray.service.finalists import Found, choose
+from fppmo_ray.service.pool.call import Call
+from fppmo_ray.service.probability_model import Proposer, running_model
+from fppmo_ray.service.progress.display import watch
+from fppmo_ray.service.search_loop import score_proposals
+from fppmo_ray.service.worker_protocol import SharedWeights, Worker
+
+
+def find_mask(
+    context: Context,
+    *,
+    score_timeout: float | None,
+    console: Console,
+    warm_start: FloatArray | None = None,
+) -> Found:
+    """Search for a mask of every budget, from where the journal ends.
+
+    Args:
+        context: The search, its pool with nothing unfinished.
+        score_timeout: Seconds after which a score is taken from its worker; None: learned.
+        console: Where live progress is drawn, if it is a terminal.
+        warm_start: Keep-logits ``(num_filters,)`` of an earlier stage to start from; None: the
+            importance.
+
+    Raises:
+        ValueError: the run directory holds something that cannot be resumed.
+        RuntimeError: the search cannot go on: training diverged, all proposals failed.
+        SearchStopped: a stop was requested.
+    """
+    weights = dense_weights(context)
+    importance = measure_importance(context, weights)
+    settings = context.settings.optimizer_settings()
+    with running_model(context.problem.space, importance, settings, warm_start) as model:
+        found = find_mask_with(
+            model, context, weights, score_timeout=score_timeout, console=console
+        )
+        return replace(found, keep_logits=model.keep_logits())
+
+
+def find_mask_with(
+    model: Proposer,
+    context: Context,
+    weights: SharedWeights,
+    *,
+    score_timeout: float | None,
+    console: Console,
+) -> Found:
+    """Search with any model that proposes masks; see ``find_mask``.
+
+    Args:
+        model: Proposes masks and learns from feedback.
+        context: The search, its pool with nothing unfinished.
+        weights: The dense weights that masks are scored on.
+        score_timeout: Seconds after which a score is taken from its worker; None: learned.
+        console: Where live progress is drawn, if it is a terminal.
+    """
+
+    def score_call(proposal: Proposal) -> Call[Worker, Feedback]:
+        return Call(
+            f"proposal {proposal.proposal_id}",
+            lambda worker: worker.score(weights.shared, proposal),
+            timeout=score_timeout,
+        )
+
+    settings, space = context.settings.optimizer_settings(), context.problem.space
+    with watch(context.run, settings, settings.merit(space), console) as progress:
+        score_proposals(model, context.pool, context.run, score_call, progress)
+    choices = choose(model.finalists(), context, weights, score_timeout)
+    return Found(choices=choices, weights=weights, given=weights)

@@ -1,0 +1,111 @@
+"""The cluster: its resources, those that a worker needs, and sentences for Ray's errors."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demand:
+    """The resources that each worker needs. As text, a phrase for messages."""
+
+    cpus: float = 0.0
+    """Number of CPUs; a fraction is a share of one."""
+    gpus: float = 0.0
+    """Number of GPUs; a fraction is a share of one."""
+
+    def __str__(self) -> str:
+        return _describe(self.cpus, self.gpus)
+
+    def fits(self, node: Mapping[str, float]) -> bool:
+        """Whether a node with these resources has room for a worker when nothing else runs."""
+        return self.cpus <= node.get("CPU", 0.0) and self.gpus <= node.get("GPU", 0.0)
+
+
+def node_resources() -> list[dict[str, float]]:
+    """The total resources of every living node, used and free ones together."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+def is_node_alive(node_id: str) -> bool:
+    """Whether Ray counts the node with this id, in hex, as alive."""
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return any(node["NodeID"] == node_id and node["Alive"] for node in nodes)
+
+
+def describe_cluster() -> str:
+    """A phrase with the cluster's total resources, those of its largest node, and the free ones."""
+    nodes = node_resources()
+    free = ray.available_resources()  # type: ignore[no-untyped-call]
+    cpus = [node.get("CPU", 0.0) for node in nodes]
+    gpus = [node.get("GPU", 0.0) for node in nodes]
+    return (
+        f"the cluster has {_describe(sum(cpus), sum(gpus))} on {_plural(len(nodes), 'node')} "
+        f"(at most {_describe(max(cpus, default=0.0), max(gpus, default=0.0))} on one), "
+        f"of which {_describe(free.get('CPU', 0.0), free.get('GPU', 0.0))} are free"
+    )
+
+
+@contextmanager
+def explain_ray_errors() -> Iterator[None]:
+    """Turn Ray's errors, which the driver cannot recover from, into one sentence.
+
+    Raises:
+        RuntimeError: in place of any ``RayError``.
+    """
+    try:
+        yield
+    except RayError as error:
+        raise RuntimeError(
+            f"Ray refused a request of the driver: {last_line(error)}; if the cluster is gone, "
+            "continue on another one with --resume"
+        ) from error
+
+
+def end_actor(actor: Any) -> None:
+    """Kill an actor.
+
+    A cluster that is shutting down may refuse; it ends its actors by itself.
+    """
+    try:
+        ray.kill(actor)
+    except RayError as error:
+        logger.info("an actor could not be killed: %s", last_line(error))
+
+
+def last_line(error: RayError) -> str:
+    """The reason of an error; the lines above it are the remote traceback or the actor's ids."""
+    return str(error).strip().splitlines()[-1]
+
+
+def is_own_fault(error: RayError) -> bool:
+    """Whether the actor's own code raised the error, in a method or in its constructor."""
+    return isinstance(error, RayTaskError) or (
+        isinstance(error, RayActorError) and error.actor_init_failed
+    )
+
+
+def is_unreachable(error: RayError) -> bool:
+    """Whether the actor's node does not answer.
+
+    A node reports the death of a worker at once. When the node itself is gone, the cluster learns
+    of it later, and until then its actors count as unavailable instead of dead.
+    """
+    return isinstance(error, ActorUnavailableError)
+
+
+def _describe(cpus: float, gpus: float) -> str:
+    return f"{_plural(cpus, 'CPU')} and {_plural(gpus, 'GPU')}"
+
+
+def _plural(count: float, noun: str) -> str:
+    return f"{count:g} {noun}{'' if count == 1 else 's'}"

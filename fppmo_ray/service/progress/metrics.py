@@ -1,0 +1,149 @@
+"""A search as metrics: Ray exports them to Prometheus as ``ray_fppmo_...``."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fppmo_ray.distribution import Feedback
+from fppmo_ray.service.progress.observation import Generation, Listener, Observation, Workforce
+
+_SECONDS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One metric that every search exports, with the label ``search``."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    description: str
+    labels: tuple[str, ...] = ()
+    """Beside ``search``."""
+
+    @property
+    def series(self) -> str:
+        """What Prometheus calls it; a histogram's own series are its buckets."""
+        return f"ray_{self.name}_bucket" if self.kind == "histogram" else f"ray_{self.name}"
+
+
+def _counter(name: str, description: str, *labels: str) -> Metric:
+    return Metric(name=f"fppmo_{name}", kind="counter", description=description, labels=labels)
+
+
+def _gauge(name: str, description: str) -> Metric:
+    return Metric(name=f"fppmo_{name}", kind="gauge", description=description)
+
+
+METRICS = (
+    _counter("proposals_total", "Scores done, failed by themselves or re-queued", "outcome"),
+    # Ray makes up a histogram's sum from the middles of its buckets, so the seconds are counted.
+    _counter("score_seconds_total", "Seconds that workers have spent on scores"),
+    Metric(
+        name="fppmo_score_duration_seconds",
+        kind="histogram",
+        description="Seconds that a score takes on its worker",
+    ),
+    _gauge("proposals_ended", "Scores that have ended, those before a resumption included"),
+    _gauge("proposals_wanted", "Scores of the whole search"),
+    _gauge("generations_complete", "Generations whose scores have all ended"),
+    _gauge(
+        "generation_best_accuracy",
+        "val_accuracy of the last complete generation's best",
+    ),
+    _gauge("generation_mean_accuracy", "Mean val_accuracy of the last complete generation"),
+    _gauge("generation_best_loss", "val_loss of the last complete generation's best"),
+    _gauge("generation_mean_loss", "Mean val_loss of the last complete generation"),
+    _gauge("best_accuracy", "val_accuracy of the best proposal so far"),
+    _gauge("best_loss", "val_loss of the best proposal so far"),
+    _gauge("best_macs", "Multiply-accumulates per image of the best proposal so far"),
+    _gauge("workers_placed", "Workers that the cluster has room for"),
+    _gauge("workers_wanted", "Workers asked for"),
+    _gauge("workers_busy", "Workers with a score in hand"),
+    _gauge("queue_length", "Scores that wait for a worker"),
+)
+"""All there is, as data: the Grafana dashboard is tested against it."""
+
+
+def metrics_of(search_id: str) -> Listener:
+    """Return a listener that exports a search's observations, labelled ``search``."""
+    meters = {metric.name.removeprefix("fppmo_"): _meter(metric, search_id) for metric in METRICS}
+    requeued = 0
+
+    def export(seen: Observation) -> None:
+        nonlocal requeued
+        _count_ended(meters, seen, seen.workforce.requeued - requeued)
+        requeued = seen.workforce.requeued
+        gauges = _standing(seen) | _workforce(seen.workforce)
+        for generation in seen.touched:
+            gauges |= _generation(generation)
+        for name, value in gauges.items():
+            meters[name].set(value)
+
+    return export
+
+
+def _meter(metric: Metric, search_id: str) -> Any:
+    from ray.util.metrics import Counter, Gauge, Histogram
+
+    keys = ("search", *metric.labels)
+    meter: Any
+    if metric.kind == "histogram":
+        meter = Histogram(metric.name, metric.description, list(_SECONDS), keys)
+    else:
+        kind = Counter if metric.kind == "counter" else Gauge
+        meter = kind(metric.name, metric.description, keys)
+    return meter.set_default_tags({"search": search_id})
+
+
+def _count_ended(meters: dict[str, Any], seen: Observation, num_requeued: int) -> None:
+    for item in seen.ended:
+        outcome = "failed" if item.failed else "scored"
+        meters["proposals_total"].inc(tags={"outcome": outcome})
+        if item.seconds:
+            meters["score_seconds_total"].inc(item.seconds)
+            meters["score_duration_seconds"].observe(item.seconds)
+    if num_requeued:
+        meters["proposals_total"].inc(num_requeued, tags={"outcome": "requeued"})
+
+
+def _standing(seen: Observation) -> dict[str, float]:
+    standing: dict[str, float] = {
+        "proposals_ended": seen.num_ended,
+        "proposals_wanted": seen.num_wanted,
+        "generations_complete": seen.num_complete,
+    }
+    if seen.best is None:
+        return standing
+    proposal, feedback = seen.best
+    return standing | {"best_macs": proposal.macs} | _figures("best", feedback)
+
+
+def _workforce(workforce: Workforce) -> dict[str, float]:
+    return {
+        "workers_placed": workforce.placed,
+        "workers_wanted": workforce.wanted,
+        "workers_busy": workforce.busy,
+        "queue_length": workforce.queued,
+    }
+
+
+def _generation(generation: Generation) -> dict[str, float]:
+    """Return the gauges of a complete generation: the mean of a few scores would mislead."""
+    if not generation.is_complete or not generation.ranked:
+        return {}
+    ranked = generation.ranked
+    accuracies = [item.val_accuracy for item in ranked if item.val_accuracy is not None]
+    losses = [item.val_loss for item in ranked if item.val_loss is not None]
+    gauges = _figures("generation_best", ranked[0])
+    gauges["generation_mean_loss"] = statistics.fmean(losses)
+    if accuracies:
+        gauges["generation_mean_accuracy"] = statistics.fmean(accuracies)
+    return gauges
+
+
+def _figures(prefix: str, feedback: Feedback) -> dict[str, float]:
+    """Return loss and, where there is one, accuracy of a score."""
+    figures = {f"{prefix}_loss": feedback.val_loss, f"{prefix}_accuracy": feedback.val_accuracy}
+    return {name: value for name, value in figures.items() if value is not None}

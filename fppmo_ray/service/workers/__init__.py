@@ -1,1 +1,0 @@
-"""What runs on workers: scores, fine-tuning, evaluations, latencies; and what they are given."""

@@ -1,0 +1,1 @@
+"""What tests of searches and update rules may import: simulated workers, scores and searches."""

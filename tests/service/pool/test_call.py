@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from fppmo_ray.service.pool.call import Call
+
+
+class Actor:
+    """An actor with the methods ``score`` and ``train_epoch``; remembers how they are called."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, str, tuple[object, ...], dict[str, object]]] = []
+        self.score = Method(self, "score")
+        self.train_epoch = Method(self, "train_epoch")
+
+
+class Method:
+    def __init__(self, actor: Actor, method: str) -> None:
+        self._actor = actor
+        self._method = method
+        self._name = ""
+
+    def options(self, name: str) -> Method:
+        self._name = name
+        return self
+
+    def remote(self, *arguments: object, **named: object) -> str:
+        self._actor.sent.append((self._method, self._name, arguments, named))
+        return f"reference {len(self._actor.sent)}"
+
+
+def test_a_call_is_sent_as_the_method_call_that_ask_makes() -> None:
+    actor = Actor()
+    call: Call[Any, Any] = Call("epoch 3", lambda worker: worker.train_epoch("keep", method="sgd"))
+    assert call.kind == ""
+    call.send(actor, runs_now=True)
+    assert actor.sent == [("train_epoch", "train epoch", ("keep",), {"method": "sgd"})]
+    assert (call.kind, call.reference) == ("train_epoch", "reference 1")
+
+
+def ask_two(worker: Any) -> Any:
+    worker.score(1)
+    return worker.train_epoch(2)
+
+
+@pytest.mark.parametrize(
+    ("ask", "fault"),
+    [
+        (lambda worker: 3.0, "calls none"),
+        (lambda worker: worker.score, "calls none"),
+        (ask_two, "calls score() and train_epoch()"),
+        (lambda worker: [worker.score(1)], "returns something else than the answer of score()"),
+    ],
+)
+def test_ask_must_call_one_method_and_return_its_answer(ask: Any, fault: str) -> None:
+    call: Call[Any, Any] = Call("proposal 17", ask)
+    sentence = f"ask of proposal 17 must call exactly one method .*, but it {re.escape(fault)}; "
+    with pytest.raises(ValueError, match=sentence):
+        call.send(Actor(), runs_now=True)
+
+
+def test_only_one_method_is_sent_when_ask_calls_two() -> None:
+    actor = Actor()
+    with pytest.raises(ValueError, match="exactly one method"):
+        Call("proposal 17", ask_two).send(actor, runs_now=True)
+    assert [method for method, *_ in actor.sent] == ["score"]
+
+
+def test_the_result_is_the_answer_of_a_call_that_ended_well() -> None:
+    call: Call[Any, int] = Call("proposal 17", lambda worker: worker.score())
+    call.end_with(7, "0@here:1")
+    assert (call.has_ended, call.result, call.error, call.worker) == (True, 7, None, "0@here:1")
+
+
+def test_the_result_of_a_call_that_failed_is_its_error() -> None:
+    call: Call[Any, int] = Call("proposal 17", lambda worker: worker.score())
+    call.fail_with("timed out twice after 3 s", "0@here:1")
+    with pytest.raises(RuntimeError, match=r"^proposal 17 failed: timed out twice after 3 s$"):
+        _ = call.result
+
+
+def test_a_call_that_has_not_ended_has_no_result() -> None:
+    call: Call[Any, int] = Call("proposal 17", lambda worker: worker.score())
+    assert not call.has_ended
+    with pytest.raises(RuntimeError, match=r"^proposal 17 has not ended yet"):
+        _ = call.result
+
+
+def test_an_ended_call_holds_no_reference_so_that_ray_can_free_the_answer() -> None:
+    call: Call[Any, int] = Call("proposal 17", lambda worker: worker.score())
+    call.send(Actor(), runs_now=True)
+    call.end_with(7, "0@here:1")
+    assert call.reference is None
+
+
+def test_calls_with_equal_arguments_are_different_keys() -> None:
+    first, second = (Call("proposal 17", ask_two) for _ in range(2))
+    assert {first: 1, second: 2} == {second: 2, first: 1}
+    assert first != second

@@ -1,0 +1,151 @@
+"""The exported metrics, and the Grafana dashboard that shows them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fppmo_ray.distribution import Feedback, OptimizerSettings
+from fppmo_ray.service.progress import metrics
+from fppmo_ray.service.progress.metrics import METRICS, Metric, metrics_of
+from fppmo_ray.service.progress.observation import Ended, Tally, Workforce
+
+GRAFANA = Path(__file__).resolve().parents[3] / "cluster" / "grafana"
+
+
+class Recorder:
+    """Stands in for a metric of Ray's: keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[float, str | None]] = []
+
+    def set(self, value: float, tags: dict[str, str] | None = None) -> None:
+        self.told.append((value, (tags or {}).get("outcome")))
+
+    def inc(self, value: float = 1.0, tags: dict[str, str] | None = None) -> None:
+        self.set(value, tags)
+
+    observe = set
+
+
+@pytest.fixture
+def recorders(monkeypatch: pytest.MonkeyPatch) -> dict[str, Recorder]:
+    made: dict[str, Recorder] = {}
+
+    def record(metric: Metric, search_id: str) -> Recorder:
+        assert search_id == "c0ffee"
+        return made.setdefault(metric.name, Recorder())
+
+    monkeypatch.setattr(metrics, "_meter", record)
+    return made
+
+
+def workforce(*, requeued: int = 0) -> Workforce:
+    return Workforce(wanted=8, placed=6, busy=5, queued=3, requeued=requeued)
+
+
+def ended(proposal_id: int, loss: float, accuracy: float) -> Ended:
+    feedback = Feedback(proposal_id=proposal_id, val_loss=loss, val_accuracy=accuracy)
+    return Ended(feedback=feedback, seconds=2.0)
+
+
+def test_every_metric_follows_the_observations(recorders: dict[str, Recorder]) -> None:
+    export = metrics_of("c0ffee", macs={0: 700, 1: 600}.__getitem__)
+    tally = Tally(OptimizerSettings(macs_cut=0.5, num_proposals=8, population_size=3))
+    export(tally.begin([], workforce()))
+    export(tally.count([ended(0, 0.5, 0.75), ended(1, 0.25, 0.5)], workforce(requeued=2)))
+    failure = Ended(feedback=Feedback(proposal_id=2, error="NaN"))
+    export(tally.count([failure], workforce(requeued=3)))
+    told = {name.removeprefix("fppmo_"): recorder.told for name, recorder in recorders.items()}
+    assert told["proposals_total"] == [
+        (1, "scored"),
+        (1, "scored"),
+        (2, "requeued"),
+        (1, "failed"),
+        (1, "requeued"),
+    ]
+    assert told["score_seconds_total"] == [(2, None), (2, None)]
+    assert told["score_duration_seconds"] == [(2, None), (2, None)]
+    last = {name: values[-1][0] for name, values in told.items()}
+    assert last == {
+        "proposals_total": 1,
+        "score_seconds_total": 2,
+        "score_duration_seconds": 2,
+        "proposals_ended": 3,
+        "proposals_wanted": 8,
+        "generations_complete": 1,
+        "generation_best_accuracy": 0.75,
+        "generation_mean_accuracy": 0.625,
+        "generation_best_loss": 0.25,
+        "generation_mean_loss": 0.375,
+        "best_accuracy": 0.5,
+        "best_loss": 0.25,
+        "best_macs": 600,
+        "workers_placed": 6,
+        "workers_wanted": 8,
+        "workers_busy": 5,
+        "queue_length": 3,
+    }
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_without_a_metrics_agent_nothing_breaks_or_warns() -> None:
+    export = metrics_of("c0ffee", macs=lambda _: 1)
+    tally = Tally(OptimizerSettings(macs_cut=0.5, num_proposals=2, population_size=2))
+    export(tally.begin([], workforce()))
+    export(tally.count([ended(0, 0.5, 0.5), ended(1, 0.5, 0.5)], workforce(requeued=1)))
+
+
+def dashboard() -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((GRAFANA / "fppmo.json").read_text())
+    return content
+
+
+def expressions() -> list[str]:
+    return [target["expr"] for panel in dashboard()["panels"] for target in panel["targets"]]
+
+
+def test_the_grafana_dashboard_shows_every_exported_metric_and_no_other() -> None:
+    shown = {name for text in expressions() for name in re.findall(r"ray_\w+", text)}
+    assert shown == {metric.series for metric in METRICS}
+
+
+def test_the_grafana_dashboard_asks_for_exported_labels_only_and_always_for_the_search() -> None:
+    labels = {metric.series: {"search", "le", *metric.labels} for metric in METRICS}
+    for text in expressions():
+        for name, selector in re.findall(r"(ray_\w+)(\{[^}]*\})?", text):
+            assert 'search=~"$search"' in selector, text
+            assert set(re.findall(r"(\w+)=", selector)) <= labels[name], text
+        series = re.findall(r"ray_\w+", text)
+        for group in re.findall(r"by \(([^)]*)\)", text):
+            assert set(group.split(", ")) <= set.union(*(labels[name] for name in series)), text
+
+
+def test_the_grafana_dashboard_takes_any_data_source_and_lists_the_searches() -> None:
+    content = dashboard()
+    source, search = content["templating"]["list"]
+    assert (source["name"], source["type"], source["query"]) == (
+        "datasource",
+        "datasource",
+        "prometheus",
+    )
+    [metric] = re.findall(r"label_values\((ray_\w+), search\)", search["query"]["query"])
+    assert metric in {item.series for item in METRICS}
+    for panel in content["panels"]:
+        for part in (panel, *panel["targets"]):
+            assert part["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+    ids = [panel["id"] for panel in content["panels"]]
+    assert len(set(ids)) == len(ids)
+
+
+def test_the_grafana_readme_says_what_every_metric_is() -> None:
+    lines = (GRAFANA / "README.md").read_text().splitlines()
+    rows = {line.split("`")[1]: line for line in lines if line.startswith("| `")}
+    assert list(rows) == [f"ray_{metric.name}" for metric in METRICS]
+    for metric in METRICS:
+        assert f"| {metric.kind}" in rows[f"ray_{metric.name}"]
+        assert metric.description in rows[f"ray_{metric.name}"]
