@@ -1,4 +1,4 @@
-"""A pretended search as a process of its own, like a job: to be killed, stopped and cut off."""
+"""A simulated search as a process of its own, like a job: to be killed, stopped and cut off."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import ray
 
 from fppmo_ray.distribution import OptimizerSettings
 from fppmo_ray.job import run_job
-from fppmo_ray.service.pretend import Pace, pretend_search
+from fppmo_ray.testing.simulated_search import Pace, simulated_search
 
 SETTINGS = OptimizerSettings(macs_cut=0.5, num_proposals=32, population_size=8)
 
@@ -26,7 +26,7 @@ def main(
     """
     here = {"num_cpus": 2, "include_dashboard": False} if address == "local" else {}
     ray.init(address=address, log_to_driver=False, **here)
-    pretend_search(run_dir, SETTINGS, pace=Pace(mean_seconds=score_seconds), resume=resume)
+    simulated_search(run_dir, SETTINGS, pace=Pace(mean_seconds=score_seconds), resume=resume)
 
 
 if __name__ == "__main__":

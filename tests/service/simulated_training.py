@@ -1,23 +1,26 @@
-"""Workers that pretend to score and to train: functions of their arguments alone, in no time."""
+"""Workers that simulate scores and training: functions of their arguments alone, in no time."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
 import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from fppmo_ray.pruning import extract, importance
-from fppmo_ray.pruning.score import Score
-from fppmo_ray.service.pool.work import Outcome, Work
+from fppmo_ray.distribution import Feedback, Proposal
+from fppmo_ray.pruning import Score, extract, importance
+from fppmo_ray.service.pool.call import Call
 from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.weights import digest, load_arrays
-from fppmo_ray.service.workers.assignments import AdaptationTask, Basis, TrainingTask
-from fppmo_ray.training import EpochReport, TrainingState, state_from_bytes, state_to_bytes
+from fppmo_ray.service.worker import feedback_of
+from fppmo_ray.service.worker_protocol import TrainingReport, TrainingTask, WeightsSnapshot
+from fppmo_ray.training import TrainingState, state_from_bytes, state_to_bytes
 
 
 class TinyCNN(nn.Module):
@@ -41,44 +44,39 @@ def seed_of(*parts: Any) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "big")
 
 
-class PretendTrainer:
-    """Has the methods of a ``ScoringWorker``; whatever they depend on there changes them here."""
+class SimulatedTrainer:
+    """Answers some calls of a ``Worker``; whatever they depend on there changes them here."""
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
 
-    def importance(self, basis: Basis, criterion: str, seed: int) -> np.ndarray:
-        return importance(self._network(basis, None), self._problem.tracing, criterion)
+    def importance(self, weights: WeightsSnapshot, criterion: Any, seed: int) -> np.ndarray:
+        return importance(self._network(weights, None), self._problem.tracing, criterion)
 
-    def score(self, basis: Basis, keep: np.ndarray, seed: Any, held_out: str, steps: int) -> Score:
-        noise = seed_of(digest(basis.arrays), keep.tobytes(), seed, held_out, steps) / 2**32
+    def score(self, weights: WeightsSnapshot, proposal: Proposal) -> Feedback:
+        found = self.rescore(weights, proposal.keep, proposal.score_seed, "search_val")
+        return feedback_of(proposal.proposal_id, found, steps=0)
+
+    def rescore(
+        self, weights: WeightsSnapshot, keep: np.ndarray, seed: Sequence[int], split: str
+    ) -> Score:
+        noise = seed_of(weights.sha256, keep.tobytes(), tuple(seed), split) / 2**32
         loss = float(keep[::2].mean()) + 0.1 * noise
         return Score(val_loss=loss, val_accuracy=1 - loss / 2, seconds=0.0)
 
     def train_epoch(
-        self, basis: Basis, task: TrainingTask, epoch: int, state: bytes | None, teacher: Basis
-    ) -> tuple[bytes, EpochReport]:
-        return self._trained(basis, task.keep, state, (task.name, epoch, digest(teacher.arrays)))
-
-    def adapt_epoch(
-        self, basis: Basis, task: AdaptationTask, epoch: int, state: bytes | None, teacher: Basis
-    ) -> tuple[bytes, EpochReport]:
-        masks = hashlib.sha256(task.masks.tobytes()).hexdigest()
-        what = (task.name, task.seed, masks, epoch, digest(teacher.arrays))
-        return self._trained(basis, None, state, what)
-
-    def _network(self, basis: Basis, keep: np.ndarray | None) -> nn.Module:
-        network = copy.deepcopy(self._problem.network)
-        load_arrays(network, basis.arrays)
-        return network if keep is None else extract(network, self._problem.tracing, keep)
-
-    def _trained(
-        self, basis: Basis, keep: np.ndarray | None, state: bytes | None, what: Any
-    ) -> tuple[bytes, EpochReport]:
-        epoch = 0 if state is None else state_from_bytes(state).epochs_done
-        network = self._network(basis, keep)
+        self,
+        weights: WeightsSnapshot,
+        task: TrainingTask,
+        epoch: int,
+        state: bytes | None,
+        teacher: WeightsSnapshot,
+    ) -> tuple[bytes, TrainingReport]:
+        network = self._network(weights, task.keep)
         if state is not None:
+            assert state_from_bytes(state).epochs_done == epoch
             network.load_state_dict(state_from_bytes(state).network)
+        what = (task.name, task.seed, epoch, teacher.sha256)
         generator = torch.Generator().manual_seed(seed_of(what))
         with torch.no_grad():
             for parameter in network.parameters():
@@ -89,47 +87,88 @@ class PretendTrainer:
             epochs_done=epoch + 1,
         )
         loss = seed_of(what, digest({k: v.numpy() for k, v in new.network.items()})) / 2**32
-        report = EpochReport(epoch=epoch, loss=loss, accuracy=0.5, learning_rate=0.1, seconds=0.0)
-        return state_to_bytes(new), report
+        return state_to_bytes(new), TrainingReport(loss=loss, seconds=0.0)
+
+    def _network(self, weights: WeightsSnapshot, keep: np.ndarray | None) -> nn.Module:
+        network = copy.deepcopy(self._problem.network)
+        load_arrays(network, weights.arrays)
+        return network if keep is None else extract(network, self._problem.tracing, keep)
 
 
 class PoolHere:
-    """A worker pool's part, in this process: work ends in a random order, up to so many at once.
+    """Simulates a worker pool in this process: calls end in a random order, up to so many at once.
 
     Args:
-        worker: Does the work.
-        seed: Of the order.
-        num_workers: How many pieces of work end together at most.
+        worker: Answers the calls.
+        seed: Seed of the order.
+        num_workers: Number of calls that end together at most.
     """
 
     num_ready = num_busy = num_queued = num_requeued = 0
+    stop = None
 
-    def __init__(self, worker: Any, seed: int, num_workers: int = 2) -> None:
+    def __init__(self, worker: Any, seed: int = 0, num_workers: int = 2) -> None:
         self.num_workers = num_workers
-        self._worker = worker
+        self._actor = _ActorHere(worker)
         self._order = random.Random(seed)
-        self._queue: list[Work] = []
-        self.done: list[Work] = []
+        self._queue: list[Call[Any, Any]] = []
+        self.done: list[Call[Any, Any]] = []
+        self.is_away = False
 
     @property
     def num_unfinished(self) -> int:
         return len(self._queue)
 
-    def holds(self, tag: Any) -> bool:
-        return any(work.tag == tag for work in self._queue)
+    @property
+    def names(self) -> list[str]:
+        """The names of the calls that were made, in order."""
+        return [call.name for call in self.done]
 
-    def submit(self, work: Work) -> None:
-        self._queue.append(work)
+    def submit(self, call: Call[Any, Any]) -> None:
+        assert not self.is_away
+        self._queue.append(call)
 
-    def next_outcomes(self) -> list[Outcome]:
+    def next_ended(self) -> list[Call[Any, Any]]:
         self._order.shuffle(self._queue)
         count = self._order.randint(1, min(self.num_workers, len(self._queue)))
         ended, self._queue = self._queue[:count], self._queue[count:]
-        self.done += ended
-        return [Outcome(work=work, value=self._do(work), worker="here") for work in ended]
+        for call in ended:
+            self._make(call)
+        return ended
 
-    def run(self, works: list[Work]) -> list[Any]:
-        return [self._do(work) for work in works]
+    def run(self, calls: Sequence[Call[Any, Any]]) -> list[Any]:
+        assert not self._queue
+        assert not self.is_away
+        for call in calls:
+            self._make(call)
+        return [call.result for call in calls]
 
-    def _do(self, work: Work) -> Any:
-        return getattr(self._worker, work.method)(*work.arguments)
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        assert not self._queue
+        self.is_away = True
+        yield
+        self.is_away = False
+
+    def _make(self, call: Call[Any, Any]) -> None:
+        call.send(self._actor, runs_now=True)
+        call.end_with(call.reference, "0@here:1")
+        self.done.append(call)
+
+
+class _ActorHere:
+    """Looks like a Ray actor whose methods run at once."""
+
+    def __init__(self, worker: Any) -> None:
+        self._worker = worker
+
+    def __getattr__(self, method: str) -> Any:
+        return _MethodHere(getattr(self._worker, method))
+
+
+class _MethodHere:
+    def __init__(self, method: Any) -> None:
+        self.remote = method
+
+    def options(self, **_: Any) -> _MethodHere:
+        return self

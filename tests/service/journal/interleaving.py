@@ -12,7 +12,7 @@ _PATIENCE = 60.0  # s, for a turn that takes microseconds
 class MemoryStorage:
     """A strongly consistent object store. Calls ``before`` ahead of every write and listing.
 
-    Reads need no turn: what epochs read was listed before, and is written only once.
+    Reads need no turn: what leases read was listed before, and is written only once.
     """
 
     location = "memory://run"

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import pytest
 from interleaving import MemoryStorage, every_order, interleave
 
-from fppmo_ray.service.journal import epochs
-from fppmo_ray.service.journal.epochs import EpochJournal, open_epoch, read_epochs
+from fppmo_ray.service.journal import leases
+from fppmo_ray.service.journal.leases import LeaseJournal, open_lease, read_leases
 
 BEFORE = [b"before-0\n", b"before-1\n"]
 
@@ -22,7 +22,7 @@ class Driver:
 
     name: str
     num_records: int
-    journal: EpochJournal | None = None
+    journal: LeaseJournal | None = None
     used: list[bytes] = field(default_factory=list)
     was_stopped: bool = False
 
@@ -32,7 +32,7 @@ class Driver:
 
     def open(self, storage: MemoryStorage) -> None:
         try:
-            self.journal, lines = open_epoch(storage)
+            self.journal, lines = open_lease(storage)
             self.used = lines.splitlines(keepends=True)
         except RuntimeError as stop:
             self.stop(stop)
@@ -55,22 +55,22 @@ class Driver:
 
 @pytest.fixture(params=["rising", "falling"])
 def _suffixes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The random part of epochs' names, such that a later claim is the higher or the lower one."""
+    """The random part of tokens, such that a later claim is the higher or the lower one."""
     counted = itertools.count() if request.param == "rising" else itertools.count(10**6, -1)
-    monkeypatch.setattr(epochs.secrets, "token_hex", lambda size: f"{next(counted):012d}")
+    monkeypatch.setattr(leases.secrets, "token_hex", lambda size: f"{next(counted):012d}")
 
 
 def begun() -> dict[str, bytes]:
-    """A store with an epoch of two facts, whose driver is gone."""
+    """A store with a lease of two facts, whose driver is gone."""
     objects: dict[str, bytes] = {}
-    journal, _ = open_epoch(MemoryStorage(objects))
+    journal, _ = open_lease(MemoryStorage(objects))
     for line in BEFORE:
         journal.append(line)
     return objects
 
 
 def lines_in(objects: dict[str, bytes]) -> list[bytes]:
-    lines = read_epochs(MemoryStorage(objects))
+    lines = read_leases(MemoryStorage(objects))
     assert lines is not None
     return lines.splitlines(keepends=True)
 
@@ -163,21 +163,21 @@ def requests_of(act: Callable[[MemoryStorage], object]) -> int:
 
 
 def test_a_driver_that_dies_anywhere_in_opening_costs_nothing() -> None:
-    for num_requests in range(requests_of(open_epoch)):
+    for num_requests in range(requests_of(open_lease)):
         objects = begun()
         with pytest.raises(Crash):
-            open_epoch(crashing(objects, num_requests))
+            open_lease(crashing(objects, num_requests))
         assert lines_in(objects) == BEFORE
         heir = Driver("heir", 1)
         heir(MemoryStorage(objects))
         assert lines_in(objects) == [*BEFORE, b"heir-0\n"]
 
 
-def test_a_claim_without_an_epoch_still_ends_the_driver_before_it() -> None:
+def test_a_claim_without_a_lease_still_ends_the_driver_before_it() -> None:
     objects, old = begun(), Driver("old", 1)
     old.open(MemoryStorage(objects))
     with pytest.raises(Crash):
-        open_epoch(crashing(objects, 2))  # one listing, and the claim
+        open_lease(crashing(objects, 2))  # one listing, and the claim
     old.record()
     assert old.was_stopped
     assert old.used == BEFORE
@@ -207,7 +207,7 @@ def test_objects_behind_a_gap_and_torn_lines_do_not_count() -> None:
     assert lines_in(objects) == [*BEFORE, b"new-0\n"]
 
 
-def test_late_objects_of_an_older_epoch_are_not_read() -> None:
+def test_late_objects_of_an_older_lease_are_not_read() -> None:
     objects = begun()
     old, new = Driver("old", 1), Driver("new", 1)
     old.open(MemoryStorage(objects))

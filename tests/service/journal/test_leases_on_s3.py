@@ -134,10 +134,10 @@ def test_missing_last_objects_are_as_if_they_had_never_been_written(
         for number in range(2, 6):
             run.record([numbered(number)])
     storage = open_storage(run_dir)
-    epoch = max(storage.names("journal/claims"))
+    lease = max(storage.names("journal/claims"))
     for last in (4, 3, 2, 1):
-        storage.delete(f"journal/{epoch}/{last:06d}.jsonl")
+        storage.delete(f"journal/{lease}/{last:06d}.jsonl")
         assert read_journal(run_dir) == [STARTED, *map(numbered, range(1, last + 1))]
-    storage.delete(f"journal/{epoch}/000000.jsonl")
+    storage.delete(f"journal/{lease}/000000.jsonl")
     with open_run(run_dir, resume=True) as run:
         assert run.facts == BEFORE

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from fppmo_ray.service.journal import object_store
-from fppmo_ray.service.journal.object_store import ObjectStore
+from fppmo_ray.service.journal import storage as storage_module
 from fppmo_ray.service.journal.run_directory import read_journal
 from fppmo_ray.service.journal.storage import (
     LocalStorage,
+    ObjectStore,
     local_folder,
     location_of,
     open_storage,
@@ -152,7 +152,7 @@ class Outage:
 def test_a_short_outage_is_outlived_with_a_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(object_store, "_WAITS", (0.0, 0.0))
+    monkeypatch.setattr(storage_module, "_WAITS", (0.0, 0.0))
     outage = Outage(failures=2)
     with caplog.at_level(logging.WARNING):
         ObjectStore(outage, "bucket/run", "s3://bucket/run").write("a", b"content")
@@ -165,7 +165,7 @@ def test_a_short_outage_is_outlived_with_a_warning(
 def test_a_long_outage_ends_the_search_with_the_stores_error_and_the_way_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(object_store, "_WAITS", (0.0,))
+    monkeypatch.setattr(storage_module, "_WAITS", (0.0,))
     outage = Outage(failures=3)
     sentence = "writing a has failed .*: AWS Error NETWORK_CONNECTION; .* go on with --resume"
     with pytest.raises(OSError, match=sentence):
@@ -180,14 +180,14 @@ def test_an_object_is_whole_or_absent_when_its_writer_is_interrupted(
     assert isinstance(storage, ObjectStore)
     submitted: list[Any] = []
 
-    class Interrupted(object_store.ThreadPoolExecutor):
+    class Interrupted(storage_module.ThreadPoolExecutor):
         """Ctrl-C as soon as the write has begun."""
 
         def submit(self, *work: Any) -> Any:  # type: ignore[override]
             submitted.append(super().submit(*work))
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(object_store, "ThreadPoolExecutor", Interrupted)
+    monkeypatch.setattr(storage_module, "ThreadPoolExecutor", Interrupted)
     with pytest.raises(KeyboardInterrupt):
         storage.write("a", LARGE)
     assert submitted[0].done()
