@@ -1,300 +1,342 @@
-"""Rounds of adapted weights and stages of gradual pruning: the same search however it is cut."""
+"""Gradual pruning in stages: whole searches one after the other, wherever they are cut."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from pretend_training import PoolHere, PretendTrainer, TinyCNN
-from rich.console import Console
+from simulated_run import Killed, all_of, go_on, killed_after, problem_of, told
+from simulated_training import TinyCNN
+from torch import nn
 
-from fppmo_ray import Recipe, SearchSettings, load_dataset
-from fppmo_ray.distribution import unpack_mask
-from fppmo_ray.pruning import extract
-from fppmo_ray.service import rounds, search
-from fppmo_ray.service.probability_model import ProbabilityModel
-from fppmo_ray.service.problem import Problem, state_problem
+from fppmo_ray import Recipe, SearchSettings
+from fppmo_ray.distribution import Feedback, Proposal
+from fppmo_ray.pruning import extract, trace
+from fppmo_ray.service import stages
 from fppmo_ray.service.journal.facts import (
-    Asked,
     Chosen,
     EpochFinished,
     Fact,
+    ImportanceMeasured,
     Rescored,
-    RoundStarted,
-    Scored,
+    Started,
+    WeightsFrozen,
+    fact_to_json,
 )
-from fppmo_ray.service.journal.run_directory import JOURNAL, open_run, read_journal
-from fppmo_ray.service.rounds import Context
-from fppmo_ray.service.search import Found, find_mask, start_of
+from fppmo_ray.service.journal.run_directory import JOURNAL
+from fppmo_ray.service.settings import in_stages
+from fppmo_ray.service.stages import stage_run_dir
 
 SETTINGS = SearchSettings(
     macs_cut=0.6,
     proposals=24,
     population=4,
-    score_steps=0,
     rescore_seeds=2,
     recipe=Recipe(epochs=3),
 )
-ADAPTED = replace(SETTINGS, adapt_epochs=2, adapt_rounds=2)
 STAGED = replace(SETTINGS, stages=(0.3, 0.6), stage_epochs=2)
-BOTH = replace(STAGED, adapt_epochs=1, adapt_rounds=2, tune_from="adapted")
-
-
-@pytest.fixture(autouse=True)
-def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights stay here, and so does the probability model."""
-
-    class ModelHere(ProbabilityModel):
-        def close(self) -> None: ...
-
-    monkeypatch.setattr(rounds.ray, "put", lambda value: value)
-    monkeypatch.setattr(search, "ModelHandle", ModelHere)
+SPACE = problem_of(STAGED).space
 
 
 @pytest.fixture(scope="module")
-def problem() -> Problem:
-    torch.manual_seed(0)
-    return state_problem(TinyCNN(), load_dataset("digits"), SETTINGS)
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of a search in two stages that nothing happened to."""
+    run_dir = tmp_path_factory.mktemp("runs") / "undisturbed"
+    go_on(run_dir, STAGED)
+    return run_dir
 
 
-@pytest.fixture
-def run(problem: Problem) -> Callable[..., tuple[Found, PoolHere]]:
-    """Goes on with a search in this process, to all but its conclusion."""
-
-    def go_on(
-        run_dir: Path, settings: SearchSettings, seed: int = 0, num_workers: int = 2
-    ) -> tuple[Found, PoolHere]:
-        pool: Any = PoolHere(PretendTrainer(problem), seed, num_workers)
-        with open_run(
-            run_dir, resume=None, started=start_of(problem, settings, run_dir)
-        ) as directory:
-            context = Context(problem, settings, directory, pool, problem.compute)
-            console = Console(quiet=True)
-            return find_mask(context, score_timeout=None, console=console), pool
-
-    return go_on
+def composed(run_dir: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The mask of the first stage and that of both, over all filters, from the stages' journals."""
+    [first], [second] = (all_of(run_dir / f"stage-{n}", Chosen) for n in (1, 2))
+    whole = first.keep.copy()
+    whole[np.flatnonzero(first.keep)] = second.keep
+    return first.keep, whole
 
 
-def told(run_dir: Path) -> list[str]:
-    """What the journal says of the search, whatever the time, the order and the repetitions."""
-    facts = [asdict(fact) | {"kind": type(fact).__name__} for fact in read_journal(run_dir)[1:]]
-    for fact in facts:
-        for name in ("seconds", "at", "worker"):
-            fact.pop(name, None)
-    return sorted({repr(sorted(fact.items())) for fact in facts})
+def test_every_stage_is_a_search_of_its_own_on_what_the_one_before_left(undisturbed: Path) -> None:
+    first, _ = composed(undisturbed)
+    for number, num_filters, least, most in ((1, 28, 0.6, 0.7), (2, first.sum(), 0.3, 0.4)):
+        run_dir = undisturbed / f"stage-{number}"
+        [started] = all_of(run_dir, Started)
+        assert started.search_id == f"simulated-stage-{number}"
+        assert started.num_filters == num_filters
+        proposals = all_of(run_dir, Proposal)
+        assert [(item.proposal_id, item.generation) for item in proposals] == [
+            (i, i // 4) for i in range(12)
+        ]
+        assert all(least < item.macs / SPACE.dense_macs <= most for item in proposals)
+        assert sorted(item.proposal_id for item in all_of(run_dir, Feedback)) == [*range(12)]
+        assert all_of(run_dir, Rescored)
+        assert all_of(run_dir, EpochFinished) == []
+    assert [fact.search_id for fact in all_of(undisturbed, Started)] == ["simulated"]
 
 
-def all_of(run_dir: Path, kind: type[Fact]) -> list[Any]:
-    return [fact for fact in read_journal(run_dir) if isinstance(fact, kind)]
+def test_the_first_stage_is_the_search_for_its_cut(undisturbed: Path, tmp_path: Path) -> None:
+    go_on(tmp_path, replace(SETTINGS, macs_cut=0.3, proposals=12))
+    for kind in (Proposal, Feedback, Rescored, Chosen):
+        expected, found = all_of(tmp_path, kind), all_of(undisturbed / "stage-1", kind)
+        assert sorted(map(without_time, found)) == sorted(map(without_time, expected))
 
 
-def rounds_of_generations(run_dir: Path) -> dict[int, set[int]]:
-    generation_of = {fact.id: fact.generation for fact in all_of(run_dir, Asked)}
-    seen: dict[int, set[int]] = {}
-    for fact in all_of(run_dir, Scored):
-        seen.setdefault(generation_of[fact.id], set()).add(fact.round)
-    return seen
+def without_time(fact: Fact) -> str:
+    return repr({k: v for k, v in fact_to_json(fact).items() if k != "at"})
 
 
-def test_every_generation_is_scored_on_the_weights_of_its_round(run, tmp_path: Path) -> None:
-    found, pool = run(tmp_path, ADAPTED)
-    assert rounds_of_generations(tmp_path) == {0: {1}, 1: {1}, 2: {1}, 3: {2}, 4: {2}, 5: {2}}
-    assert [fact.round for fact in all_of(tmp_path, RoundStarted)] == [0, 1, 2]
-    assert len({fact.weights_sha256 for fact in all_of(tmp_path, RoundStarted)}) == 3
-    epochs = [(fact.task, fact.epoch) for fact in all_of(tmp_path, EpochFinished)]
-    assert epochs == [(f"adaptation-{r}", e) for r in (1, 2) for e in (0, 1)]
-    finalists = [work for work in pool.done if work.name.startswith("finalist")]
-    assert {work.arguments[0].round for work in finalists} == {2}
-    assert found.weights is found.others is found.given
-    assert found.weights.round == 0
-
-
-def test_the_first_generation_of_a_round_waits_while_the_one_before_is_scored(
-    run, tmp_path: Path
+def test_the_journal_of_the_whole_search_holds_what_lies_between_the_stages(
+    undisturbed: Path,
 ) -> None:
-    _, pool = run(tmp_path, ADAPTED, num_workers=1)
-    names = [work.name for work in pool.done]
-    ended = names.index("epoch 1 of adaptation-2")
-    of_round = [names.index(f"proposal {i}") for i in range(12, 16)]
-    before = [names.index(f"proposal {i}") for i in range(8, 12)]
-    assert min(of_round) > ended
-    assert min(before) < ended
+    epochs = [(fact.task, fact.epoch) for fact in all_of(undisturbed, EpochFinished)]
+    assert epochs == [("stage-1", 0), ("stage-1", 1)]
+    assert len(all_of(undisturbed, WeightsFrozen)) == 1
+    assert len(all_of(undisturbed, ImportanceMeasured)) == 1
+    assert len(all_of(undisturbed, Chosen)) == 1
+    for kind in (Proposal, Feedback, Rescored):
+        assert all_of(undisturbed, kind) == []
 
 
-def test_samples_of_the_last_round_rank_before_all_others(run, tmp_path: Path) -> None:
-    run(tmp_path, ADAPTED)
-    samples = {fact.finalist for fact in all_of(tmp_path, Rescored) if "sample" in fact.finalist}
-    assert samples
-    assert all(12 <= int(name.split()[1]) < 24 for name in samples)
+def test_the_chosen_mask_is_composed_of_those_of_the_stages(undisturbed: Path) -> None:
+    found, _ = go_on(undisturbed, STAGED)
+    first, whole = composed(undisturbed)
+    [choice], [fact] = found.choices, all_of(undisturbed, Chosen)
+    assert choice.chosen.keep.tolist() == fact.keep.tolist() == whole.tolist()
+    assert not (whole & ~first).any()
+    assert 0.3 < SPACE.macs(whole) / SPACE.dense_macs <= 0.4
+    assert (
+        fact.finalist == choice.chosen.name == all_of(undisturbed / "stage-2", Chosen)[0].finalist
+    )
+    assert found.stages == 2
 
 
-def test_tuning_may_begin_with_adapted_weights(run, tmp_path: Path) -> None:
-    found, _ = run(tmp_path, replace(ADAPTED, tune_from="adapted"))
-    assert (found.weights.round, found.others.round, found.given.round) == (2, 2, 0)
-
-
-def test_in_stages_masks_lie_within_the_choice_before_and_budgets_tighten(
-    run, problem: Problem, tmp_path: Path
+def test_parameters_of_the_finalist_are_those_of_the_whole_pruned_network(
+    undisturbed: Path,
 ) -> None:
-    found, _ = run(tmp_path, STAGED)
-    space = problem.tracing.space
-    choices = {fact.stage: fact for fact in all_of(tmp_path, Chosen)}
-    assert sorted(choices) == [0, 1]
-    kept = unpack_mask(choices[0].mask, space.num_filters)
-    for fact in all_of(tmp_path, Asked):
-        keep = unpack_mask(fact.mask, space.num_filters)
-        if fact.generation < 3:
-            assert 0.5 < fact.macs / space.dense_macs <= 0.7
-        else:
-            assert not (keep & ~kept).any()
-            assert 0.25 < fact.macs / space.dense_macs <= 0.4
-    assert not (found.choices[0].chosen.keep & ~kept).any()
-    assert rounds_of_generations(tmp_path) == {g: {int(g >= 3)} for g in range(6)}
-    assert {fact.stage for fact in all_of(tmp_path, Rescored)} == {0, 1}
-    epochs = [(fact.task, fact.epoch) for fact in all_of(tmp_path, EpochFinished)]
-    assert epochs == [("stage-0", 0), ("stage-0", 1)]
+    found, _ = go_on(undisturbed, STAGED)
+    problem, chosen = problem_of(STAGED), found.choices[0].chosen
+    network: nn.Module = extract(problem.network, problem.tracing, chosen.keep)
+    counted = sum(parameter.numel() for parameter in network.parameters())
+    assert chosen.parameters == counted == SPACE.parameters(chosen.keep)
+    only = found.choices[0].importance_only
+    assert only.parameters == SPACE.parameters(only.keep)
+    by_id = {item.proposal_id: item for item in all_of(undisturbed / "stage-2", Proposal)}
+    first, _ = composed(undisturbed)
+    for item in by_id.values():
+        whole = first.copy()
+        whole[np.flatnonzero(first)] = item.keep
+        assert item.parameters == SPACE.parameters(whole)
+        assert item.macs == SPACE.macs(whole)
 
 
-def test_the_next_stage_begins_with_the_tuned_network_and_zeros(
-    run, problem: Problem, tmp_path: Path
+def test_the_final_network_is_cut_from_the_original_with_the_trained_weights(
+    undisturbed: Path,
 ) -> None:
-    found, _ = run(tmp_path, STAGED)
-    kept = unpack_mask(all_of(tmp_path, Chosen)[0].mask, problem.tracing.space.num_filters)
+    """The same as cutting the fine-tuned network of the first stage by the second's mask."""
+    found, _ = go_on(undisturbed, STAGED)
+    problem = problem_of(STAGED)
+    first, whole = composed(undisturbed)
     dense = TinyCNN()
-    dense.load_state_dict({k: torch.tensor(v) for k, v in found.weights.arrays.items()})
-    [*_, last] = all_of(tmp_path, EpochFinished)
-    state = torch.load(tmp_path / last.artifact, weights_only=True)["network"]
-    for name, tensor in extract(dense, problem.tracing, kept).state_dict().items():
+    dense.load_state_dict({k: torch.tensor(v) for k, v in found.weights.snapshot.arrays.items()})
+    final = extract(dense, problem.tracing, whole)
+
+    [*_, last] = all_of(undisturbed, EpochFinished)
+    smaller: nn.Module = extract(problem.network, problem.tracing, first)
+    state = torch.load(undisturbed / last.artifact, weights_only=True)["network"]
+    smaller.load_state_dict(state)
+    tracing = trace(smaller, torch.zeros(1, 1, 8, 8))
+    expected = extract(smaller, tracing, all_of(undisturbed / "stage-2", Chosen)[0].keep)
+
+    assert final.state_dict().keys() == expected.state_dict().keys()
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(final.state_dict()[name], tensor)
+    images = torch.randn(2, 1, 8, 8)
+    assert torch.equal(final.eval()(images), expected.eval()(images))
+    for name, tensor in extract(dense, problem.tracing, first).state_dict().items():
         assert torch.equal(state[name], tensor)
-    gone = ~kept[:12]
+    gone = ~first[:12]
     assert gone.any()
     assert not dense.conv1.weight[gone].any()
 
 
-def test_gradual_pruning_is_compared_with_the_importance_alone_on_the_given_weights(
-    run, problem: Problem, tmp_path: Path
+def test_a_stage_begins_with_the_trained_network_and_the_beliefs_of_the_one_before(
+    tmp_path: Path,
 ) -> None:
-    staged, _ = run(tmp_path / "staged", STAGED)
-    plain, _ = run(tmp_path / "plain", SETTINGS)
+    found, pools = go_on(tmp_path, STAGED)
+    first, _ = composed(tmp_path)
+    whole, one, two = pools.problems
+    assert torch.equal(one.network.conv1.weight, whole.network.conv1.weight)
+    [*_, last] = all_of(tmp_path, EpochFinished)
+    state = torch.load(tmp_path / last.artifact, weights_only=True)["network"]
+    for name, tensor in two.network.state_dict().items():
+        assert torch.equal(state[name], tensor)
+    assert not torch.equal(two.network.conv1.weight, whole.network.conv1.weight[first[:12]])
+    fresh, warm = pools.warm_starts
+    assert fresh is None
+    assert warm.shape == (first.sum(),)
+    assert len(np.unique(warm)) > 2
+    assert found.keep_logits is None
+
+
+def test_widths_of_all_stages_are_limited_like_those_of_the_dense_network(tmp_path: Path) -> None:
+    settings = replace(STAGED, min_keep=0.3, layer_limits={"conv1": (0.5, 0.9)})
+    _, pools = go_on(tmp_path, settings)
+    whole, one, two = (problem.space for problem in pools.problems)
+    assert whole.min_widths.tolist() == [6, 5]
+    assert whole.max_widths.tolist() == [10, 16]
+    assert one.min_widths.tolist() == two.min_widths.tolist() == [6, 5]
+    assert (two.max_widths <= [10, 16]).all()
+    _, keep = composed(tmp_path)
+    assert 6 <= keep[:12].sum() <= 10
+    assert 5 <= keep[12:].sum() <= 16
+
+
+def test_workers_of_the_search_make_room_for_those_of_a_stage_which_stop_with_it(
+    tmp_path: Path,
+) -> None:
+    _, pools = go_on(tmp_path, STAGED)  # whose pools refuse to be two at once
+    assert pools.stops[1:] == ["the stop of the search"] * 2
+    assert not pools.all[0].is_away
+    whole, *of_stages = pools.names
+    assert whole == ["importance fpgm", "epoch 0 of stage-1", "epoch 1 of stage-1"]
+    for names in of_stages:
+        assert sorted(name for name in names if name.startswith("proposal")) == sorted(
+            f"proposal {i}" for i in range(12)
+        )
+        assert not any("epoch" in name for name in names)
+
+
+def test_gradual_pruning_is_compared_with_the_importance_alone_on_the_given_weights(
+    tmp_path: Path,
+) -> None:
+    staged, _ = go_on(tmp_path / "staged", STAGED)
+    plain, _ = go_on(tmp_path / "plain", SETTINGS)
     [choice], [other] = staged.choices, plain.choices
     assert np.array_equal(choice.importance_only.keep, other.importance_only.keep)
-    assert (staged.weights.round, staged.others.round, staged.given.round) == (1, 0, 0)
+    assert choice.importance_only.parameters == other.importance_only.parameters
+    assert staged.given.snapshot.sha256 == plain.given.snapshot.sha256
+    assert staged.weights.snapshot.sha256 != staged.given.snapshot.sha256
+
+
+@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_search_killed_anywhere_within_and_between_stages_ends_like_an_undisturbed_one(
+    undisturbed: Path, tmp_path: Path, every: int
+) -> None:
+    where = set()
+    for number in range(1, 1000, every):
+        run_dir = tmp_path / str(number)
+        try:
+            with killed_after(number):
+                go_on(run_dir, STAGED, seed=number, num_workers=1 + number % 3)
+        except Killed:
+            pass
+        else:
+            break
+        where.add(tuple(len(told(d)) for d in folders(run_dir) if (d / JOURNAL).is_file()))
+        go_on(run_dir, STAGED, seed=number + 1, num_workers=3 - number % 3)
+        for folder, expected in zip(folders(run_dir), folders(undisturbed), strict=True):
+            assert told(folder) == told(expected), (number, folder.name)
+    assert {len(lengths) for lengths in where} == {1, 2, 3}  # in the whole search's, the stages'
+
+
+def folders(run_dir: Path) -> list[Path]:
+    """The run directories of the whole search and of its stages."""
+    return [run_dir, run_dir / "stage-1", run_dir / "stage-2"]
+
+
+@pytest.mark.parametrize("folder", [".", "stage-1", "stage-2"])
+def test_a_journal_that_was_cut_back_leads_to_the_same_end(tmp_path: Path, folder: str) -> None:
+    go_on(tmp_path, STAGED, num_workers=1)
+    whole = [told(place) for place in folders(tmp_path)]
+    journal = tmp_path / folder / JOURNAL
+    lines = journal.read_bytes().splitlines(keepends=True)
+    for seed, length in enumerate(range(0, len(lines), 8)):
+        journal.write_bytes(b"".join(lines[:length]))
+        go_on(tmp_path, STAGED, seed=seed, num_workers=1 + seed % 3)
+        assert [told(place) for place in folders(tmp_path)] == whole, length
+
+
+def test_finished_stages_are_neither_scored_nor_trained_again(tmp_path: Path) -> None:
+    go_on(tmp_path, STAGED)
+    _, pools = go_on(tmp_path, STAGED)
+    assert pools.names == [[], [], []]
+
+
+def test_three_stages_end_within_each_other(tmp_path: Path) -> None:
+    settings = replace(STAGED, stages=(0.2, 0.4), stage_epochs=1)
+    found, _ = go_on(tmp_path, settings)
+    epochs = [(fact.task, fact.epoch) for fact in all_of(tmp_path, EpochFinished)]
+    assert epochs == [("stage-1", 0), ("stage-2", 0)]
+    assert found.stages == 3
+    left = np.arange(SPACE.num_filters)
+    for number, cut in ((1, 0.2), (2, 0.4), (3, 0.6)):
+        [fact] = all_of(tmp_path / f"stage-{number}", Chosen)
+        left = left[fact.keep]
+        keep = np.isin(np.arange(SPACE.num_filters), left)
+        assert cut <= 1 - SPACE.macs(keep) / SPACE.dense_macs < cut + 0.1
+    assert np.flatnonzero(found.choices[0].chosen.keep).tolist() == left.tolist()
+    assert found.choices[0].chosen.parameters == SPACE.parameters(keep)
+
+
+def test_a_pruned_network_of_other_groups_ends_the_search_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = trace(nn.Sequential(nn.Conv2d(1, 3, 3), nn.Conv2d(3, 2, 3)), torch.zeros(1, 1, 8, 8))
+    monkeypatch.setattr(stages, "trace", lambda *_, **__: other)
+    sentence = (
+        r"other channel groups .*: 0 \(3\) instead of conv1 \(12\), conv2 \(16\); search with"
+    )
+    with pytest.raises(RuntimeError, match=sentence):
+        go_on(tmp_path, STAGED)
 
 
 @pytest.mark.parametrize(
-    ("settings", "every"),
+    ("run_dir", "expected"),
     [
-        pytest.param(BOTH, 9, id="rounds in stages, cut at times"),
-        pytest.param(ADAPTED, 1, id="rounds", marks=pytest.mark.slow),
-        pytest.param(BOTH, 1, id="rounds in stages", marks=pytest.mark.slow),
+        (Path("runs/mine"), Path("runs/mine/stage-2")),
+        ("runs/mine", Path("runs/mine/stage-2")),
+        ("s3://bucket/run", "s3://bucket/run/stage-2"),
+        ("s3://bucket/run/?region=x", "s3://bucket/run/stage-2?region=x"),
     ],
 )
-def test_a_search_cut_after_any_fact_ends_like_an_undisturbed_one(
-    run, tmp_path: Path, settings: SearchSettings, every: int
+def test_run_directories_of_stages_lie_below_the_whole_search_s(
+    run_dir: Path | str, expected: Path | str
 ) -> None:
-    undisturbed, _ = run(tmp_path, settings, num_workers=1)
-    whole = told(tmp_path)
-    lines = (tmp_path / JOURNAL).read_bytes().splitlines(keepends=True)
-    for seed, length in enumerate(cuts(read_journal(tmp_path))[::every]):
-        (tmp_path / JOURNAL).write_bytes(b"".join(lines[:length]))
-        found, _ = run(tmp_path, settings, seed=seed, num_workers=1 + seed % 3)
-        assert told(tmp_path) == whole, length
-        for item, other in zip(found.choices, undisturbed.choices, strict=True):
-            assert np.array_equal(item.chosen.keep, other.chosen.keep)
-        assert found.weights.round == undisturbed.weights.round
-
-
-def cuts(facts: Iterable[Fact]) -> list[int]:
-    """After every fact but masks and scores, and after some of those."""
-    return [
-        number
-        for number, fact in enumerate(facts, start=1)
-        if number % 9 == 0 or not isinstance(fact, Asked | Scored)
-    ]
-
-
-def test_a_search_that_stopped_amid_adaptation_goes_on_after_its_last_epoch(
-    run, tmp_path: Path
-) -> None:
-    """Unlike one whose journal was cut back, it still has its checkpoint."""
-    settings = replace(ADAPTED, adapt_epochs=3)
-    run(tmp_path / "whole", settings)
-
-    class Stopped(RuntimeError):
-        pass
-
-    def stop(self: PretendTrainer, *arguments: Any) -> Any:
-        if arguments[1].name == "adaptation-2" and arguments[2] == 2:
-            raise Stopped
-        return adapt(self, *arguments)
-
-    adapt = PretendTrainer.adapt_epoch
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PretendTrainer, "adapt_epoch", stop)
-        with pytest.raises(Stopped):
-            run(tmp_path / "stopped", settings)
-    _, pool = run(tmp_path / "stopped", settings)
-    assert [work.name for work in pool.done if "adaptation" in work.name] == [
-        "epoch 2 of adaptation-2"
-    ]
-    assert told(tmp_path / "stopped") == told(tmp_path / "whole")
-
-
-def test_checkpoints_of_past_rounds_go_and_those_that_scores_may_need_stay(
-    run, tmp_path: Path
-) -> None:
-    run(tmp_path, replace(ADAPTED, adapt_rounds=6))
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
-        "adaptation-5-epoch1.pt",
-        "adaptation-6-epoch1.pt",
-    ]
+    assert stage_run_dir(run_dir, 2) == expected
 
 
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        ({"adapt_epochs": -1}, "adapt_epochs must be >= 0, got -1"),
-        ({"adapt_rounds": 0}, "adapt_rounds must be >= 1, got 0"),
-        ({"adapt_epochs": 1, "adapt_rounds": 7}, "adapt_rounds must be at most 6, .* got 7"),
-        ({"tune_from": "adapted"}, "adapt_epochs must be > 0 to tune adapted weights"),
-        ({"tune_from": "there"}, "tune_from must be one of"),
         ({"stages": (0.1, 0.2, 0.3)}, "4 stages need at least 2 generations.* --proposals 32"),
         ({"stages": (0.3, 0.2)}, r"stages must ascend within \(0, 0.6\].* got 0.3,0.2"),
         ({"stages": 0.7}, r"stages must ascend within \(0, 0.6\].* got 0.7"),
         ({"stages": 0.3, "macs_cut": (0.4, 0.6)}, "stages lead up to one macs_cut, got 2"),
+        ({"stages": 0.3, "params_cut": 0.5}, "stages lead up to a macs_cut alone, got params_cut"),
     ],
 )
-def test_rounds_and_stages_that_make_no_search_are_refused(
-    wrong: dict[str, Any], sentence: str
-) -> None:
+def test_stages_that_make_no_search_are_refused(wrong: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         replace(SETTINGS, **wrong)
 
 
 def test_stages_are_even_shares_of_the_generations() -> None:
-    stages = replace(STAGED, proposals=27, adapt_epochs=1).stage_settings()
-    assert [stage.macs_cut for stage in stages] == [0.3, 0.6]
-    assert [(stage.first_generation, stage.num_proposals) for stage in stages] == [(0, 12), (3, 27)]
-    assert [stage.round_starts for stage in stages] == [(0,), (3,)]
-    assert replace(STAGED, stages=0.3).stage_settings() == STAGED.stage_settings()
-    whole = BOTH.optimizer_settings()
-    assert (whole.macs_cut, whole.num_proposals, whole.round_starts) == (0.6, 24, (0, 1, 3, 4))
-    assert SETTINGS.stage_settings() == (SETTINGS.optimizer_settings(),)
+    settings = replace(STAGED, proposals=27)
+    first, second = in_stages(settings)
+    assert first == replace(settings, macs_cut=0.3, proposals=12, stages=())
+    assert second == replace(settings, macs_cut=0.6, proposals=15, stages=())
+    assert in_stages(replace(STAGED, stages=0.3)) == in_stages(STAGED)
+    assert in_stages(SETTINGS) == [SETTINGS]
 
 
-def test_a_later_stage_is_no_resumption_and_counts_on(
-    run, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_later_stage_is_no_resumption(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        run(tmp_path, STAGED)
+        go_on(tmp_path, STAGED)
         generations = [line for line in caplog.messages if line.startswith("generation")]
-        assert sorted(line.split()[1] for line in generations) == ["0", "1", "2", "3", "4", "5"]
+        assert sorted(line.split()[1] for line in generations) == ["0", "0", "1", "1", "2", "2"]
         assert not any("resumed" in line for line in caplog.messages)
-        run(tmp_path, STAGED)
-    assert caplog.messages.count("resumed with 24 of 24 scores") == 1
+        go_on(tmp_path, STAGED)
+    assert caplog.messages.count("resumed with 12 of 12 scores") == 2
