@@ -10,16 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+from inline_pool import InlinePool
 
-from fppmo_ray import Placement, SearchSettings, load_dataset
+from fppmo_ray import FunctionTask, Placement, SearchSettings, load_dataset
+from fppmo_ray.distribution import BoolArray
 from fppmo_ray.pruning.compute_trial import ComputeTrial
 from fppmo_ray.service.compute_choice import changes_to_try, choose_compute, choose_fastest
-from fppmo_ray.service.pool.work import Work
-from fppmo_ray.service.pretend import pretend_run
-from fppmo_ray.service.problem import Problem, state_problem
+from fppmo_ray.service.image_task import image_classification
 from fppmo_ray.service.journal.facts import ComputeChosen
 from fppmo_ray.service.journal.run_directory import read_journal
-from fppmo_ray.service.workers.scoring_worker import ScoringWorker
+from fppmo_ray.service.problem import Problem, build_problem
+from fppmo_ray.service.worker import PruningWorker
+from fppmo_ray.testing.simulated_search import simulated_run
 from fppmo_ray.training import PLAIN_COMPUTE, ComputeConfig, DType, build_network, native_dtype
 
 BFLOAT16, FOLDED = {"dtype": "bfloat16"}, {"fold_batchnorm": True}
@@ -38,7 +40,7 @@ def chosen(trials: Mapping[ComputeConfig, tuple[float, float] | str], ways: Sequ
     return choose_fastest(PLAIN_COMPUTE, [[way] for way in ways], measure)
 
 
-def test_what_is_faster_is_kept_one_thing_after_the_other() -> None:
+def test_each_change_that_is_faster_is_kept_one_after_the_other() -> None:
     trials = {
         PLAIN_COMPUTE: (4.0, 2.0),
         ComputeConfig(dtype="bfloat16"): (2.0, 2.02),
@@ -50,7 +52,7 @@ def test_what_is_faster_is_kept_one_thing_after_the_other() -> None:
     assert fact.why == f"{BOTH}: 1.5 s a score; {PLAIN_COMPUTE}: 4 s a score"
 
 
-def test_what_is_hardly_faster_is_left() -> None:
+def test_a_change_that_is_hardly_faster_is_not_used() -> None:
     trials = {PLAIN_COMPUTE: (4.0, 2.0), ComputeConfig(fold_batchnorm=True): (3.9, 2.0)}
     assert ComputeConfig(**chosen(trials, [FOLDED]).compute) == PLAIN_COMPUTE
 
@@ -64,7 +66,7 @@ def test_a_compute_configuration_with_another_loss_is_not_used(
     assert "is not used: its loss is 2.3, that of float32" in caplog.text
 
 
-def test_a_compute_configuration_that_does_not_run_is_named_and_left(
+def test_a_compute_configuration_that_fails_is_named_and_not_used(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     trials = {PLAIN_COMPUTE: (4.0, 2.0), ComputeConfig(fold_batchnorm=True): "cannot be followed"}
@@ -82,7 +84,8 @@ def test_a_network_that_cannot_be_scored_at_all_ends_the_search() -> None:
 
 def problem(settings: SearchSettings, placement: Placement) -> Problem:
     network = build_network("digits_cnn", 10)
-    return state_problem(network, load_dataset("digits"), settings, placement=placement)
+    task = image_classification(load_dataset("digits"))
+    return build_problem(network, task, settings, placement=placement)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +121,7 @@ def test_autotune_tries_no_other_dtype_than_the_one_asked_for_or_without_units(
     settings: dict[str, Any], placement: dict[str, Any], native: DType, changes: list[Any]
 ) -> None:
     asked = SearchSettings(macs_cut=0.5, autotune=True, **settings)
-    assert changes_to_try(problem(asked, Placement(**placement)), asked, native) == changes
+    assert changes_to_try(problem(asked, Placement(**placement)), native) == changes
 
 
 def test_the_configuration_asked_for_has_the_dtype_and_the_threads_of_a_worker() -> None:
@@ -127,21 +130,22 @@ def test_the_configuration_asked_for_has_the_dtype_and_the_threads_of_a_worker()
     assert compute == ComputeConfig(dtype="bfloat16", threads=3)
 
 
-class OneWorker:
-    """A pool whose worker has units for bfloat16 or not, and computes faster with folded norms."""
+class FoldingWorker:
+    """Has units for bfloat16 or not, and computes faster with folded norms.
+
+    Args:
+        native: The fastest dtype that it has units for.
+    """
 
     def __init__(self, native: DType) -> None:
-        self.native = native
-        self.called: list[str] = []
+        self._native = native
 
-    def run(self, works: Sequence[Work]) -> list[Any]:
-        [work] = works
-        self.called.append(work.method)
-        if work.method == "native_dtype":
-            return [self.native]
-        compute, _ = work.arguments
+    def native_dtype(self) -> DType:
+        return self._native
+
+    def try_compute(self, compute: ComputeConfig, keep: BoolArray) -> ComputeTrial:
         seconds = 1.0 if compute.fold_batchnorm else 2.0
-        return [ComputeTrial(compute=compute, seconds=seconds, val_loss=2.0)]
+        return ComputeTrial(compute=compute, seconds=seconds, val_loss=2.0)
 
 
 @pytest.mark.parametrize(
@@ -173,10 +177,10 @@ def test_the_worker_s_processor_decides_on_the_dtype_and_nothing_is_timed_withou
     called: list[str],
 ) -> None:
     asked = SearchSettings(macs_cut=0.5, **settings)
-    pool: Any = OneWorker(native)
-    with pretend_run(tmp_path, asked.optimizer_settings()) as run:
-        assert choose_compute(problem(asked, Placement()), asked, run, pool) == compute
-        assert pool.called == called
+    pool: Any = InlinePool(FoldingWorker(native))
+    with simulated_run(tmp_path, asked.optimizer_settings()) as run:
+        assert choose_compute(problem(asked, Placement()), run, pool) == compute
+        assert [call.kind for call in pool.submitted] == called
         [fact] = run.all(ComputeChosen)
         assert fact.compute == asdict(compute)
 
@@ -187,15 +191,9 @@ def test_autotune_times_scores_on_a_worker_and_journals_all_trials(
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     asked = SearchSettings(macs_cut=0.5, autotune=True, score_images=100)
     asked_problem = problem(asked, Placement())
-    worker = ScoringWorker(asked_problem, 0)
-
-    class InProcess:
-        def run(self, works: Sequence[Work]) -> list[Any]:
-            return [getattr(worker, work.method)(*work.arguments) for work in works]
-
-    pool: Any = InProcess()
-    with pretend_run(tmp_path, asked.optimizer_settings()) as run:
-        compute = choose_compute(asked_problem, asked, run, pool)
+    pool: Any = InlinePool(PruningWorker(asked_problem, 0))
+    with simulated_run(tmp_path, asked.optimizer_settings()) as run:
+        compute = choose_compute(asked_problem, run, pool)
         [fact] = run.all(ComputeChosen)
     native = native_dtype(torch.device("cpu"))
     dtypes = ["float32", *["bfloat16"] * (native == "bfloat16")]
@@ -206,13 +204,31 @@ def test_autotune_times_scores_on_a_worker_and_journals_all_trials(
     assert all(trial["seconds"] > 0 for trial in fact.trials)
 
 
-def test_a_resumed_search_keeps_its_compute_configuration_whatever_would_be_measured_now(
+def test_a_resumed_search_keeps_its_compute_configuration_without_measuring(
     tmp_path: Path,
 ) -> None:
     asked = SearchSettings(macs_cut=0.5)
     fact = ComputeChosen(compute=asdict(BOTH), trials=[], why="it was faster then")
-    with pretend_run(tmp_path, asked.optimizer_settings()) as run:
+    with simulated_run(tmp_path, asked.optimizer_settings()) as run:
         run.record([fact])
         nobody: Any = None  # to measure it
-        assert choose_compute(problem(asked, Placement()), asked, run, nobody) == BOTH
+        assert choose_compute(problem(asked, Placement()), run, nobody) == BOTH
     assert read_journal(tmp_path)[-1] == fact
+
+
+def test_a_task_of_functions_is_scored_once_so_that_its_errors_show_at_the_start(
+    tmp_path: Path,
+) -> None:
+    asked = SearchSettings(macs_cut=0.5)
+    example, network = torch.zeros(1, 1, 8, 8), build_network("digits_cnn", 10)
+    task = FunctionTask(example_inputs=example, score=lambda network, seed: 0.0)
+    of_functions = build_problem(network, task, asked)
+    pool: Any = InlinePool(FoldingWorker("bfloat16"))
+    with simulated_run(tmp_path / "good", asked.optimizer_settings()) as run:
+        assert choose_compute(of_functions, run, pool) == ComputeConfig(dtype="float32")
+        assert [call.name for call in pool.submitted] == ["first score of the task"]
+    broken: Any = InlinePool(FoldingWorker("bfloat16"), lambda call: "ValueError('odd')")
+    with simulated_run(tmp_path / "bad", asked.optimizer_settings()) as run:
+        with pytest.raises(RuntimeError, match=r"first score of the task failed: ValueError"):
+            choose_compute(of_functions, run, broken)
+        assert not run.all(ComputeChosen)

@@ -1,7 +1,8 @@
-"""Which lines of workers reach the driver's stderr, with a Ray that the search starts."""
+"""How a search joins Ray, and which lines of its workers reach the driver's stderr."""
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import subprocess
@@ -9,13 +10,16 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from fppmo_ray.service.connection import _line_filter
+import pytest
+
+from fppmo_ray.service.connection import _line_filter, connection
+from fppmo_ray.service.settings import Placement
 
 SCRIPT = """
 import logging, sys, warnings
 import torch
 from torch import nn
-from fppmo_ray import Placement, SearchSettings, Task, search
+from fppmo_ray import FunctionTask, Placement, SearchSettings, search
 
 def score(network, seed):
     print(f"printed with seed {seed}")
@@ -28,7 +32,7 @@ if __name__ == "__main__":
     layers = nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 1, 3)
     search(
         nn.Sequential(*layers),
-        Task(example_inputs=torch.zeros(1, 1, 8, 8), score=score),
+        FunctionTask(example_inputs=torch.zeros(1, 1, 8, 8), score=score),
         SearchSettings(macs_cut=0.4, proposals=16, population=8, importance="l1"),
         run_dir=sys.argv[1],
         placement=Placement(workers=2),
@@ -36,7 +40,7 @@ if __name__ == "__main__":
 """
 
 
-def test_what_a_score_function_prints_warns_and_logs_is_seen_once_on_the_drivers_stderr(
+def test_prints_warnings_and_logs_of_a_score_function_appear_once_on_the_drivers_stderr(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "theirs.py").write_text(SCRIPT)
@@ -60,14 +64,14 @@ def test_what_a_score_function_prints_warns_and_logs_is_seen_once_on_the_drivers
     assert "repeated" not in done.stderr
 
 
-def batch(*lines: str, pid: object = 17, actor: str | None = "ScoringWorker(0, cpu)") -> dict:
+def batch(*lines: str, pid: object = 17, actor: str | None = "PruningWorker(0, cpu)") -> dict:
     return {"pid": pid, "lines": lines, "actor_name": actor}
 
 
 def test_lines_that_differ_in_numbers_only_are_shown_once() -> None:
     lines_to_show = _line_filter()
     assert lines_to_show(batch("epoch 1, loss 0.5", "", "epoch 2, loss 0.25")) == [
-        "ScoringWorker(0, cpu): epoch 1, loss 0.5"
+        "PruningWorker(0, cpu): epoch 1, loss 0.5"
     ]
     again = batch("epoch 3, loss 0.1", "done", actor=None)
     assert lines_to_show(again) == ["worker: done"]
@@ -87,7 +91,7 @@ def test_lines_of_ray_and_of_torchs_native_code_are_not_shown() -> None:
     assert lines_to_show(batch("a node has joined", pid="autoscaler", actor=None)) == []
     assert lines_to_show(batch("out of memory", pid="raylet", actor=None)) == []
     assert lines_to_show(batch("Started a group", actor="TrainController")) == []
-    assert lines_to_show(batch("[1] is a list")) == ["ScoringWorker(0, cpu): [1] is a list"]
+    assert lines_to_show(batch("[1] is a list")) == ["PruningWorker(0, cpu): [1] is a list"]
 
 
 def test_a_flood_of_different_lines_ends_with_a_sentence_that_says_where_they_are() -> None:
@@ -96,3 +100,24 @@ def test_a_flood_of_different_lines_ends_with_a_sentence_that_says_where_they_ar
     assert shown[-1].endswith(
         "workers print many different lines; the others are only in Ray's logs"
     )
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_workers_that_fit_on_no_node_are_warned_about_at_the_start(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with connection(Placement(cpus_per_worker=64)):
+        pass
+    assert [record.getMessage() for record in caplog.records] == [
+        "no node has room for a worker: each asks for 64 CPUs and 0 GPUs; the cluster has 2 CPUs "
+        "and 0 GPUs on 1 node (at most 2 CPUs and 0 GPUs on one), of which 2 CPUs and 0 GPUs are "
+        "free; the search waits for a larger node to join; if none will, lower cpus_per_worker or "
+        "gpus_per_worker"
+    ]
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_workers_that_fit_are_not_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING), connection(Placement(cpus_per_worker=2)):
+        pass
+    assert caplog.records == []

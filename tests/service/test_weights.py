@@ -1,4 +1,4 @@
-"""Digests, by which searches are told apart."""
+"""Digests of data, which are part of a search's identity."""
 
 from __future__ import annotations
 
@@ -25,15 +25,14 @@ DATASET = Dataset(
 SPLITS = Splits(search_train=np.array([0]), search_val=np.array([1]), choose_val=np.array([2]))
 
 
-def test_digests_of_image_files_are_fixed_for_good() -> None:
-    """Journals of older versions hold them."""
+def test_the_digest_of_image_files_never_changes_since_journals_hold_it() -> None:
     assert (
         digest_data(DATASET, SPLITS)
         == "120c77d1f40b0f55aa953e25327c17d7941114c090b427649ee70c3de003be1c"
     )
 
 
-def test_other_crops_are_other_data() -> None:
+def test_data_with_another_crop_has_another_digest() -> None:
     sizes = (256, 320)
     cropped = [replace(FILES, centre_crop=CentreCrop(resize=size)) for size in sizes]
     sets = [replace(DATASET, train=files, test=files) for files in (FILES, *cropped)]

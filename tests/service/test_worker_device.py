@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from fppmo_ray.service import device
+from fppmo_ray.service import worker
 from fppmo_ray.training import ComputeConfig
 
 
 def problem(dtype: Any, device_type: str = "cpu") -> Any:
-    """As much of one as a device is claimed for."""
+    """Return the fields that a worker reads of its problem to claim a device."""
     return SimpleNamespace(
         threads=torch.get_num_threads(),
         device_type=device_type,
@@ -28,15 +28,15 @@ def problem(dtype: Any, device_type: str = "cpu") -> Any:
         ("float32", "float32", False),
     ],
 )
-def test_bfloat16_that_the_cpu_has_no_units_for_is_warned_of(
+def test_bfloat16_on_a_cpu_without_units_for_it_is_warned_about(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     asked: str,
     native: str,
     warns: bool,
 ) -> None:
-    monkeypatch.setattr(device, "native_dtype", lambda cpu: native)
-    assert device.claim_device(problem(asked)) == torch.device("cpu")
+    monkeypatch.setattr(worker, "native_dtype", lambda cpu: native)
+    assert worker.claim_device(problem(asked)) == torch.device("cpu")
     assert caplog.messages == warns * [
         "this processor has no units for bfloat16 and computes it several times slower "
         "than float32; use dtype float32 or auto"
@@ -46,4 +46,4 @@ def test_bfloat16_that_the_cpu_has_no_units_for_is_warned_of(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_promised_gpu_that_torch_does_not_see_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="torch sees no CUDA device; install a CUDA build"):
-        device.claim_device(problem("float32", "cuda"))
+        worker.claim_device(problem("float32", "cuda"))
