@@ -7,10 +7,9 @@ import pytest
 from planted_optimum import chain_space, resnet20_space
 
 from fppmo_ray.distribution import Budget, ChannelGroup, LayerCost, PruningSpace, Width
-from fppmo_ray.distribution.activations import Activations
 from fppmo_ray.distribution.allocation import allocate, keep_most_important
+from fppmo_ray.distribution.costs import Activations, TensorSize
 from fppmo_ray.distribution.limits import Limit
-from fppmo_ray.distribution.products import TensorSize
 
 
 def priced_space(sizes, prices, parameters=None, **limits) -> PruningSpace:

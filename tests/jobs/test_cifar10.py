@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from fppmo_ray import Placement, Recipe, SearchSettings, load_network
+from fppmo_ray.service.journal.artifacts import read_history
 from fppmo_ray.service.journal.facts import ComputeChosen
-from fppmo_ray.service.journal.history import read_history
 from fppmo_ray.service.journal.run_directory import read_journal
 from fppmo_ray.training import native_dtype
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-
 from fppmo_ray.service.workers.handover import Begin, EpochDone, Handover
+
 from fppmo_ray.training import EpochReport
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from fppmo_ray.service.replicated_training import train_on_several
+from fppmo_ray.service.training_tasks import Training
 from torch import nn
 
 from fppmo_ray import Placement, Recipe, SearchSettings, load_dataset, search
@@ -20,9 +22,7 @@ from fppmo_ray.service import whole_trainings
 from fppmo_ray.service.journal.facts import EpochFinished, Scored
 from fppmo_ray.service.journal.journal import JOURNAL
 from fppmo_ray.service.journal.run_directory import read_journal
-from fppmo_ray.service.replicated_training import train_on_several
 from fppmo_ray.service.stopping import SearchStopped, signals_stop_searches
-from fppmo_ray.service.training_tasks import Training
 
 pytestmark = [
     pytest.mark.slow,

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from fppmo_ray.service.pretend import Pace, pretend_search
 from pretend_driver import SETTINGS
 
-from fppmo_ray.service.pretend import Pace, pretend_search
 from fppmo_ray.service.journal.facts import Asked, EpochFinished, Fact, Scored
 from fppmo_ray.service.journal.run_directory import read_journal
 

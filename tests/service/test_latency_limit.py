@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fppmo_ray.service.pretend import pretend_run
 
 from fppmo_ray import SearchSettings, load_dataset
 from fppmo_ray.distribution.costs import Width
 from fppmo_ray.distribution.latency_table import LatencyTable, LayerLatency
 from fppmo_ray.pruning.latency import MeasuredLatency, TimedMask
-from fppmo_ray.service.latency_limit import with_latency
-from fppmo_ray.service.pretend import pretend_run
-from fppmo_ray.service.problem import Problem, state_problem
 from fppmo_ray.service.journal.facts import LatencyMeasured
 from fppmo_ray.service.journal.run_directory import read_journal
+from fppmo_ray.service.latency_limit import with_latency
+from fppmo_ray.service.problem import Problem, state_problem
 from fppmo_ray.training import PLAIN_COMPUTE, build_network
 
 SETTINGS = SearchSettings(latency_cut=0.3, latency_batch=2)

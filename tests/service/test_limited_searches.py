@@ -18,9 +18,9 @@ from fppmo_ray.distribution import unpack_mask
 from fppmo_ray.distribution.latency_table import LatencyTable
 from fppmo_ray.report import print_result, print_status, write_report
 from fppmo_ray.service import latency_limit
-from fppmo_ray.service.problem import identity_of, state_problem
 from fppmo_ray.service.journal.facts import Asked, LatencyMeasured
 from fppmo_ray.service.journal.run_directory import JOURNAL, read_journal
+from fppmo_ray.service.problem import identity_of, state_problem
 from fppmo_ray.training import build_network, source_of
 
 DENSE = build_network("digits_cnn", 10)

@@ -17,8 +17,8 @@ from rich.console import Console
 import fppmo_ray.service
 from fppmo_ray.distribution import Feedback, MaskOptimizer, OptimizerSettings, Proposal
 from fppmo_ray.pruning import Score
+from fppmo_ray.service.journal.artifacts import read_history
 from fppmo_ray.service.journal.facts import Fact, Updated
-from fppmo_ray.service.journal.history import read_history
 from fppmo_ray.service.journal.run_directory import RunDirectory
 from fppmo_ray.service.pool.call import Call
 from fppmo_ray.service.pool.worker_pool import WorkerPool

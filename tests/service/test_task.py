@@ -1,4 +1,4 @@
-"""Searches whose task is the user's own: a regression, by plain functions."""
+"""Tasks: searches for a regression by plain functions, and what both kinds of task share."""
 
 from __future__ import annotations
 
@@ -14,25 +14,29 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from fppmo_ray import (
+    FunctionTask,
+    ImageClassification,
     Placement,
     Recipe,
     SearchResult,
     SearchSettings,
     Splits,
     Task,
+    load_dataset,
     recalibrate_batchnorm,
     search,
 )
+from fppmo_ray.distribution import Feedback, Proposal
 from fppmo_ray.report import print_result, print_status, write_comparison, write_report
-from fppmo_ray.service.pool.work import Outcome, Work
-from fppmo_ray.service.journal.facts import EpochFinished, Scored, Started
+from fppmo_ray.service.image_task import ImagesOnWorker, image_classification
+from fppmo_ray.service.journal.facts import EpochFinished, Started
 from fppmo_ray.service.journal.run_directory import read_journal
-from fppmo_ray.service.scoring import score_error
-from fppmo_ray.service.task import settings_of_task
-from fppmo_ray.service.task_problem import TaskProblem, state_task
-from fppmo_ray.service.weights import to_arrays
-from fppmo_ray.service.workers.assignments import Basis, TaskMaskScore
-from fppmo_ray.service.workers.task_worker import TaskWorker
+from fppmo_ray.service.problem import Problem, build_problem
+from fppmo_ray.service.task import FunctionsOnWorker, TaskOnWorker
+from fppmo_ray.service.weights import digest, to_arrays
+from fppmo_ray.service.worker import PruningWorker
+from fppmo_ray.service.worker_protocol import WeightsSnapshot, Worker
+from fppmo_ray.training import build_network
 
 SETTINGS = SearchSettings(
     macs_cut=0.4, proposals=8, population=4, rescore_seeds=2, importance="l1", seed=3
@@ -81,7 +85,7 @@ def blur() -> nn.Module:
     return network
 
 
-def task(**changed: Any) -> Task:
+def task(**changed: Any) -> FunctionTask:
     given: dict[str, Any] = {
         "example_inputs": torch.zeros(1, 1, 6, 6),
         "score": minus_error,
@@ -89,7 +93,7 @@ def task(**changed: Any) -> Task:
         "recalibrate": recalibrate,
         "measure": "minus error",
     }
-    return Task(**(given | changed))
+    return FunctionTask(**(given | changed))
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +125,7 @@ def test_the_journal_tells_scores_and_one_fine_tuning_without_a_loss(
     finished: SearchResult,
 ) -> None:
     facts = read_journal(finished.run_dir)
-    assert all(fact.val_accuracy is None for fact in facts if isinstance(fact, Scored))
+    assert all(fact.val_accuracy is None for fact in facts if isinstance(fact, Feedback))
     epochs = [fact for fact in facts if isinstance(fact, EpochFinished)]
     assert [(fact.epoch, fact.train_loss) for fact in epochs] == [(0, None)] * 3
     [started] = [fact for fact in facts if isinstance(fact, Started)]
@@ -180,7 +184,7 @@ def test_a_finished_search_of_another_task_is_not_taken_for_this_one(
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_seeds_are_a_generations_and_without_fine_tuning_networks_stay_as_they_were_cut(
+def test_a_generation_shares_its_seed_and_without_fine_tune_networks_stay_as_cut(
     tmp_path: Path,
 ) -> None:
     seeds = tmp_path / "seeds.jsonl"
@@ -206,8 +210,9 @@ def test_seeds_are_a_generations_and_without_fine_tuning_networks_stay_as_they_w
     assert not set(given[4:]) & set(given[:4])
 
 
-def basis(network: nn.Module, problem: TaskProblem) -> Basis:
-    return Basis(round=0, arrays=to_arrays(network), compute=problem.compute)
+def weights_of(network: nn.Module, problem: Problem) -> WeightsSnapshot:
+    arrays = to_arrays(network)
+    return WeightsSnapshot(sha256=digest(arrays), arrays=arrays, compute=problem.compute)
 
 
 class Sum(nn.Module):
@@ -231,26 +236,27 @@ def output_size(network: nn.Module, seed: int) -> float:
 def test_a_network_may_take_several_inputs() -> None:
     torch.manual_seed(0)
     network = Sum()
-    two = Task(example_inputs=(torch.zeros(1, 1, 6, 6),) * 2, score=output_size)
-    problem = state_task(network, two, settings_of_task(SETTINGS, two))
-    assert [tuple(given.shape) for given in problem.example_inputs] == [(1, 1, 6, 6)] * 2
-    dense = basis(network, problem)
+    two = FunctionTask(example_inputs=(torch.zeros(1, 1, 6, 6),) * 2, score=output_size)
+    problem = build_problem(network, two, SETTINGS)
+    assert [tuple(given.shape) for given in two.inputs()] == [(1, 1, 6, 6)] * 2
+    dense = weights_of(network, problem)
     keep = np.array([True, False] * 3)
     with torch.no_grad():  # what a mask leaves: half of the filters of both
         for name in ("first", "second"):
             getattr(network, name).weight[~keep] = 0
             getattr(network, name).bias[~keep] = 0
     seed = int(np.random.SeedSequence((0, 1)).generate_state(1)[0])
-    found = TaskWorker(problem, 0).score(dense, keep, (0, 1), "search_val", 0)
-    assert -found.val_loss == pytest.approx(output_size(network, seed), rel=1e-5)
+    proposal = Proposal(proposal_id=0, generation=1, keep=keep, macs=0, score_seed=(0, 1))
+    found = PruningWorker(problem, 0).score(dense, proposal)
+    assert found.val_loss == pytest.approx(-output_size(network, seed), rel=1e-5)
 
 
-def test_the_latency_of_a_task_s_network_is_measured_too() -> None:
-    problem = state_task(blur(), task(), SearchSettings(latency_cut=0.3))
-    found = TaskWorker(problem, 0).measure_latency_table(problem.compute, 2, 0)
+def test_the_latency_of_a_function_tasks_network_is_measured_too() -> None:
+    problem = build_problem(blur(), task(), SearchSettings(latency_cut=0.3))
+    found = PruningWorker(problem, 0).measure_latency_table(problem.compute, 2, 0)
     assert [layer.layer for layer in found.table.layers] == ["0", "3", "6"]
     masks = [np.ones(16, dtype=bool)] * 2
-    assert len(TaskWorker(problem, 0).time_masks(problem.compute, masks, 2)) == 2
+    assert len(PruningWorker(problem, 0).time_masks(problem.compute, masks, 2)) == 2
 
 
 @pytest.mark.slow
@@ -264,12 +270,6 @@ def test_a_score_that_is_never_a_number_ends_the_search_with_a_sentence(tmp_path
         )
 
 
-def test_a_score_that_is_not_finite_has_failed() -> None:
-    value = TaskMaskScore(val_loss=float("nan"), seconds=1.0)
-    outcome = Outcome(work=Work(name="proposal 1", method="score", arguments=()), value=value)
-    assert score_error(outcome) == "the score is not finite: nan"
-
-
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
@@ -280,24 +280,69 @@ def test_a_score_that_is_not_finite_has_failed() -> None:
         ({"importance": "taylor"}, "importance taylor"),
     ],
 )
-def test_settings_of_images_are_refused_for_a_task(changed: dict[str, Any], named: str) -> None:
+def test_settings_of_images_are_refused_for_a_function_task(
+    changed: dict[str, Any], named: str
+) -> None:
     with pytest.raises(ValueError, match=named):
-        settings_of_task(SearchSettings(macs_cut=0.5, **changed), task())
+        task().checked_settings(SearchSettings(macs_cut=0.5, **changed), Placement())
 
 
-def test_splits_are_refused_for_a_task(tmp_path: Path) -> None:
+def test_splits_are_refused_for_a_function_task(tmp_path: Path) -> None:
     rows = [np.array([row]) for row in range(3)]
     splits = Splits(search_train=rows[0], search_val=rows[1], choose_val=rows[2])
-    with pytest.raises(ValueError, match="splits are of images"):
+    with pytest.raises(ValueError, match="splits divide a data set"):
         search(blur(), task(), SETTINGS, run_dir=tmp_path / "run", splits=splits)
 
 
 @pytest.mark.parametrize("name", ["score", "fine_tune", "test", "recalibrate"])
-def test_what_is_no_function_is_refused(name: str) -> None:
+def test_a_value_that_is_not_a_function_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} of a task must be a function, got 3"):
         task(**{name: 3})
 
 
-def test_several_workers_cannot_share_a_tasks_own_fine_tuning() -> None:
-    with pytest.raises(ValueError, match=r"a task fine-tunes by itself, .* got 2"):
+def test_several_workers_cannot_share_the_fine_tuning_of_a_function_task() -> None:
+    with pytest.raises(ValueError, match=r"a task fine-tunes by its own function, .* got 2"):
         search(blur(), task(), SETTINGS, run_dir="-", placement=Placement(fine_tune_workers=2))
+
+
+def test_both_kinds_of_task_and_the_worker_satisfy_their_protocols() -> None:
+    """Mypy accepts these assignments; those in jobs are checked with the package."""
+    dataset = load_dataset("digits")
+    tasks: list[Task] = [task(), image_classification(dataset)]
+    network, cpu = build_network("digits_cnn", 10), torch.device("cpu")
+    of_images = build_problem(network, tasks[1], SearchSettings(macs_cut=0.5))
+    of_functions = build_problem(blur(), tasks[0], SETTINGS)
+    opened: list[TaskOnWorker] = [
+        tasks[0].open(of_functions, cpu),
+        tasks[1].open(of_images, cpu),
+    ]
+    workers: list[Worker] = [PruningWorker(of_functions, 0), PruningWorker(of_images, 0)]
+    assert [type(item) for item in opened] == [FunctionsOnWorker, ImagesOnWorker]
+    assert len(workers) == 2
+    for item in tasks:
+        members = [name for name in vars(Task) if not name.startswith("_")]
+        assert len(members) == 9
+        assert all(hasattr(item, name) for name in members)
+
+
+def test_a_data_set_is_split_in_three_parts_by_the_seed_alone() -> None:
+    dataset = load_dataset("digits")
+    first, same, other = (image_classification(dataset, seed=seed) for seed in (3, 3, 4))
+    assert isinstance(first, ImageClassification)
+    rows = [first.splits.search_train, first.splits.search_val, first.splits.choose_val]
+    assert sorted(np.concatenate(rows).tolist()) == list(range(len(dataset.train)))
+    assert first.identity() == same.identity()
+    assert first.identity() != other.identity()
+
+
+def test_rows_that_the_data_set_does_not_have_are_refused() -> None:
+    rows = [np.array([row]) for row in (0, 1, 99_999)]
+    splits = Splits(search_train=rows[0], search_val=rows[1], choose_val=rows[2])
+    wrong = image_classification(load_dataset("digits"), splits)
+    with pytest.raises(ValueError, match=r"rows of choose_val must be in .* got 99999 to 99999"):
+        wrong.checked_settings(SearchSettings(macs_cut=0.5), Placement())
+
+
+def test_a_network_with_another_number_of_classes_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"logits of shape \(N, 10\) .* got \(1, 7\) for one"):
+        image_classification(load_dataset("digits")).check_network(build_network("digits_cnn", 7))

@@ -10,8 +10,8 @@ import pytest
 from pretend_training import TinyCNN
 
 from fppmo_ray import Placement, SearchSettings, load_dataset
-from fppmo_ray.service.problem import identity_of, state_problem
 from fppmo_ray.service.journal.run_directory import open_run
+from fppmo_ray.service.problem import identity_of, state_problem
 from fppmo_ray.service.search import start_of
 
 SETTINGS = SearchSettings(macs_cut=0.3, proposals=4, population=4)

@@ -7,14 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fppmo_ray.service.workers.assignments import Basis
+from fppmo_ray.service.workers.scoring_worker import ScoringWorker
 from torch import Tensor
 
 from fppmo_ray import ImageArrays, Placement, Recipe, SearchSettings, load_dataset
 from fppmo_ray.pruning import Candidate, Fidelity, score
 from fppmo_ray.service.problem import open_split, pruned_network, state_problem
 from fppmo_ray.service.weights import to_arrays
-from fppmo_ray.service.workers.assignments import Basis
-from fppmo_ray.service.workers.scoring_worker import ScoringWorker
 from fppmo_ray.training import build_network
 
 

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fppmo_ray.service.workers.assignments import Basis
+from fppmo_ray.service.workers.scoring_worker import ScoringWorker
 from torch import Tensor, nn
 
 from fppmo_ray import Placement, Recipe, SearchSettings, load_dataset
 from fppmo_ray.pruning import extract
 from fppmo_ray.service.problem import state_problem
 from fppmo_ray.service.weights import to_arrays
-from fppmo_ray.service.workers.assignments import Basis
-from fppmo_ray.service.workers.scoring_worker import ScoringWorker
 from fppmo_ray.training import build_network
 
 

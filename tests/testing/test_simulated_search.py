@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fppmo_ray.service.pretend import PRETEND_SPACE, Pace, PretendWorker, pretend_search
 
 from fppmo_ray.distribution import OptimizerSettings, pack_mask
-from fppmo_ray.service.pretend import PRETEND_SPACE, Pace, PretendWorker, pretend_search
-from fppmo_ray.service.journal.history import read_history
+from fppmo_ray.service.journal.artifacts import read_history
 
 KEEP = np.arange(PRETEND_SPACE.num_filters) % 3 == 0
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fppmo_ray.distribution import Proposal
 from fppmo_ray.service.journal.facts import Fact, latest_feedback
+from fppmo_ray.service.journal.run_directory import read_journal
 from fppmo_ray.service.journal.storage import open_storage
 
 if TYPE_CHECKING:
@@ -89,6 +90,11 @@ def budgets_asked(figures: dict[str, Any]) -> list[float]:
     """Return every ``macs_cut`` of a search, from its result.json."""
     asked = figures["settings"]["macs_cut"]
     return asked if isinstance(asked, list) else [asked]
+
+
+def read_history(run_dir: str | Path) -> pd.DataFrame:
+    """Return the feedback in a run directory as a table; see ``history_of``."""
+    return history_of(read_journal(run_dir))
 
 
 def history_of(facts: Iterable[Fact]) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import ray
 from rich.table import Table
 
 from fppmo_ray import Placement, SearchSettings, search
-from fppmo_ray.service.journal.history import read_history
+from fppmo_ray.service.journal.artifacts import read_history
 from fppmo_ray.training import Recipe, build_network
 from speed.subject import MACS_CUT, Plan, random_dataset
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import cells
 import pytest
 import ray
+from fppmo_ray.service.pool.work import Work
 
 from fppmo_ray import Placement
-from fppmo_ray.service.pool.work import Work
 from fppmo_ray.service.pool.worker_group import WorkerInfo, worker_info
 from fppmo_ray.service.pool.worker_pool import worker_pool
 from fppmo_ray.service.stopping import SearchStopped

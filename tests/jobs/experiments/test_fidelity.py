@@ -32,6 +32,9 @@ from agreement.study import Plan, Study, Task, seconds_left, tasks
 from agreement.table import agreement_tables
 from agreement.worker import Depth, FidelityWorker
 from fine_tuning import TuningTask
+from fppmo_ray.service.pretend import PRETEND_SPACE
+from fppmo_ray.service.workers.assignments import Basis, TrainingTask
+from fppmo_ray.service.workers.scoring_worker import ScoringWorker
 from ray_head import Head, stop_and_go_on
 from rich.console import Console
 from small_problem import small_problem
@@ -48,13 +51,10 @@ from fppmo_ray.distribution import (
 )
 from fppmo_ray.distribution.logits import uniform_priority
 from fppmo_ray.pruning import Candidate, score
-from fppmo_ray.service.pretend import PRETEND_SPACE
-from fppmo_ray.service.problem import Problem, open_split
 from fppmo_ray.service.journal.facts import Asked, Chosen, Fact, Rescored, Scored, Started
 from fppmo_ray.service.journal.journal import to_lines
+from fppmo_ray.service.problem import Problem, open_split
 from fppmo_ray.service.weights import to_arrays
-from fppmo_ray.service.workers.assignments import Basis, TrainingTask
-from fppmo_ray.service.workers.scoring_worker import ScoringWorker
 from fppmo_ray.training import ComputeConfig
 
 for module in (cells, fidelity_worker, fine_tuning):  # Ray's workers do not find them

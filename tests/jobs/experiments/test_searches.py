@@ -14,6 +14,8 @@ import pytest
 import ray
 import search_worker
 import searches
+from fppmo_ray.service.workers.assignments import Basis
+from fppmo_ray.service.workers.scoring_worker import ScoringWorker
 from rich.console import Console
 from search_worker import SearchTask, SearchWorker
 from searches import VARIANTS, searches_table, way_of
@@ -26,8 +28,6 @@ from fppmo_ray.distribution.rules import Elite, LayerES
 from fppmo_ray.pruning import importance
 from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.weights import to_arrays
-from fppmo_ray.service.workers.assignments import Basis
-from fppmo_ray.service.workers.scoring_worker import ScoringWorker
 from fppmo_ray.training import PLAIN_COMPUTE
 
 for module in (cells, search_worker):  # Ray's workers do not find them

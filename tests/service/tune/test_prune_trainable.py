@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 import torch
+from fppmo_ray.distribution.capacity import capacity_factor
 from ray import tune
 from torch import nn
 
 from fppmo_ray import Placement, Recipe, SearchSettings, extract, load_dataset, search
 from fppmo_ray.distribution import pack_mask, unpack_mask
-from fppmo_ray.distribution.capacity import capacity_factor
 from fppmo_ray.pruning import Candidate, score
-from fppmo_ray.service.problem import open_split
 from fppmo_ray.service.journal.facts import Asked, Scored
 from fppmo_ray.service.journal.run_directory import read_journal
+from fppmo_ray.service.problem import open_split
 from fppmo_ray.service.tune import (
     FPPMOSearch,
     Problem,
