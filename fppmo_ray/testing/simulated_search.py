@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from rich.console import Console
@@ -32,7 +33,7 @@ from fppmo_ray.service.pool.call import Call
 from fppmo_ray.service.pool.cluster import Demand, explain_ray_errors
 from fppmo_ray.service.pool.worker_group import WorkerInfo, worker_info
 from fppmo_ray.service.pool.worker_pool import WorkerPool, worker_pool
-from fppmo_ray.service.probability_model import Proposer, running_model
+from fppmo_ray.service.probability_model import ModelHandle, Proposer, running_model
 from fppmo_ray.service.progress.display import watch
 from fppmo_ray.service.search_loop import count_scored, score_proposals
 from fppmo_ray.service.stopping import stop_on_signal
@@ -72,6 +73,13 @@ class Pace:
             raise ValueError(f"mean_seconds must be >= 0 s, got {self.mean_seconds}")
         if not 0 <= self.spread <= 0.57:
             raise ValueError(f"spread must be in [0, 0.57], got {self.spread}")
+
+
+class ScoresProposals(Protocol):
+    """A worker that scores proposals without weights: a ``SimulatedWorker``, or a test's own."""
+
+    def score(self, proposal: Proposal) -> Feedback:
+        """Return the feedback of a proposal."""
 
 
 class SimulatedWorker:
@@ -154,7 +162,7 @@ def simulated_search(
 
 
 @contextmanager
-def simulated_model(settings: OptimizerSettings) -> Iterator[Proposer]:
+def simulated_model(settings: OptimizerSettings) -> Iterator[ModelHandle]:
     """Yield a real probability-model actor over the simulated space."""
     importance = np.linspace(1.0, 2.0, SIMULATED_SPACE.num_filters)
     with running_model(SIMULATED_SPACE, importance, settings) as model:
@@ -188,7 +196,7 @@ def simulated_run(
 def search_with(
     run: RunDirectory,
     model: Proposer,
-    pool: WorkerPool[SimulatedWorker],
+    pool: WorkerPool[ScoresProposals],
     settings: OptimizerSettings,
     *,
     timeout: float | None = None,
@@ -198,12 +206,12 @@ def search_with(
     Args:
         run: Where facts are recorded.
         model: The probability model, or another proposer.
-        pool: Simulated workers.
+        pool: Workers with nothing unfinished.
         settings: Settings of the model.
         timeout: Seconds after which a score is taken from its worker; None: learned.
     """
 
-    def score_call(proposal: Proposal) -> Call[SimulatedWorker, Feedback]:
+    def score_call(proposal: Proposal) -> Call[ScoresProposals, Feedback]:
         name = f"proposal {proposal.proposal_id}"
         return Call(name, lambda worker: worker.score(proposal), timeout=timeout)
 
