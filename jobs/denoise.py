@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fppmo_ray import (
+    FunctionTask,
     ImageArrays,
     Placement,
     SearchSettings,
-    Task,
     load_dataset,
     recalibrate_batchnorm,
     search,
@@ -147,7 +147,7 @@ def main(
         state = io.BytesIO()
         torch.save(dense.state_dict(), state)
         write_whole(weights, state.getvalue())
-    task = Task(
+    task = FunctionTask(
         example_inputs=torch.zeros(1, channels, *denoising.train.shape[1:3]),
         score=denoising.score,
         fine_tune=denoising.fine_tune,

@@ -24,10 +24,11 @@ from fppmo_ray.service.stopping import SearchStopped
 from fppmo_ray.service.tune import (
     FPPMOSearch,
     Problem,
-    ScoredTrial,
+    Trial,
+    build_problem,
+    image_classification,
     prune_trainable,
     ranked_trials,
-    state_problem,
     trained_network,
 )
 from fppmo_ray.training import build_network, load_weights, source_of, splits_from_files
@@ -78,9 +79,10 @@ def main(
     dense = build_network(network, dataset.num_classes)
     load_weights(dense, weights)
     splits = _splits(dataset, search_val_rows, settings.seed)
-    problem = state_problem(dense, dataset, settings, splits=splits, placement=placement)
+    task = image_classification(dataset, splits, seed=settings.seed)
+    problem = build_problem(dense, task, settings, placement=placement)
     trainable = prune_trainable(problem, rungs)
-    searcher = FPPMOSearch.for_problem(problem, settings, rungs)
+    searcher = FPPMOSearch.for_problem(problem, rungs)
     if resume:
         searcher.restore_from_dir(str(run_dir))  # refuses other settings; Tune would ignore them
     with connection(placement), _stopped_by_sigterm():
@@ -89,14 +91,14 @@ def main(
         else:
             scheduler = _asha(searcher, len(rungs))
             tuner = _tuner(trainable, searcher, scheduler, placement.workers, run_dir)
-        best = ranked_trials(problem, tuner.fit(), settings)
+        best = ranked_trials(problem, tuner.fit())
     _require_end(searcher, run_dir, settings.proposals)
     _show(best[:_NUM_SHOWN], problem)
     path = save_network(
         trained_network(problem, best[0]),
         run_dir / "network",
         tracing=problem.tracing,
-        keep=best[0].keep,
+        keep=best[0].proposal.keep,
         source=source_of(network, dataset.num_classes),
     )
     Console().print(f"network of the first: {path}", soft_wrap=True)
@@ -188,19 +190,20 @@ def _tuner(
     )
 
 
-def _show(trials: list[ScoredTrial], problem: Problem) -> None:
+def _show(trials: list[Trial], problem: Problem) -> None:
     table = Table(title="best trials, on search-val", caption="the first of many owes some to luck")
     for column in ("proposal", "generation", "steps", "val loss", "val accuracy, %", "MACs cut, %"):
         table.add_column(column, justify="right")
-    dense_macs = problem.tracing.space.dense_macs
     for trial in trials:
+        proposal, feedback = trial.proposal, trial.feedback
+        assert feedback.val_accuracy is not None  # images are classified
         table.add_row(
-            f"{trial.id}",
-            f"{trial.generation}",
-            f"{trial.rung}",
-            f"{trial.val_loss:.4f}",
-            f"{100 * trial.val_accuracy:.2f}",
-            f"{100 - 100 * trial.macs / dense_macs:.2f}",
+            f"{proposal.proposal_id}",
+            f"{proposal.generation}",
+            f"{feedback.steps}",
+            f"{feedback.val_loss:.4f}",
+            f"{100 * feedback.val_accuracy:.2f}",
+            f"{100 - 100 * proposal.macs / problem.space.dense_macs:.2f}",
         )
     Console().print(table)
 

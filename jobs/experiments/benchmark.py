@@ -70,7 +70,7 @@ def main(
         proposals: Scores of a search on random images, for the workers' figures.
         workers: Scoring workers of one CPU each.
         networks: Whose scores are timed: CIFAR networks, with ``scoring`` also resnet50.
-        scaling: Measure only how the loop scales from 1 to 32 workers that pretend to score.
+        scaling: Measure only how the loop scales from 1 to 32 simulated workers.
         scoring: Measure only what single scores cost.
         layouts: Measure only how workers and threads share two cores, or workers a GPU.
         decoding: Measure only how fast files like ImageNet's become batches.

@@ -1,8 +1,8 @@
-"""Cells: measurements of a study, each kept in a file of its own as soon as it is done.
+"""Cells: measurements of a comparison, each kept in a file of its own as soon as it is done.
 
-A cell has the name of what was measured (a method and a seed, a mask and a depth) and a key: all
-settings that its figures depend on. A study measures the cells whose files are missing, so a
-stopped or killed study continues by the same command, and further cells add to those there.
+A cell is named by what was measured (a method and a seed, a mask and a fidelity) and frozen by its
+key: all that its figures depend on. A job does the cells whose files are missing, so slices of a
+long comparison add up: a stopped or killed one goes on by the same command.
 """
 
 from __future__ import annotations
@@ -13,18 +13,20 @@ import logging
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from fppmo_ray.durable_files import write_whole
 from fppmo_ray.service.connection import package_versions
-from fppmo_ray.service.pool.work import Work
+from fppmo_ray.service.pool.call import Call
 from fppmo_ray.service.pool.worker_pool import WorkerPool
 from fppmo_ray.service.stopping import StopRequest, made_by_signal
 
 logger = logging.getLogger(__name__)
+
+W = TypeVar("W")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,42 +34,55 @@ class Cell:
     """A measurement to make."""
 
     name: str
-    """Name of its file without the suffix; unique within a folder."""
+    """Of its file, without the suffix; cells of a folder have different ones."""
     key: Mapping[str, Any]
-    """All settings that its figures depend on, as values that JSON holds."""
+    """All that its figures depend on, as values that JSON holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """The result of a measurement."""
+    """What a measurement gave."""
 
     figures: Mapping[str, Any]
-    """Figures as values that JSON holds."""
+    """As values that JSON holds."""
     seconds: float
     """Wall time of the work, on one worker unless the figures say otherwise."""
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Measurement(Generic[W]):
+    """How a cell is measured by a worker."""
+
+    cell: Cell
+    """The cell."""
+    ask: Callable[[W], Measured | None]
+    """Calls one method of the worker that it is given, which returns None when only a part of the
+    measurement is done and the method has to be called again."""
+    timeout: float | None = None
+    """Seconds that one call may take; None: learned from earlier calls of the same method."""
+
+    def call(self) -> Call[W, Measured | None]:
+        """Return a new call of the worker's method."""
+        return Call(self.cell.name, self.ask, timeout=self.timeout)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """A cell that is measured: the content of its file."""
+    """A cell that is done: the content of its file."""
 
     key: dict[str, Any]
     figures: dict[str, Any]
     seconds: float
     versions: dict[str, str]
-    """Versions of Python and of the packages that computed the figures."""
+    """Of what the figures were computed with."""
     date: str
-    """End of the measurement, UTC, ISO 8601."""
+    """Of the end, UTC, ISO 8601."""
     cpu: str
     """Model of the driver's processor."""
 
 
 def find(folder: Path, cell: Cell) -> Record | None:
-    """Return the record of a cell, or None if it is not measured yet.
-
-    Args:
-        folder: Work folder of the cells.
-        cell: The cell that is looked for.
+    """The record of a cell, None where it is still to be measured.
 
     Raises:
         ValueError: its file is damaged, or was measured with another key.
@@ -81,13 +96,7 @@ def find(folder: Path, cell: Cell) -> Record | None:
 
 
 def keep(folder: Path, cell: Cell, measured: Measured) -> Record:
-    """Write a cell's file in one step and return its record; the folder is made if absent.
-
-    Args:
-        folder: Work folder of the cells.
-        cell: The cell that was measured.
-        measured: Its figures.
-    """
+    """Write a cell's file in one step; the folder is made if absent."""
     record = Record(
         key=_plain(cell.key),
         figures=_plain(measured.figures),
@@ -102,7 +111,7 @@ def keep(folder: Path, cell: Cell, measured: Measured) -> Record:
 
 
 def read_all(folder: Path) -> dict[str, Record]:
-    """Return all records of a folder by the name of the cell, in the order of the names.
+    """Every record of a folder by its cell's name, in the order of the names.
 
     Raises:
         ValueError: a file is damaged.
@@ -112,40 +121,46 @@ def read_all(folder: Path) -> dict[str, Record]:
 
 def measure_missing(
     folder: Path,
-    works: Iterable[tuple[Cell, Work]],
-    pool: WorkerPool,
+    measurements: Iterable[Measurement[W]],
+    pool: WorkerPool[W],
     *,
     on_kept: Callable[[Cell, Record], None] | None = None,
 ) -> None:
-    """Do the work of every cell without a file, in this order, and keep each as it ends.
+    """Measure every cell that has no file, begun in this order; each is kept as it ends.
 
     Args:
-        folder: Work folder of the cells.
-        works: Cells with their work. A work returns a ``Measured``, or None if it did only a part
-            and wants to be called again. Its tag is not used.
-        pool: A pool without unfinished work.
-        on_kept: Called with each cell that was measured, and its record.
+        folder: Where the cells are kept.
+        measurements: How each cell is measured.
+        pool: Workers with nothing unfinished.
+        on_kept: Called with each cell that was measured.
 
     Raises:
-        ValueError: the file of a cell was measured with another key; no work was started then.
-        RuntimeError: the work of some cells failed; all others are done.
-        SearchStopped: a stop was requested; the cells that are done are kept.
+        ValueError: the file of some cell was measured with another key; nothing was begun then.
+        RuntimeError: some measurements failed by themselves; all others are done.
+        SearchStopped: a stop was requested; what is done is kept.
     """
-    missing = [(cell, work) for cell, work in works if find(folder, cell) is None]
-    for cell, work in missing:
-        pool.submit(replace(work, tag=cell))
+    in_flight: dict[Call[W, Measured | None], Measurement[W]] = {}
+
+    def submit(measurement: Measurement[W], *, first: bool = False) -> None:
+        call = measurement.call()
+        in_flight[call] = measurement
+        pool.submit(call, first=first)
+
+    for measurement in [item for item in measurements if find(folder, item.cell) is None]:
+        submit(measurement)
     failed = []
-    while pool.num_unfinished:
-        for outcome in pool.next_outcomes():
-            cell = outcome.work.tag
-            if outcome.error is not None:
-                logger.warning("cell %s failed: %s", cell.name, outcome.error)
+    while in_flight:
+        for call in pool.next_ended():
+            measurement = in_flight.pop(call)
+            cell = measurement.cell
+            if call.error is not None:
+                logger.warning("cell %s failed: %s", cell.name, call.error)
                 failed.append(cell.name)
                 continue
-            if outcome.value is None:
-                pool.submit(outcome.work, first=True)  # few cells are under way at a time
+            if call.value is None:
+                submit(measurement, first=True)  # few cells are under way at a time
                 continue
-            record = keep(folder, cell, outcome.value)
+            record = keep(folder, cell, call.value)
             logger.info("cell %s  %.0f s", cell.name, record.seconds)
             if on_kept is not None:
                 on_kept(cell, record)
@@ -154,7 +169,7 @@ def measure_missing(
 
 
 def stopped_by_signal(folder: Path) -> AbstractContextManager[StopRequest]:
-    """Return a context in which SIGTERM and SIGINT request a stop; see ``made_by_signal``."""
+    """The request that ends the work on cells on SIGTERM or SIGINT; see ``made_by_signal``."""
 
     def how_far() -> str:
         count = len(list(folder.glob("*.json")))
@@ -164,22 +179,17 @@ def stopped_by_signal(folder: Path) -> AbstractContextManager[StopRequest]:
 
 
 def digest(values: Mapping[str, Any]) -> str:
-    """Return ten hexadecimal digits that differ for different values."""
+    """A few characters that tell equal values from others."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def folder_under_way(work_dir: Path, cell: Cell) -> Path:
-    """Return the folder for the files of a running measurement; it depends on the cell's key.
-
-    Args:
-        work_dir: Parent folder.
-        cell: The cell that is measured.
-    """
+    """For what a cell needs while it is measured; one of another key has another folder."""
     return work_dir / f"{cell.name}-{digest(cell.key)}"
 
 
 def cpu_model() -> str:
-    """Return the name that this machine's processor gives itself."""
+    """What this machine's processor calls itself."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -191,7 +201,7 @@ def _path(folder: Path, cell: Cell) -> Path:
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values as JSON gives them back: lists for tuples."""
+    """As JSON gives them back: lists for tuples."""
     plain: dict[str, Any] = json.loads(json.dumps(values))
     return plain
 

@@ -2,7 +2,7 @@
 
     python jobs/experiments/chaos.py --seeds 20 --output runs/chaos.csv
 
-Every seed is a search with pretended scores, done twice: undisturbed, and with kills at moments
+Every seed is a search with simulated scores, done twice: undisturbed, and with kills at moments
 that the seed draws. Equal means: the same facts in the journal but for workers and times, and the
 same finalists.
 """
@@ -27,13 +27,18 @@ from ray.cluster_utils import Cluster
 from rich.console import Console
 from rich.table import Table
 
-from fppmo_ray.distribution import Finalist, OptimizerSettings, pack_mask
+from fppmo_ray.distribution import Finalist, OptimizerSettings
 from fppmo_ray.job import run_job
+from fppmo_ray.service.journal.facts import fact_to_json, pack_mask
+from fppmo_ray.service.journal.run_directory import RunDirectory
 from fppmo_ray.service.pool.cluster import Demand
 from fppmo_ray.service.pool.worker_pool import worker_pool
-from fppmo_ray.service.pretend import Pace, pretend_model, pretend_run, search_with
-from fppmo_ray.service.journal.facts import fact_to_json
-from fppmo_ray.service.journal.run_directory import RunDirectory
+from fppmo_ray.testing.simulated_search import (
+    Pace,
+    search_with,
+    simulated_model,
+    simulated_run,
+)
 
 _NODES, _WORKERS_PER_NODE = 3, 2
 _SCORE_TIMEOUT_S = 8.0  # by which a suspended worker is noticed
@@ -159,8 +164,8 @@ class Chaos:
         warrants = self.folder / f"{name}-warrants"
         warrants.mkdir(parents=True)
         with (
-            pretend_run(self.folder / name, self.settings) as run,
-            pretend_model(self.settings) as model,
+            simulated_run(self.folder / name, self.settings) as run,
+            simulated_model(self.settings) as model,
             worker_pool(
                 MortalWorker,
                 *(self.pace, warrants),

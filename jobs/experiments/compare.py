@@ -15,15 +15,17 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar, cast
 
 import ray
 from cells import (
     Cell,
+    Measurement,
     digest,
     find,
     folder_under_way,
@@ -33,9 +35,10 @@ from cells import (
 )
 from fine_tuning import TuningTask, TuningWorker
 from rich.console import Console
+from rivals.cell_keys import cell_of, figures_of
+from rivals.equal_tuning import look_before_and_after
 from rivals.fastnas import require_fastnas
 from rivals.figure import draw_comparison
-from rivals.measurement import cell_of, figures_of, look_before_and_after
 from rivals.methods import (
     DENSE,
     FASTNAS,
@@ -54,21 +57,25 @@ from rivals.methods import (
 from rivals.table import comparison_tables
 
 from fppmo_ray import Dataset, Placement, SearchSettings, Splits, load_dataset
-from fppmo_ray.distribution import BoolArray, unpack_mask
+from fppmo_ray.distribution import BoolArray
 from fppmo_ray.job import require_lasting, run_job
 from fppmo_ray.service.compute_choice import choose_compute, is_settled
-from fppmo_ray.service.connection import connection
-from fppmo_ray.service.pool.work import Work
-from fppmo_ray.service.pool.worker_pool import WorkerPool, worker_pool
-from fppmo_ray.service.problem import Problem, identity_of, state_problem
+from fppmo_ray.service.connection import connection, package_versions
+from fppmo_ray.service.image_task import image_classification
+from fppmo_ray.service.job_client.submission import search_id
+from fppmo_ray.service.journal.facts import unpack_mask
 from fppmo_ray.service.journal.run_directory import open_run
-from fppmo_ray.service.search import start_of
+from fppmo_ray.service.pool.worker_pool import WorkerPool, worker_pool
+from fppmo_ray.service.problem import Problem, build_problem, started_of
 from fppmo_ray.service.stopping import StopRequest
 from fppmo_ray.service.weights import Arrays, to_arrays
-from fppmo_ray.service.workers.scoring_worker import ScoringWorker
+from fppmo_ray.service.worker import PruningWorker
+from fppmo_ray.service.worker_protocol import Worker
 from fppmo_ray.training import ComputeConfig, build_network, load_weights, splits_from_files
 
 logger = logging.getLogger(__name__)
+
+W = TypeVar("W")
 
 _UNTRAINED = 10_000  # what is added to a seed for weights that nothing was trained from
 
@@ -150,7 +157,7 @@ def _check(settings: SearchSettings, seeds: Sequence[int]) -> None:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Comparison:
-    """A comparison, and where its cells are kept."""
+    """What is compared, and where its cells are kept."""
 
     dataset: Dataset
     network: str
@@ -165,11 +172,6 @@ class Comparison:
     def measure(self, seed: int, methods: Sequence[Method], stop: StopRequest) -> None:
         """Measure a seed's missing cells: first find all masks, then fine-tune side by side.
 
-        Args:
-            seed: Seed of search, choice and fine-tuning.
-            methods: Methods to measure.
-            stop: Request that ends the work.
-
         Raises:
             SearchStopped: the stop was requested.
         """
@@ -181,18 +183,17 @@ class Comparison:
         if not missing:
             logger.info("seed %d  all %d cells are there", seed, len(wanted))
             return
-        with self._pool(ScoringWorker, case.problem, stop) as pool:
+        with self._pool(PruningWorker, case.problem, stop) as pool:
             choices = self._choices(case, missing, pool)
         with self._pool(TuningWorker, case.problem, stop) as pool:
-            works = [
-                (missing[method], self._tuning(case, missing[method], choice))
-                for method, choice in choices.items()
+            measurements = [
+                self._tuning(case, missing[method], choice) for method, choice in choices.items()
             ]
-            measure_missing(self.cells, works, pool)
+            measure_missing(self.cells, measurements, pool)
 
     def _pool(
-        self, worker: type, problem: Problem, stop: StopRequest
-    ) -> AbstractContextManager[WorkerPool]:
+        self, worker: Callable[[Problem, int], W], problem: Problem, stop: StopRequest
+    ) -> AbstractContextManager[WorkerPool[W]]:
         workers, demand = self.placement.workers, self.placement.demand
         return worker_pool(worker, problem, num_workers=workers, demand=demand, stop=stop)
 
@@ -200,15 +201,9 @@ class Comparison:
         settings = replace(self.settings, seed=seed)
         dense = build_network(self.network, self.dataset.num_classes, seed=seed)
         load_weights(dense, self.weights)
-        problem = state_problem(
-            dense,
-            self.dataset,
-            settings,
-            splits=self._splits(seed),
-            placement=self.placement,
-        )
-        compute = self._compute(problem, settings, stop)
-        return Case(problem=problem, settings=settings, compute=compute)
+        task = image_classification(self.dataset, self._splits(seed), seed=seed)
+        problem = build_problem(dense, task, settings, placement=self.placement)
+        return Case(problem=problem, compute=self._compute(problem, stop))
 
     def _splits(self, seed: int) -> Splits | None:
         search_val, choose_val = self.rows
@@ -218,27 +213,26 @@ class Comparison:
             self.dataset.train.labels, search_val=search_val, choose_val=choose_val, seed=seed
         )
 
-    def _compute(
-        self, problem: Problem, settings: SearchSettings, stop: StopRequest
-    ) -> ComputeConfig:
+    def _compute(self, problem: Problem, stop: StopRequest) -> ComputeConfig:
         """The compute configuration of the cells that are there; else chosen as a search would."""
-        if is_settled(settings):
+        if is_settled(problem.settings):
             return problem.compute
         for record in read_all(self.cells).values():
             return ComputeConfig(**record.key["compute"])
-        run_dir = self.work_dir / f"compute-{digest(identity_of(problem, settings))}"
+        run_dir = self.work_dir / f"compute-{digest(problem.identity())}"
+        started = started_of(problem, search_id(run_dir), package_versions())
         alone = replace(self, placement=replace(self.placement, workers=1))
         with (
-            open_run(run_dir, resume=None, started=start_of(problem, settings, run_dir)) as run,
-            alone._pool(ScoringWorker, problem, stop) as pool,
+            open_run(run_dir, resume=None, started=started) as run,
+            alone._pool(PruningWorker, problem, stop) as pool,
         ):
-            return choose_compute(problem, settings, run, pool)
+            return choose_compute(problem, run, pool)
 
     def _cell(self, case: Case, method: Method) -> Cell:
         return cell_of(case, method, self.network)
 
     def _choices(
-        self, case: Case, missing: Mapping[Method, Cell], pool: WorkerPool
+        self, case: Case, missing: Mapping[Method, Cell], pool: WorkerPool[Worker]
     ) -> dict[Method, Choice]:
         """What every method keeps; the dense network comes first, since it trains longest."""
         found: dict[Method, Choice] = {}
@@ -256,20 +250,23 @@ class Comparison:
                 found[method] = one_shot(case, method.name)
         return found
 
-    def _search(self, case: Case, method: Method, pool: WorkerPool) -> Choice:
+    def _search(self, case: Case, method: Method, pool: WorkerPool[Worker]) -> Choice:
         cell = self._cell(case, method)
-        with_settings = replace(case, settings=settings_of(method, case.settings))
+        problem = replace(case.problem, settings=settings_of(method, case.settings))
         logger.info("search  %s", cell.name)
-        return search_choice(with_settings, method.name, pool, self._folder(cell) / "search")
+        run_dir = self._folder(cell) / "search"
+        own_case = replace(case, problem=problem)
+        return search_choice(own_case, method.name, pool, run_dir, self.placement)
 
-    def _chosen(self, case: Case, found: Mapping[Method, Choice], pool: WorkerPool) -> BoolArray:
-        """FPPMO's mask: from this run, from its cell, or from a search made for it."""
+    def _chosen(
+        self, case: Case, found: Mapping[Method, Choice], pool: WorkerPool[Worker]
+    ) -> BoolArray:
+        """FPPMO's mask: of this run, of its cell, or of a search made for it."""
         method = Method(name=FPPMO)
         if method in found:
             keep = found[method].keep
         elif (record := find(self.cells, self._cell(case, method))) is not None:
-            num_filters = case.problem.tracing.space.num_filters
-            keep = unpack_mask(record.figures["mask"], num_filters)
+            keep = unpack_mask(record.figures["mask"], case.problem.space.num_filters)
         else:
             keep = self._search(case, method, pool).keep
         assert keep is not None  # a search's is a mask
@@ -279,7 +276,7 @@ class Comparison:
         seed = _UNTRAINED + case.settings.seed
         return to_arrays(build_network(self.network, self.dataset.num_classes, seed=seed))
 
-    def _tuning(self, case: Case, cell: Cell, choice: Choice) -> Work:
+    def _tuning(self, case: Case, cell: Cell, choice: Choice) -> Measurement[TuningWorker]:
         task = TuningTask(
             keep=choice.keep,
             recipe=case.settings.recipe,
@@ -288,11 +285,8 @@ class Comparison:
             folder=self._folder(cell) / "tuning",
         )
         look = partial(look_before_and_after, known=figures_of(case, choice))
-        return Work(
-            name=f"fine-tuning of {cell.name}",
-            method="measure",
-            arguments=(task, look, ray.put(choice.weights)),
-        )
+        weights = cast(Arrays, ray.put(choice.weights))  # Ray resolves the reference on the worker
+        return Measurement(cell=cell, ask=lambda worker: worker.measure(task, look, weights))
 
     def _folder(self, cell: Cell) -> Path:
         """Of the cell while it is measured; other settings get another one."""

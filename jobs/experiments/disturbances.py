@@ -1,4 +1,4 @@
-"""The disturbances of ``chaos.py``: kills in a running search, at moments that a seed draws."""
+"""What `chaos.py` does to a running search: kills at moments that a seed draws."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from typing import Any
 
 from ray.cluster_utils import Cluster
 
-from fppmo_ray.distribution import BoolArray, pack_mask
-from fppmo_ray.service.model_handle import ModelHandle
-from fppmo_ray.service.pool.place import Place
-from fppmo_ray.service.pretend import Pace, PretendScore, PretendWorker
-from fppmo_ray.service.record.facts import Scored
-from fppmo_ray.service.record.run_directory import RunDirectory
+from fppmo_ray.distribution import Feedback, Proposal
+from fppmo_ray.service.journal.run_directory import RunDirectory
+from fppmo_ray.service.pool.worker_group import WorkerInfo
+from fppmo_ray.service.probability_model import ModelHandle
+from fppmo_ray.testing.simulated_search import Pace, SimulatedWorker
 
 KINDS = "worker", "exit", "node", "model", "hang"
 """A worker is killed; it exits inside a score; its node is lost, and another joins; the model is
@@ -28,19 +27,16 @@ killed; a worker is suspended inside a score, so that it never answers."""
 
 @dataclass(frozen=True)
 class Kill:
-    """A kill that is done once ``after`` proposals are scored."""
+    """What is killed, once so many proposals are scored."""
 
     after: int
     kind: str
 
 
 def plan(seed: int, num_kills: int, proposals: int) -> list[Kill]:
-    """Return kills at random moments of the first 70 % of a search, in order: some take a while.
+    """Kills at random moments of the first 70 % of a search, in order: some take a while.
 
-    Args:
-        seed: Seed of kinds and moments.
-        num_kills: Number of kills; one of every kind at least, if there are as many.
-        proposals: Proposals of the search.
+    One of every kind at least, if there are as many.
     """
     rng = random.Random(seed)
     kinds = [*KINDS[:num_kills], *rng.choices(KINDS, k=max(0, num_kills - len(KINDS)))]
@@ -50,47 +46,37 @@ def plan(seed: int, num_kills: int, proposals: int) -> list[Kill]:
 
 
 class MortalWorker:
-    """A simulated worker that obeys orders in a folder: to exit, or to hang.
+    """A simulated worker that obeys a warrant it finds in a folder: to exit, or to hang.
 
-    No proposal makes two workers hang, since that would count as an error of the proposal.
+    No proposal makes two workers hang: that would be an error of its own.
 
     Args:
-        pace: How long scores take.
-        warrants: Folder of the orders.
-        slot: Number of the worker in the pool.
+        pace: Duration of the scores.
+        warrants: The folder.
+        slot: Number of the worker in its group.
     """
 
     def __init__(self, pace: Pace, warrants: Path, slot: int) -> None:
-        self._worker = PretendWorker(pace, slot)
+        self._worker = SimulatedWorker(pace, slot)
         self._warrants = warrants
 
-    def ready(self) -> Place:
+    def ready(self) -> WorkerInfo:
         """Return where the worker runs."""
         return self._worker.ready()
 
-    def score(
-        self, weights: object, keep: BoolArray, seed: Sequence[int], held_out: str, steps: int
-    ) -> PretendScore:
-        """Return a simulated score, unless an order ends or suspends the worker.
-
-        Args:
-            weights: See ``PretendWorker.score``.
-            keep: ``(num_filters,)``, True = kept.
-            seed: Seed of the score.
-            held_out: Name of the split.
-            steps: Fine-tuning steps.
-        """
-        score = self._worker.score(weights, keep, seed, held_out, steps)
+    def score(self, proposal: Proposal) -> Feedback:
+        """Return the simulated score, unless the worker dies of it."""
+        feedback = self._worker.score(proposal)
         if self._takes("exit"):
             os._exit(1)
-        has_hung = self._warrants / f"hung-{pack_mask(keep).replace('/', '_')}-{seed[-1]}"
+        has_hung = self._warrants / f"hung-{proposal.proposal_id}"
         if not has_hung.exists() and self._takes("hang"):
             has_hung.touch()
             os.kill(os.getpid(), signal.SIGSTOP)
-        return score
+        return feedback
 
     def _takes(self, warrant: str) -> bool:
-        """Whether there is such an order, and no other worker took it first."""
+        """Whether there is such a warrant, and no other worker was faster."""
         try:
             (self._warrants / warrant).unlink()
         except FileNotFoundError:
@@ -99,16 +85,16 @@ class MortalWorker:
 
 
 class Killer:
-    """Does kills while a search runs in another thread.
+    """Works off kills beside a search that runs in another thread.
 
-    It must run in the main thread, since Ray starts nodes nowhere else.
+    In the main thread, since Ray starts nodes nowhere else.
 
     Args:
-        seed: Seed of the choice of victims.
-        cluster: The cluster whose nodes are lost.
-        run: The search's record, which tells its progress and its workers.
-        model: The search's probability model.
-        warrants: Folder of the orders that workers obey.
+        seed: Of the choice of victims.
+        cluster: Whose nodes can be lost.
+        run: The search's record, which tells how far it is and who its workers are.
+        model: The search's.
+        warrants: The folder in which workers look.
     """
 
     def __init__(
@@ -130,25 +116,20 @@ class Killer:
         self._is_over: Callable[[], bool] = lambda: False
 
     def work_off(self, kills: Sequence[Kill], search: Future[Any]) -> None:
-        """Do each kill when its moment has come, until the search is over.
-
-        Args:
-            kills: Kills in order.
-            search: The running search.
-        """
+        """Do each kill when its moment has come, until the search is over."""
         self._is_over = search.done
         for kill in kills:
-            while self._num_scored() < kill.after and not self._is_over():
+            while len(self._scored()) < kill.after and not self._is_over():
                 time.sleep(0.01)
             if not self._is_over():
                 self._do[kill.kind]()
                 self.num_done += not self._is_over()
 
-    def _num_scored(self) -> int:
-        return len(self._run.all(Scored))
+    def _scored(self) -> list[Feedback]:
+        return [fact for fact in self._run.all(Feedback) if not fact.failed]
 
     def _kill_worker(self) -> None:
-        """Kill a worker that has scored and was not killed before."""
+        """One that has scored and was no victim before."""
         while not (living := self._living()) and not self._is_over():
             time.sleep(0.01)
         if living:
@@ -157,7 +138,7 @@ class Killer:
             os.kill(victim, signal.SIGKILL)
 
     def _living(self) -> list[int]:
-        named = {int(fact.worker.rpartition(":")[2]) for fact in self._run.all(Scored)}
+        named = {int(fact.worker.rpartition(":")[2]) for fact in self._scored()}
         return sorted(pid for pid in named - self._victims if _is_ray_worker(pid))
 
     def _order(self, what: str) -> None:

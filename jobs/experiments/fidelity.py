@@ -91,14 +91,14 @@ def main(
     problem = trained.problem(settings, placement)
     study = Study(
         problem=problem,
-        compute=known_compute(problem, settings, cells),
-        masks=_masks(problem, settings, searches, plan.masks, cells),
+        compute=known_compute(problem, cells),
+        masks=_masks(problem, searches, plan.masks, cells),
         plan=plan,
         seed=settings.seed,
         score_timeout=placement.score_timeout,
         work_dir=(work_dir or cells / "under-way").resolve(),
     )
-    study = _measure_missing(study, settings, placement, cells)
+    study = _measure_missing(study, placement, cells)
     shown = agreement_tables(
         list(done(cells, tasks(study)).values()),
         rank_by=settings.rank_by,
@@ -108,20 +108,15 @@ def main(
     Console(width=140).print(*shown, sep="\n")
 
 
-def _masks(
-    problem: Problem,
-    settings: SearchSettings,
-    searches: Sequence[str],
-    num_masks: int,
-    folder: Path,
-) -> list[Mask]:
+def _masks(problem: Problem, searches: Sequence[str], num_masks: int, folder: Path) -> list[Mask]:
     """The masks of the given searches, or those that the cells were begun with."""
+    settings = problem.settings
     key = {"macs_cut": settings.only_macs_cut(), "seed": settings.seed, **fixed_key(problem)}
     cell = Cell(name="masks", key=key)
     record = find(folder, cell)
     known = [] if record is None else record.figures["masks"]
     if searches:
-        masks = _masks_of(problem, settings, searches, num_masks)
+        masks = _masks_of(problem, searches, num_masks)
         new = masks_to_json(masks)
         if not all(item in new for item in known) and not all(item in known for item in new):
             raise ValueError(
@@ -136,11 +131,9 @@ def _masks(
     return masks_from_json(known, num_masks, problem.tracing.space.num_filters)
 
 
-def _masks_of(
-    problem: Problem, settings: SearchSettings, searches: Sequence[str], num_masks: int
-) -> list[Mask]:
+def _masks_of(problem: Problem, searches: Sequence[str], num_masks: int) -> list[Mask]:
     """Half of the masks very different, half near the optimum of the searches."""
-    space = problem.tracing.space
+    space, settings = problem.space, problem.settings
     budget = Budget.from_cut(space, settings.only_macs_cut())
     importances = {name: importance(problem.network, problem.tracing, name) for name in CRITERIA}
     found = [
@@ -152,12 +145,7 @@ def _masks_of(
     return different + near_masks(budget, found, num_near, settings.seed, taken=different)
 
 
-def _measure_missing(
-    study: Study,
-    settings: SearchSettings,
-    placement: Placement,
-    folder: Path,
-) -> Study:
+def _measure_missing(study: Study, placement: Placement, folder: Path) -> Study:
     """Do what is missing; the study with the compute configuration that it was done with."""
     with (
         connection(placement),
@@ -172,7 +160,7 @@ def _measure_missing(
     ):
         if study.compute is None:
             mask = study.masks[0].keep
-            compute = choose_compute(study.problem, settings, folder, pool, mask)
+            compute = choose_compute(study.problem, folder, pool, mask)
             study = replace(study, compute=compute)
         todo = tasks(study)
         records = done(folder, todo)
@@ -184,7 +172,7 @@ def _measure_missing(
             shutil.rmtree(folder_under_way(study.work_dir, cell), ignore_errors=True)
             say()
 
-        measure_missing(folder, [(task.cell, task.work) for task in todo], pool, on_kept=take)
+        measure_missing(folder, [task.measurement for task in todo], pool, on_kept=take)
     return study
 
 

@@ -1,4 +1,4 @@
-"""Fine-tuning on a study's workers, one epoch per call, so that a stop loses at most an epoch."""
+"""Fine-tuning on a job's workers, an epoch a call: what ends a job costs it an epoch at most."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,11 @@ from torch import nn
 
 from fppmo_ray.distribution import BoolArray
 from fppmo_ray.durable_files import write_whole
-from fppmo_ray.service.device import claim_device
-from fppmo_ray.service.pool.place import Place, here
-from fppmo_ray.service.problem import Problem, open_split, pruned_network
+from fppmo_ray.service.image_task import ImageClassification
+from fppmo_ray.service.pool.worker_group import WorkerInfo, worker_info
+from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.weights import Arrays, load_arrays
+from fppmo_ray.service.worker import claim_device
 from fppmo_ray.training import (
     ComputeConfig,
     Recipe,
@@ -48,63 +48,67 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TuningTask:
-    """A network to fine-tune: the dense one (``keep`` None), or what a mask leaves of it."""
+    """A network to fine-tune: the dense one (``keep`` None) or what a mask leaves of it."""
 
     keep: BoolArray | None
     recipe: Recipe
     seed: int
     compute: ComputeConfig
     folder: Path
-    """Folder of its checkpoint and its curve, which all workers must see."""
+    """Of its checkpoint and its curve, which all workers must see."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tuned:
-    """A network after the last epoch of its task."""
+    """Where all epochs of a task have led."""
 
     task: TuningTask
     weights: Arrays | None
-    """Dense weights that training began from; None: the problem's."""
+    """Dense ones that it began from; None: the problem's."""
     network: nn.Module
     """The fine-tuned network."""
     epochs: Epochs
 
     @property
     def seconds(self) -> float:
-        """Seconds of the training steps."""
+        """Of the training steps."""
         return sum(epoch["seconds"] for epoch in self.epochs)
 
 
-class Tuner:
-    """Fine-tunes and evaluates networks of a problem on the device of this process.
+def classification_of(problem: Problem) -> ImageClassification:
+    """Return the problem's task, which is image classification in every study."""
+    assert isinstance(problem.task, ImageClassification)
+    return problem.task
 
-    ``split`` returns the images of a split; they are put on the device at the first call.
+
+class Tuner:
+    """Fine-tunes networks of a problem, and evaluates them, on the device of this process.
 
     Args:
-        problem: The problem whose dense network is pruned, or teaches.
+        problem: Its dense network is pruned, or teaches.
     """
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
         self.device = claim_device(problem)
-        self.split = cache(partial(open_split, problem, device=self.device))
+        self.classification = classification_of(problem).open(problem, self.device)
+        """The problem's task on the device."""
+        self.split = self.classification.images
+        """Returns the images of a split, which the first call puts on the device."""
 
     def open(self) -> None:
-        """Put the images of all splits except the test on the device."""
+        """Put the images of all splits but the test on the device."""
         for split in ("search_train", *HELD_OUT):
             self.split(split)
 
     def train(self, task: TuningTask, weights: Arrays | None = None) -> Tuned | None:
-        """Train for one more epoch from the checkpoint on.
+        """Train for one more epoch, on from the checkpoint; None while there are more to come.
 
         The curve is written before the checkpoint, so it never lacks an epoch of it.
 
         Args:
             task: What to train.
-            weights: Dense weights to begin from; by default the problem's.
-
-        Returns:
-            None while more epochs are to come.
+            weights: Dense ones to begin from; by default the problem's.
         """
         torch.set_num_threads(task.compute.threads)
         task.folder.mkdir(parents=True, exist_ok=True)
@@ -131,32 +135,26 @@ class Tuner:
         )
 
     def untrained(self, task: TuningTask, weights: Arrays | None = None) -> nn.Module:
-        """Return the network before its first epoch: dense, or pruned and recalibrated.
-
-        Args:
-            task: The task that would train it.
-            weights: Dense weights to begin from; by default the problem's.
-        """
+        """The network before its first epoch: dense as it is, or pruned and recalibrated."""
         network = self._dense()
         if weights is not None:
             load_arrays(network, weights)
         if task.keep is not None:
-            images = self.split("search_train")
-            network = pruned_network(self._problem, network, task.keep, images)
+            network = self.classification.pruned(network, task.keep)
         lay_out(network, task.compute)
         return network
 
     def look(self, network: nn.Module, split: str) -> Figures:
-        """Return loss and accuracy in float32, as the service evaluates its results.
+        """Loss and accuracy in float32, as the service evaluates its results.
 
         Args:
-            network: A network of the problem.
-            split: Name of the split to evaluate on.
+            network: Of the problem.
+            split: Of its images.
         """
         return evaluate(network, self.split(split).batches(_BATCH)).figures()
 
     def look_at_held_out(self, network: nn.Module) -> dict[str, Figures]:
-        """Return figures of search-val, of choose-val, and of both as one set, ``held_out``."""
+        """Of search-val, of choose-val, and of both as one set under ``held_out``."""
         parts = {split: self.look(network, split) for split in HELD_OUT}
         sizes = [len(self.split(split)) for split in HELD_OUT]
         return {"held_out": _pooled(list(parts.values()), sizes), **parts}
@@ -187,47 +185,36 @@ Look = Callable[[Tuner, Tuned], Mapping[str, Any]]
 
 
 class TuningWorker:
-    """A Ray actor that fine-tunes networks on its CPUs or its GPU.
-
-    Args:
-        problem: The network and its data.
-        slot: Number of the worker in the pool.
-    """
+    """Runs as a Ray actor on the CPUs or the GPU it was given."""
 
     def __init__(self, problem: Problem, slot: int) -> None:
         self._slot = slot
         self._tuner = Tuner(problem)
 
-    def ready(self) -> Place:
-        """Put the images on the device; return where the worker runs."""
+    def ready(self) -> WorkerInfo:
+        """Put the images on the device, then tell where the worker runs."""
         self._tuner.open()
-        return here(self._slot)
+        return worker_info(self._slot)
 
     def measure(
         self, task: TuningTask, look: Look, weights: Arrays | None = None
     ) -> Measured | None:
-        """Fine-tune for one more epoch; after the last, read the figures.
+        """Fine-tune for one more epoch; after the last one, look.
 
         Args:
             task: What to fine-tune.
-            look: Reads the figures; a function of a module.
-            weights: Dense weights to begin from; by default the problem's.
+            look: A function of a module.
+            weights: Dense ones to begin from; by default the problem's.
 
         Returns:
-            None while more epochs are to come.
+            None while there are more epochs to come.
         """
         tuned = self._tuner.train(task, weights)
         return None if tuned is None else seen(self._tuner, tuned, look)
 
 
 def seen(tuner: Tuner, tuned: Tuned, look: Look) -> Measured:
-    """Return the figures of a fine-tuned network with the time of training and evaluation.
-
-    Args:
-        tuner: The tuner that holds the images.
-        tuned: The network after its last epoch.
-        look: Reads the figures.
-    """
+    """The figures of a fine-tuned network, and the time that training and looking took."""
     begin = time.perf_counter()
     figures = look(tuner, tuned)
     return Measured(figures=figures, seconds=tuned.seconds + time.perf_counter() - begin)

@@ -24,6 +24,7 @@ from typing import Any
 from agreement.masks import Mask, chosen_mask, different_masks
 from cells import (
     Cell,
+    Measurement,
     Record,
     find,
     folder_under_way,
@@ -37,15 +38,15 @@ from rich.table import Table
 from trained import Trained, choose_compute, fixed_key, known_compute
 
 from fppmo_ray import Placement, SearchSettings
-from fppmo_ray.distribution import Budget, pack_mask
+from fppmo_ray.distribution import Budget
 from fppmo_ray.job import require_lasting, run_job
 from fppmo_ray.pruning import importance
 from fppmo_ray.service.connection import connection
-from fppmo_ray.service.pool.work import Work
+from fppmo_ray.service.journal.facts import pack_mask
 from fppmo_ray.service.pool.worker_pool import worker_pool
 from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.stopping import StopRequest
-from fppmo_ray.service.workers.scoring_worker import ScoringWorker
+from fppmo_ray.service.worker import PruningWorker
 from fppmo_ray.training import ComputeConfig, Recipe
 
 logger = logging.getLogger(__name__)
@@ -81,7 +82,6 @@ class Selection:
     """What recipes are selected on, and where their cells are kept."""
 
     problem: Problem
-    settings: SearchSettings
     masks: Sequence[Mask]
     plan: Plan
     cells: Path
@@ -164,23 +164,22 @@ def main(
     problem = trained.problem(settings, placement)
     selection = Selection(
         problem=problem,
-        settings=settings,
-        masks=_masks(problem, settings, searches),
+        masks=_masks(problem, searches),
         plan=plan,
         cells=cells,
         work_dir=(work_dir or cells / "under-way").resolve(),
     )
     with connection(placement), stopped_by_signal(cells) as stop:
         compute = _measure_missing(selection, placement, stop)
-    found = [find(cells, cell) for cell, _ in _works(selection, compute)]
+    found = [find(cells, item.cell) for item in _measurements(selection, compute)]
     tables = recipe_tables([record for record in found if record is not None])
     Console(width=150).print(*tables, sep="\n")
 
 
-def _masks(problem: Problem, settings: SearchSettings, searches: Sequence[str]) -> list[Mask]:
-    space, macs_cut = problem.tracing.space, settings.only_macs_cut()
-    l1 = importance(problem.network, problem.tracing, "l1")
-    uniform = different_masks(Budget.from_cut(space, macs_cut), {"l1": l1}, 1, settings.seed)
+def _masks(problem: Problem, searches: Sequence[str]) -> list[Mask]:
+    space, macs_cut = problem.space, problem.settings.only_macs_cut()
+    l1, seed = importance(problem.network, problem.tracing, "l1"), problem.settings.seed
+    uniform = different_masks(Budget.from_cut(space, macs_cut), {"l1": l1}, 1, seed)
     found = [chosen_mask(run_dir, i, space, macs_cut) for i, run_dir in enumerate(searches)]
     return uniform + found
 
@@ -201,28 +200,31 @@ def _measure_missing(
         demand=placement.demand,
         stop=stop,
     ) as pool:
-        measure_missing(selection.cells, _works(selection, compute), pool, on_kept=clear)
+        measurements = _measurements(selection, compute)
+        measure_missing(selection.cells, measurements, pool, on_kept=clear)
     return compute
 
 
 def _compute(selection: Selection, placement: Placement, stop: StopRequest) -> ComputeConfig:
     """The compute configuration of the cells that are there; else chosen as a search would."""
-    problem, settings, cells = selection.problem, selection.settings, selection.cells
-    compute = known_compute(problem, settings, cells)
+    problem, cells = selection.problem, selection.cells
+    compute = known_compute(problem, cells)
     if compute is not None:
         return compute
     with worker_pool(
-        ScoringWorker, problem, num_workers=1, demand=placement.demand, stop=stop
+        PruningWorker, problem, num_workers=1, demand=placement.demand, stop=stop
     ) as pool:
-        return choose_compute(problem, settings, cells, pool, selection.masks[0].keep)
+        return choose_compute(problem, cells, pool, selection.masks[0].keep)
 
 
-def _works(selection: Selection, compute: ComputeConfig) -> Iterator[tuple[Cell, Work]]:
-    """Every cell with its work, in an order in which an early stop leaves the most."""
+def _measurements(
+    selection: Selection, compute: ComputeConfig
+) -> Iterator[Measurement[TuningWorker]]:
+    """The measurement of every cell, in an order in which an early stop leaves the most."""
     plan, fixed = selection.plan, fixed_key(selection.problem)
     for seed in plan.seeds:
         for variant in plan.variants:
-            recipe = recipe_of(variant, selection.settings.recipe)
+            recipe = recipe_of(variant, selection.problem.settings.recipe)
             for number, mask in enumerate(selection.masks):
                 key = {
                     **fixed,
@@ -241,10 +243,11 @@ def _works(selection: Selection, compute: ComputeConfig) -> Iterator[tuple[Cell,
                     compute=compute,
                     folder=folder_under_way(selection.work_dir, cell),
                 )
-                yield (
-                    cell,
-                    Work(name=cell.name, method="measure", arguments=(task, look)),
-                )
+                yield _measurement(cell, task)
+
+
+def _measurement(cell: Cell, task: TuningTask) -> Measurement[TuningWorker]:
+    return Measurement(cell=cell, ask=lambda worker: worker.measure(task, look))
 
 
 Case = tuple[str, int]

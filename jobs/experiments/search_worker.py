@@ -1,4 +1,4 @@
-"""The worker of the searches job: a whole search in one process, some scores per call."""
+"""The worker of the searches job: a whole search in one process, some scores a call."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from fppmo_ray.distribution import (
     UpdateRule,
 )
 from fppmo_ray.durable_files import write_whole
-from fppmo_ray.pruning import Candidate, Fidelity, Score, importance, score
-from fppmo_ray.pruning.compute_trial import ComputeTrial, try_compute
-from fppmo_ray.service.pool.place import Place, here
+from fppmo_ray.pruning import Fidelity, Score, importance, score
+from fppmo_ray.pruning.compute_trial import ComputeTrial
+from fppmo_ray.service.pool.worker_group import WorkerInfo, worker_info
 from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.training import ComputeConfig, DType, native_dtype
@@ -42,16 +42,11 @@ class SearchTask:
     rule: UpdateRule
     compute: ComputeConfig
     folder: Path
-    """Folder of its scores, which all workers must see."""
+    """Of its scores, which all workers must see."""
 
 
 class SearchWorker:
-    """A Ray actor that runs searches on its CPUs or its GPU.
-
-    Args:
-        problem: The network and its data.
-        slot: Number of the worker in the pool.
-    """
+    """Runs as a Ray actor on the CPUs or the GPU it was given."""
 
     def __init__(self, problem: Problem, slot: int) -> None:
         self._slot = slot
@@ -59,34 +54,25 @@ class SearchWorker:
         self._tuner = Tuner(problem)
         self._dense = copy.deepcopy(problem.network).to(self._tuner.device).eval()
 
-    def ready(self) -> Place:
-        """Put the images on the device; return where the worker runs."""
+    def ready(self) -> WorkerInfo:
+        """Put the images on the device, then tell where the worker runs."""
         self._tuner.open()
-        return here(self._slot)
+        return worker_info(self._slot)
 
     def native_dtype(self) -> DType:
         """Return the fastest dtype that this worker's processor has units for."""
         return native_dtype(self._tuner.device)
 
     def try_compute(self, compute: ComputeConfig, keep: BoolArray) -> ComputeTrial:
-        """Measure how long a score of a mask takes with a compute configuration.
-
-        Args:
-            compute: How the passes are computed.
-            keep: ``(num_filters,)``, True = kept.
-        """
+        """Measure how long a score of a mask takes with a compute configuration."""
         torch.set_num_threads(compute.threads)
-        candidate = self._candidate(compute, keep, "search_val", self._problem.fidelity)
-        return try_compute(candidate)
+        return self._tuner.classification.try_compute(self._dense, keep, compute)
 
     def measure(self, task: SearchTask) -> Measured | None:
-        """Score some more proposals; after the last, evaluate what the search found.
-
-        Args:
-            task: The search.
+        """Score some more proposals; after the last, look at what the search found.
 
         Returns:
-            None while more proposals are to come.
+            None while there are more proposals to come.
         """
         torch.set_num_threads(task.compute.threads)
         task.folder.mkdir(parents=True, exist_ok=True)
@@ -100,10 +86,7 @@ class SearchWorker:
             now = waiting[:left]
             scored = [self._score(task, proposal) for proposal in now]
             ids = [proposal.proposal_id for proposal in now]
-            new = {
-                i: [item.val_loss, item.val_accuracy, item.seconds]
-                for i, item in zip(ids, scored, strict=True)
-            }
+            new = {i: [*_figures(item), item.seconds] for i, item in zip(ids, scored, strict=True)}
             scores += [[i, *values] for i, values in new.items()]
             _tell(optimizer, new)
             left -= len(now)
@@ -127,54 +110,48 @@ class SearchWorker:
 
     def _score(self, task: SearchTask, proposal: Proposal) -> Score:
         fidelity, seed = task.settings.fidelity(), proposal.score_seed
-        return score(self._candidate(task.compute, proposal.keep, "search_val", fidelity, seed))
+        return self._score_at(task.compute, proposal.keep, "search_val", fidelity, seed)
 
     def _found(self, task: SearchTask, optimizer: MaskOptimizer) -> dict[str, dict[str, Any]]:
-        """Every finalist's figures on choose-val; none is chosen."""
+        """Each finalist on choose-val: which one is best is not what is asked."""
         return {item.name: self._look(task, item.keep) for item in optimizer.finalists(0)}
 
     def _look(self, task: SearchTask, keep: BoolArray) -> dict[str, Any]:
         settings = task.settings
         looks = [
-            score(
-                self._candidate(
-                    *(task.compute, keep, "choose_val", settings.rescore_fidelity()),
-                    (settings.seed, repeat, _LOOK_STREAM),
-                )
+            self._score_at(
+                *(task.compute, keep, "choose_val", settings.rescore_fidelity()),
+                (settings.seed, repeat, _LOOK_STREAM),
             )
             for repeat in range(settings.rescore_seeds)
         ]
         widths = self._problem.tracing.space.widths(keep).tolist()
-        return {
-            "loss": fmean(look.val_loss for look in looks),
-            "accuracy": fmean(look.val_accuracy for look in looks),
-            "widths": widths,
-        }
+        losses, accuracies = zip(*map(_figures, looks), strict=True)
+        return {"loss": fmean(losses), "accuracy": fmean(accuracies), "widths": widths}
 
-    def _candidate(
+    def _score_at(
         self,
         compute: ComputeConfig,
         keep: BoolArray,
         split: str,
         fidelity: Fidelity,
-        seed: tuple[int, ...] = (0,),
-    ) -> Candidate:
-        problem = self._problem
-        return Candidate(
-            dense=self._dense,
-            tracing=problem.tracing,
-            keep=keep,
-            search_train=self._tuner.split("search_train"),
-            held_out=self._tuner.split(split),
-            fidelity=fidelity,
-            recipe=problem.recipe,
-            seed=seed,
-            compute=compute,
+        seed: tuple[int, ...],
+    ) -> Score:
+        """Return the score of a mask at a fidelity, which may be another than the problem's."""
+        candidate = self._tuner.classification.candidate(
+            self._dense, keep, seed=seed, split=split, compute=compute
         )
+        return score(replace(candidate, fidelity=fidelity))
+
+
+def _figures(scored: Score) -> tuple[float, float]:
+    """Return the loss and the accuracy of a score."""
+    assert scored.val_accuracy is not None  # images are classified
+    return scored.val_loss, scored.val_accuracy
 
 
 def _replayed(optimizer: MaskOptimizer, known: dict[int, list[float]]) -> list[Proposal]:
-    """Tell the optimizer the known scores; return the proposals that it asks for beyond them."""
+    """Tell what is known; what is asked for and not known yet."""
     waiting: list[Proposal] = []
     while asked := optimizer.ask():
         ids = {proposal.proposal_id for proposal in asked}

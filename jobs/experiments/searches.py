@@ -12,18 +12,23 @@ stop are finished first.
 from __future__ import annotations
 
 import shutil
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
-from cells import Cell, Record, find, folder_under_way, measure_missing, stopped_by_signal
-from intervals import paired_difference
+from cells import (
+    Cell,
+    Measurement,
+    Record,
+    find,
+    folder_under_way,
+    measure_missing,
+    stopped_by_signal,
+)
 from rich.console import Console
-from rich.table import Table
+from search_table import DEFAULT, searches_table
 from search_worker import SearchTask, SearchWorker
 from trained import Trained, choose_compute, fixed_key, known_compute
 
@@ -31,12 +36,10 @@ from fppmo_ray import Placement, SearchSettings
 from fppmo_ray.distribution import RULES, Budget, UpdateRule
 from fppmo_ray.job import require_lasting, run_job
 from fppmo_ray.service.connection import connection
-from fppmo_ray.service.pool.work import Work
 from fppmo_ray.service.pool.worker_pool import WorkerPool, worker_pool
 from fppmo_ray.service.problem import Problem
 from fppmo_ray.training import ComputeConfig
 
-DEFAULT = "default"
 _KEYED = (
     *("macs_cut", "min_keep", "width_multiple", "importance", "proposals", "population", "lag"),
     *("rank_by", "score_images", "score_recalibrate_images", "rescore_images", "rescore_seeds"),
@@ -175,29 +178,27 @@ def main(
             stop=stop,
         ) as pool,
     ):
-        compute = _compute(problem, settings, cells, pool)
-        works = list(_works(problem, ways, plan, compute, folder))
-        measure_missing(cells, works, pool, on_kept=clear)
-    found = (find(cells, cell) for cell, _ in works)
+        compute = _compute(problem, cells, pool)
+        measurements = list(_measurements(problem, ways, plan, compute, folder))
+        measure_missing(cells, measurements, pool, on_kept=clear)
+    found = (find(cells, item.cell) for item in measurements)
     Console(width=150).print(searches_table([record for record in found if record is not None]))
 
 
-def _compute(
-    problem: Problem, settings: SearchSettings, cells: Path, pool: WorkerPool
-) -> ComputeConfig:
+def _compute(problem: Problem, cells: Path, pool: WorkerPool[SearchWorker]) -> ComputeConfig:
     """The compute configuration of the cells that are there; else chosen as a search would."""
-    compute = known_compute(problem, settings, cells)
+    compute = known_compute(problem, cells)
     if compute is not None:
         return compute
-    space = problem.tracing.space
-    mask = Budget.from_cut(space, settings.only_macs_cut()).fill(np.zeros(space.num_filters))
-    return choose_compute(problem, settings, cells, pool, mask)
+    space, macs_cut = problem.space, problem.settings.only_macs_cut()
+    mask = Budget.from_cut(space, macs_cut).fill(np.zeros(space.num_filters))
+    return choose_compute(problem, cells, pool, mask)
 
 
-def _works(
+def _measurements(
     problem: Problem, ways: dict[str, Way], plan: Plan, compute: ComputeConfig, folder: Path
-) -> Iterator[tuple[Cell, Work]]:
-    """Every cell with its work, seed by seed."""
+) -> Iterator[Measurement[SearchWorker]]:
+    """The measurement of every cell, seed by seed."""
     fixed = {**fixed_key(problem), "compute": asdict(compute)}
     for seed in plan.seeds:
         for variant, way in ways.items():
@@ -208,7 +209,11 @@ def _works(
                 compute=compute,
                 folder=folder_under_way(folder, cell),
             )
-            yield cell, Work(name=cell.name, method="measure", arguments=(task,))
+            yield _measurement(cell, task)
+
+
+def _measurement(cell: Cell, task: SearchTask) -> Measurement[SearchWorker]:
+    return Measurement(cell=cell, ask=lambda worker: worker.measure(task))
 
 
 def _key(variant: str, way: Way, seed: int) -> dict[str, Any]:
@@ -221,59 +226,6 @@ def _key(variant: str, way: Way, seed: int) -> dict[str, Any]:
         "search": {**search, "capacity_weight": weight},
         "seed": seed,
     }
-
-
-_MODE = "mode"
-
-
-def searches_table(records: Sequence[Record]) -> Table:
-    """How good the masks are that each way to search ends with, the best way first.
-
-    Args:
-        records: Of one job; there may be more to come.
-    """
-    rows: dict[str, dict[int, Record]] = defaultdict(dict)
-    for record in records:
-        rows[record.key["variant"]][record.key["seed"]] = record
-    table = Table(title="masks that searches end with, not fine-tuned, on choose-val; best first")
-    table.add_column("search", no_wrap=True)
-    columns = ("seeds", "scores", "loss of the mode", "minus the default's [95 %]", "accuracy, %")
-    for column in (*columns, "averaged mode", "importance-only", "core seconds"):
-        table.add_column(column, justify="right", no_wrap="[95 %]" in column)
-    for variant in sorted(rows, key=lambda variant: _mean(rows[variant], _MODE, "loss")):
-        of_seed = rows[variant]
-        table.add_row(
-            variant.replace(",", ",\n"),  # a line for each setting, or the figures have no room
-            str(len(of_seed)),
-            f"{fmean(record.figures['scores'] for record in of_seed.values()):.0f}",
-            f"{_mean(of_seed, _MODE, 'loss'):.3f}",
-            "" if variant == DEFAULT else _difference(of_seed, rows.get(DEFAULT, {})),
-            f"{100 * _mean(of_seed, _MODE, 'accuracy'):.2f}",
-            f"{_mean(of_seed, 'averaged mode', 'loss'):.3f}",
-            f"{_mean(of_seed, 'importance-only', 'loss'):.3f}",
-            f"{fmean(record.seconds for record in of_seed.values()):.0f}",
-        )
-    return table
-
-
-def _mean(of_seed: dict[int, Record], finalist: str, measure: str) -> float:
-    return fmean(_read(record, finalist, measure) for record in of_seed.values())
-
-
-def _read(record: Record, finalist: str, measure: str) -> float:
-    """Of a finalist; modes that equal another finalist are named by that one."""
-    found = record.figures["found"]
-    same = found.get(finalist) or found.get(_MODE) or found["importance-only"]
-    return float(same[measure])
-
-
-def _difference(of_seed: dict[int, Record], others: dict[int, Record]) -> str:
-    """Of the mode's loss, over the seeds that both have."""
-    both = sorted(of_seed.keys() & others.keys())
-    if not both:
-        return ""
-    pair = ([_read(rows[seed], _MODE, "loss") for seed in both] for rows in (of_seed, others))
-    return str(paired_difference(*pair))
 
 
 if __name__ == "__main__":

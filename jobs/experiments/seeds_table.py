@@ -67,9 +67,7 @@ def _title(runs: list[dict[str, Any]]) -> str:
 
 
 def _costs(run: dict[str, Any]) -> str:
-    scores = run["scores"]  # older results do not tell them apart, and have one kind of score
-    by_steps = scores.get("by_steps") or {run["settings"]["score_steps"]: scores["scored"]}
-    return " + ".join(f"{count} x {steps}" for steps, count in by_steps.items())
+    return f"{run['scores']['scored']} x {run['settings']['score_steps']}"
 
 
 def _lines(budgets: list[float | None]) -> Iterator[tuple[str, str, str, float | None]]:

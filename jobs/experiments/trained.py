@@ -1,4 +1,4 @@
-"""What a study of a trained network starts from: network, data and compute configuration."""
+"""What a job on a trained network starts from: network, data, compute configuration."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from cells import Cell, Measured, find, keep
 from fppmo_ray import Placement, SearchSettings, load_dataset
 from fppmo_ray.distribution import BoolArray
 from fppmo_ray.service.compute_choice import decide
+from fppmo_ray.service.image_task import image_classification
 from fppmo_ray.service.pool.worker_pool import WorkerPool
-from fppmo_ray.service.problem import Problem, state_problem
-from fppmo_ray.service.weights import digest, digest_data, to_arrays
+from fppmo_ray.service.problem import Problem, build_problem
+from fppmo_ray.service.weights import digest, to_arrays
 from fppmo_ray.training import ComputeConfig, build_network, load_weights, splits_from_files
 
 logger = logging.getLogger(__name__)
@@ -38,12 +39,7 @@ class Trained:
     vgg16_bn."""
 
     def problem(self, settings: SearchSettings, placement: Placement) -> Problem:
-        """Return the problem that workers get.
-
-        Args:
-            settings: Settings of the search.
-            placement: The workers.
-        """
+        """What workers are given."""
         dataset = load_dataset("cifar10", self.data)
         dense = build_network(self.network, dataset.num_classes)
         load_weights(dense, self.weights)
@@ -53,52 +49,52 @@ class Trained:
             choose_val=self.choose_val_rows,
             seed=settings.seed,
         )
-        return state_problem(dense, dataset, settings, splits=splits, placement=placement)
+        task = image_classification(dataset, splits)
+        return build_problem(dense, task, settings, placement=placement)
 
 
 def fixed_key(problem: Problem) -> dict[str, Any]:
-    """Return the settings that the figures of all cells depend on."""
+    """What the figures of all cells depend on."""
     return {
         "network": digest(to_arrays(problem.network)),
         "space": problem.tracing.space.fingerprint(),
-        "data": digest_data(problem.dataset, problem.splits),
+        **problem.task.identity(),  # the digest of the data
         "device_type": problem.device_type,
-        "recalibrate_images": problem.rescore_fidelity.recalibrate_images,
+        "recalibrate_images": problem.settings.recalibrate_images,
     }
 
 
-def known_compute(problem: Problem, settings: SearchSettings, folder: Path) -> ComputeConfig | None:
-    """Return the compute configuration of the cells that are there; None if there are none.
+def known_compute(problem: Problem, folder: Path) -> ComputeConfig | None:
+    """Return the compute configuration that the cells in a folder were begun with.
 
     Args:
-        problem: The network and its data.
-        settings: The settings that ask for a data type.
-        folder: Work folder of the cells.
+        problem: Its settings say what is asked for.
+        folder: Folder of the cells.
     """
-    record = find(folder, _compute_cell(problem, settings))
+    record = find(folder, _compute_cell(problem))
     return None if record is None else ComputeConfig(**record.figures["compute"])
 
 
 def choose_compute(
-    problem: Problem, settings: SearchSettings, folder: Path, pool: WorkerPool, mask: BoolArray
+    problem: Problem, folder: Path, pool: WorkerPool[Any], mask: BoolArray
 ) -> ComputeConfig:
-    """Return the compute configuration that a search would choose, and keep it for all cells.
+    """Return the compute configuration that a search would choose, and keep it as a cell.
 
     Args:
-        problem: The network and its data.
-        settings: The settings that ask for a data type.
-        folder: Work folder of the cells.
-        pool: A pool without unfinished work, of workers with ``try_compute``.
-        mask: The mask that is scored in trials.
+        problem: Its settings say what is asked for.
+        folder: Folder of the cells.
+        pool: Idle workers with the methods ``native_dtype`` and ``try_compute``.
+        mask: The mask that is scored in measurements, ``(num_filters,)``.
     """
     begin = time.perf_counter()
-    choice = decide(problem, settings, pool, mask)
+    choice = decide(problem, pool, mask)
     measured = Measured(figures=asdict(choice), seconds=time.perf_counter() - begin)
-    keep(folder, _compute_cell(problem, settings), measured)
+    keep(folder, _compute_cell(problem), measured)
     logger.info("compute  %s", choice.why)
     return ComputeConfig(**choice.compute)
 
 
-def _compute_cell(problem: Problem, settings: SearchSettings) -> Cell:
+def _compute_cell(problem: Problem) -> Cell:
+    settings = problem.settings
     asked = {"dtype": settings.dtype, "autotune": settings.autotune, "threads": problem.threads}
     return Cell(name="compute", key={**fixed_key(problem), **asked})

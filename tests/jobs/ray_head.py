@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fppmo_ray.service.journal.facts import Scored
+from fppmo_ray.distribution import Feedback
 from fppmo_ray.service.journal.run_directory import read_journal
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -94,7 +94,8 @@ def num_scored(run_dir: Path) -> int:
     """Scores in the journal of a search that may not have begun."""
     if not (run_dir / "journal.jsonl").is_file():
         return 0
-    return sum(isinstance(fact, Scored) for fact in read_journal(run_dir))
+    facts = read_journal(run_dir)
+    return sum(isinstance(fact, Feedback) and not fact.failed for fact in facts)
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from fppmo_ray import SearchSettings, load_dataset
-from fppmo_ray.service.problem import Problem, state_problem
+from fppmo_ray.service.image_task import image_classification
+from fppmo_ray.service.problem import Problem, build_problem
 from fppmo_ray.training import Splits, build_network, load_weights
 
 
@@ -25,4 +26,5 @@ def small_problem(few_images: Path, weights: Path, settings: SearchSettings) -> 
     splits = Splits(search_train=train, search_val=val, choose_val=choose)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # option-A shortcuts are left whole
-        return state_problem(dense, load_dataset("cifar10", few_images), settings, splits=splits)
+        task = image_classification(load_dataset("cifar10", few_images), splits)
+        return build_problem(dense, task, settings)

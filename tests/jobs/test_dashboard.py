@@ -91,11 +91,11 @@ def test_the_dashboard_shows_the_job_and_its_progress(head: Head, search: str, p
     page.get_by_text(f'"fppmo_search": "{search}"').first.wait_for()
     page.get_by_text(re.compile(r"generation\s+0\s+best")).first.wait_for()
     unfold(page.get_by_test_id("progress-bar-segment").first.locator("xpath=.."))
-    unfold(page.get_by_role("button", name="ScoringWorker(0, cpu)"))
+    unfold(page.get_by_role("button", name="PruningWorker(0, cpu)"))
     for name in ("score", "train epoch"):
         cell(page, name).wait_for()
     unfold(page.get_by_role("button", name="ProbabilityModel(layer_es, 1000 generations)"))
-    cell(page, "advance").wait_for()
+    cell(page, "step").wait_for()
 
 
 def cell(page: Page, name: str) -> Locator:
@@ -114,8 +114,8 @@ def test_the_dashboard_shows_the_actors_by_what_they_are(
 ) -> None:
     page.goto(f"{head.address}/#/actors")
     for name in (
-        "ScoringWorker(0, cpu)",
-        "ScoringWorker(1, cpu)",
+        "PruningWorker(0, cpu)",
+        "PruningWorker(1, cpu)",
         "ProbabilityModel(layer_es, 1000 generations)",
         f"_ray_internal_job_actor_fppmo-{search}",
     ):

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from ray_head import SCRIPTS, Head, num_scored, wait_until
 
-from fppmo_ray.service.journal.facts import Asked, Chosen, Finished, Scored, Started
+from fppmo_ray.distribution import Feedback, Proposal
+from fppmo_ray.service.journal.facts import Chosen, Finished, Started, fact_to_json
 from fppmo_ray.service.journal.run_directory import read_journal
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -37,11 +38,13 @@ def test_ray_job_submit_searches_to_its_end_and_refuses_a_directory_that_would_b
 def trajectory(run_dir: Path) -> list[object]:
     """All that seed, settings and scores decide."""
     facts = read_journal(run_dir)
-    asked = {fact.id: (fact.mask, fact.macs) for fact in facts if isinstance(fact, Asked)}
+    decided = [fact_to_json(fact) for fact in facts if isinstance(fact, Proposal | Chosen)]
     scored = {
-        fact.id: (fact.val_loss, fact.val_accuracy) for fact in facts if isinstance(fact, Scored)
+        fact.proposal_id: (fact.val_loss, fact.val_accuracy)
+        for fact in facts
+        if isinstance(fact, Feedback)
     }
-    return [asked, dict(sorted(scored.items())), *(f for f in facts if isinstance(f, Chosen))]
+    return [dict(sorted(scored.items())), *decided]
 
 
 def test_a_stopped_search_is_resumed_to_the_end_of_an_undisturbed_one(

@@ -1,7 +1,7 @@
-"""The masks that scores are judged on: half very different ones, half near a search's optimum.
+"""The masks that scores are judged on: very different ones, and ones near a search's optimum.
 
-All meet the same budget. Any useful score finds the good masks among the very different ones; the
-masks near an optimum are the choice that a search has in its last generations.
+All meet the same budget. Among the first, any score that is worth anything finds the good ones;
+the second are what a search has to choose from in its last generations.
 """
 
 from __future__ import annotations
@@ -18,13 +18,21 @@ from fppmo_ray.distribution import (
     BoolArray,
     Budget,
     FloatArray,
+    Merit,
+    Proposal,
     PruningSpace,
-    pack_mask,
-    unpack_mask,
 )
 from fppmo_ray.distribution.logits import uniform_priority
 from fppmo_ray.pruning import Criterion
-from fppmo_ray.service.journal.facts import Asked, Chosen, Fact, Rescored, Scored, Started
+from fppmo_ray.service.journal.facts import (
+    Chosen,
+    Fact,
+    Rescored,
+    Started,
+    latest_feedback,
+    pack_mask,
+    unpack_mask,
+)
 from fppmo_ray.service.journal.run_directory import read_journal
 
 CRITERIA: tuple[Criterion, ...] = ("l1", "fpgm", "bn_scale")
@@ -54,16 +62,16 @@ class Mask:
 def different_masks(
     budget: Budget, importances: Mapping[Criterion, FloatArray], num_masks: int, seed: int
 ) -> list[Mask]:
-    """Return uniform L1, a global ranking by each criterion, then random widths and random filters.
+    """Uniform L1, a global ranking by each criterion, then random widths and random filters.
 
     Args:
-        budget: The budget that all masks meet.
-        importances: Importance of each filter by criterion, with ``CRITERIA[0]`` among them.
-        num_masks: Number of masks; a larger number begins with the same masks.
-        seed: Seed of the random masks.
+        budget: That all meet.
+        importances: Of every filter, by criterion, the first of ``CRITERIA`` among them.
+        num_masks: How many; more of them begin with the same.
+        seed: Of the random ones.
 
     Raises:
-        ValueError: the space has fewer different masks.
+        ValueError: the space has not so many different masks.
     """
     space, quantiles = budget.space, uniform_priority(budget.space, importances[CRITERIA[0]])
     priorities = chain(
@@ -78,7 +86,7 @@ def different_masks(
 def _at_random(
     space: PruningSpace, quantiles: FloatArray, seed: int
 ) -> Iterator[tuple[str, FloatArray]]:
-    """Yield named priorities without end: layers that spread ever more, and random filters."""
+    """Named priorities without end: layers spread ever more, and filters at equal widths."""
     rng = np.random.default_rng([seed, _DIFFERENT])
     logits = np.log(quantiles / (1 - quantiles))
     for number in count(1):
@@ -95,17 +103,17 @@ def near_masks(
     seed: int,
     taken: Iterable[Mask] = (),
 ) -> list[Mask]:
-    """Return masks that searches ended with, in turn, and after every two a sample around a mode.
+    """Masks that searches ended with, in turn, and after every two a sample around a mode.
 
     Args:
-        budget: The budget that all masks meet.
-        searches: The masks of each search, the best first; at least one mask in all.
-        num_masks: Number of masks; a larger number begins with the same masks.
-        seed: Seed of the samples.
+        budget: That all meet.
+        searches: Of every search its masks, the best first; at least one of one.
+        num_masks: How many; more of them begin with the same.
+        seed: Of the samples.
         taken: Masks that must not come again.
 
     Raises:
-        ValueError: there are fewer different masks.
+        ValueError: there are not so many different masks.
     """
     rng = np.random.default_rng([seed, _AROUND])
 
@@ -127,50 +135,47 @@ def masks_of_search(
 ) -> list[Mask]:
     """Return the mode, the averaged mode and all samples of a finished search, the best first.
 
+    Samples are ordered by their losses as they are, however the search weighed them.
+
     Args:
-        run_dir: The search's run directory.
+        run_dir: Run directory of the search.
         number: Number of the search, for the masks' names.
-        space: The space, which must equal that of the search.
-        macs_cut: The cut, which must equal that of the search.
+        space: The space that the search must have had.
+        macs_cut: The budget that the search must have had.
 
     Raises:
-        ValueError: there is no finished search, or it has another network, space or budget.
+        ValueError: there is no finished search, it is of another network, space or budget, or its
+            masks are in the journals of its stages.
     """
     facts = read_journal(run_dir)
     _require_fit(run_dir, facts, space, macs_cut)
-    rescored = {fact.finalist: fact.mask for fact in facts if isinstance(fact, Rescored)}
-    asked = {fact.id: fact.mask for fact in facts if isinstance(fact, Asked)}
-    scored = {fact.id: fact for fact in facts if isinstance(fact, Scored)}.values()
-    ranked = sorted(scored, key=lambda fact: (-fact.round, -fact.rung, fact.val_loss, fact.id))
+    rescored = {fact.finalist: fact.keep for fact in facts if isinstance(fact, Rescored)}
+    proposed = {fact.proposal_id: fact.keep for fact in facts if isinstance(fact, Proposal)}
+    if not proposed:
+        raise ValueError(
+            f"the search in {run_dir} pruned in stages, which have masks of their own; give "
+            "searches without --stages"
+        )
+    ranked = Merit().ranked(latest_feedback(facts).values(), lambda _: 0)
     masks = {name: rescored[name] for name in _MODES if name in rescored}
-    masks |= {f"sample {fact.id}": asked[fact.id] for fact in ranked}
-    return [
-        Mask(f"{name} of search {number}", unpack_mask(mask, space.num_filters), is_near=True)
-        for name, mask in masks.items()
-    ]
+    masks |= {f"sample {item.proposal_id}": proposed[item.proposal_id] for item in ranked}
+    return [Mask(f"{name} of search {number}", keep, is_near=True) for name, keep in masks.items()]
 
 
 def chosen_mask(run_dir: str | Path, number: int, space: PruningSpace, macs_cut: float) -> Mask:
-    """Return the mask that a finished search chose.
-
-    Args:
-        run_dir: The search's run directory.
-        number: Number of the search, for the mask's name.
-        space: The space, which must equal that of the search.
-        macs_cut: The cut, which must equal that of the search.
+    """Return the mask that a finished search chose; the arguments are as for ``masks_of_search``.
 
     Raises:
-        ValueError: there is no finished search, or it has another network, space or budget.
+        ValueError: see there.
     """
     facts = read_journal(run_dir)
     _require_fit(run_dir, facts, space, macs_cut)
-    *_, mask = (fact.mask for fact in facts if isinstance(fact, Chosen))  # of the last stage
-    keep = unpack_mask(mask, space.num_filters)
+    [keep] = (fact.keep for fact in facts if isinstance(fact, Chosen))
     return Mask(f"chosen by search {number}", keep, is_near=True)
 
 
 def masks_to_json(masks: Iterable[Mask]) -> list[dict[str, Any]]:
-    """Return masks as values that JSON holds."""
+    """Masks as values that JSON holds."""
     return [
         {"name": mask.name, "keep": pack_mask(mask.keep), "is_near": mask.is_near} for mask in masks
     ]
@@ -179,15 +184,10 @@ def masks_to_json(masks: Iterable[Mask]) -> list[dict[str, Any]]:
 def masks_from_json(
     entries: Iterable[Mapping[str, Any]], num_masks: int, num_filters: int
 ) -> list[Mask]:
-    """Return the first of the masks that ``masks_to_json`` described, half of them near an optimum.
-
-    Args:
-        entries: What ``masks_to_json`` returned.
-        num_masks: Number of masks.
-        num_filters: Number of filters of a mask.
+    """The first of those that ``masks_to_json`` described, half of them near.
 
     Raises:
-        ValueError: there are fewer masks.
+        ValueError: there are fewer.
     """
     masks = [Mask(**{**item, "keep": unpack_mask(item["keep"], num_filters)}) for item in entries]
     near = [mask for mask in masks if mask.is_near][: num_masks // 2]
@@ -222,7 +222,7 @@ def _require_fit(
 
 
 def _priority_around(space: PruningSpace, keep: BoolArray, rng: np.random.Generator) -> FloatArray:
-    """Priorities whose mask is close to a given one."""
+    """Priorities whose mask is near another one."""
     logits = np.where(keep, _KEEP_LOGIT, -_KEEP_LOGIT)
     layers = _LAYER_SPREAD * rng.standard_normal(len(space.groups))
     noise = rng.logistic(scale=_TEMPERATURE, size=space.num_filters)
@@ -231,7 +231,7 @@ def _priority_around(space: PruningSpace, keep: BoolArray, rng: np.random.Genera
 
 
 def _distinct(masks: Iterable[Mask], num_masks: int, *, taken: Iterable[Mask]) -> list[Mask]:
-    """The first ``num_masks`` masks that differ from each other and from those taken."""
+    """The first so many masks that differ from each other and from those taken."""
     found = list(islice(_new_ones(masks, taken), num_masks))
     if len(found) < num_masks:
         raise ValueError(

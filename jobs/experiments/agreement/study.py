@@ -1,4 +1,4 @@
-"""The cells of the fidelity job: which masks are measured at which depths, and in which order."""
+"""The cells of the fidelity job: what is measured of which mask, and in which order."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from cells import Cell, Record, find, folder_under_way
-from fine_tuning import TuningTask
+from cells import Cell, Measurement, Record, find, folder_under_way
+from fine_tuning import TuningTask, classification_of
 from trained import fixed_key
 
 from agreement.masks import Mask
-from agreement.worker import Depth, fidelity_of
-from fppmo_ray.distribution import pack_mask
-from fppmo_ray.service.pool.work import Work
+from agreement.worker import Depth, FidelityWorker, fidelity_of
+from fppmo_ray.service.journal.facts import pack_mask
 from fppmo_ray.service.problem import Problem
 from fppmo_ray.training import ComputeConfig
 
@@ -27,19 +26,19 @@ _PATIENCE_S = 24 * 3600.0  # limits are not learned: the first cells take second
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How much is measured; more masks, steps and seeds add to the cells that are there."""
+    """How much is measured; more masks, steps and seeds add to what is there."""
 
     masks: int = 24
-    """Number of masks, half of them near the searches' optimum; at least 2."""
+    """How many are judged, half of them near the searches' optimum; at least 2."""
     steps: tuple[int, ...] = (0, 50, 150, 500)
-    """Fine-tuning steps of scores; 0 only recalibrates."""
+    """Fine-tuning steps of scores; 0 recalibrates only."""
     few_images_steps: tuple[int, ...] = (0,)
     """Fine-tuning steps of scores on as few images as a search's proposals have."""
     score_seeds: int = 3
-    """Repeats of each score, which show its noise. All masks share a repeat's seed, as the
-    proposals of a generation do."""
+    """Repeats of each score, which tell its noise. All masks share a repeat's seed, as those of a
+    generation do."""
     truth_seeds: int = 1
-    """Fine-tunings of each mask; a second one shows how well any score could agree."""
+    """Fine-tunings of each mask; the second tells how well any score could agree."""
 
     def __post_init__(self) -> None:
         for name, least in (("masks", 2), ("score_seeds", 1), ("truth_seeds", 1)):
@@ -58,45 +57,46 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """Everything that is to be measured."""
+    """All that is to be measured."""
 
     problem: Problem
     compute: ComputeConfig | None
-    """The compute configuration of all passes; None until it is chosen."""
+    """How all passes are computed; None until that is measured."""
     masks: Sequence[Mask]
     plan: Plan
     seed: int
     score_timeout: float | None
     """Seconds after which a score is taken from its worker; None: a day."""
     work_dir: Path
-    """Absolute folder for the checkpoints of fine-tunings."""
+    """Absolute; for the checkpoints of fine-tunings."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A cell with its work, and its place in the tables."""
+    """A cell, with what it is in the tables."""
 
-    cell: Cell
-    work: Work
+    measurement: Measurement[FidelityWorker]
     mask: Mask
     depth: Depth | None
-    """None for the truth, a long fine-tuning."""
+    """None: the truth."""
     repeat: int
 
     @property
+    def cell(self) -> Cell:
+        """The cell that is measured."""
+        return self.measurement.cell
+
+    @property
     def kind(self) -> str:
-        """Name of the depth, or ``TRUTH``; tasks of a kind take about the same time."""
+        """Tasks of a kind cost about the same."""
         return TRUTH if self.depth is None else str(self.depth)
 
 
 def tasks(study: Study) -> list[Task]:
-    """Return all tasks, in an order in which an early stop leaves the most useful cells.
+    """Every task, in an order in which an early stop leaves the most.
 
-    First one score of each mask at every depth, the cheapest first; then the truths, mask by mask;
-    then the repeats that show the noise.
-
-    Args:
-        study: A study whose compute configuration is chosen.
+    First one score of each mask at every depth, the cheapest first, then the truths, mask by mask,
+    then the repeats that tell the noise.
     """
     assert study.compute is not None  # whoever asks for tasks has settled it
     fixed = {**fixed_key(study.problem), "compute": asdict(study.compute)}
@@ -121,25 +121,15 @@ def tasks(study: Study) -> list[Task]:
 
 
 def done(folder: Path, todo: Sequence[Task]) -> dict[str, Record]:
-    """Return the records of the tasks that are measured, by the name of the cell.
-
-    Args:
-        folder: Work folder of the cells.
-        todo: Tasks, measured or not.
-    """
+    """The records of those tasks that have one, by the name of the cell."""
     found = {task.cell.name: find(folder, task.cell) for task in todo}
     return {name: record for name, record in found.items() if record is not None}
 
 
 def seconds_left(study: Study, todo: Sequence[Task], records: Mapping[str, Record]) -> float | None:
-    """Estimate one worker's seconds for the missing cells; None while nothing is measured.
+    """Seconds of one worker for what is missing; None while nothing is measured.
 
-    A kind without any measurement is estimated by the number of images it passes.
-
-    Args:
-        study: The study.
-        todo: All of its tasks.
-        records: Measured cells by name.
+    A kind of which nothing is measured yet is judged by how many images it passes.
     """
     timed = [(task, records[task.cell.name].seconds) for task in todo if task.cell.name in records]
     if not timed:
@@ -157,17 +147,17 @@ def seconds_left(study: Study, todo: Sequence[Task], records: Mapping[str, Recor
 
 
 def _passes(study: Study, task: Task) -> int:
-    """Number of forward passes of images; a training image counts as three."""
-    problem = study.problem
+    """Images passed forward; one that is trained on counts thrice."""
+    problem, recipe = study.problem, study.problem.settings.recipe
     if task.depth is None:
-        return 3 * problem.recipe.epochs * len(problem.splits.search_train)
+        return 3 * recipe.epochs * len(classification_of(problem).splits.search_train)
     fidelity = fidelity_of(problem, task.depth)
-    trained = task.depth.steps * problem.recipe.batch_size
+    trained = task.depth.steps * recipe.batch_size
     return 3 * trained + fidelity.recalibrate_images + fidelity.score_images
 
 
 def _in_turn(masks: Sequence[Mask]) -> list[tuple[str, Mask]]:
-    """The masks with their names in files; near and different masks take turns."""
+    """The masks with their names in files; near ones and others take turns."""
     halves = [[mask for mask in masks if mask.is_near == is_near] for is_near in (False, True)]
     return [
         (f"{'near' if mask.is_near else 'different'}{number:02d}", mask)
@@ -180,9 +170,10 @@ def _in_turn(masks: Sequence[Mask]) -> list[tuple[str, Mask]]:
 def _score_task(
     study: Study, fixed: Mapping[str, Any], file: str, mask: Mask, depth: Depth, repeat: int
 ) -> Task:
-    recipe = asdict(study.problem.recipe)
+    recipe = asdict(study.problem.settings.recipe)
     del recipe["epochs"]  # plays no part in scores
-    seed = (study.seed, repeat, _SCORE_STREAM)
+    seed, compute = (study.seed, repeat, _SCORE_STREAM), study.compute
+    assert compute is not None  # it was settled before there were tasks
     fidelity = fidelity_of(study.problem, depth)
     key = {
         **fixed,
@@ -196,18 +187,16 @@ def _score_task(
     }
     if depth.images == "few":
         key["score_recalibrate_images"] = fidelity.recalibrate_images
-    name = _cell_name(file, depth, repeat)
-    work = Work(
-        name=name,
-        method="score",
-        arguments=(study.compute, mask.keep, depth, seed),
+    measurement = Measurement[FidelityWorker](
+        cell=Cell(name=_cell_name(file, depth, repeat), key=key),
+        ask=lambda worker: worker.score(compute, mask.keep, depth, seed),
         timeout=study.score_timeout or _PATIENCE_S,
     )
-    return Task(cell=Cell(name=name, key=key), work=work, mask=mask, depth=depth, repeat=repeat)
+    return Task(measurement=measurement, mask=mask, depth=depth, repeat=repeat)
 
 
 def _truth_task(study: Study, fixed: Mapping[str, Any], file: str, mask: Mask, repeat: int) -> Task:
-    recipe, seed = study.problem.recipe, study.seed + repeat
+    recipe, seed = study.problem.settings.recipe, study.seed + repeat
     key = {
         **fixed,
         **_mask_key(study, mask),
@@ -225,8 +214,10 @@ def _truth_task(study: Study, fixed: Mapping[str, Any], file: str, mask: Mask, r
         compute=study.compute,
         folder=folder_under_way(study.work_dir, cell),
     )
-    work = Work(name=cell.name, method="truth", arguments=(tuning,), timeout=_PATIENCE_S)
-    return Task(cell=cell, work=work, mask=mask, depth=None, repeat=repeat)
+    measurement = Measurement[FidelityWorker](
+        cell=cell, ask=lambda worker: worker.truth(tuning), timeout=_PATIENCE_S
+    )
+    return Task(measurement=measurement, mask=mask, depth=None, repeat=repeat)
 
 
 def _mask_key(study: Study, mask: Mask) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The worker of the fidelity job: it scores a mask at any depth, or fine-tunes it for long."""
+"""The worker of the fidelity job: scores a mask at any depth, or fine-tunes it for long."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from cells import Measured
 from fine_tuning import Tuned, Tuner, TuningTask, seen
 
 from fppmo_ray.distribution import BoolArray
-from fppmo_ray.pruning import Candidate, Fidelity, score
-from fppmo_ray.pruning.compute_trial import ComputeTrial, try_compute
-from fppmo_ray.service.pool.place import Place, here
+from fppmo_ray.pruning import Fidelity, score
+from fppmo_ray.pruning.compute_trial import ComputeTrial
+from fppmo_ray.service.pool.worker_group import WorkerInfo, worker_info
 from fppmo_ray.service.problem import Problem
 from fppmo_ray.training import ComputeConfig, DType, native_dtype
 
@@ -36,21 +36,17 @@ class Depth:
 
 
 def fidelity_of(problem: Problem, depth: Depth) -> Fidelity:
-    """Return the work of a score of a given depth.
-
-    Args:
-        problem: Its fidelities say how many images proposals and finalists are scored on.
-        depth: Fine-tuning steps, and whose number of images.
-    """
-    images = problem.fidelity if depth.images == "few" else problem.rescore_fidelity
+    """How much work a score of a depth is."""
+    settings = problem.settings
+    images = settings.fidelity() if depth.images == "few" else settings.rescore_fidelity()
     return replace(images, steps=depth.steps)
 
 
 class FidelityWorker:
-    """A Ray actor that scores masks and fine-tunes them, on its CPUs or its GPU.
+    """Runs as a Ray actor on the CPUs or the GPU it was given.
 
     Args:
-        problem: The network and its data.
+        problem: The network and its data; its settings say how many images a score takes.
         slot: Number of the worker in the pool.
     """
 
@@ -64,67 +60,40 @@ class FidelityWorker:
         """What the Ray dashboard shows."""
         return f"FidelityWorker({self._slot}, {self._tuner.device.type})"
 
-    def ready(self) -> Place:
-        """Put the images on the device; return where the worker runs."""
+    def ready(self) -> WorkerInfo:
+        """Put the images on the device, then tell where the worker runs."""
         self._tuner.open()
-        return here(self._slot)
+        return worker_info(self._slot)
 
     def native_dtype(self) -> DType:
         """Return the fastest dtype that this worker's processor has units for."""
         return native_dtype(self._tuner.device)
 
     def try_compute(self, compute: ComputeConfig, keep: BoolArray) -> ComputeTrial:
-        """Measure how long a score of a mask takes with a compute configuration.
-
-        Args:
-            compute: How the passes are computed.
-            keep: ``(num_filters,)``, True = kept.
-        """
+        """Measure how long a score of a mask takes with a compute configuration."""
         torch.set_num_threads(compute.threads)
-        return try_compute(self._candidate(keep, compute))
+        return self._tuner.classification.try_compute(self._dense, keep, compute)
 
     def score(
         self, compute: ComputeConfig, keep: BoolArray, depth: Depth, seed: Sequence[int]
     ) -> Measured:
-        """Return loss and accuracy on search-val, as a search would score the mask.
-
-        Args:
-            compute: How the passes are computed.
-            keep: ``(num_filters,)``, True = kept.
-            depth: How much work the score is.
-            seed: Seed of the score's images and fine-tuning.
-        """
+        """Loss and accuracy on search-val, as a search would score the mask."""
         torch.set_num_threads(compute.threads)
-        candidate = self._candidate(keep, compute)
-        fidelity = fidelity_of(self._problem, depth)
-        scored = score(replace(candidate, fidelity=fidelity, seed=tuple(seed)))
+        candidate = self._tuner.classification.candidate(
+            self._dense, keep, seed=seed, split="search_val", compute=compute
+        )
+        scored = score(replace(candidate, fidelity=fidelity_of(self._problem, depth)))
         figures = {"val_loss": scored.val_loss, "val_accuracy": scored.val_accuracy}
         return Measured(figures=figures, seconds=scored.seconds)
 
     def truth(self, task: TuningTask) -> Measured | None:
-        """Fine-tune for one more epoch; after the last, evaluate on held-out and test images.
-
-        Args:
-            task: What to fine-tune.
+        """Fine-tune for one more epoch; after the last look at what was held out, then at the test.
 
         Returns:
-            None while more epochs are to come.
+            None while there are more epochs to come.
         """
         tuned = self._tuner.train(task)
         return None if tuned is None else seen(self._tuner, tuned, _look)
-
-    def _candidate(self, keep: BoolArray, compute: ComputeConfig) -> Candidate:
-        problem = self._problem
-        return Candidate(
-            dense=self._dense,
-            tracing=problem.tracing,
-            keep=keep,
-            search_train=self._tuner.split("search_train"),
-            held_out=self._tuner.split("search_val"),
-            fidelity=problem.fidelity,
-            recipe=problem.recipe,
-            compute=compute,
-        )
 
 
 def _look(tuner: Tuner, tuned: Tuned) -> Mapping[str, Any]:

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from fine_tuning import classification_of
 from torch import nn
 
 from fppmo_ray.distribution import BoolArray, Budget
 from fppmo_ray.pruning import Tracing
-from fppmo_ray.service.problem import Problem, open_split
-from fppmo_ray.training import ComputeConfig, evaluate, example_batch
+from fppmo_ray.service.problem import Problem
+from fppmo_ray.training import ComputeConfig, evaluate
 
 _BATCHES = 50  # it re-estimates batch-norm statistics on that many, or not at all
 _DIVISOR = 1  # of widths: as free as everybody else's; of its own 32, 16 filters are no choice
@@ -72,11 +73,11 @@ def fastnas_choice(
     """
     device = torch.device("cpu")
     torch.set_num_threads(compute.threads)
-    held_out = open_split(problem, "search_val", device)
-    images = open_split(problem, "search_train", device)
+    images_of = classification_of(problem).open(problem, device).images
+    held_out, images = images_of("search_val"), images_of("search_train")
     rng = np.random.default_rng(seed)
     drawn = np.sort(rng.permutation(len(held_out))[:score_images])
-    count = min(problem.rescore_fidelity.recalibrate_images, len(images))
+    count = min(problem.settings.recalibrate_images, len(images))
     size = max(1, count // _BATCHES)
     calibration = [batch for batch, _ in images.batches(size, np.arange(size * _BATCHES))]
     num_scores = 0
@@ -95,7 +96,7 @@ def fastnas_choice(
             copy.deepcopy(problem.network),
             mode=[("fastnas", _rules())],
             constraints={"flops": f"{100 * budget.max_macs / budget.space.dense_macs}%"},
-            dummy_input=example_batch(problem.dataset),
+            dummy_input=problem.task.inputs()[0],
             config={
                 "data_loader": calibration,
                 "collect_func": lambda batch: batch,

@@ -10,7 +10,7 @@ from cells import Cell
 from fine_tuning import Figures, Tuned, Tuner
 from torch import nn
 
-from fppmo_ray.distribution import pack_mask
+from fppmo_ray.service.journal.facts import pack_mask
 from rivals.methods import DENSE, FASTNAS, Case, Choice, Method, settings_of
 
 _NAMED_ELSEWHERE = (

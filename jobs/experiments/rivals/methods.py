@@ -1,9 +1,9 @@
-"""The methods of a comparison: each chooses the filters to keep, all at the same MACs."""
+"""The methods of a comparison: each names the filters to keep, all at the same MACs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -11,20 +11,27 @@ from typing import Any
 
 import numpy as np
 import torch
+from fine_tuning import classification_of
 from rich.console import Console
 
-from fppmo_ray.distribution import BoolArray, Budget, FloatArray, pack_mask, unpack_mask
+from fppmo_ray import Placement
+from fppmo_ray.distribution import BoolArray, Budget, Feedback, FloatArray
 from fppmo_ray.durable_files import write_whole
 from fppmo_ray.pruning import Criterion, importance
+from fppmo_ray.service.connection import package_versions
+from fppmo_ray.service.dense_weights import Context, dense_weights
+from fppmo_ray.service.finalists import Found
+from fppmo_ray.service.job_client.submission import search_id
+from fppmo_ray.service.journal.facts import Fact, Rescored, pack_mask, unpack_mask
+from fppmo_ray.service.journal.run_directory import open_run, read_journal
+from fppmo_ray.service.mask_search import find_mask, find_mask_with
 from fppmo_ray.service.pool.worker_pool import WorkerPool
-from fppmo_ray.service.problem import Problem, identity_of, open_split
-from fppmo_ray.service.journal.facts import Rescored, Scored
-from fppmo_ray.service.journal.run_directory import RunDirectory, open_run
-from fppmo_ray.service.rounds import Context, prepare_round
-from fppmo_ray.service.search import Found, find_mask, find_mask_with, start_of
+from fppmo_ray.service.problem import Problem, started_of
 from fppmo_ray.service.settings import SearchSettings
+from fppmo_ray.service.stages import find_mask_in_stages, stage_run_dir
 from fppmo_ray.service.weights import Arrays, to_arrays
-from fppmo_ray.training import ComputeConfig, example_batch
+from fppmo_ray.service.worker_protocol import Worker
+from fppmo_ray.training import ComputeConfig
 from rivals.fastnas import fastnas_choice
 from rivals.rankings import (
     batchnorm_scales,
@@ -43,7 +50,7 @@ _RANDOM_FILTERS = 3  # stream of random numbers
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A method, with its own number of scores if it was named as ``name@scores``."""
+    """A method, with a number of scores of its own if it was asked for as ``name@scores``."""
 
     name: str
     scores: int | None = None
@@ -53,17 +60,17 @@ class Method:
 
     @property
     def is_search(self) -> bool:
-        """Whether the method spends scores."""
+        """Whether it spends scores."""
         return self.name in SEARCHES
 
     @property
     def needs_fppmo(self) -> bool:
-        """Whether the method is a control that shares something with FPPMO's network."""
+        """Whether it is a control that takes something over from FPPMO's network."""
         return self.name in CONTROLS and self.name != DENSE
 
 
 def method_of(text: str) -> Method:
-    """Return the method that a flag names.
+    """The method that a flag names.
 
     Raises:
         ValueError: there is none of that name, or it takes no number of scores.
@@ -83,22 +90,25 @@ class Case:
     """One seed of a comparison: what all its methods start from."""
 
     problem: Problem
-    settings: SearchSettings
-    """The settings of the search; their seed is the case's."""
     compute: ComputeConfig
+
+    @property
+    def settings(self) -> SearchSettings:
+        """The settings of the problem, whose seed is the case's."""
+        return self.problem.settings
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Digests of weights and data, and everything else that a search's journal starts with."""
-        return identity_of(self.problem, self.settings)
+        """Digests of weights and data, and what else a search's journal is opened with."""
+        return self.problem.identity()
 
     @property
     def budget(self) -> Budget:
-        """The budget that every method meets."""
-        return Budget.from_cut(self.problem.tracing.space, self.settings.only_macs_cut())
+        """That every method meets."""
+        return Budget.from_cut(self.problem.space, self.settings.only_macs_cut())
 
     def importance(self, criterion: Criterion) -> FloatArray:
-        """Return the importance of each filter by a criterion, scaled to mean 1 in every layer."""
+        """What the weights say of each filter, scaled to mean 1 in every layer."""
         return importance(self.problem.network, self.problem.tracing, criterion)
 
     @property
@@ -109,33 +119,29 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Choice:
-    """What a method chose, and its cost."""
+    """What a method chose, and what that cost."""
 
     keep: BoolArray | None
-    """``(num_filters,)``, True = kept; None for the dense network."""
+    """None: the dense network."""
     weights: Arrays
-    """Dense weights that fine-tuning starts from, cut by ``keep``."""
+    """Dense ones that fine-tuning starts from, cut by ``keep``."""
     finalist: str | None = None
-    """Name of the finalist that a search chose."""
+    """Of a search: which of its candidates won."""
     scores: int = 0
     rescores: int = 0
     """Scores on choose-val that picked the finalist."""
     score_seconds: float = 0.0
-    """Seconds of all scores and rescores, on the workers."""
+    """Of all scores and rescores, on the workers."""
 
 
 def one_shot(case: Case, name: str) -> Choice:
-    """Return the choice of a method without scores.
-
-    Args:
-        case: One seed of a comparison.
-        name: One of ``ONE_SHOT``.
-    """
+    """The mask of a method that scores nothing."""
     return Choice(keep=ONE_SHOT[name](case), weights=case.trained)
 
 
 def _taylor(case: Case) -> BoolArray:
-    images = open_split(case.problem, "search_train", torch.device("cpu"))
+    on_cpu = classification_of(case.problem).open(case.problem, torch.device("cpu"))
+    images = on_cpu.images("search_train")
     count = min(_TAYLOR_BATCH * _TAYLOR_BATCHES, len(images))
     chosen = np.sort(np.random.default_rng(case.settings.seed).permutation(len(images))[:count])
     network = case.problem.network.eval()
@@ -153,7 +159,7 @@ def _torch_pruning(case: Case, *, global_pruning: bool) -> BoolArray:
         problem.network,
         problem.tracing,
         case.budget,
-        example_batch(problem.dataset),
+        problem.task.inputs()[0],
         global_pruning=global_pruning,
     )
 
@@ -169,28 +175,36 @@ ONE_SHOT: dict[str, Callable[[Case], BoolArray]] = {
 }
 
 
-def search_choice(case: Case, name: str, pool: WorkerPool, run_dir: Path) -> Choice:
-    """Return the choice of a search, which continues from its journal.
+def search_choice(
+    case: Case, name: str, pool: WorkerPool[Worker], run_dir: Path, placement: Placement
+) -> Choice:
+    """Return what a search chooses; it resumes where its journal ends.
 
     Args:
-        case: One seed of a comparison, with the settings of this method.
+        case: The case, with the settings of this search.
         name: One of ``SEARCHES``.
-        pool: Scoring workers.
-        run_dir: The search's run directory.
+        pool: Workers with nothing unfinished.
+        run_dir: Run directory of the search.
+        placement: The workers of stages, if there are any.
     """
-    problem, settings = case.problem, case.settings
-    with open_run(run_dir, resume=None, started=start_of(problem, settings, run_dir)) as run:
-        found = SEARCHES[name](case, Context(problem, settings, run, pool, case.compute))
-        return _choice(found, run)
+    started = started_of(case.problem, search_id(run_dir), package_versions())
+    with open_run(run_dir, resume=None, started=started) as run:
+        context = Context(problem=case.problem, run=run, pool=pool, compute=case.compute)
+        if case.settings.stages:
+            found = find_mask_in_stages(context, run_dir, placement, Console())
+            stages = (stage_run_dir(run_dir, 1 + stage) for stage in range(found.stages))
+            return _choice(found, [fact for stage in stages for fact in read_journal(stage)])
+        return _choice(SEARCHES[name](case, context), run.facts)
 
 
-def _choice(found: Found, run: RunDirectory) -> Choice:
-    scored, rescored = run.all(Scored), run.all(Rescored)
-    seconds = [*(fact.seconds for fact in scored), *(fact.seconds or 0.0 for fact in rescored)]
+def _choice(found: Found, facts: Sequence[Fact]) -> Choice:
+    scored = [fact for fact in facts if isinstance(fact, Feedback) and not fact.failed]
+    rescored = [fact for fact in facts if isinstance(fact, Rescored)]
+    seconds = [*(fact.seconds or 0.0 for fact in scored), *(fact.seconds for fact in rescored)]
     [choice] = found.choices
     return Choice(
         keep=choice.chosen.keep,
-        weights=found.weights.arrays,
+        weights=found.weights.snapshot.arrays,
         finalist=choice.chosen.name,
         scores=len(scored),
         rescores=len(rescored),
@@ -207,7 +221,8 @@ def _rival_search(case: Case, context: Context, *, draw_of: Callable[[Case], Dra
     search = RivalSearch(
         draw_of(case), case.budget, case.settings.optimizer_settings(), importance_only
     )
-    return find_mask_with(search, context, prepare_round(context), None, Console())
+    weights = dense_weights(context)
+    return find_mask_with(search, context, weights, score_timeout=None, console=Console())
 
 
 def _legr(case: Case) -> Draw:
@@ -230,12 +245,7 @@ SEARCHES: dict[str, Callable[[Case, Context], Found]] = {
 
 
 def foreign_choice(case: Case, memory: Path) -> Choice:
-    """Return the choice of FastNAS, kept in a file, since its search cannot be resumed.
-
-    Args:
-        case: One seed of a comparison.
-        memory: The file.
-    """
+    """What FastNAS chooses; it is remembered in a file, since its search cannot be resumed."""
     space = case.problem.tracing.space
     if not memory.is_file():
         found = fastnas_choice(
@@ -274,11 +284,11 @@ def settings_of(method: Method, settings: SearchSettings) -> SearchSettings:
 
 
 def control(case: Case, name: str, chosen: BoolArray, untrained: Arrays) -> Choice:
-    """Return a network that shares only its mask or its widths with FPPMO's.
+    """A network that shares only something with FPPMO's.
 
     Args:
         case: Its seed also draws random filters.
-        name: One of ``CONTROLS``, but not the dense network.
+        name: Of ``CONTROLS``, but not the dense one.
         chosen: FPPMO's mask.
         untrained: Fresh dense weights.
     """

@@ -1,6 +1,6 @@
 """Searches that FPPMO is compared with: they spend the same number of the same scores.
 
-A rival proposes masks in generations and receives their scores through the service's own loop
+A rival proposes masks in generations and is told what they scored, through the service's own loop
 (``find_mask_with``), so journal, resume, workers and the choice among finalists are the same too.
 """
 
@@ -19,12 +19,10 @@ from fppmo_ray.distribution import (
     FloatArray,
     OptimizerSettings,
     Proposal,
-    pack_mask,
 )
-from fppmo_ray.distribution.capacity import capacity_factor
 from fppmo_ray.distribution.logits import layer_mean
-from fppmo_ray.service.probability_model import Advance
 from fppmo_ray.service.journal.artifacts import IMPORTANCE_ONLY
+from fppmo_ray.service.probability_model import Step
 from rivals.rankings import with_random_widths
 
 Costs = Mapping[int, float]
@@ -37,16 +35,9 @@ _LEGR, _WIDTHS = 1, 2  # streams of random numbers
 
 
 class RivalSearch:
-    """Proposes the masks that a strategy draws, one generation at a time; see ``Proposer``.
+    """Proposes what a strategy draws, a generation at a time; see ``Proposer``.
 
-    A generation is drawn after the previous one has ended, so masks are a function of seed and
-    scores.
-
-    Args:
-        draw: The strategy.
-        budget: The budget that all masks meet.
-        settings: Number of proposals, population, seed, and how scores are ranked.
-        importance_only: The importance-only mask, which is a finalist of every search.
+    A generation is drawn once the one before has ended, so masks are a function of seed and scores.
     """
 
     def __init__(
@@ -55,33 +46,30 @@ class RivalSearch:
         self._draw = draw
         self._budget = budget
         self._settings = settings
+        self._merit = settings.merit(budget.space)
         self._importance_only = importance_only
         self._masks: list[BoolArray] = []
         self._ended: dict[int, Feedback] = {}
 
-    def advance(self, feedback: Sequence[Feedback], /) -> Advance:
-        """Take in feedback; return the proposals of every generation that it completes the way for.
-
-        Args:
-            feedback: Feedback in any order.
-        """
+    def step(self, feedback: Sequence[Feedback], /) -> Step:
+        """Take feedback in, and ask for every generation that it makes possible."""
         self._ended |= {item.proposal_id: item for item in feedback}
         proposals: list[Proposal] = []
         while self._may_ask():
             proposals += self._ask()
-        return Advance(proposals=tuple(proposals), updates=())
+        return Step(proposals=tuple(proposals), updates=())
 
     def finalists(self) -> list[Finalist]:
         """Return the best samples and the importance-only mask, each mask once."""
         costs = self._costs(len(self._masks))
-        distinct = {
-            pack_mask(self._importance_only): Finalist(IMPORTANCE_ONLY, self._importance_only)
+        candidates = {IMPORTANCE_ONLY: self._importance_only} | {
+            f"sample {i}": self._masks[i] for i in sorted(costs, key=lambda i: (costs[i], i))
         }
-        for i in sorted(costs, key=lambda i: (costs[i], i)):
+        distinct: dict[bytes, Finalist] = {}
+        for name, keep in candidates.items():
             if len(distinct) <= _NUM_SAMPLES:
-                distinct.setdefault(
-                    pack_mask(self._masks[i]), Finalist(f"sample {i}", self._masks[i])
-                )
+                finalist = Finalist(name=name, keep=keep, parameters=self._parameters(keep))
+                distinct.setdefault(keep.tobytes(), finalist)
         importance_only, *samples = distinct.values()
         return [*samples, importance_only]
 
@@ -101,36 +89,27 @@ class RivalSearch:
                 generation=generation,
                 keep=keep,
                 macs=self._budget.space.macs(keep),
+                parameters=self._parameters(keep),
                 score_seed=(self._settings.seed, generation),
             )
             for proposal_id, keep in zip(ids, masks, strict=True)
         ]
 
     def _costs(self, end: int) -> dict[int, float]:
-        """Costs of the scored proposals before ``end``."""
-        costs = {}
-        for proposal_id in range(end):
-            item = self._ended.get(proposal_id)
-            if item is None or item.val_loss is None or item.val_accuracy is None:
-                continue
-            by_loss = self._settings.rank_by == "val_loss"
-            weighed = item.val_loss * self._capacity_factor(proposal_id)
-            costs[proposal_id] = weighed if by_loss else -item.val_accuracy
-        return costs
+        """Return the costs of the proposals before ``end`` that have a score."""
+        return {
+            i: self._merit.cost(self._ended[i], self._parameters(self._masks[i]))
+            for i in range(end)
+            if i in self._ended and not self._ended[i].failed
+        }
 
-    def _capacity_factor(self, proposal_id: int) -> float:
-        keep, weight = self._masks[proposal_id], self._settings.capacity_weight
-        return capacity_factor(self._budget.space, keep, weight)
+    def _parameters(self, keep: BoolArray) -> int:
+        space = self._budget.space
+        return space.parameters(keep) if space.tensor_sizes else 0
 
 
 def random_widths(budget: Budget, importance: FloatArray, seed: int) -> Draw:
-    """Return a strategy that draws random widths; the best of them wins (2205.05676).
-
-    Args:
-        budget: The budget that all masks meet.
-        importance: ``(num_filters,)``; the order within layers counts.
-        seed: Seed of the widths, >= 0.
-    """
+    """Random widths, the best of which wins (2205.05676)."""
 
     def draw(ids: range, costs: Costs) -> list[BoolArray]:
         return [
@@ -151,12 +130,7 @@ class AffineRanking:
     """``(num_groups,)``."""
 
     def mask(self, budget: Budget, norms: FloatArray) -> BoolArray:
-        """Return the mask with one threshold for all layers at which the budget is met.
-
-        Args:
-            budget: The budget that the mask meets.
-            norms: ``(num_filters,)``.
-        """
+        """One threshold for all layers, at which the budget is met."""
         group_of = budget.space.group_of
         return budget.fill(self.alpha[group_of] * norms + self.kappa[group_of])
 
@@ -164,16 +138,16 @@ class AffineRanking:
 class LeGR:
     """Regularised evolution of affine rankings (Chin et al. 2020, 1904.12368), as a ``Draw``.
 
-    Population 64, tournaments of 16 and mutations of a tenth of the layers are the paper's. The
-    paper evolves one child at a time; here the children of a generation have the same ancestors, so
-    that workers can score them side by side.
+    Population 64, tournaments of 16 and mutations of a tenth of the layers are the paper's. It
+    evolves one child at a time; here a generation's children have the same ancestors, so that
+    workers can score them side by side.
 
     Args:
-        budget: The budget that all masks meet.
-        norms: ``(num_filters,)``: L2 norms, scaled to mean 1 in every layer, so that the evolution
-            starts around a sensible ranking.
-        num_scores: Scores of the whole evolution.
-        seed: Seed of all random numbers, >= 0.
+        budget: That all masks meet.
+        norms: ``(num_filters,)``: L2 norms, here scaled to mean 1 in every layer, so that it
+            starts around a ranking that makes sense.
+        num_scores: Over the whole evolution.
+        seed: Of all its random numbers.
     """
 
     population = 64
@@ -192,12 +166,7 @@ class LeGR:
         self._rankings: list[AffineRanking] = []
 
     def __call__(self, ids: range, costs: Costs) -> list[BoolArray]:
-        """Return the masks of a generation: at first random rankings, then mutated winners.
-
-        Args:
-            ids: Ids of the proposals.
-            costs: Costs of the proposals scored so far, by id.
-        """
+        """The masks of a generation: at first random rankings, then mutated winners."""
         for proposal_id in ids:
             rng = np.random.default_rng([self._seed, proposal_id, _LEGR])
             is_first = proposal_id < self._num_first or not costs

@@ -9,27 +9,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import ray
 from rich.table import Table
 
-from fppmo_ray.distribution import OptimizerSettings
+from fppmo_ray.distribution import Feedback, OptimizerSettings, Proposal
+from fppmo_ray.service.pool.call import Call
 from fppmo_ray.service.pool.cluster import Demand
-from fppmo_ray.service.pool.work import Work
 from fppmo_ray.service.pool.worker_group import WorkerInfo
 from fppmo_ray.service.pool.worker_pool import WorkerPool, worker_pool
-from fppmo_ray.service.pretend import (
-    PRETEND_SPACE,
+from fppmo_ray.testing.simulated_search import (
+    SIMULATED_SPACE,
     Pace,
-    PretendScore,
-    PretendWorker,
-    pretend_model,
-    pretend_run,
+    SimulatedWorker,
     search_with,
+    simulated_model,
+    simulated_run,
 )
-from fppmo_ray.service.journal.facts import Scored
 
 _SPREAD = 0.2
 _POPULATION = 64
@@ -71,25 +68,25 @@ class Throughput:
 
 
 class TimedWorker:
-    """A simulated worker that returns the real time of its score, since sleeps last too long.
+    """A simulated worker that measures its scores, since a sleep takes longer than asked for.
 
     Args:
-        pace: How long scores take.
-        slot: Number of the worker in the pool.
+        pace: Duration of the scores.
+        slot: Number of the worker in its group.
     """
 
     def __init__(self, pace: Pace, slot: int) -> None:
-        self._worker = PretendWorker(pace, slot)
+        self._worker = SimulatedWorker(pace, slot)
 
     def ready(self) -> WorkerInfo:
-        """Where the worker runs."""
+        """Return where the worker runs."""
         return self._worker.ready()
 
-    def score(self, *arguments: Any) -> PretendScore:
-        """The pretended score."""
+    def score(self, proposal: Proposal) -> Feedback:
+        """Return the simulated score with the time that it took."""
         begin = time.perf_counter()
-        score = self._worker.score(*arguments)
-        return replace(score, seconds=time.perf_counter() - begin)
+        feedback = self._worker.score(proposal)
+        return replace(feedback, seconds=time.perf_counter() - begin)
 
 
 def scaling_table() -> Table:
@@ -127,29 +124,36 @@ def _measure(load: Load) -> Throughput:
     with (
         _local_ray(num_cpus=load.workers),
         tempfile.TemporaryDirectory() as folder,
-        pretend_run(Path(folder) / "run", settings) as run,
-        pretend_model(settings) as model,
+        simulated_run(Path(folder) / "run", settings) as run,
+        simulated_model(settings) as model,
         worker_pool(TimedWorker, pace, num_workers=load.workers, demand=Demand(cpus=1)) as pool,
     ):
         _wait_for_all(pool)
         cpu_seconds = time.process_time()
         search_with(run, model, pool, settings)
         cpu_seconds = time.process_time() - cpu_seconds
-        scored = run.all(Scored)
-    span = max(fact.at for fact in scored) - min(fact.at - fact.seconds for fact in scored)
+        scores = [_span(item) for item in run.all(Feedback) if not item.failed]
+    span = max(end for _, end in scores) - min(begin for begin, _ in scores)
     return Throughput(
         load=load,
         scores_per_second=load.proposals / span,
-        busy=sum(fact.seconds for fact in scored) / (load.workers * span),
+        busy=sum(end - begin for begin, end in scores) / (load.workers * span),
         driver=cpu_seconds / span,
     )
+
+
+def _span(feedback: Feedback) -> tuple[float, float]:
+    """Return the times at which a score began and ended, in seconds."""
+    assert feedback.at is not None  # the driver notes it for every score
+    assert feedback.seconds is not None  # the worker measures it
+    return feedback.at - feedback.seconds, feedback.at
 
 
 @contextmanager
 def _local_ray(num_cpus: int) -> Iterator[None]:
     ray.init(
         address="local",
-        num_cpus=num_cpus,  # pretended, like the workers
+        num_cpus=num_cpus,  # more than there may be: simulated workers need none
         include_dashboard=False,
         log_to_driver=False,
         configure_logging=False,
@@ -160,9 +164,9 @@ def _local_ray(num_cpus: int) -> Iterator[None]:
         ray.shutdown()
 
 
-def _wait_for_all(pool: WorkerPool) -> None:
-    """Let those that are up score something until all are."""
-    keep = np.ones(PRETEND_SPACE.num_filters, dtype=np.bool_)
-    work = Work(name="warm-up", method="score", arguments=(None, keep, (0, 0), "search_val"))
+def _wait_for_all(pool: WorkerPool[TimedWorker]) -> None:
+    """Let the workers that have started score something until all have."""
+    keep = np.ones(SIMULATED_SPACE.num_filters, dtype=np.bool_)
+    dense = Proposal(proposal_id=0, generation=0, keep=keep, macs=SIMULATED_SPACE.dense_macs)
     while pool.num_ready < pool.num_workers:
-        pool.run([work])
+        pool.run([Call("warm-up", lambda worker: worker.score(dense))])

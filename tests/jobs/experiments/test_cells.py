@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cells
@@ -42,6 +43,11 @@ class _Doubler:
         return measured if self._notes.read_text().split().count(str(number)) == 3 else None
 
 
+def doubling(number: int) -> cells.Measurement[_Doubler]:
+    cell = cells.Cell(name=f"n{number}", key={"number": number})
+    return cells.Measurement(cell=cell, ask=lambda worker: worker.double(number))
+
+
 def test_a_cell_is_found_as_it_was_kept(tmp_path: Path) -> None:
     cell = cells.Cell(name="l1-s0", key={"seed": 0, "widths": (1, 2), "recipe": {"epochs": 6}})
     assert cells.find(tmp_path / "new", cell) is None
@@ -73,15 +79,8 @@ def test_missing_cells_alone_are_measured_and_a_failed_one_keeps_no_other(tmp_pa
     folder, notes = tmp_path / "results", tmp_path / "notes"
 
     def measure(numbers: list[int]) -> None:
-        works = [
-            (
-                cells.Cell(name=f"n{number}", key={"number": number}),
-                Work(name=f"double {number}", method="double", arguments=(number,)),
-            )
-            for number in numbers
-        ]
         with worker_pool(_Doubler, notes, num_workers=1, demand=Placement().demand) as pool:
-            cells.measure_missing(folder, works, pool)
+            cells.measure_missing(folder, map(doubling, numbers), pool)
 
     measure([1, 2])
     with pytest.raises(RuntimeError, match="cells failed, see the warnings above: n-1"):
@@ -95,16 +94,12 @@ def test_missing_cells_alone_are_measured_and_a_failed_one_keeps_no_other(tmp_pa
 def test_cells_that_take_several_calls_are_finished_before_many_others_begin(
     tmp_path: Path,
 ) -> None:
-    works = [
-        (
-            cells.Cell(name=f"n{number}", key={"number": number}),
-            Work(name=f"{number}", method="double_at_the_third_time", arguments=(number,)),
-        )
-        for number in range(8)
-    ]
+    def in_three_calls(number: int) -> cells.Measurement[_Doubler]:
+        return replace(doubling(number), ask=lambda worker: worker.double_at_the_third_time(number))
+
     notes = tmp_path / "notes"
     with worker_pool(_Doubler, notes, num_workers=1, demand=Placement().demand) as pool:
-        cells.measure_missing(tmp_path / "results", works, pool)
+        cells.measure_missing(tmp_path / "results", map(in_three_calls, range(8)), pool)
     calls = notes.read_text().split()
     assert [calls.count(str(number)) for number in range(8)] == [3] * 8
     under_way = [
@@ -118,13 +113,6 @@ def test_cells_that_take_several_calls_are_finished_before_many_others_begin(
 @pytest.mark.usefixtures("local_ray")
 def test_a_stop_keeps_what_is_done_and_says_how_to_go_on(tmp_path: Path) -> None:
     folder = tmp_path / "results"
-    works = [
-        (
-            cells.Cell(name=f"n{number}", key={"number": number}),
-            Work(name=f"double {number}", method="double", arguments=(number,)),
-        )
-        for number in range(20)
-    ]
     demand = Placement().demand
     signals = iter([signal.SIGTERM])  # a second one would not be waited for
 
@@ -137,7 +125,7 @@ def test_a_stop_keeps_what_is_done_and_says_how_to_go_on(tmp_path: Path) -> None
         worker_pool(_Doubler, tmp_path / "notes", num_workers=1, demand=demand, stop=stop) as pool,
         pytest.raises(SearchStopped) as stopped,
     ):
-        cells.measure_missing(folder, works, pool, on_kept=stop_soon)
+        cells.measure_missing(folder, map(doubling, range(20)), pool, on_kept=stop_soon)
     done = len(cells.read_all(folder))
     assert 0 < done < 20
     expected = f"stopped on request: {done} cells in {folder}; the same command goes on"

@@ -33,7 +33,8 @@ from rivals.table import comparison_tables
 from fppmo_ray import Recipe, SearchSettings, load_dataset
 from fppmo_ray.distribution import BoolArray, Feedback, MaskOptimizer
 from fppmo_ray.pruning import extract
-from fppmo_ray.service.problem import state_problem
+from fppmo_ray.service.image_task import image_classification
+from fppmo_ray.service.problem import build_problem
 from fppmo_ray.training import (
     PLAIN_COMPUTE,
     TrainingState,
@@ -61,8 +62,9 @@ def case(few_images: Path, weights: Path) -> Case:
     load_weights(dense, weights)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # option-A shortcuts are left whole
-        problem = state_problem(dense, load_dataset("cifar10", few_images), SETTINGS)
-    return Case(problem=problem, settings=SETTINGS, compute=PLAIN_COMPUTE)
+        task = image_classification(load_dataset("cifar10", few_images))
+        problem = build_problem(dense, task, SETTINGS)
+    return Case(problem=problem, compute=PLAIN_COMPUTE)
 
 
 def require_budget(case: Case, keep: BoolArray) -> None:
@@ -100,14 +102,14 @@ def test_legr_begins_with_the_global_ranking_it_transforms(case: Case) -> None:
 def scored(case: Case, search: RivalSearch, target: np.ndarray) -> list[tuple[BoolArray, float]]:
     """Masks and costs of a whole search for target widths, told one by one, the last first."""
     space, done = case.problem.tracing.space, []
-    proposals = list(search.advance([]).proposals)
+    proposals = list(search.step([]).proposals)
     while proposals:
         proposal = proposals.pop()
         require_budget(case, proposal.keep)
         loss = float(np.abs(space.widths(proposal.keep) - target).sum())
         done.append((proposal.proposal_id, proposal.keep, loss))
         feedback = Feedback(proposal_id=proposal.proposal_id, val_loss=loss, val_accuracy=0.5)
-        proposals += search.advance([feedback]).proposals
+        proposals += search.step([feedback]).proposals
     return [(keep, loss) for _, keep, loss in sorted(done, key=lambda item: item[0])]
 
 
@@ -135,8 +137,8 @@ def test_legr_spends_all_its_scores_and_nears_what_they_reward(case: Case) -> No
 
 def test_a_weighed_rival_prefers_what_leaves_more_parameters_at_the_same_loss(case: Case) -> None:
     search = legr_search(case, capacity_weight=2.0)
-    proposals = list(search.advance([]).proposals)
-    search.advance(
+    proposals = list(search.step([]).proposals)
+    search.step(
         [Feedback(proposal_id=p.proposal_id, val_loss=1.0, val_accuracy=0.5) for p in proposals]
     )
     parameters = [case.problem.tracing.space.parameters(p.keep) for p in proposals]
@@ -163,7 +165,7 @@ def test_a_rival_told_a_whole_journal_proposes_the_same_masks(case: Case) -> Non
         Feedback(proposal_id=i, val_loss=loss, val_accuracy=0.5)
         for i, (_, loss) in enumerate(masks)
     ]
-    proposals = legr_search(case).advance(feedback).proposals
+    proposals = legr_search(case).step(feedback).proposals
     assert [item.proposal_id for item in proposals] == list(range(320))
     for item, (keep, _) in zip(proposals, masks, strict=True):
         np.testing.assert_array_equal(item.keep, keep)

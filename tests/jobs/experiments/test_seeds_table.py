@@ -18,8 +18,8 @@ def row(name: str, before: float, after: float, **budget: float) -> dict[str, ob
 def result(folder: Path, seed: int, *variants: dict[str, object]) -> Path:
     path = folder / f"{seed}.json"
     dense = row("dense", 0.9, 0.9) | {"macs_cut": 0.0}
-    scores = {"scored": 8, "by_steps": {"5": 8}}
-    run = {"settings": {"seed": seed}, "scores": scores, "variants": [dense, *variants]}
+    settings = {"seed": seed, "score_steps": 5}
+    run = {"settings": settings, "scores": {"scored": 8}, "variants": [dense, *variants]}
     path.write_text(json.dumps(run))
     return path
 
