@@ -19,10 +19,11 @@ from fppmo_ray import (
     load_network,
     search,
 )
+from fppmo_ray.distribution import Feedback, Proposal
 from fppmo_ray.job import show_result
 from fppmo_ray.report import print_status
 from fppmo_ray.service.export import export_result
-from fppmo_ray.service.journal.facts import Asked, Chosen, EpochFinished, Fact, Scored
+from fppmo_ray.service.journal.facts import Chosen, EpochFinished, Fact, pack_mask
 from fppmo_ray.service.journal.run_directory import JOURNAL, read_journal
 from fppmo_ray.training import build_network, evaluate, open_images, source_of
 
@@ -33,7 +34,6 @@ SETTINGS = SearchSettings(
     proposals=8,
     population=4,
     score_steps=3,
-    screen_steps=1,
     rescore_seeds=2,
     recalibrate_images=64,
     score_recalibrate_images=64,
@@ -64,13 +64,23 @@ def finished(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
-def decisions(run_dir: Path) -> tuple[list[object], list[Chosen], dict[str, float]]:
+def decisions(run_dir: Path) -> tuple[list[object], list[object], dict[str, float | None]]:
     """Masks with their budgets and scores, choices, and the last loss of every training."""
     facts: list[Fact] = read_journal(run_dir)
-    asked = {fact.id: (fact.mask, fact.macs_cut) for fact in facts if isinstance(fact, Asked)}
-    scored = [fact for fact in facts if isinstance(fact, Scored)]
-    scores: list[object] = sorted((f.id, f.rung, *asked[f.id], f.val_loss) for f in scored)
-    chosen = [fact for fact in facts if isinstance(fact, Chosen)]
+    asked = {
+        fact.proposal_id: (pack_mask(fact.keep), fact.macs_cut)
+        for fact in facts
+        if isinstance(fact, Proposal)
+    }
+    scored = [fact for fact in facts if isinstance(fact, Feedback)]
+    scores: list[object] = sorted(
+        (f.proposal_id, *asked[f.proposal_id], f.val_loss) for f in scored
+    )
+    chosen: list[object] = [
+        (fact.finalist, pack_mask(fact.keep), fact.macs_cut)
+        for fact in facts
+        if isinstance(fact, Chosen)
+    ]
     epochs = [fact for fact in facts if isinstance(fact, EpochFinished)]
     return scores, chosen, {fact.task: fact.train_loss for fact in epochs}
 
@@ -96,14 +106,12 @@ def test_each_budget_ends_with_a_network_that_is_as_good_as_reported(finished: P
 
 
 @pytest.mark.slow
-def test_every_mask_meets_its_own_budget_and_two_of_each_are_scored_deeply(finished: Path) -> None:
+def test_every_mask_meets_its_own_budget_and_two_of_each_are_scored(finished: Path) -> None:
     result = SearchResult(finished, DENSE)
     history, dense = result.history, result.figures["variants"][0]["macs"]
     assert (history["macs"] <= (1 - history["budget"]) * dense).all()
-    counts = history.groupby(["generation", "budget", "rung"]).size()
-    assert counts.to_dict() == {
-        (g, cut, rung): 2 for g in (0, 1) for cut in CUTS for rung in (1, 3)
-    }
+    counts = history.groupby(["generation", "budget", "steps"]).size()
+    assert counts.to_dict() == {(g, cut, 3): 2 for g in (0, 1) for cut in CUTS}
 
 
 @pytest.mark.slow
@@ -147,7 +155,7 @@ def test_the_record_holds_a_network_for_each_budget_and_the_front(
 def test_a_cut_journal_leads_to_the_same_front(finished: Path, tmp_path: Path, moment: str) -> None:
     lines = (finished / JOURNAL).read_bytes().splitlines(keepends=True)
     kind, number = {
-        "amid the scores": (b'"Scored"', 5),
+        "amid the scores": (b'"Feedback"', 5),
         "between the choices": (b'"Chosen"', 1),
         "amid fine-tuning": (b'"EpochFinished"', 3),
     }[moment]

@@ -10,7 +10,8 @@ import tyro
 
 from fppmo_ray import SearchSettings, load_dataset
 from fppmo_ray.distribution import MaskOptimizer
-from fppmo_ray.service.problem import Problem, state_problem
+from fppmo_ray.service.image_task import image_classification
+from fppmo_ray.service.problem import Problem, build_problem
 from fppmo_ray.training import build_network
 
 NETWORK = build_network("digits_cnn", 10)  # conv1 and conv2 of 32 filters, conv3 and conv4 of 64
@@ -19,11 +20,11 @@ SETTINGS = SearchSettings(macs_cut=0.5, proposals=16)
 
 def problem(**limits: tuple[float, float]) -> Problem:
     settings = replace(SETTINGS, layer_limits=limits)
-    return state_problem(NETWORK, load_dataset("digits"), settings)
+    return build_problem(NETWORK, image_classification(load_dataset("digits")), settings)
 
 
 def test_every_proposal_keeps_what_a_layer_must_and_no_more_than_it_may() -> None:
-    space = problem(conv1=(0.75, 1.0), conv4=(0.1, 0.25)).tracing.space
+    space = problem(conv1=(0.75, 1.0), conv4=(0.1, 0.25)).space
     optimizer = MaskOptimizer(space, np.ones(space.num_filters), SETTINGS.optimizer_settings())
     proposals = optimizer.ask()
     assert len(proposals) == 16

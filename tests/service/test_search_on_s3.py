@@ -9,22 +9,24 @@ import pytest
 import torch
 
 from fppmo_ray import Placement, Recipe, SearchResult, SearchSettings, cli, load_dataset, search
+from fppmo_ray.distribution import Feedback, Proposal
 from fppmo_ray.job import show_result
 from fppmo_ray.service.export import export_result
 from fppmo_ray.service.journal.facts import (
-    Asked,
     Chosen,
     EpochFinished,
     Fact,
     Rescored,
-    RoundStarted,
-    Scored,
+    WeightsFrozen,
+    pack_mask,
 )
 from fppmo_ray.service.journal.run_directory import RunDirectory, read_journal
 from fppmo_ray.service.journal.storage import location_of, open_storage
 from fppmo_ray.training import build_network
 
-pytestmark = pytest.mark.slow  # what S3 does to a journal, record/test_epochs_on_s3.py tells sooner
+pytestmark = (
+    pytest.mark.slow
+)  # what S3 does to a journal, journal/test_leases_on_s3.py tells sooner
 
 SETTINGS = SearchSettings(
     macs_cut=0.5,
@@ -61,16 +63,16 @@ def results(result: SearchResult) -> list[tuple[object, ...]]:
         match fact:
             case EpochFinished():
                 seen.append((fact.task, fact.epoch, fact.train_loss))
-            case RoundStarted():
-                seen.append(("round", fact.round, fact.weights_sha256))
-            case Asked():
-                seen.append(("mask", fact.id, fact.mask))
-            case Scored():
-                seen.append(("score", fact.id, fact.val_loss, fact.val_accuracy))
+            case WeightsFrozen():
+                seen.append(("weights", fact.sha256))
+            case Proposal():
+                seen.append(("mask", fact.proposal_id, pack_mask(fact.keep)))
+            case Feedback():
+                seen.append(("score", fact.proposal_id, fact.val_loss, fact.val_accuracy))
             case Rescored():
-                seen.append((fact.finalist, fact.split, fact.mask, fact.val_loss))
+                seen.append((fact.finalist, fact.split, pack_mask(fact.keep), fact.val_loss))
             case Chosen():
-                seen.append(("chosen", fact.finalist, fact.mask))
+                seen.append(("chosen", fact.finalist, pack_mask(fact.keep)))
     return sorted(seen, key=repr)
 
 
@@ -84,7 +86,7 @@ def killed_after(scores: int, run_dir: str) -> None:
 
     def record_and_die(self: RunDirectory, facts: Iterable[Fact]) -> None:
         record(self, facts)
-        if len(self.all(Scored)) >= scores:
+        if len(self.all(Feedback)) >= scores:
             raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
