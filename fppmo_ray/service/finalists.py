@@ -13,7 +13,7 @@ from fppmo_ray.distribution import Finalist, FloatArray, Merit
 from fppmo_ray.pruning import Score
 from fppmo_ray.service.dense_weights import Context
 from fppmo_ray.service.journal.artifacts import IMPORTANCE_ONLY
-from fppmo_ray.service.journal.facts import Chosen, Rescored
+from fppmo_ray.service.journal.facts import Chosen, Fact, Rescored
 from fppmo_ray.service.journal.run_directory import RunDirectory
 from fppmo_ray.service.pool.call import Call
 from fppmo_ray.service.worker_protocol import SharedWeights, Worker
@@ -49,10 +49,15 @@ class Found:
     given: SharedWeights
     """The dense weights that the search began with: the compared networks are cut from them, and
     distillation learns from them."""
+    searches: Sequence[Sequence[Fact]]
+    """The facts of every search that scored masks: this one's, or those of each stage."""
     keep_logits: FloatArray | None = None
     """The distribution's keep-logits at the end, ``(num_filters,)``; None: the model has none."""
-    stages: int = 1
-    """Stages of gradual pruning."""
+
+    @property
+    def stages(self) -> int:
+        """Stages of gradual pruning, at least 1."""
+        return len(self.searches)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from fppmo_ray.distribution import BoolArray, Feedback, PruningSpace
+from fppmo_ray.distribution import BoolArray, PruningSpace
 from fppmo_ray.distribution.limits import Resource, cost_of, dense_cost
 from fppmo_ray.pruning import extract, save_network
 from fppmo_ray.pruning.latency import Latency
@@ -86,8 +86,8 @@ def finalize(context: Context, found: Found, source: Mapping[str, Any] | None) -
         "epochs_between_stages": settings.stage_epochs * (found.stages - 1),
         **_table_figures(context),
         "variants": _figures(context, variants, states),
-        "score_noise": _score_noise(context),
-        "scores": _score_costs(context),
+        "score_noise": _score_noise(found),
+        "scores": _score_costs(found),
     }
     for variant in variants:
         if variant.name == FPPMO:
@@ -190,15 +190,16 @@ def _evaluation(variant: _Variant, state: bytes | None) -> Call[Worker, Evaluati
     )
 
 
-def _score_noise(context: Context) -> dict[str, float] | None:
+def _score_noise(found: Found) -> dict[str, float] | None:
     """Return the standard deviation of an importance-only mask's scores over fresh seeds.
 
-    The scores are on search-val. With several budgets it is the mean over their masks.
+    The scores are on search-val. With several budgets or stages it is the mean over their masks.
     """
-    by_mask: dict[bytes, list[Rescored]] = {}
-    for fact in context.run.all(Rescored):
-        if fact.split == "search_val":
-            by_mask.setdefault(fact.keep.tobytes(), []).append(fact)
+    by_mask: dict[tuple[int, bytes], list[Rescored]] = {}
+    for number, facts in enumerate(found.searches):
+        for fact in facts:
+            if isinstance(fact, Rescored) and fact.split == "search_val":
+                by_mask.setdefault((number, fact.keep.tobytes()), []).append(fact)
     repeated = [facts for facts in by_mask.values() if len(facts) > 1]
     if not repeated:
         return None
@@ -214,10 +215,10 @@ def _score_noise(context: Context) -> dict[str, float] | None:
     }
 
 
-def _score_costs(context: Context) -> dict[str, Any]:
-    """Return how many scores the search took, and their mean time; nothing if it has none."""
-    feedback = latest_feedback(context.run.facts).values()
-    seconds = [item.seconds for item in context.run.all(Feedback) if item.seconds is not None]
+def _score_costs(found: Found) -> dict[str, Any]:
+    """Return how many scores the search took, and their mean time; None if it has none."""
+    feedback = [item for facts in found.searches for item in latest_feedback(facts).values()]
+    seconds = [item.seconds for item in feedback if item.seconds is not None]
     return {
         "scored": sum(not item.failed for item in feedback),
         "failed": sum(item.failed for item in feedback),

@@ -76,4 +76,4 @@ def find_mask_with(
     with watch(context.run, settings, settings.merit(space), console) as progress:
         score_proposals(model, context.pool, context.run, score_call, progress)
     choices = choose(model.finalists(), context, weights, score_timeout)
-    return Found(choices=choices, weights=weights, given=weights)
+    return Found(choices=choices, weights=weights, given=weights, searches=[context.run.facts])

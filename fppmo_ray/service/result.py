@@ -98,7 +98,10 @@ class SearchResult:
 
     @cached_property
     def history(self) -> pd.DataFrame:
-        """One row per score that has ended, in order of ids and rungs."""
+        """One row per proposal that has feedback, by ascending id.
+
+        It is empty for a search in stages, whose proposals are in the stages' own journals.
+        """
         return history_of(self._facts)
 
     @cached_property

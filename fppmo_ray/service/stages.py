@@ -7,6 +7,7 @@ two stages the chosen network is fine-tuned, on the workers and in the journal o
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from fppmo_ray.pruning.extract import scatter
 from fppmo_ray.service.dense_weights import Context, dense_weights, measure_importance
 from fppmo_ray.service.finalists import Choice, Found
 from fppmo_ray.service.journal.artifacts import IMPORTANCE_ONLY
-from fppmo_ray.service.journal.facts import Chosen, Started
+from fppmo_ray.service.journal.facts import Chosen, Fact, Started
 from fppmo_ray.service.journal.run_directory import open_run
 from fppmo_ray.service.mask_search import find_mask
 from fppmo_ray.service.pool.worker_pool import worker_pool
@@ -54,10 +55,12 @@ def find_mask_in_stages(
     given = weights = dense_weights(context)
     importance = measure_importance(context, given)
     keep, warm_start = np.ones(space.num_filters, dtype=bool), None
+    searches: list[Sequence[Fact]] = []
     for number, settings in enumerate(stages, start=1):
         problem = _stage_problem(context, settings, keep, weights)
         with context.pool.away():
             found = _search_stage(problem, context, number, run_dir, placement, console, warm_start)
+        searches += found.searches
         chosen = found.choices[0].chosen
         assert found.keep_logits is not None  # stages are searched by the probability model
         warm_start = found.keep_logits[chosen.keep]
@@ -70,7 +73,7 @@ def find_mask_in_stages(
     )
     if not context.run.all(Chosen):
         context.run.record([Chosen(finalist=chosen.name, keep=keep)])
-    return Found(choices=[choice], weights=weights, given=given, stages=len(stages))
+    return Found(choices=[choice], weights=weights, given=given, searches=searches)
 
 
 def stage_run_dir(run_dir: Path | str, number: int) -> Path | str:

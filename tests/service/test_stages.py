@@ -122,6 +122,7 @@ def test_the_chosen_mask_is_composed_of_those_of_the_stages(undisturbed: Path) -
         fact.finalist == choice.chosen.name == all_of(undisturbed / "stage-2", Chosen)[0].finalist
     )
     assert found.stages == 2
+    assert [sum(isinstance(f, Feedback) for f in facts) for facts in found.searches] == [12, 12]
 
 
 def test_parameters_of_the_finalist_are_those_of_the_whole_pruned_network(
