@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fppmo_ray import Placement, Recipe, SearchSettings, load_network
-from fppmo_ray.service.journal.artifacts import history_of
+from fppmo_ray.service.journal.artifacts import read_history
 from fppmo_ray.service.journal.facts import ComputeChosen
 from fppmo_ray.service.journal.run_directory import read_journal
 from fppmo_ray.training import native_dtype
@@ -39,7 +39,7 @@ def test_the_job_ends_with_a_network_of_less_than_half_the_macs(
 ) -> None:
     run_dir = tmp_path / "run"
     job.main(few_images, run_dir, SETTINGS, Placement(), network="resnet20", weights=weights)
-    history = history_of(read_journal(run_dir))
+    history = read_history(run_dir)
     assert history["val_accuracy"].notna().all()
     assert (history["macs"] <= 0.43 * 40_551_040).all()  # ResNet-20, option A
     [chosen] = [fact for fact in read_journal(run_dir) if isinstance(fact, ComputeChosen)]

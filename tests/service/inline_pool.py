@@ -22,7 +22,7 @@ class InlinePool:
     def __init__(
         self, worker: Any, error_of: Callable[[Call[Any, Any]], str | None] = lambda call: None
     ) -> None:
-        self._actor = _InlineActor(worker)
+        self._actor = InlineActor(worker)
         self._error_of = error_of
         self._queue: list[Call[Any, Any]] = []
         self.submitted: list[Call[Any, Any]] = []
@@ -55,7 +55,7 @@ class InlinePool:
         return [call.result for call in calls]
 
 
-class _InlineActor:
+class InlineActor:
     """Looks like a Ray actor; the reference of an answer is the answer itself."""
 
     def __init__(self, worker: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from inline_pool import InlineActor
 from torch import nn
 
 from fppmo_ray.distribution import Feedback, Proposal
@@ -109,7 +110,7 @@ class PoolHere:
 
     def __init__(self, worker: Any, seed: int = 0, num_workers: int = 2) -> None:
         self.num_workers = num_workers
-        self._actor = _ActorHere(worker)
+        self._actor = InlineActor(worker)
         self._order = random.Random(seed)
         self._queue: list[Call[Any, Any]] = []
         self.done: list[Call[Any, Any]] = []
@@ -154,21 +155,3 @@ class PoolHere:
         call.send(self._actor, runs_now=True)
         call.end_with(call.reference, "0@here:1")
         self.done.append(call)
-
-
-class _ActorHere:
-    """Looks like a Ray actor whose methods run at once."""
-
-    def __init__(self, worker: Any) -> None:
-        self._worker = worker
-
-    def __getattr__(self, method: str) -> Any:
-        return _MethodHere(getattr(self._worker, method))
-
-
-class _MethodHere:
-    def __init__(self, method: Any) -> None:
-        self.remote = method
-
-    def options(self, **_: Any) -> _MethodHere:
-        return self

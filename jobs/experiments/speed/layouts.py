@@ -11,6 +11,7 @@ import ray
 from rich.table import Table
 
 from fppmo_ray import Placement, SearchSettings, search
+from fppmo_ray.service.journal.artifacts import read_history
 from fppmo_ray.training import Recipe, build_network
 from speed.subject import MACS_CUT, Plan, random_dataset
 
@@ -70,8 +71,9 @@ def random_search(name: str, proposals: int, plan: Plan, placement: Placement) -
         dtype=plan.compute.dtype,
     )
     with tempfile.TemporaryDirectory() as folder:
-        network, dataset, run_dir = build_network(name, 10), random_dataset(8000, 32), Path(folder)
-        return search(network, dataset, settings, run_dir=run_dir, placement=placement).history
+        run_dir, dataset = Path(folder), random_dataset(8000, 32)
+        search(build_network(name, 10), dataset, settings, run_dir=run_dir, placement=placement)
+        return read_history(run_dir)
 
 
 def scores_per_second(history: pd.DataFrame) -> float:
