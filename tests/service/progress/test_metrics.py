@@ -7,12 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from fppmo_ray.distribution import Feedback, OptimizerSettings
+from fppmo_ray.distribution import Feedback, Merit, OptimizerSettings, Proposal
 from fppmo_ray.service.progress import metrics
 from fppmo_ray.service.progress.metrics import METRICS, Metric, metrics_of
-from fppmo_ray.service.progress.observation import Ended, Tally, Workforce
+from fppmo_ray.service.progress.observation import Tally, Workforce
 
 GRAFANA = Path(__file__).resolve().parents[3] / "cluster" / "grafana"
 
@@ -48,18 +49,29 @@ def workforce(*, requeued: int = 0) -> Workforce:
     return Workforce(wanted=8, placed=6, busy=5, queued=3, requeued=requeued)
 
 
-def ended(proposal_id: int, loss: float, accuracy: float) -> Ended:
-    feedback = Feedback(proposal_id=proposal_id, val_loss=loss, val_accuracy=accuracy)
-    return Ended(feedback=feedback, seconds=2.0)
+def scored(proposal_id: int, loss: float, accuracy: float | None) -> Feedback:
+    return Feedback(proposal_id=proposal_id, val_loss=loss, val_accuracy=accuracy, seconds=2.0)
+
+
+def tally(macs: list[int], *, num_proposals: int = 8, population: int = 3) -> Tally:
+    """Return a tally that has been told proposals of these MACs, the best by their losses."""
+    settings = OptimizerSettings(
+        macs_cut=0.5, num_proposals=num_proposals, population_size=population
+    )
+    counting = Tally(settings, Merit())
+    counting.propose(
+        Proposal(proposal_id=i, generation=i // population, keep=np.ones(4, bool), macs=value)
+        for i, value in enumerate(macs)
+    )
+    return counting
 
 
 def test_every_metric_follows_the_observations(recorders: dict[str, Recorder]) -> None:
-    export = metrics_of("c0ffee", macs={0: 700, 1: 600}.__getitem__)
-    tally = Tally(OptimizerSettings(macs_cut=0.5, num_proposals=8, population_size=3))
-    export(tally.begin([], workforce()))
-    export(tally.count([ended(0, 0.5, 0.75), ended(1, 0.25, 0.5)], workforce(requeued=2)))
-    failure = Ended(feedback=Feedback(proposal_id=2, error="NaN"))
-    export(tally.count([failure], workforce(requeued=3)))
+    export, counting = metrics_of("c0ffee"), tally([700, 600, 500])
+    export(counting.begin([], workforce()))
+    export(counting.count([scored(0, 0.5, 0.75), scored(1, 0.25, 0.5)], workforce(requeued=2)))
+    failure = Feedback(proposal_id=2, error="NaN")
+    export(counting.count([failure], workforce(requeued=3)))
     told = {name.removeprefix("fppmo_"): recorder.told for name, recorder in recorders.items()}
     assert told["proposals_total"] == [
         (1, "scored"),
@@ -78,7 +90,7 @@ def test_every_metric_follows_the_observations(recorders: dict[str, Recorder]) -
         "proposals_ended": 3,
         "proposals_wanted": 8,
         "generations_complete": 1,
-        "generation_best_accuracy": 0.75,
+        "generation_best_accuracy": 0.5,  # of the lowest loss
         "generation_mean_accuracy": 0.625,
         "generation_best_loss": 0.25,
         "generation_mean_loss": 0.375,
@@ -92,12 +104,29 @@ def test_every_metric_follows_the_observations(recorders: dict[str, Recorder]) -
     }
 
 
+def test_a_task_without_accuracies_exports_none(recorders: dict[str, Recorder]) -> None:
+    export, counting = metrics_of("c0ffee"), tally([700, 600, 500])
+    ended = [scored(i, -0.1 * i, None) for i in range(3)]
+    export(counting.count(ended, workforce()))
+    told = {name.removeprefix("fppmo_"): recorder.told for name, recorder in recorders.items()}
+    assert told["best_loss"] == told["generation_best_loss"] == [(-0.2, None)]
+    for name in ("best_accuracy", "generation_best_accuracy", "generation_mean_accuracy"):
+        assert told[name] == []
+
+
+def test_a_generation_without_a_score_exports_no_best(recorders: dict[str, Recorder]) -> None:
+    export, counting = metrics_of("c0ffee"), tally([700, 600, 500])
+    export(counting.count([Feedback(proposal_id=i, error="NaN") for i in range(3)], workforce()))
+    told = {name.removeprefix("fppmo_"): recorder.told for name, recorder in recorders.items()}
+    assert told["generations_complete"] == [(1, None)]
+    assert [name for name, values in told.items() if "best" in name and values] == []
+
+
 @pytest.mark.usefixtures("local_ray")
 def test_without_a_metrics_agent_nothing_breaks_or_warns() -> None:
-    export = metrics_of("c0ffee", macs=lambda _: 1)
-    tally = Tally(OptimizerSettings(macs_cut=0.5, num_proposals=2, population_size=2))
-    export(tally.begin([], workforce()))
-    export(tally.count([ended(0, 0.5, 0.5), ended(1, 0.5, 0.5)], workforce(requeued=1)))
+    export, counting = metrics_of("c0ffee"), tally([1, 1], num_proposals=2, population=2)
+    export(counting.begin([], workforce()))
+    export(counting.count([scored(0, 0.5, 0.5), scored(1, 0.5, 0.5)], workforce(requeued=1)))
 
 
 def dashboard() -> dict[str, Any]:
