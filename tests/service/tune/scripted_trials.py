@@ -72,7 +72,7 @@ class Scripted(tune.Trainable):
         return {
             "val_loss": float("nan") if trouble == "NaN" else loss,
             "val_accuracy": 0.5,
-            "rung": self._rung,
+            "steps": self._rung,
             "done": self._rung == 4,
         }
 

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import random
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
-from fppmo_ray import Recipe, SearchSettings, load_dataset
+from fppmo_ray import Placement, Recipe, SearchSettings, load_dataset
 from fppmo_ray.distribution import (
     ChannelGroup,
     Feedback,
@@ -23,10 +23,10 @@ from fppmo_ray.distribution import (
     OptimizerSettings,
     PruningSpace,
     Width,
-    pack_mask,
-    unpack_mask,
 )
-from fppmo_ray.service.tune import FPPMOSearch, state_problem
+from fppmo_ray.service.journal.facts import pack_mask, unpack_mask
+from fppmo_ray.service.tune import FPPMOSearch, Problem, build_problem, image_classification
+from fppmo_ray.service.tune.trials import config_of, feedback_from, proposal_of
 from fppmo_ray.training import build_network
 
 GROUPS = tuple(ChannelGroup(name=f"conv{i}", num_filters=8) for i in range(3))
@@ -141,7 +141,7 @@ def test_a_limiters_number_of_trials_live_at_once() -> None:
     assert len(ask_all(limited, "next")) == 1
 
 
-def test_a_config_is_small_flat_and_says_all_that_a_score_needs() -> None:
+def test_a_config_is_small_and_flat_and_holds_all_that_a_score_needs() -> None:
     config = searcher().suggest("t0")
     assert isinstance(config, dict)
     keep = unpack_mask(config["mask"], 24)
@@ -149,6 +149,7 @@ def test_a_config_is_small_flat_and_says_all_that_a_score_needs() -> None:
         "id": 0,
         "generation": 0,
         "macs": SPACE.macs(keep),
+        "parameters": 0,  # this space does not know tensor sizes
         "mask": pack_mask(keep),
         "score_seed": [3, 0],
     }
@@ -185,12 +186,12 @@ NAN = {"val_loss": math.nan, "val_accuracy": 0.5}
         ({"val_loss": 0.0}, False),
         ({"val_loss": None, "val_accuracy": 0.5}, False),
         ({"val_loss": "0.0", "val_accuracy": 0.5}, False),
-        ({"val_loss": 0.0, "val_accuracy": 0.5, "rung": math.nan}, False),
-        ({"val_loss": 0.0, "val_accuracy": 0.5, "rung": -1}, False),
+        ({"val_loss": 0.0, "val_accuracy": 0.5, "steps": math.nan}, False),
+        ({"val_loss": 0.0, "val_accuracy": 0.5, "steps": -1}, False),
         ({}, False),
     ],
 )
-def test_whatever_is_no_score_is_left_out_of_the_update(
+def test_a_trial_without_a_score_is_left_out_of_the_update(
     result: dict[str, Any] | None, error: bool
 ) -> None:
     assert prune_prob_after((result, error)) == prune_prob_after((NAN, False))
@@ -200,29 +201,29 @@ def test_whatever_is_no_score_is_left_out_of_the_update(
 
 
 def test_numpys_numbers_are_scores() -> None:
-    numpys = {"val_loss": np.float32(0.5), "val_accuracy": np.float64(0.5), "rung": np.int64(3)}
-    plain = {"val_loss": 0.5, "val_accuracy": 0.5, "rung": 3}
+    numpys = {"val_loss": np.float32(0.5), "val_accuracy": np.float64(0.5), "steps": np.int64(3)}
+    plain = {"val_loss": 0.5, "val_accuracy": 0.5, "steps": 3}
     assert prune_prob_after((numpys, False)) == prune_prob_after((plain, False))
 
 
 def test_a_trial_that_got_further_ranks_before_a_better_score() -> None:
-    worst_but_deep = {"val_loss": 9.0, "val_accuracy": 0.1, "rung": 25}
+    worst_but_deep = {"val_loss": 9.0, "val_accuracy": 0.1, "steps": 25}
     best = {"val_loss": 0.0, "val_accuracy": 0.9}
     assert prune_prob_after((worst_but_deep, False)) == prune_prob_after((best, False))
 
 
-def test_a_trial_stopped_without_a_word_counts_by_its_last_report() -> None:
+def test_a_trial_stopped_without_a_final_result_counts_by_its_last_report() -> None:
     def believed(report: dict[str, Any], last_word: dict[str, Any] | None) -> Any:
         search = searcher(num_proposals=12)
         configs = ask_all(search)
         for trial_id in ("t0", "t1", "t2"):
             search.on_trial_complete(trial_id, score(configs[trial_id]))
-        search.on_trial_result("t3", {"val_loss": 5.0, "val_accuracy": 0.1, "rung": 0})
+        search.on_trial_result("t3", {"val_loss": 5.0, "val_accuracy": 0.1, "steps": 0})
         search.on_trial_result("t3", report)
         search.on_trial_complete("t3", last_word)
         return [config["mask"] for config in ask_all(search, "next").values()]
 
-    good = {"val_loss": 0.0, "val_accuracy": 0.9, "rung": 10}
+    good = {"val_loss": 0.0, "val_accuracy": 0.9, "steps": 10}
     assert believed(good, None) == believed(NAN, good)
     assert believed(good, None) != believed(NAN, None)
 
@@ -232,7 +233,7 @@ def test_late_repeated_and_foreign_reports_change_nothing(
 ) -> None:
     search = searcher()
     configs = ask_all(search)
-    wrong = {"val_loss": 0.0, "val_accuracy": 1.0, "rung": 99}
+    wrong = {"val_loss": 0.0, "val_accuracy": 1.0, "steps": 99}
     for trial_id, config in configs.items():
         search.on_trial_result(trial_id, score(config))
         search.on_trial_complete(trial_id, score(config))
@@ -300,6 +301,21 @@ def test_the_settings_name_metric_and_mode_and_tune_may_repeat_them() -> None:
     assert (limited.metric, limited.mode) == ("val_loss", "min")
 
 
+def test_a_config_describes_its_proposal_completely() -> None:
+    [proposal, *_] = MaskOptimizer(SPACE, IMPORTANCE, settings()).ask()
+    again = proposal_of(json.loads(json.dumps(config_of(proposal))), 24)
+    assert (again.keep == proposal.keep).all()
+    assert {**asdict(again), "keep": None} == {**asdict(proposal), "keep": None}
+
+
+def test_a_report_becomes_feedback_with_its_steps() -> None:
+    report = {"val_loss": 0.5, "val_accuracy": 0.75, "steps": 25, "training_iteration": 3}
+    assert feedback_from(7, report) == Feedback(
+        proposal_id=7, val_loss=0.5, val_accuracy=0.75, steps=25
+    )
+    assert feedback_from(7, {"val_loss": 0.5, "val_accuracy": 0.75}).steps == 0
+
+
 class TestSaveAndRestore:
     def half_done(self) -> tuple[FPPMOSearch, dict[str, dict[str, Any]]]:
         """Two generations asked, three trials ended, one of them failed; and the live ones."""
@@ -324,6 +340,32 @@ class TestSaveAndRestore:
         live.pop("t7")
         assert run_to_end(restored, live) == run_to_end(search, live)
 
+    def test_a_state_file_holds_every_field_of_feedback_and_reports(self, tmp_path: Path) -> None:
+        search, live = self.half_done()
+        deep = {"val_loss": 0.25, "val_accuracy": 0.75, "steps": 10}
+        search.on_trial_complete("t1", deep)
+        search.on_trial_result("t7", {**deep, "steps": 5})
+        search.save(str(tmp_path / "state"))
+        state = json.loads((tmp_path / "state").read_bytes())
+        by_id = {entry["proposal_id"]: entry for entry in state["feedback"]}
+        assert by_id[1] == {
+            "proposal_id": 1,
+            "val_loss": 0.25,
+            "val_accuracy": 0.75,
+            "error": None,
+            "steps": 10,
+            "seconds": None,
+            "worker": "",
+            "at": None,
+        }
+        assert by_id[2]["error"].startswith("its trial must report val_loss as a finite number")
+        assert state["live"]["t7"] == {**by_id[1], "proposal_id": 7, "steps": 5}
+        assert state["live"].keys() == live.keys() - {"t1"}
+        restored = searcher()
+        restored.restore(str(tmp_path / "state"))
+        restored.save(str(tmp_path / "again"))
+        assert (tmp_path / "again").read_bytes() == (tmp_path / "state").read_bytes()
+
     def test_a_search_that_waits_still_waits_after_restoring(self, tmp_path: Path) -> None:
         search, _ = self.half_done()
         search.save(str(tmp_path / "state"))
@@ -331,7 +373,7 @@ class TestSaveAndRestore:
         restored.restore(str(tmp_path / "state"))
         assert restored.suggest("more") is None
 
-    def test_what_was_suggested_but_not_asked_for_before_saving_is_suggested_after(
+    def test_proposals_that_no_trial_has_at_saving_are_suggested_after_restoring(
         self, tmp_path: Path
     ) -> None:
         search = searcher()
@@ -427,22 +469,23 @@ class TestSaveAndRestore:
 
 
 class TestForAProblem:
-    def problem_and_settings(self, **changes: Any) -> tuple[Any, SearchSettings]:
+    def problem(self, placement: Placement | None = None, **changes: Any) -> Problem:
         asked = {"macs_cut": 0.5, "proposals": 4, "population": 2, "score_steps": 50}
         asked["recipe"] = Recipe(epochs=0)
         search_settings = SearchSettings(**asked | changes)  # type: ignore[arg-type]
         network = build_network("digits_cnn", 10)
-        return state_problem(network, load_dataset("digits"), search_settings), search_settings
+        task = image_classification(load_dataset("digits"))
+        return build_problem(network, task, search_settings, placement=placement)
 
     def test_the_space_and_the_importance_are_the_networks(self) -> None:
-        problem, search_settings = self.problem_and_settings()
-        config = FPPMOSearch.for_problem(problem, search_settings, (50,)).suggest("t")
+        problem = self.problem()
+        config = FPPMOSearch.for_problem(problem, (50,)).suggest("t")
         assert isinstance(config, dict)
         assert config["macs"] <= 0.5 * problem.tracing.space.dense_macs
 
     def test_masks_meet_a_cut_of_parameters_too(self) -> None:
-        problem, search_settings = self.problem_and_settings(macs_cut=0.0, params_cut=0.7)
-        search = FPPMOSearch.for_problem(problem, search_settings, (50,))
+        problem = self.problem(macs_cut=0.0, params_cut=0.7)
+        search = FPPMOSearch.for_problem(problem, (50,))
         space = problem.tracing.space
         for finalist in search.finalists():
             assert space.parameters(finalist.keep) <= 0.3 * space.dense_parameters
@@ -451,7 +494,10 @@ class TestForAProblem:
         ("changes", "sentence"),
         [
             ({"importance": "taylor"}, "taylor is measured on images: measure it by"),
-            ({"screen_steps": 5}, r"rungs must be empty under Tune, got \(5, 50\): its scheduler"),
+            (
+                {"stages": (0.3,), "proposals": 16},
+                r"stages must be left out under Tune, got \(0",
+            ),
             ({"latency_cut": 0.3}, "latency_cut must be left out under Tune, got 0.3: nothing is"),
             ({"baseline_epochs": 3}, "baseline_epochs must be 0 under Tune, got 3; train the"),
             (
@@ -461,23 +507,26 @@ class TestForAProblem:
         ],
     )
     def test_what_needs_workers_is_refused(self, changes: dict[str, Any], sentence: str) -> None:
-        problem, search_settings = self.problem_and_settings(**changes)
+        problem = self.problem(**changes)
         with pytest.raises(ValueError, match=sentence):
-            FPPMOSearch.for_problem(problem, search_settings, (50,))
+            FPPMOSearch.for_problem(problem, (50,))
 
     def test_another_fidelity_recipe_device_or_rung_is_another_search(self, tmp_path: Path) -> None:
-        problem, search_settings = self.problem_and_settings()
-        search = FPPMOSearch.for_problem(problem, search_settings, (25, 50))
+        problem = self.problem()
+        search = FPPMOSearch.for_problem(problem, (25, 50))
         search.save(str(tmp_path / "state"))
-        for changed, named in (
-            ((problem, replace(search_settings, score_images=9), (25, 50)), "settings"),
+        for changed, rungs, named in (
+            (self.problem(score_images=9), (25, 50), "settings"),
+            (self.problem(recipe=Recipe(epochs=0, batch_size=64)), (25, 50), "settings"),
             # A device also decides on the multiple of widths.
             (
-                (replace(problem, device_type="cuda"), search_settings, (25, 50)),
-                "settings and device_type",
+                self.problem(Placement(gpus_per_worker=1.0)),
+                (25, 50),
+                "settings and space and device_type",
             ),
-            ((replace(problem, threads=2), search_settings, (25, 50)), "threads"),
-            ((problem, search_settings, (5, 50)), "rungs"),
+            (self.problem(Placement(cpus_per_worker=2)), (25, 50), "threads"),
+            (self.problem(), (5, 50), "rungs"),
         ):
             with pytest.raises(ValueError, match=f"it differs in {named};"):
-                FPPMOSearch.for_problem(*changed).restore(str(tmp_path / "state"))
+                FPPMOSearch.for_problem(changed, rungs).restore(str(tmp_path / "state"))
+        FPPMOSearch.for_problem(self.problem(), (25, 50)).restore(str(tmp_path / "state"))

@@ -10,27 +10,36 @@ from typing import Any
 
 import pytest
 import torch
-from fppmo_ray.distribution.capacity import capacity_factor
 from ray import tune
 from torch import nn
 
-from fppmo_ray import Placement, Recipe, SearchSettings, extract, load_dataset, search
-from fppmo_ray.distribution import pack_mask, unpack_mask
+from fppmo_ray import (
+    FunctionTask,
+    Placement,
+    Recipe,
+    SearchSettings,
+    extract,
+    load_dataset,
+    search,
+)
+from fppmo_ray.distribution import Feedback, Proposal
 from fppmo_ray.pruning import Candidate, score
-from fppmo_ray.service.journal.facts import Asked, Scored
+from fppmo_ray.pruning.score import Fidelity
+from fppmo_ray.service.image_task import ImagesOnWorker
+from fppmo_ray.service.journal.facts import latest_feedback, pack_mask, unpack_mask
 from fppmo_ray.service.journal.run_directory import read_journal
-from fppmo_ray.service.problem import open_split
 from fppmo_ray.service.tune import (
     FPPMOSearch,
     Problem,
     PruneTrainable,
+    build_problem,
+    image_classification,
     prune_trainable,
     ranked_trials,
-    state_problem,
     trained_network,
 )
 from fppmo_ray.service.tune.trainable import read_score_state
-from fppmo_ray.training import build_network, evaluate
+from fppmo_ray.training import Images, build_network, evaluate
 
 RUNGS = (0, 2, 4)
 NETWORK = build_network("digits_cnn", 10)
@@ -60,12 +69,18 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def problem() -> Problem:
-    return state_problem(NETWORK, DATASET, SETTINGS)
+    return build_problem(NETWORK, image_classification(DATASET), SETTINGS)
+
+
+def images(problem: Problem, split: str) -> Images:
+    opened = problem.task.open(problem, CPU)
+    assert isinstance(opened, ImagesOnWorker)
+    return opened.images(split)
 
 
 @pytest.fixture(scope="module")
 def configs(problem: Problem) -> list[dict[str, Any]]:
-    searcher = FPPMOSearch.for_problem(problem, SETTINGS, RUNGS)
+    searcher = FPPMOSearch.for_problem(problem, RUNGS)
     configs = [searcher.suggest(f"t{number}") for number in range(4)]
     return [config for config in configs if isinstance(config, dict)]
 
@@ -90,14 +105,14 @@ def test_every_rung_is_reported_and_the_last_one_is_the_services_score(
         dense=problem.network.eval(),
         tracing=problem.tracing,
         keep=keep,
-        search_train=open_split(problem, "search_train", CPU),
-        held_out=open_split(problem, "search_val", CPU),
-        fidelity=problem.fidelity,
-        recipe=problem.recipe,
+        search_train=images(problem, "search_train"),
+        held_out=images(problem, "search_val"),
+        fidelity=Fidelity(steps=4, recalibrate_images=200, score_images=200),
+        recipe=SETTINGS.recipe,
         seed=(0, 0),
     )
     at_once = score(candidate)
-    assert [report["rung"] for report in found] == [0, 2, 4]
+    assert [report["steps"] for report in found] == [0, 2, 4]
     assert [report["done"] for report in found] == [False, False, True]
     assert {report["macs"] for report in found} == {configs[0]["macs"]}
     last = found[-1]
@@ -117,7 +132,8 @@ def test_a_reused_actor_scores_as_a_fresh_one_and_keeps_nothing_of_the_last_netw
 
 @pytest.mark.gpu
 def test_a_reused_actor_returns_the_gpus_memory(configs: list[dict[str, Any]]) -> None:
-    problem = state_problem(NETWORK, DATASET, SETTINGS, placement=Placement(gpus_per_worker=1.0))
+    gpu = Placement(gpus_per_worker=1.0)
+    problem = build_problem(NETWORK, image_classification(DATASET), SETTINGS, placement=gpu)
     trainable = begun(problem, configs[0])
     held = []
     for config in [*configs, *configs]:
@@ -143,14 +159,14 @@ def test_a_paused_trial_goes_on_elsewhere_to_the_same_score(
 def test_a_checkpoint_holds_the_network_that_was_measured(
     problem: Problem, configs: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    whole = replace(problem, fidelity=replace(problem.fidelity, score_images=10_000))
+    whole = replace(problem, settings=replace(SETTINGS, score_images=10_000))
     trainable = begun(whole, configs[0])
     last = reports(trainable)[-1]
     trainable.save_checkpoint(str(tmp_path))
     keep = unpack_mask(configs[0]["mask"], problem.tracing.space.num_filters)
     network = extract(problem.network, problem.tracing, keep)
     network.load_state_dict(read_score_state(tmp_path)["network"])
-    metrics = evaluate(network, open_split(problem, "search_val", CPU).batches(250))
+    metrics = evaluate(network, images(problem, "search_val").batches(250))
     assert metrics.accuracy == last["val_accuracy"]
     assert metrics.loss == pytest.approx(last["val_loss"], rel=1e-5)
 
@@ -163,6 +179,14 @@ def test_rungs_that_do_not_ascend_to_the_score_are_refused(
         prune_trainable(problem, rungs)
 
 
+def test_a_problem_of_functions_is_refused() -> None:
+    example = torch.zeros(1, 1, 8, 8)
+    task = FunctionTask(example_inputs=example, score=lambda network, seed: 0.0)
+    problem = build_problem(NETWORK, task, SearchSettings(macs_cut=0.5))
+    with pytest.raises(ValueError, match=r"got a task of another kind; use fppmo_ray\.search"):
+        prune_trainable(problem, (0,))
+
+
 @pytest.mark.usefixtures("local_ray")
 def test_without_early_stopping_the_trajectory_is_the_services_to_the_bit(
     problem: Problem, tmp_path: Path
@@ -170,36 +194,43 @@ def test_without_early_stopping_the_trajectory_is_the_services_to_the_bit(
     run_dir = tmp_path / "service"
     search(NETWORK, DATASET, SETTINGS, run_dir=run_dir, placement=Placement(workers=1))
     facts = read_journal(run_dir)
-    asked = {fact.id: fact for fact in facts if isinstance(fact, Asked)}
+    feedback = latest_feedback(facts)
     services = {
-        fact.id: (asked[fact.id].mask, asked[fact.id].macs, fact.val_loss, fact.val_accuracy)
+        fact.proposal_id: described(fact, feedback[fact.proposal_id])
         for fact in facts
-        if isinstance(fact, Scored)
+        if isinstance(fact, Proposal)
     }
     tuner = tune.Tuner(
         prune_trainable(problem, RUNGS),
         tune_config=tune.TuneConfig(
-            search_alg=FPPMOSearch.for_problem(problem, SETTINGS, RUNGS),
+            search_alg=FPPMOSearch.for_problem(problem, RUNGS),
             max_concurrent_trials=1,
             num_samples=-1,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(name="tune", storage_path=str(tmp_path), verbose=0),
     )
-    ranked = ranked_trials(problem, tuner.fit(), SETTINGS)
+    ranked = ranked_trials(problem, tuner.fit())
     tunes = {
-        trial.id: (pack_mask(trial.keep), trial.macs, trial.val_loss, trial.val_accuracy)
-        for trial in ranked
+        trial.proposal.proposal_id: described(trial.proposal, trial.feedback) for trial in ranked
     }
     assert tunes == services
     assert len(tunes) == SETTINGS.proposals
-    space, weight = problem.tracing.space, SETTINGS.capacity_weight
-    costs = [trial.val_loss * capacity_factor(space, trial.keep, weight) for trial in ranked]
-    assert costs == sorted(costs)
+    dense = problem.space.dense_parameters
+    weighed = [
+        trial.feedback.val_loss * dense / trial.proposal.parameters  # type: ignore[operator]
+        for trial in ranked
+    ]
+    assert weighed == sorted(weighed)
     widths = [m.out_channels for m in trained_network(problem, ranked[0]).modules() if is_conv(m)]
-    assert widths == problem.tracing.space.widths(ranked[0].keep).tolist()
+    assert widths == problem.space.widths(ranked[0].proposal.keep).tolist()
     with pytest.raises(ValueError, match=r"has no checkpoint; run Tune with .*checkpoint_at_end"):
         trained_network(problem, replace(ranked[0], checkpoint=None))
+
+
+def described(proposal: Proposal, feedback: Feedback) -> tuple[Any, ...]:
+    figures = feedback.val_loss, feedback.val_accuracy, feedback.steps
+    return pack_mask(proposal.keep), proposal.macs, proposal.parameters, *figures
 
 
 def is_conv(module: nn.Module) -> bool:

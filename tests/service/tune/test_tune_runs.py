@@ -36,7 +36,7 @@ def masks_without_tune(failed: Container[int] = ()) -> dict[int, str]:
     while isinstance(config := search.suggest(f"trial-{len(masks)}"), dict):
         trial_id = f"trial-{len(masks)}"
         masks[config["id"]] = config["mask"]
-        result = {"val_loss": loss_of(config), "val_accuracy": 0.5, "rung": 4}
+        result = {"val_loss": loss_of(config), "val_accuracy": 0.5, "steps": 4}
         search.on_trial_complete(trial_id, result, error=config["id"] in failed)
     return masks
 
@@ -66,17 +66,17 @@ def test_a_lost_trial_is_run_again_and_one_that_fails_by_itself_is_left_out(
     assert masks(results) == masks_without_tune(failed=(2, 11))
 
 
-def test_asha_stops_a_bad_mask_and_the_searcher_hears_of_its_rung(tmp_path: Path) -> None:
+def test_asha_stops_a_bad_mask_and_the_searcher_learns_how_deep_it_got(tmp_path: Path) -> None:
     search = make_searcher()
     scheduler = ASHAScheduler(metric="val_loss", mode="min", max_t=4, reduction_factor=2)
     results = make_tuner(tmp_path, {3: "bad"}, search_alg=search, scheduler=scheduler).fit()
-    rungs = {result.config["id"]: result.metrics["rung"] for result in results}
+    steps = {result.config["id"]: result.metrics["steps"] for result in results}
     feedback = {entry["proposal_id"]: entry for entry in state(search, tmp_path)["feedback"]}
-    assert rungs[0] == 4
-    assert rungs[3] == 1
+    assert steps[0] == 4
+    assert steps[3] == 1
     assert feedback[3]["val_loss"] > 2
-    assert {number: entry["rung"] for number, entry in feedback.items()} == rungs
-    assert len(rungs) == PROPOSALS
+    assert {number: entry["steps"] for number, entry in feedback.items()} == steps
+    assert len(steps) == PROPOSALS
 
 
 def test_a_last_generation_that_failed_as_a_whole_ends_the_run_with_its_first_error(
@@ -104,7 +104,7 @@ class InterruptOnce(tune.Callback):
         self._mark = mark
 
     def on_trial_result(self, *, trial: Any, result: dict[str, Any], **others: Any) -> None:
-        if trial.config["id"] == 6 and result["rung"] == 2 and not self._mark.exists():
+        if trial.config["id"] == 6 and result["steps"] == 2 and not self._mark.exists():
             self._mark.touch()
             os.kill(os.getpid(), signal.SIGINT)  # Tune catches it, and saves
 
@@ -117,7 +117,7 @@ def test_an_interrupted_run_is_restored_to_the_undisturbed_trajectory(tmp_path: 
     restored = tune.Tuner.restore(str(tmp_path / "trials"), scripted({}, tmp_path)).fit()
     assert len(restored) == PROPOSALS
     assert masks(restored) == masks_without_tune()
-    assert {result.metrics["rung"] for result in restored} == {4}
+    assert {result.metrics["steps"] for result in restored} == {4}
 
 
 @pytest.mark.slow
@@ -138,7 +138,7 @@ def test_a_killed_driver_is_restored_to_the_undisturbed_trajectory(tmp_path: Pat
     results = tuner.fit()
     assert len(results) == PROPOSALS
     assert masks(results) == masks_without_tune()
-    assert {result.metrics["rung"] for result in results} == {4}
+    assert {result.metrics["steps"] for result in results} == {4}
 
 
 def wait_for_feedback(driver: subprocess.Popen[bytes], experiment: Path, count: int) -> None:
