@@ -6,10 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from fppmo_ray.service.journal.facts import Asked, EpochFinished, Scored, Started
+from fppmo_ray.distribution import Feedback, Proposal
+from fppmo_ray.service.journal.facts import EpochFinished, Started
 from fppmo_ray.service.journal.run_directory import open_run
+from fppmo_ray.service.settings import SearchSettings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -30,46 +33,47 @@ def fppmo_ray(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def unfinished(tmp_path: Path) -> Path:
-    """The run directory of a search that has scored one of 32 proposals."""
-    with open_run(tmp_path, resume=False) as directory:
-        directory.record(
-            [
-                Started(
-                    search_id="c0ffee",
-                    identity={"settings": {"macs_cut": 0.5, "proposals": 32}},
-                    versions={},
-                    groups=["conv1"],
-                    dense_macs=1000,
-                ),
-                EpochFinished(
-                    task="baseline",
-                    epoch=4,
-                    train_loss=0.25,
-                    seconds=1,
-                    artifact="a",
-                    sha256="b",
-                ),
-                Asked(id=0, generation=0, macs=499, mask="gA=="),
-                Scored(
-                    id=0,
-                    round=1,
-                    rung=0,
-                    val_loss=0.5,
-                    val_accuracy=0.875,
-                    seconds=1,
-                    worker="0",
-                    at=0,
-                ),
-            ]
+    """Write a search that has scored two of 32 proposals, the better one with the higher loss."""
+    settings = SearchSettings(macs_cut=0.5, proposals=32, capacity_weight=1.0)
+    proposals = [
+        Proposal(
+            proposal_id=i,
+            generation=0,
+            keep=np.array([True, False, i == 0]),
+            macs=499,
+            parameters=parameters,
         )
+        for i, parameters in enumerate((250, 1000))
+    ]
+    scores = [
+        Feedback(proposal_id=0, val_loss=0.25, val_accuracy=0.75, seconds=1.0, at=0.0),
+        Feedback(proposal_id=1, val_loss=0.5, val_accuracy=0.875, seconds=1.0, at=0.0),
+    ]
+    started = Started(
+        search_id="c0ffee",
+        identity={"settings": settings.journaled()},
+        versions={},
+        groups=["conv1"],
+        num_filters=3,
+        dense_macs=1000,
+        dense_parameters=1000,
+    )
+    baseline = EpochFinished(
+        task="baseline", epoch=4, train_loss=0.25, seconds=1, artifact="a", sha256="b"
+    )
+    with open_run(tmp_path, resume=False, started=started) as directory:
+        directory.record([baseline, *proposals, *scores])
     return tmp_path
 
 
-def test_status_says_how_far_a_search_is(unfinished: Path) -> None:
+def test_status_shows_how_far_a_search_is_and_its_best_proposal(unfinished: Path) -> None:
     done = fppmo_ray("status", str(unfinished))
     assert done.returncode == 0
-    for part in ("c0ffee", "searching", "1 scored, 0 failed of 32", "0.8750", "epoch 4 done"):
+    for part in ("c0ffee", "searching", "2 scored, 0 failed of 32", "epoch 4 done, loss 0.2500"):
         assert part in done.stdout
+    # Weighed by the parameters left, 0.25 counts 1.0 and 0.5 stays 0.5.
+    assert "best on search-val" in done.stdout
+    assert "0.8750 (proposal 1)" in done.stdout
 
 
 def test_exporting_from_an_unfinished_search_is_refused_in_a_sentence(unfinished: Path) -> None:

@@ -12,10 +12,10 @@ import tyro
 from fppmo_ray.job import comma_lists, exit_on_error, require_lasting, resume_mode
 from fppmo_ray.service.journal.facts import Started
 from fppmo_ray.service.journal.run_directory import open_run
-from fppmo_ray.service.settings import SearchSettings
+from fppmo_ray.service.settings import SearchSettings, in_stages
 from fppmo_ray.service.stopping import signals_stop_searches, stop_on_signal
 
-STARTED = Started(search_id="abc", identity={}, versions={}, groups=[], dense_macs=1)
+STARTED = Started(search_id="abc", identity={}, versions={}, groups=[], num_filters=1, dense_macs=1)
 
 
 def test_in_a_submitted_job_only_what_outlives_its_working_directory_will_do(
@@ -83,18 +83,21 @@ assert state() == before
     assert done.stdout == "error: macs_cut must be in (0, 1)\n"
 
 
-def test_a_signal_stops_a_search_only_in_a_block_that_asks_for_it(tmp_path: Path) -> None:
+def test_a_signal_stops_a_search_only_in_a_block_that_asks_for_it() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with open_run(tmp_path / "run", resume=False, started=STARTED) as run:
-        with stop_on_signal(run, num_proposals=8) as stop:
-            assert signal.getsignal(signal.SIGTERM) is before
-        with signals_stop_searches(), stop_on_signal(run, num_proposals=8) as stop:
-            signal.raise_signal(signal.SIGTERM)
-            assert stop.is_made
-            assert signal.getsignal(signal.SIGTERM) is before  # a second one ends at once
-        assert str(stop.stopped()) == (
-            "stopped on request: 0 of 8 proposals are scored; go on with --resume"
-        )
+
+    def how_far() -> str:
+        return "3 of 8 proposals are scored"
+
+    with stop_on_signal(how_far) as stop:
+        assert signal.getsignal(signal.SIGTERM) is before
+    with signals_stop_searches(), stop_on_signal(how_far) as stop:
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.is_made
+        assert signal.getsignal(signal.SIGTERM) is before  # a second one ends at once
+    assert str(stop.stopped()) == (
+        "stopped on request: 3 of 8 proposals are scored; go on with --resume"
+    )
 
 
 def parsed(*flags: str) -> SearchSettings:
@@ -135,6 +138,6 @@ def test_a_latency_cut_needs_no_macs_cut_beside_it() -> None:
 
 def test_stages_are_given_with_commas_too() -> None:
     assert parsed("--macs-cut", "0.57").stages == ()
-    stages = parsed("--macs-cut", "0.57", "--stages", "0.25,0.45,0.57").stage_settings()
+    stages = in_stages(parsed("--macs-cut", "0.57", "--stages", "0.25,0.45,0.57"))
     assert [stage.macs_cut for stage in stages] == [0.25, 0.45, 0.57]
-    assert len(parsed("--macs-cut", "0.57", "--stages", "0.25").stage_settings()) == 2
+    assert len(in_stages(parsed("--macs-cut", "0.57", "--stages", "0.25"))) == 2

@@ -13,7 +13,8 @@ from torch import nn
 
 import fppmo_ray
 from fppmo_ray import Placement
-from fppmo_ray.service.problem import state_problem
+from fppmo_ray.service.image_task import image_classification
+from fppmo_ray.service.problem import build_problem
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -36,7 +37,7 @@ def test_the_example_of_the_readme_prunes_its_network(
     assert names["result"].best.test_accuracy > 0.7  # type: ignore[attr-defined]
 
 
-def test_the_lines_about_resnet50_state_a_problem_that_can_be_searched(
+def test_the_lines_about_resnet50_make_a_problem_that_can_be_searched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [example] = [text for text in EXAMPLES if "resnet50" in text]
@@ -66,7 +67,7 @@ def test_the_lines_about_resnet50_state_a_problem_that_can_be_searched(
     exec(example, names)
     assert names["smaller"] == "smaller"
     [(network, data, settings, gpus)] = asked
-    problem = state_problem(network, data, settings, placement=gpus)
+    problem = build_problem(network, image_classification(data), settings, placement=gpus)
     space = problem.tracing.space
     assert {group.multiple for group in space.groups} == {8}
     assert space.dense_macs == 1_814_073_344 - 998 * 512  # ResNet-18's, but for the classes
