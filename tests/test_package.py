@@ -61,3 +61,32 @@ for one, other in zip(before, state(), strict=True):
     assert one == other, (one, other)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_masks_are_asked_for_and_scores_told_by_the_public_names_without_ray() -> None:
+    code = """
+import sys
+import torch
+from torch import nn
+from fppmo_ray import Feedback, MaskOptimizer, OptimizerSettings, Proposal, extract, trace
+
+torch.manual_seed(0)
+layers = nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 1, 3)
+network, images = nn.Sequential(*layers).eval(), torch.randn(4, 1, 8, 8)
+tracing = trace(network, images)
+settings = OptimizerSettings(macs_cut=0.5, num_proposals=12, population_size=4)
+optimizer = MaskOptimizer(tracing.space, torch.ones(16).numpy(), settings)
+scores = {}
+while not optimizer.finished:
+    for proposal in optimizer.ask():
+        assert isinstance(proposal, Proposal)
+        error = (extract(network, tracing, proposal.keep)(images) - network(images)).square().mean()
+        scores[proposal.proposal_id] = float(error.detach())
+        told = Feedback(proposal_id=proposal.proposal_id, val_loss=scores[proposal.proposal_id])
+        assert optimizer.tell(told)
+assert sorted(scores) == list(range(12))
+samples = [item.name for item in optimizer.finalists() if item.name.startswith("sample")]
+assert samples[0] == f"sample {min(scores, key=scores.get)}", (samples, scores)
+assert "ray" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
