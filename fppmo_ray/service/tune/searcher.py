@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ray.tune.search import Searcher
 
@@ -25,33 +25,36 @@ from fppmo_ray.durable_files import write_whole
 from fppmo_ray.pruning import importance as measure_importance
 from fppmo_ray.service.probability_model import ProbabilityModel
 from fppmo_ray.service.problem import Problem
-from fppmo_ray.service.tune.saved_states import FORMAT, read_searcher_state, unfinished_trials
 from fppmo_ray.service.tune.trials import config_of, feedback_from
 
 logger = logging.getLogger(__name__)
 
 _MODES = {"val_loss": "min", "val_accuracy": "max"}
+_STATE_FORMAT = 1
+_STATE_PARTS = {"trials", "live", "feedback"}
+_ENDED = "TERMINATED", "ERROR"
 
 
 class FPPMOSearch(Searcher):
-    """Suggests masks that meet the MACs budget, and learns from how their trials end.
+    """Suggests masks that meet the MACs budget, and learns from the results of their trials.
 
-    A suggestion is a flat config: ``id``, ``generation``, ``macs``, ``mask`` (text, for
-    ``unpack_mask``) and ``score_seed``. Trials report ``val_loss``, ``val_accuracy`` and, where
-    they are scored in several depths, ``steps``; what counts is their last report. Trials that a
-    scheduler stops early rank behind those that got further, whatever their scores.
+    A suggestion is a flat config, see ``config_of``: ``id``, ``generation``, ``macs``,
+    ``parameters``, ``mask`` (text, for ``unpack_mask``) and ``score_seed``. Trials report
+    ``val_loss``, ``val_accuracy`` and, if they are scored at several depths, ``steps``. The last
+    report of a trial counts. Trials that a scheduler stops early rank behind those that got
+    further, whatever their scores.
 
-    The order in which trials end does not matter, nor how many run at once; with or without a
-    ``ConcurrencyLimiter``. Once ``suggest`` has nothing until feedback comes, it answers None.
-    A search whose generation failed as a whole ends by the next ``suggest``; restored, it tries
-    that generation again, since what stopped it may be mended.
+    The masks depend neither on the order in which trials end nor on how many run at once, with or
+    without a ``ConcurrencyLimiter``. While every further mask depends on missing feedback,
+    ``suggest`` returns None. If all trials of a generation fail, the next ``suggest`` raises; a
+    restored search tries that generation again, because the cause may have been removed.
 
     Args:
-        space: What can be pruned, and what it costs.
-        importance: ``(num_filters,)``, finite and > 0: where the search starts.
+        space: The space of masks.
+        importance: ``(num_filters,)``, finite and > 0: where the probabilities start.
         settings: How to search; ``rank_by`` is the metric.
-        scored_by: What else scores depend on, as values of JSON: a restored search must have
-            the same. ``for_problem`` says all of it.
+        scored_by: Everything else that scores depend on, as JSON values. A restored search must
+            have the same; ``for_problem`` lists all of it.
 
     Raises:
         ValueError: the cut cannot be reached, the importance does not fit the space, or the
@@ -84,24 +87,24 @@ class FPPMOSearch(Searcher):
         self._settings = settings
         self._scored_by = json.loads(json.dumps(scored_by or {}))
         self._proposals: dict[str, int] = {}
-        """Of every trial that was ever suggested."""
+        """Proposal of every trial that was ever suggested, by the trial's id."""
         self._reports: dict[str, Feedback | None] = {}
-        """The last report of every trial that has not ended."""
+        """Last report of every trial that has not ended, by its id; None before the first."""
         self._feedback: list[Feedback] = []
         self._max_live = settings.num_proposals
         self._start([])
 
     @classmethod
     def for_problem(cls, problem: Problem, rungs: tuple[int, ...]) -> FPPMOSearch:
-        """A searcher over a problem's masks, from its weights' importance, measured here.
+        """Return a searcher over a problem's masks; the importance is measured in this process.
 
         Args:
-            problem: The problem of the trainable, with its settings.
+            problem: The problem that the trainable is made for.
             rungs: Fine-tuning steps after which a trial reports; see ``prune_trainable``.
 
         Raises:
-            ValueError: the settings want what needs workers: a baseline to be trained, or an
-                importance that is measured on images.
+            ValueError: the settings ask for work that workers do: a baseline to train, stages, or
+                an importance that is measured on images.
         """
         settings = problem.settings
         if settings.baseline_epochs:
@@ -116,7 +119,8 @@ class FPPMOSearch(Searcher):
         if settings.importance == "taylor":
             raise ValueError(
                 "importance taylor is measured on images: measure it by "
-                "fppmo_ray.pruning.importance where you want that done, and give it to FPPMOSearch"
+                "fppmo_ray.pruning.importance, on a machine of your choice, and give the array to "
+                "FPPMOSearch"
             )
         importance = measure_importance(problem.network, problem.tracing, settings.importance)
         return cls(
@@ -129,10 +133,16 @@ class FPPMOSearch(Searcher):
     def set_search_properties(
         self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
     ) -> bool:
-        """Accept Tune's metric and mode where they are the settings' own.
+        """Check that Tune's metric and mode are those of the settings.
+
+        Args:
+            metric: Metric in Tune's configuration; None: not given.
+            mode: ``min`` or ``max``; None: not given.
+            config: Tune's ``param_space``, which is not used.
+            **spec: Further properties of the experiment, which are not used.
 
         Returns:
-            False: the space of masks is known already, so ``param_space`` holds only constants.
+            False, because ``param_space`` can only hold constants: the space of masks is given.
 
         Raises:
             ValueError: metric or mode contradict the settings.
@@ -145,10 +155,11 @@ class FPPMOSearch(Searcher):
         return False
 
     def set_max_concurrency(self, max_concurrent: int) -> bool:
-        """Limit the trials that live at once, for a ``ConcurrencyLimiter``.
+        """Limit the number of trials that live at once, for a ``ConcurrencyLimiter``.
 
         Returns:
-            True: the limiter need not count trials, among them those that a restored run lacks.
+            True, so that the limiter does not count trials itself. It would count those that a
+            restored run does not resume.
         """
         self._max_live = max_concurrent
         return True
@@ -156,7 +167,7 @@ class FPPMOSearch(Searcher):
     def suggest(  # type: ignore[override]  # Ray's annotation forgets FINISHED
         self, trial_id: str
     ) -> dict[str, Any] | str | None:
-        """The config of a trial, None while feedback is waited for, or ``FINISHED``.
+        """Return the config of a trial, None while feedback is missing, or ``FINISHED``.
 
         Raises:
             RuntimeError: every proposal of a generation failed.
@@ -164,7 +175,7 @@ class FPPMOSearch(Searcher):
         if self._failure is not None:
             raise self._failure
         if self.num_ended == self._settings.num_proposals:
-            return self.FINISHED  # not before: Tune would not ask again, nor hear of a failure
+            return self.FINISHED  # only now, because Tune does not ask again after it
         if not self._waiting or len(self._reports) >= self._max_live:
             return None
         proposal = self._waiting.popleft()
@@ -173,14 +184,25 @@ class FPPMOSearch(Searcher):
         return config_of(proposal)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Keep a report, in case the trial is stopped without another word."""
+        """Keep a report, in case the trial is stopped without a final result.
+
+        Args:
+            trial_id: The trial.
+            result: Its report; see ``feedback_from``.
+        """
         if self._is_live(trial_id):
             self._reports[trial_id] = feedback_from(self._proposals[trial_id], result)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Learn how a trial ended; late, repeated and unknown reports change nothing."""
+        """Learn from the end of a trial; late, repeated and unknown reports change nothing.
+
+        Args:
+            trial_id: The trial.
+            result: Its last report; None: the last one of ``on_trial_result`` counts.
+            error: Whether the trial ended with an error.
+        """
         if not self._is_live(trial_id):
             return
         proposal_id = self._proposals[trial_id]
@@ -200,17 +222,17 @@ class FPPMOSearch(Searcher):
 
     @property
     def num_ended(self) -> int:
-        """Proposals whose trials have ended, in one way or another."""
+        """Number of proposals whose trials have ended, with a score or with an error."""
         return len(self._feedback)
 
     def finalists(self) -> list[Finalist]:
-        """Masks worth rescoring, of which the best sample is only one: see ``MaskOptimizer``."""
+        """Return the masks worth rescoring; see ``MaskOptimizer.finalists``."""
         return self._model.finalists()
 
     def save(self, checkpoint_path: str) -> None:
-        """Write all that was suggested and reported, as JSON, in one step."""
+        """Write all suggestions and reports to a JSON file, which replaces an earlier one."""
         state = {
-            "format": FORMAT,
+            "format": _STATE_FORMAT,
             **self._identity(),
             "trials": self._proposals,
             "live": {
@@ -221,12 +243,12 @@ class FPPMOSearch(Searcher):
         write_whole(Path(checkpoint_path), json.dumps(state).encode())
 
     def restore(self, checkpoint_path: str) -> None:
-        """Go on from what ``save`` wrote; trials that were live then may still end.
+        """Continue from a file that ``save`` wrote; trials that were live then may still end.
 
         Raises:
-            ValueError: the file is damaged, or of a search with other settings or weights.
+            ValueError: the file is damaged, or holds a search with other settings or weights.
         """
-        state = read_searcher_state(Path(checkpoint_path))
+        state = _read_state(Path(checkpoint_path))
         differing = [name for name, value in self._identity().items() if state.get(name) != value]
         if differing:
             raise ValueError(
@@ -243,13 +265,13 @@ class FPPMOSearch(Searcher):
         self._start(self._feedback)
 
     def restore_from_dir(self, checkpoint_dir: str) -> None:
-        """Restore Tune's last save; suggest trials again that Tune's own state does not go on with.
+        """Restore Tune's last save, and suggest proposals of trials that Tune has lost again.
 
-        Tune copies the two files one after the other. A driver that is killed in between leaves
-        trials that only the searcher waits for.
+        Tune saves the searcher's state and its own state one after the other. A driver that is
+        killed in between leaves live trials in the searcher's state that Tune does not know.
         """
         super().restore_from_dir(checkpoint_dir)
-        unfinished = unfinished_trials(Path(checkpoint_dir))
+        unfinished = _unfinished_trials(Path(checkpoint_dir))
         if unfinished is None or unfinished >= self._reports.keys():
             return
         for trial_id in self._reports.keys() - unfinished:
@@ -269,7 +291,7 @@ class FPPMOSearch(Searcher):
         self._feedback = [item for item in self._feedback if item.proposal_id not in again]
 
     def _start(self, feedback: list[Feedback]) -> None:
-        """Replay feedback to a fresh model; what it proposes and no trial has, waits."""
+        """Replay feedback to a fresh model; its proposals that no trial has are to be suggested."""
         self._model = ProbabilityModel(self._space, self._importance, self._settings)
         self._waiting: deque[Proposal] = deque()
         self._failure: RuntimeError | None = None
@@ -278,7 +300,7 @@ class FPPMOSearch(Searcher):
     def _step(self, feedback: list[Feedback]) -> None:
         try:
             proposals = self._model.step(feedback).proposals
-        except RuntimeError as error:  # what is raised while a trial ends would not end the run
+        except RuntimeError as error:  # suggest raises it: Tune ignores errors while a trial ends
             self._failure = error
             return
         suggested = set(self._proposals.values())
@@ -298,12 +320,38 @@ class FPPMOSearch(Searcher):
             "settings": _plain(self._settings),
             "space": self._space.fingerprint(),
             "importance": hashlib.sha256(self._importance.tobytes()).hexdigest(),
-            **self._scored_by,  # whose settings, where it has any, hold the ones above
+            **self._scored_by,  # its settings, if there are any, include those above
         }
 
 
 def _plain(settings: OptimizerSettings) -> dict[str, Any]:
-    """Settings as JSON has them: without tuples, and without the cuts that are not asked for."""
+    """Return the settings as JSON values: lists for tuples, and without cuts that are None."""
     given = {name: value for name, value in asdict(settings).items() if value is not None}
     plain: dict[str, Any] = json.loads(json.dumps(given))
     return plain
+
+
+def _read_state(path: Path) -> Mapping[str, Any]:
+    """Return the content of a file that ``FPPMOSearch.save`` wrote.
+
+    Raises:
+        ValueError: the file is damaged, or holds something else.
+    """
+    try:
+        state = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is no state of a searcher: {error}") from error
+    is_state = isinstance(state, dict) and state.keys() >= _STATE_PARTS
+    if not is_state or state.get("format") != _STATE_FORMAT:
+        raise ValueError(f"{path} is no state of a searcher in format {_STATE_FORMAT}")
+    return cast(Mapping[str, Any], state)
+
+
+def _unfinished_trials(experiment: Path) -> set[str] | None:
+    """Return the ids of the trials that Tune resumes, or None if it has saved no state yet."""
+    paths = sorted(experiment.glob("experiment_state-*.json"))
+    if not paths:
+        return None
+    entries = json.loads(paths[-1].read_bytes())["trial_data"]
+    trials = [json.loads(trial) for trial, _ in entries]
+    return {trial["trial_id"] for trial in trials if trial["status"] not in _ENDED}
