@@ -45,7 +45,7 @@ def choose_compute(problem: Problem, run: RunDirectory, pool: WorkerPool[Worker]
     if problem.task.follows_compute:
         chosen = decide(problem, pool, keep)
     else:
-        # One score now finds errors in a user's task before a whole generation runs into them.
+        # One score now shows errors of a user's task before a whole generation fails by them.
         asked = problem.compute
         name = "first score of the task"
         pool.run([Call(name, lambda worker: worker.try_compute(asked, keep))])
@@ -57,7 +57,7 @@ def choose_compute(problem: Problem, run: RunDirectory, pool: WorkerPool[Worker]
 
 
 def is_settled(settings: SearchSettings) -> bool:
-    """Whether the settings alone fix the compute configuration, without asking a worker."""
+    """Return whether the settings alone fix the compute configuration."""
     return settings.dtype != "auto" and not settings.autotune
 
 
@@ -158,7 +158,7 @@ def _halves(threads: int) -> Iterator[int]:
 def _better(
     tried: list[ComputeTrial], best: ComputeTrial, first: ComputeTrial
 ) -> list[ComputeTrial]:
-    """The trials that are clearly faster than the best so far and agree with the first."""
+    """Return the trials that are clearly faster than the best so far and agree with the first."""
     better = []
     for trial in tried:
         if trial.seconds is None:
@@ -185,9 +185,10 @@ def _seconds(trial: ComputeTrial) -> float:
 
 
 def _some_mask(problem: Problem) -> BoolArray:
-    """A mask that meets the budget with equal rates: the time of a score depends on its widths.
+    """Return a mask that meets the first budget with the same share of every layer.
 
-    Latency is not limited yet, since its measurement needs the compute configuration.
+    The time of a score depends on the widths, so that trials have to use those of a proposal.
+    Latency is not limited, because it is measured with the compute configuration.
     """
     space = problem.space
     order = uniform_priority(space, np.arange(1.0, space.num_filters + 1))

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 _RAY_HANDLER = "ray_print_logs"
 _ACTORS_OF_RAY = ("TrainController", "RayTrainWorker")  # they log how Ray Train sets itself up
-_MAX_KINDS = 200  # of lines that are shown of one search's workers
+_MAX_KINDS = 200  # different lines that are shown of all workers of a search
 _NUMBER = re.compile(r"0x[0-9a-fA-F]+|\d+")
 _NATIVE_LINE = re.compile(
     r"(\[rank\d+\]:)?\[[IWEF]\d{3,} "  # torch's C++ log: [W1126 14:41:58.123456 NNPACK.cpp:64] ...
@@ -66,11 +66,11 @@ def _show_worker_output(lines_to_show: Callable[[Mapping[str, Any]], list[str]])
     removes the handler of this name.
 
     Args:
-        lines_to_show: Returns the lines to show of a batch from Ray.
+        lines_to_show: Returns the lines of a batch from Ray that are to be shown.
     """
     try:
         from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
-    except ImportError:  # another version of Ray: its own printer stays, which shows too much
+    except ImportError:  # in another version of Ray: its own printer stays
         return
 
     def show(batch: Mapping[str, Any]) -> None:
@@ -84,7 +84,8 @@ def _show_worker_output(lines_to_show: Callable[[Mapping[str, Any]], list[str]])
 def _line_filter() -> Callable[[Mapping[str, Any]], list[str]]:
     """Return a function that selects lines of a batch: each kind once, none of Ray's or torch's.
 
-    Lines that differ only in numbers are of one kind. All lines are in Ray's logs of the node.
+    Lines that differ only in numbers are of the same kind. Ray's log files on the node have all
+    lines.
     """
     seen: set[str] = set()
 

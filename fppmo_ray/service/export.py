@@ -57,7 +57,10 @@ def export_result(
 
 
 def load_constructor(name: str) -> Callable[[], nn.Module]:
-    """Import a module and return the function ``MODULE:FUNCTION`` of it.
+    """Return the function that ``MODULE:FUNCTION`` names, after importing the module.
+
+    Args:
+        name: ``MODULE:FUNCTION``.
 
     Raises:
         ValueError: there is no such module or function.
@@ -71,8 +74,8 @@ def load_constructor(name: str) -> Callable[[], nn.Module]:
         ) from error
     if not callable(found):
         raise ValueError(f"expected MODULE:FUNCTION as a constructor, got {name}: no function")
-    made: Callable[[], nn.Module] = found
-    return made
+    constructor: Callable[[], nn.Module] = found
+    return constructor
 
 
 def _example_inputs(run_dir: str | Path) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""What a search leaves behind, read from its run directory."""
+"""The result of a finished search, read from its run directory."""
 
 from __future__ import annotations
 
@@ -26,32 +26,34 @@ from fppmo_ray.service.journal.run_directory import read_journal
 
 @dataclass(frozen=True, kw_only=True)
 class Best:
-    """The chosen mask and what it makes of the network."""
+    """The chosen mask of a budget, and the figures of its network."""
 
     finalist: str
-    """Where it came from: the distribution's mode, a sample, or the importance alone."""
+    """Name of the chosen finalist: ``mode``, ``averaged mode``, ``sample <id>`` or
+    ``importance-only``."""
     keep: BoolArray
     """``(num_filters,)``, True = kept."""
     budget: float
-    """The ``macs_cut`` that was asked for."""
+    """The ``macs_cut`` of the settings."""
     macs: int
+    """Multiply-accumulates of the network for one input."""
     macs_cut: float
-    """The share that is removed: at least the budget."""
+    """Share of the dense network's MACs that is removed: at least ``budget``."""
     widths: dict[str, int]
     """Kept filters of each channel group."""
     test_score_before: float
-    """Before fine-tuning: accuracy in [0, 1], or what the user's own task says."""
+    """Figure on the test split before fine-tuning: accuracy in [0, 1], or the task's own score."""
     test_score: float
-    """After fine-tuning."""
+    """The same figure after fine-tuning."""
 
     @property
     def test_accuracy_before(self) -> float:
-        """``test_score_before``, by the name that it has where images are classified."""
+        """The same as ``test_score_before``, for image classification."""
         return self.test_score_before
 
     @property
     def test_accuracy(self) -> float:
-        """``test_score``, by the name that it has where images are classified."""
+        """The same as ``test_score``, for image classification."""
         return self.test_score
 
 
@@ -60,8 +62,8 @@ class SearchResult:
     """A finished search.
 
     Args:
-        run_dir: Its folder, or the URI of where it is.
-        dense: A network of the class that was pruned; its weights do not matter.
+        run_dir: Its run directory, a folder or a URI.
+        dense: A network with the architecture of the dense network; its weights do not matter.
     """
 
     run_dir: str | Path
@@ -77,7 +79,7 @@ class SearchResult:
         """The chosen mask.
 
         Raises:
-            ValueError: the search had several budgets, which have one each.
+            ValueError: the search had several budgets; see ``front``.
         """
         front = self.front
         if len(front) > 1:
@@ -98,10 +100,7 @@ class SearchResult:
 
     @cached_property
     def history(self) -> pd.DataFrame:
-        """One row per proposal that has feedback, by ascending id.
-
-        It is empty for a search in stages, whose proposals are in the stages' own journals.
-        """
+        """One row for every proposal with feedback, by ascending id; see ``history_of``."""
         return history_of(self._facts)
 
     @cached_property
@@ -109,13 +108,13 @@ class SearchResult:
         return read_journal(self.run_dir)
 
     def network(self, macs_cut: float | None = None) -> nn.Module:
-        """The smaller, fine-tuned network, in eval mode on the CPU.
+        """Return the smaller, fine-tuned network, in eval mode on the CPU.
 
         Args:
-            macs_cut: Which budget's, of several.
+            macs_cut: Budget of the network; None: the only one.
 
         Raises:
-            ValueError: the search had no such budget, or several and none is named.
+            ValueError: the search had no such budget, or several budgets and ``macs_cut`` is None.
         """
         with network_files(self.run_dir, macs_cut) as (_, recipe):
             return load_network(recipe, constructor=lambda: copy.deepcopy(self.dense).cpu())

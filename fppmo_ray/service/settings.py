@@ -1,4 +1,4 @@
-"""The settings of a search, and where it may run."""
+"""The settings of a search, and the workers that it runs on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _AT_LEAST_1 = (
     *("score_images", "score_recalibrate_images", "rescore_images", "recalibrate_images"),
     *("rescore_seeds", "latency_batch"),
 )
-_MIN_GENERATIONS = 2  # of a stage: with one alone, nothing is learned from
+_MIN_GENERATIONS = 2  # per stage: in a single one, no mask is sampled after an update
 _WIDTH_MULTIPLES = {"cpu": 1, "cuda": 8}
 _CHOICES = {
     "importance": get_args(Criterion),
@@ -30,87 +30,89 @@ class SearchSettings:
     """All settings that a search's numbers depend on; all of them are journaled."""
 
     macs_cut: float | tuple[float, ...] = 0.0
-    """Share of the dense network's multiply-accumulates to remove, in (0, 1). Several, ascending,
-    are as many budgets in one search (0.4,0.57,0.7): each gets an even share of the proposals, a
-    network of its own in the end, and all of the feedback. 0 limits no MACs; then another cut must
+    """Share of the dense network's multiply-accumulates to remove, in (0, 1). Several ascending
+    values (0.4,0.57,0.7) make as many budgets in one search: they share all feedback, and each gets
+    an even share of the proposals and a network in the end. 0 limits no MACs; then another cut must
     be given."""
     params_cut: float | None = None
-    """Share of the parameters to remove, in (0, 1), beside each macs_cut."""
+    """Share of the parameters to remove in addition to macs_cut, in (0, 1)."""
     latency_cut: float | None = None
-    """Share to remove of the dense network's latency, as a worker measures it at the start: the
-    network as it is written, in float32."""
+    """Share of the dense network's latency to remove, in (0, 1). A worker measures latency at the
+    start of the search, with the network as it is written and in float32."""
     latency_batch: int = 1
-    """Images per pass of which the latency is meant."""
+    """Batch size at which latency is measured."""
     memory_cut: float | None = None
-    """Share to remove of the most bytes that the activations of one image take in inference."""
+    """Share to remove of the peak memory that one image's activations take in inference."""
     proposals: int = 640
-    """Masks to score in all."""
+    """Number of masks to score in the whole search."""
     population: int = 16
-    """Proposals per generation. Four per worker or more keep the workers busy."""
+    """Proposals per generation. Four or more per worker keep the workers busy."""
     lag: int = 1
-    """Generations in flight beside the current one: 1 hides the generations' tails."""
+    """Generations that may be sampled before the feedback of the previous one is complete. 1 keeps
+    workers busy while the last proposals of a generation are scored."""
     rule: str = "layer_es"
-    """How feedback moves the distribution: layer_es, elite, random, or widths: layer_es on
-    whole layers, which keep their most important filters. That is for fewer than 0.3 proposals per
+    """Update rule: layer_es, elite, random or widths. The rule widths is layer_es for the widths
+    alone: layers keep their most important filters. Use it with fewer than 0.3 proposals per
     filter."""
     rank_by: RankBy = "val_loss"
     """The score that ranks the proposals of a generation."""
     capacity_weight: float = 1.0
-    """How much the parameters that a mask leaves count when losses are compared: they are
-    multiplied by (share of parameters left) ** -capacity_weight. So weighed, losses tell better
-    what long fine-tuning comes to: see the README's tables. Of no account where accuracies rank."""
+    """How much the remaining parameters count when losses are compared. A mask that keeps more
+    parameters at equal MACs recovers better in fine-tuning, so each loss is multiplied by
+    (share of parameters left) ** -capacity_weight. Not used with rank_by=val_accuracy."""
     importance: Criterion = "fpgm"
-    """The criterion that starts the probabilities. FPGM's filters are worth more than L1's after
-    fine-tuning, although not before: see the README's first table."""
+    """Criterion of filter importance, from which the probabilities start. fpgm leads to better
+    networks than l1 after fine-tuning, although not before it."""
     min_keep: float = 0.1
-    """Smallest share of a group's filters that a mask may keep, in (0, 1]."""
+    """Smallest share of the filters of a group that a mask may keep, in (0, 1]."""
     width_multiple: int | None = None
-    """Legal widths are multiples of this. None: 8 where workers hold GPUs, whose fast products want
-    that, and 1 on CPUs."""
+    """Widths are multiples of this number. None: 8 if workers hold GPUs, whose matrix units are
+    fastest then, else 1."""
     layer_limits: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Smallest and largest share of filters that these layers, or patterns such as ``layer1.*``,
-    may keep, instead of min_keep and 1."""
+    """Smallest and largest share of filters to keep, by the name of a layer or a pattern such as
+    ``layer1.*``. Other layers have the limits min_keep and 1."""
     ignore: tuple[str, ...] = ()
-    """Layers, or modules that hold them, whose filters must all stay; patterns such as
-    ``layer1.*`` stand for several."""
+    """Names of layers, or of modules that contain layers, that keep all filters. Patterns such as
+    ``layer1.*`` are allowed."""
     seed: int = 0
-    """Of the masks, the scores and the training."""
+    """Random seed of masks, scores and training, >= 0."""
     score_steps: int = 0
-    """Fine-tuning steps inside a score. 0 only recalibrates: in ``jobs/experiments/fidelity.py`` no
-    deeper score agreed better with long fine-tuning, and 50 steps cost 36 times as much."""
+    """Fine-tuning steps inside a score. With 0 steps a score only recalibrates: in
+    ``jobs/experiments/fidelity.py`` no deeper score agreed better with long fine-tuning, and 50
+    steps cost 36 times as much."""
     recalibrate_images: int = 1000
-    """Search-train images that re-estimate the batch-norm statistics of finalists, and of networks
-    before they are fine-tuned or handed out."""
+    """Number of search-train images that re-estimate the batch-norm statistics of finalists, and of
+    chosen networks before fine-tuning."""
     score_images: int = 500
-    """Search-val images that a score is read on (all of them where there are fewer). Proposals are
-    many, so few images serve each: see "Fidelity of scores" in jobs/experiments/README.md."""
+    """Number of search-val images that a proposal is scored on; all if there are fewer. See
+    "Fidelity of scores" in jobs/experiments/README.md."""
     score_recalibrate_images: int = 250
-    """Search-train images that re-estimate the batch-norm statistics for these."""
+    """Number of search-train images that re-estimate the batch-norm statistics of a proposal."""
     rescore_images: int = 2000
-    """Choose-val images that a finalist's scores are read on."""
+    """Number of choose-val images that a finalist is scored on."""
     rescore_seeds: int = 3
-    """Fresh seeds with which every finalist is rescored on choose-val."""
+    """Number of fresh seeds with which every finalist is rescored on choose-val."""
     baseline_epochs: int = 0
-    """Epochs of training for the dense network before it is pruned; 0 takes it as it is."""
+    """Epochs of training of the dense network before it is pruned; 0: it is trained already."""
     baseline_learning_rate: float = 0.1
-    """Peak learning rate of these epochs."""
+    """Peak learning rate of the baseline_epochs."""
     stages: float | tuple[float, ...] = ()
-    """Cuts before the last, ascending up to macs_cut (0.25,0.45,0.57): each is a search of its own
-    with an even share of the proposals, in ``stage-1``, ``stage-2`` ... of the run directory. Its
-    chosen network is fine-tuned, and the next stage prunes that."""
+    """Ascending cuts up to macs_cut (0.25,0.45,0.57) for gradual pruning. Each stage is a search
+    with an even share of the proposals, in ``stage-1``, ``stage-2`` ... of the run directory. The
+    next stage prunes the network that it has chosen, after fine-tuning."""
     stage_epochs: int = 5
     """Epochs of fine-tuning between two stages."""
     dtype: Literal["auto"] | DType = "auto"
-    """Number format of the convolutions and products in all passes. ``auto`` takes bfloat16 where
-    the workers' processors have units for it (AVX-512 BF16, AMX, CUDA capability 8.0), else
-    float32. Give one to compute the same on machines of different processors."""
+    """Number format of convolutions and matrix products. ``auto`` is bfloat16 if the workers'
+    processors have units for it (AVX-512 BF16, AMX, CUDA capability 8.0), else float32. Name a
+    format to compute the same on machines with different processors."""
     autotune: bool = False
-    """Whether to measure at the start how scores are computed fastest (dtype where it is ``auto``,
-    folded batch norms, threads; on GPUs also memory layout, batch size, CUDA graphs). What is found
-    is journaled, but may be another the next time: rounding and masks then differ."""
+    """Whether to measure at the start how scores are computed fastest (dtype if it is ``auto``,
+    folded batch norms, threads; on GPUs also memory layout, batch size, CUDA graphs). The result is
+    journaled. Another search may get another result, and then differs in rounding and masks."""
     recipe: Recipe = field(default_factory=Recipe)
-    """How networks are trained: a few steps of it in scores, all its epochs for the chosen, the
-    importance-only and the dense network in the end."""
+    """How networks are trained: score_steps of it in scores, and all of its epochs for the chosen,
+    the importance-only and the dense network at the end."""
 
     def __post_init__(self) -> None:
         for name in ("score_steps", "baseline_epochs", "stage_epochs"):
@@ -128,7 +130,7 @@ class SearchSettings:
         in_stages(self)  # refuses stages that do not lead up to the budget
 
     def on(self, device_type: str) -> SearchSettings:
-        """The settings with all that the workers' device decides: those that are journaled.
+        """Return the settings with the defaults of a device type, as they are journaled.
 
         Args:
             device_type: ``cuda`` or ``cpu``.
@@ -139,18 +141,18 @@ class SearchSettings:
 
     @property
     def macs_cuts(self) -> tuple[float, ...]:
-        """``macs_cut``, one for every budget, ascending."""
+        """The macs_cut of every budget, ascending."""
         return self.optimizer_settings().macs_cuts
 
     @property
     def further_cuts(self) -> dict[Resource, float]:
-        """What is limited besides MACs."""
+        """Cuts of resources other than MACs, by resource."""
         return self.optimizer_settings().further_cuts
 
     def journaled(self) -> dict[str, Any]:
-        """All settings as plain data, those of further cuts only where such are asked for.
+        """Return all settings as plain data, without those of resources that are not cut.
 
-        So searches without them are what they were before there were any.
+        A search's identity therefore stays the same when a new resource can be cut.
         """
         unused = [f"{name}_cut" for name in get_args(Resource) if name not in self.further_cuts]
         if self.latency_cut is None:
@@ -158,10 +160,10 @@ class SearchSettings:
         return {name: value for name, value in asdict(self).items() if name not in unused}
 
     def only_macs_cut(self) -> float:
-        """``macs_cut`` where there may be just one, and no other cut.
+        """Return ``macs_cut`` of settings with a single budget and no other cut.
 
         Raises:
-            ValueError: there are several, or others.
+            ValueError: there are several budgets, or other cuts.
         """
         if self.further_cuts:
             listed = ", ".join(f"{name}_cut" for name in self.further_cuts)
@@ -190,12 +192,16 @@ class SearchSettings:
         )
 
     def plain_compute(self, *, threads: int) -> ComputeConfig:
-        """The configuration asked for; float32 where a worker decides on the dtype."""
+        """Return the compute configuration of the settings, with float32 for the dtype ``auto``.
+
+        Args:
+            threads: CPUs that a worker holds.
+        """
         dtype: DType = "float32" if self.dtype == "auto" else self.dtype
         return ComputeConfig(dtype=dtype, threads=threads)
 
     def fidelity(self) -> Fidelity:
-        """How much work a proposal's score is."""
+        """Return the amount of work in a proposal's score."""
         return Fidelity(
             steps=self.score_steps,
             recalibrate_images=self.score_recalibrate_images,
@@ -203,7 +209,7 @@ class SearchSettings:
         )
 
     def rescore_fidelity(self) -> Fidelity:
-        """How much work each score of a finalist is: they are few, and one of them is chosen."""
+        """Return the amount of work in a finalist's score: more images, as they are few."""
         return Fidelity(
             steps=self.score_steps,
             recalibrate_images=self.recalibrate_images,
@@ -213,23 +219,24 @@ class SearchSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Where the work runs. Of all this only threads and device type may change a score."""
+    """The workers of a search. Of these settings, only threads and device type change scores."""
 
     workers: int = 2
-    """Scoring workers to ask the cluster for; they join as resources appear."""
+    """Number of workers to ask the cluster for; they start as resources become free."""
     gpus_per_worker: float = 0.0
-    """GPUs each worker holds; a fraction shares one. 0 scores on the CPU."""
+    """GPUs that each worker holds; with a fraction, workers share a GPU. 0: scores run on CPUs."""
     cpus_per_worker: int = 1
-    """CPUs each worker holds, and torch's threads, unless fewer are measured to be faster."""
+    """CPUs that each worker holds. torch uses as many threads, unless autotune finds fewer to be
+    faster."""
     fine_tune_workers: int = 1
-    """Processes that share each training of the baseline, between stages and in the end (Ray
-    Train), with a whole GPU each where workers hold any. 1 trains the networks side by side, one
-    worker each."""
+    """Number of processes (Ray Train) that share each training of the baseline, between stages and
+    at the end, each with a whole GPU if workers hold any. 1 trains the networks side by side, each
+    on one worker."""
     score_timeout: float | None = None
-    """Seconds after which a score is taken from its worker, which is replaced. None learns the
-    limit: 10 times the longest score so far but one, at least 5 minutes; epochs, evaluations and
-    all other work are limited that way in any case. The very first of a kind has no limit but is
-    warned of after 10 minutes."""
+    """Seconds after which a score is taken from its worker, which is replaced. None: 10 times the
+    second longest score so far, at least 5 minutes. All other calls of workers, such as epochs and
+    evaluations, always have such a learned limit. The first call of each kind has no limit; a
+    warning appears after 10 minutes."""
 
     def __post_init__(self) -> None:
         _require(self.workers >= 1, "workers", ">= 1", self.workers)
@@ -244,23 +251,23 @@ class Placement:
 
     @property
     def demand(self) -> Demand:
-        """What the cluster is asked for each worker."""
+        """Resources that the cluster is asked for, for each worker."""
         return Demand(cpus=self.cpus_per_worker, gpus=self.gpus_per_worker)
 
     @property
     def device_type(self) -> str:
-        """``cuda`` where workers hold GPUs, else ``cpu``."""
+        """``cuda`` if workers hold GPUs, else ``cpu``."""
         return "cuda" if self.gpus_per_worker > 0 else "cpu"
 
 
 def in_stages(settings: SearchSettings) -> list[SearchSettings]:
-    """Return the settings of every stage, each that of a whole search; one stage without cuts.
+    """Return the settings of every stage, which is a whole search; a single one without stages.
 
-    The proposals are divided by whole generations. A stage's cut is a share of the MACs of the
-    network that the search begins with.
+    The proposals are divided by whole generations. The cut of a stage is a share of the MACs of the
+    network that the first stage begins with.
 
     Args:
-        settings: The search; its ``macs_cut`` is the last stage's.
+        settings: The settings of the search; their ``macs_cut`` is that of the last stage.
 
     Raises:
         ValueError: the cuts do not lead up to the search's, or the generations are too few.

@@ -1,4 +1,4 @@
-"""Networks on their way through Ray: weights as numpy arrays, and digests that tell them apart."""
+"""Weights as numpy arrays, which Ray carries without a copy, and digests of weights and data."""
 
 from __future__ import annotations
 
@@ -15,17 +15,22 @@ Arrays = dict[str, np.ndarray]
 
 
 def to_arrays(network: nn.Module) -> Arrays:
-    """The state dict as numpy arrays, which Ray hands to workers without a copy."""
+    """Return the state dict as numpy arrays, which Ray hands to workers without a copy."""
     return {name: tensor.detach().cpu().numpy() for name, tensor in network.state_dict().items()}
 
 
 def load_arrays(network: nn.Module, arrays: Arrays) -> None:
-    """Copy the arrays into the network, in place: Ray's are read-only, training is not."""
+    """Copy arrays into the network, in place.
+
+    Args:
+        network: The network.
+        arrays: Its state dict; may be read-only, as arrays from Ray are.
+    """
     network.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()})
 
 
 def digest(arrays: Arrays) -> str:
-    """SHA-256 over names, shapes and bytes."""
+    """Return the SHA-256 of names, shapes, types and bytes."""
     sha = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
@@ -35,7 +40,12 @@ def digest(arrays: Arrays) -> str:
 
 
 def digest_data(dataset: Dataset, splits: Splits) -> str:
-    """SHA-256 of images (their paths, where they are streamed), labels, preparation and splits."""
+    """Return the SHA-256 of images, labels, preparation and splits.
+
+    Args:
+        dataset: The data. Of images that are streamed from files, the paths count.
+        splits: Rows of the training images.
+    """
     sha = hashlib.sha256()
     preparation = (dataset.num_classes, dataset.mean, dataset.std, dataset.augmentation)
     sha.update(repr(preparation).encode())
@@ -49,10 +59,10 @@ def digest_data(dataset: Dataset, splits: Splits) -> str:
 def _digest_images(images: ImageArrays | ImageFiles) -> str:
     if isinstance(images, ImageArrays):
         return digest({"images": images.images, "labels": images.labels})
-    root = os.path.commonpath(images.paths)  # the data may have moved as a whole
+    root = os.path.commonpath(images.paths)  # the data may be in another folder than before
     names = [str(path.relative_to(root)) for path in images.paths]
     how: tuple[object, ...] = (images.height, images.width)
-    if images.centre_crop is not None:  # digests of other files are older than it
+    if images.centre_crop is not None:  # without a crop, digests stay those of older versions
         how += (images.centre_crop,)
     text = repr((*how, names))
     return digest({"labels": images.labels}) + hashlib.sha256(text.encode()).hexdigest()

@@ -1,10 +1,10 @@
-"""The search under Ray Tune, for those who schedule, stop and watch their trials there.
+"""The search under Ray Tune, with Tune's schedulers, loggers and experiment directory.
 
 ``FPPMOSearch`` is the probability model as a search algorithm: each trial is a proposal.
 ``prune_trainable`` makes the trainable that scores it, in *rungs*, so that schedulers such as ASHA
-can stop bad masks after a few fine-tuning steps. When nothing is stopped early, masks and scores
-are those of ``fppmo_ray.search`` with the same seed. It trains no baseline, rescores no finalists
-and keeps no journal of ours: Tune's own experiment directory is what is resumed from.
+can stop bad masks after a few fine-tuning steps. If no trial is stopped early, masks and scores
+are those of ``fppmo_ray.search`` with the same seed. No baseline is trained, no finalists are
+rescored, and there is no journal: a run is restored from Tune's experiment directory.
 
 Example:
     >>> problem = build_problem(network, image_classification(dataset), settings)  # doctest: +SKIP
@@ -25,9 +25,9 @@ Example:
     >>> best, *others = ranked_trials(problem, tuner.fit())  # doctest: +SKIP
     >>> smaller = trained_network(problem, best)  # doctest: +SKIP
 
-Lost is not bad: ``max_failures`` says how often Tune runs a trial again whose worker or node was
-lost. A trial that still ends with an error, or reports what is not a number, is a failed proposal
-and never enters the update. Without ``max_failures`` a single lost worker makes one.
+``max_failures`` says how often Tune repeats a trial whose worker or node was lost. A trial that
+still ends with an error, or reports a figure that is not finite, is a failed proposal and never
+enters the update. Without ``max_failures``, a single lost worker makes its proposal a failed one.
 """
 
 from fppmo_ray.service.image_task import image_classification

@@ -19,16 +19,16 @@ _CHECKPOINT = "score.pt"
 
 
 def prune_trainable(problem: Problem, rungs: tuple[int, ...]) -> type[tune.Trainable]:
-    """The trainable that scores a problem's masks, with the CPUs and GPUs of its placement.
+    """Return the trainable that scores a problem's masks, with the resources of its placement.
 
     Args:
-        problem: Goes to Ray's object store once.
-        rungs: Fine-tuning steps after which a trial reports, ascending, each >= 0; the last are
-            the steps of the problem's score, over which the learning rate falls.
+        problem: The problem, which is copied to Ray's object store once.
+        rungs: Fine-tuning steps after which a trial reports, ascending, each >= 0. The last one is
+            the problem's ``score_steps``, over which the learning rate falls.
 
     Raises:
-        ValueError: the rungs do not ascend to the problem's steps, or its task is not to classify
-            images.
+        ValueError: the rungs do not ascend to the problem's steps, or its task is not
+            ``ImageClassification``.
     """
     if not isinstance(problem.task, ImageClassification):
         raise ValueError(
@@ -52,16 +52,23 @@ class PruneTrainable(tune.Trainable):
     """Prunes, fine-tunes to the next rung, recalibrates and reports; see ``prune_trainable``.
 
     Every report has ``val_loss`` and ``val_accuracy`` on search-val, ``steps`` (of fine-tuning
-    so far), ``macs`` and ``done``. The last one is the score that the service's workers compute,
-    on CPUs to the bit. Use it with ``reuse_actors=True``: the data stays where it is, and of the
-    last trial's network nothing is left. With ``CheckpointConfig(checkpoint_frequency=1)``, trials
-    that are paused or lost go on from their last rung.
+    so far), ``macs`` and ``done``. The last report is the score that a worker of
+    ``fppmo_ray.search`` computes, bit for bit on CPUs. Use it with ``reuse_actors=True``: an actor
+    then keeps the data on its device, and frees the network of each trial before the next. With
+    ``CheckpointConfig(checkpoint_frequency=1)``, trials that were paused or lost continue after
+    their last rung.
     """
 
     def setup(  # type: ignore[override]  # tune.with_parameters gives what is keyword-only
         self, config: dict[str, Any], *, problem: Problem, rungs: tuple[int, ...]
     ) -> None:
-        """Put the dense network and the images on the device, once per actor."""
+        """Load the dense network and the images onto the device, once per actor.
+
+        Args:
+            config: Config of the first trial.
+            problem: The problem.
+            rungs: Fine-tuning steps after which a trial reports.
+        """
         self._problem = problem
         self._rungs = rungs
         self._device = claim_device(problem)
@@ -75,12 +82,12 @@ class PruneTrainable(tune.Trainable):
         """Start another trial in this actor."""
         del self._score
         if self._device.type == "cuda":
-            torch.cuda.empty_cache()  # whoever shares the GPU may need it
+            torch.cuda.empty_cache()  # for the workers that share the GPU
         self._begin(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
-        """Train to the next rung and measure.
+        """Train to the next rung and return the report.
 
         Raises:
             RuntimeError: training diverged.
@@ -97,12 +104,12 @@ class PruneTrainable(tune.Trainable):
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Write where the score stands; its ``network`` is the state dict that was measured."""
+        """Write the state of the score; its ``network`` is the state dict that was measured."""
         state = {**self._score.state(), "rungs_done": self._rungs_done}
         torch.save(state, Path(checkpoint_dir) / _CHECKPOINT)
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
-        """Go on from the folder that ``save_checkpoint`` wrote."""
+        """Continue from a folder that ``save_checkpoint`` wrote."""
         state = read_score_state(Path(str(checkpoint)))
         self._score.restore(state)
         self._rungs_done = state["rungs_done"]
@@ -122,6 +129,6 @@ class PruneTrainable(tune.Trainable):
 
 
 def read_score_state(folder: Path) -> dict[str, Any]:
-    """What a trial's checkpoint holds, on the CPU; tensors and numbers only."""
+    """Return the content of a trial's checkpoint, tensors and numbers only, on the CPU."""
     state: dict[str, Any] = torch.load(folder / _CHECKPOINT, weights_only=True, map_location="cpu")
     return state

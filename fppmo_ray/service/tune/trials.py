@@ -1,4 +1,4 @@
-"""Trials of Ray Tune: their configs, their reports as feedback, and what a finished run leaves."""
+"""Trials of Ray Tune: configs, reports as feedback, and the ranked trials of a finished run."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Trial:
     feedback: Feedback
     """The trial's last score on search-val; its ``steps`` say how far the trial got."""
     checkpoint: tune.Checkpoint | None
-    """The last checkpoint, where Tune was told to keep any."""
+    """The last checkpoint; None if Tune was not asked to keep any."""
 
 
 def config_of(proposal: Proposal) -> dict[str, Any]:
-    """Return a proposal as a small, flat config: Tune makes tags and folder names of it."""
+    """Return a proposal as a small, flat config, because Tune derives tags and names from it."""
     return {
         "id": proposal.proposal_id,
         "generation": proposal.generation,
@@ -66,7 +66,7 @@ def feedback_from(proposal_id: int, result: Mapping[str, Any]) -> Feedback:
 
     Args:
         proposal_id: Proposal of the trial.
-        result: With ``val_loss``, ``val_accuracy`` and, optionally, ``steps``.
+        result: Has ``val_loss``, ``val_accuracy`` and, optionally, ``steps``.
     """
     for name in ("val_loss", "val_accuracy"):
         value = result.get(name)
@@ -86,9 +86,9 @@ def feedback_from(proposal_id: int, result: Mapping[str, Any]) -> Feedback:
 
 
 def ranked_trials(problem: Problem, results: tune.ResultGrid) -> list[Trial]:
-    """Return the trials that have a score, best first: those that got furthest, then by merit.
+    """Return the trials that have a score, best first: those with most steps, then by merit.
 
-    The first of many was partly lucky: its score is better than it would be on new images.
+    The best of many scores is partly luck: it is better than the same mask's score on new images.
 
     Args:
         problem: Its settings say how scores are ordered.
