@@ -1,4 +1,4 @@
-"""What was cut besides MACs, as people read it."""
+"""The tables of resources that are cut besides MACs."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from example_runs import started_with
 from test_table import printed, row
 
 from fppmo_ray.report.result_rows import cut_table, table_sentence
 from fppmo_ray.report.table import status_lines
-from fppmo_ray.service.journal.facts import LatencyMeasured, Started
+from fppmo_ray.service.journal.facts import LatencyMeasured
 
 LATENCY = {
     "predicted_ms": 1.25,
@@ -46,7 +47,7 @@ def test_every_limited_resource_has_its_columns() -> None:
     }
 
 
-def test_where_macs_alone_were_cut_there_is_no_such_table(tmp_path: Path) -> None:
+def test_a_search_that_cuts_macs_alone_has_no_such_table(tmp_path: Path) -> None:
     plain = {**FIGURES, "variants": [row("dense", 0.9, 0.9, 4), row("fppmo", 0.8, 0.9, 2)]}
     del plain["latency_table"]
     assert cut_table(plain) == ([], [])
@@ -55,18 +56,15 @@ def test_where_macs_alone_were_cut_there_is_no_such_table(tmp_path: Path) -> Non
     assert "cut besides MACs" not in printed(tmp_path)
 
 
-def test_the_closing_tables_tell_how_far_the_latency_table_is_off(tmp_path: Path) -> None:
+def test_the_closing_tables_show_the_error_of_the_latency_table(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text(json.dumps(FIGURES))
     text = " ".join(printed(tmp_path).split())
     assert "cut besides MACs" in text
     assert "latency at batch 8 on cpu; its table is off by 1.2 %" in text
 
 
-def test_the_status_tells_what_is_limited_and_what_was_measured() -> None:
-    settings = {"macs_cut": 0.0, "params_cut": 0.4, "latency_cut": 0.3, "proposals": 8}
-    started = Started(
-        search_id="s", identity={"settings": settings}, versions={}, groups=[], dense_macs=9
-    )
+def test_the_status_shows_all_cuts_and_the_measured_latency() -> None:
+    started = started_with(macs_cut=0.0, params_cut=0.4, latency_cut=0.3)
     measured = LatencyMeasured(
         artifact="a", sha256="0", batch=1, dense_ms=2.34567, median_error=0.0123, device="cpu"
     )

@@ -1,4 +1,4 @@
-"""What the figures of a search show."""
+"""The figures of a search."""
 
 from __future__ import annotations
 
@@ -6,66 +6,39 @@ import json
 from pathlib import Path
 
 import pytest
+from example_runs import proposal, score, started_with
 from matplotlib.figure import Figure
 
+from fppmo_ray.distribution import Feedback
 from fppmo_ray.report import draw_figures
-from fppmo_ray.service.journal.facts import Asked, Fact, Scored, Started
 from fppmo_ray.service.journal.run_directory import open_run
-
-
-def score(number: int, rung: int, accuracy: float) -> Scored:
-    return Scored(
-        id=number,
-        round=0,
-        rung=rung,
-        val_loss=1.0,
-        val_accuracy=accuracy,
-        seconds=1.0,
-        worker="0@a:1",
-        at=0.0,
-    )
 
 
 def drawn(
     run_dir: Path,
     monkeypatch: pytest.MonkeyPatch,
-    scores: list[Scored],
+    scores: list[Feedback],
     *,
     cuts: tuple[float | None, float | None] = (None, None),
     number: int = 0,
+    **settings: object,
 ) -> dict[str, list]:
-    """The accuracies of a figure of two generations of two, by label."""
+    """Return the lines of the last axes of a figure, by label: two generations of two proposals."""
     kept: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: kept.append(figure))
-    started = Started(search_id="c0", identity={}, versions={}, groups=[], dense_macs=9)
-    asked = [
-        Asked(id=i, generation=i // 2, macs=5, mask="", macs_cut=cuts[i % 2]) for i in range(4)
-    ]
-    with open_run(run_dir, resume=False, started=started) as run:
-        facts: list[Fact] = [*asked, *scores]
-        run.record(facts)
+    parameters = (250, 500, 1000, 500)
+    proposals = [proposal(i, macs_cut=cuts[i % 2], parameters=parameters[i]) for i in range(4)]
+    with open_run(run_dir, resume=False, started=started_with(**settings)) as run:
+        run.record([*proposals, *scores])
     draw_figures(run_dir)
-    lines = kept[number].axes[0].get_lines()
+    lines = kept[number].axes[-1].get_lines()
     return {str(line.get_label()): [round(y, 6) for y in line.get_ydata()] for line in lines}
 
 
-def test_mean_and_best_of_a_search_in_rungs_are_those_of_the_deepest(
+def test_the_figure_of_scores_shows_every_score_and_the_mean_and_best_of_generations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shallow = [score(i, 5, 0.9) for i in range(4)]
-    deep = [score(0, 50, 0.5), score(1, 50, 0.6), score(3, 50, 0.7)]
-    assert drawn(tmp_path, monkeypatch, [*shallow, *deep]) == {
-        "proposal, 5 steps": [90.0] * 4,
-        "proposal, 50 steps": [50.0, 60.0, 70.0],
-        "generation's mean": [55.0, 70.0],
-        "generation's best": [60.0, 70.0],
-    }
-
-
-def test_where_all_scores_are_alike_their_steps_are_not_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scores = [score(i, 50, 0.1 * (i + 1)) for i in range(4)]
+    scores = [score(i, 0.1 * (i + 1), loss=1 - 0.1 * i) for i in range(4)]
     assert drawn(tmp_path, monkeypatch, scores) == {
         "proposal": [10.0, 20.0, 30.0, 40.0],
         "generation's mean": [15.0, 35.0],
@@ -73,10 +46,29 @@ def test_where_all_scores_are_alike_their_steps_are_not_told(
     }
 
 
+@pytest.mark.parametrize(
+    ("settings", "best"),
+    [
+        ({"rank_by": "val_accuracy"}, [70.0, 60.0]),
+        ({}, [50.0, 60.0]),  # the least losses are those of proposals 0 and 2
+        ({"capacity_weight": 1.0}, [70.0, 60.0]),  # 0.4 * 4 and 0.5 * 2; 0.5 and 0.9 * 2
+    ],
+)
+def test_a_generations_best_is_the_proposal_that_the_search_ranks_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, object], best: list[float]
+) -> None:
+    scores = [
+        *(score(0, 0.5, loss=0.4), score(1, 0.7, loss=0.5)),
+        *(score(2, 0.6, loss=0.5), score(3, 0.3, loss=0.9)),
+    ]
+    lines = drawn(tmp_path, monkeypatch, scores, **settings)
+    assert lines["generation's best"] == best
+
+
 def test_each_of_several_budgets_has_its_own_mean_and_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scores = [score(i, 50, 0.1 * (i + 1)) for i in range(4)]
+    scores = [score(i, 0.1 * (i + 1)) for i in range(4)]
     assert drawn(tmp_path, monkeypatch, scores, cuts=(0.4, 0.6)) == {
         "proposal": [10.0, 20.0, 30.0, 40.0],
         "generation's mean, budget 0.4": [10.0, 30.0],
@@ -98,7 +90,7 @@ def test_the_front_of_several_budgets_is_drawn_over_the_macs_that_are_cut(
     for name, result in (("single", single), ("several", json.dumps({"variants": variants}))):
         (tmp_path / name).mkdir()
         (tmp_path / name / "result.json").write_text(result)
-    scores = [score(i, 50, 0.5) for i in range(4)]
+    scores = [score(i, 0.5) for i in range(4)]
     assert drawn(tmp_path / "several", monkeypatch, scores, number=2) == {
         "FPPMO": [85.0, 75.0],
         "importance-only": [80.0, 60.0],

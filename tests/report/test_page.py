@@ -6,15 +6,16 @@ import copy
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from example_runs import mask, proposal, rescored, score, started_with
 
 from fppmo_ray.report import write_comparison, write_report
-from fppmo_ray.service.journal.facts import Asked, Chosen, Fact, Rescored, Scored, Started, Updated
+from fppmo_ray.service.journal.facts import Chosen, Fact, Updated
 from fppmo_ray.service.journal.run_directory import open_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
@@ -46,55 +47,37 @@ RESULT = {
 }
 
 
-def a_run(
-    folder: Path,
-    *,
-    finished: bool = True,
-    scored: bool = True,
-    identity: Mapping[str, Any] | None = None,
-) -> Path:
-    """Four proposals of two workers, one of them named by what HTML must not take for its own."""
-    started = Started(
-        search_id="c0ffee",
-        identity={
-            "settings": {"macs_cut": 0.5, "proposals": 4, "note": "<script>"},
-            **(identity or {}),
-        },
-        versions={"torch": "2.13.0"},
-        groups=["first", "second"],
-        dense_macs=2_000_000,
+def a_run(folder: Path, *, finished: bool = True, scored: bool = True) -> Path:
+    """Write a search of four proposals by two workers, whose names hold HTML's own characters."""
+    started = started_with(
+        groups=("first", "second"), dense_macs=2_000_000, layer_limits={"<script>": (0.5, 1.0)}
     )
-    facts: list[Fact] = [Asked(id=i, generation=i // 2, macs=9, mask=f"m{i}") for i in range(4)]
+    facts: list[Fact] = [proposal(i) for i in range(4)]
     scores = [
-        Scored(
-            id=i,
-            round=0,
-            rung=0,
-            val_loss=1.0 - 0.1 * i,
-            val_accuracy=0.5 + 0.1 * i,
+        replace(
+            score(i, 0.5 + 0.1 * i, loss=1.0 - 0.1 * i),
             seconds=2.0,
             worker=f"{i % 2}@<host>:1",
             at=10.0 + 2 * (i // 2),
         )
         for i in range(4)
     ]
-    rescored = [
-        Rescored(
-            finalist=f"sample {i}",
-            split="choose_val",
+    again = [
+        rescored(
+            f"sample {i}",
+            mask(i),
+            loss=1.1 - 0.1 * i + 0.02 * repeat,
+            accuracy=0.5 + 0.1 * i,
             repeat=repeat,
-            mask=f"m{i}",
-            val_loss=1.1 - 0.1 * i + 0.02 * repeat,
-            val_accuracy=0.5 + 0.1 * i,
         )
         for i in range(4)
         for repeat in range(2)
     ]
     facts += scores if scored else []
     if finished:
-        facts += [Updated(generation=0, keep_share=[0.5, 0.75]), *rescored]
-        facts.append(Chosen(finalist="sample 3", mask="m3"))
-        (folder).mkdir(parents=True, exist_ok=True)
+        facts += [Updated(generation=0, keep_share=[0.5, 0.75]), *again]
+        facts.append(Chosen(finalist="sample 3", keep=mask(3)))
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "result.json").write_text(json.dumps(RESULT))
     with open_run(folder, resume=False, started=started) as run:
         run.record(facts)
@@ -123,7 +106,7 @@ def test_a_page_tells_what_pruning_cost_who_was_chosen_and_how_idle_workers_were
     cells = [re.findall(r"<td>(.*?)</td>", line) for line in re.findall(r"<tr>(.*?)</tr>", text)]
     fppmo = ["FPPMO", "92.50", "92.50", "0.99", "50.5 %", "12,345", "54", "98.8", "0.50", "12.25"]
     assert fppmo in cells
-    assert ["sample 3 (chosen)", "0", "80.00 ± 0.00", "0.8100 ± 0.0141"] in cells
+    assert ["sample 3 (chosen)", "80.00 ± 0.00", "0.8100 ± 0.0141"] in cells
     assert "Scores by worker: 0.0 % idle, 0 failed" in text
     assert "scored again: Spearman 1.00" in text
 

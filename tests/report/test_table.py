@@ -5,17 +5,18 @@ import json
 from pathlib import Path
 
 import pytest
+from example_runs import mask, proposal, rescored, score, started_with
 from rich.console import Console
 
+from fppmo_ray.distribution import Feedback
 from fppmo_ray.report import print_result, print_status
 from fppmo_ray.service.journal.facts import (
-    Asked,
     Chosen,
     ComputeChosen,
-    Failed,
-    Rescored,
-    Scored,
-    Started,
+    EpochFinished,
+    Fact,
+    Finished,
+    ImportanceMeasured,
 )
 from fppmo_ray.service.journal.run_directory import open_run
 
@@ -84,7 +85,7 @@ def test_top5_accuracies_stand_behind_those_of_the_first_guess(tmp_path: Path) -
     assert "FPPMO 70.00 / 93.01 76.00 / 93.01 17.20" in shown
 
 
-def test_epochs_that_only_the_chosen_network_has_had_are_told(tmp_path: Path) -> None:
+def test_epochs_that_only_the_chosen_network_has_had_are_shown(tmp_path: Path) -> None:
     result = {
         "chosen": "mode",
         "epochs_between_stages": 10,
@@ -126,45 +127,66 @@ def test_the_table_of_several_budgets_shows_their_front(tmp_path: Path) -> None:
     ]
 
 
-def test_the_state_of_a_search_with_several_budgets_tells_the_best_of_each(tmp_path: Path) -> None:
-    identity = {"settings": {"macs_cut": [0.4, 0.57], "proposals": 4}}
-    started = Started(search_id="c0", identity=identity, versions={}, groups=[], dense_macs=9)
-    cuts = (0.4, 0.4, 0.57, 0.57)
-    asked = [Asked(id=i, generation=0, macs=5, mask="", macs_cut=cuts[i]) for i in range(4)]
-    place = {"round": 0, "seconds": 1, "worker": "0@a:1", "at": 0, "rung": 5, "val_loss": 1}
-    scores = [Scored(id=i, val_accuracy=0.9 - 0.1 * i, **place) for i in range(4)]
-    with open_run(tmp_path, resume=False, started=started) as run:
-        run.record([*asked, *scores])
+def status_of(run_dir: Path) -> str:
+    """Return the words of the status, with single spaces."""
     text = io.StringIO()
-    print_status(tmp_path, Console(file=text, width=200))
-    shown = " ".join(text.getvalue().replace("│", " ").split())
+    print_status(run_dir, Console(file=text, width=200))
+    return " ".join(text.getvalue().replace("│", " ").split())
+
+
+def test_the_state_of_a_search_with_several_budgets_shows_the_best_of_each(tmp_path: Path) -> None:
+    cuts = (0.4, 0.4, 0.57, 0.57)
+    proposals = [proposal(i, macs_cut=cuts[i]) for i in range(4)]
+    scores = [score(i, 0.9 - 0.1 * i) for i in range(4)]
+    started = started_with(macs_cut=(0.4, 0.57), population=4)
+    with open_run(tmp_path, resume=False, started=started) as run:
+        run.record([*proposals, *scores])
+    shown = status_of(tmp_path)
     assert "MACs cut 0.4, 0.57 of 9" in shown
     assert "best on search-val, budget 0.4 0.9000 (proposal 0)" in shown
     assert "best on search-val, budget 0.57 0.7000 (proposal 2)" in shown
 
 
-def test_the_state_of_a_search_in_stages_tells_the_stage(tmp_path: Path) -> None:
-    identity = {"settings": {"macs_cut": 0.6, "proposals": 4, "stages": [0.3, 0.6]}}
-    started = Started(search_id="c0", identity=identity, versions={}, groups=[], dense_macs=9)
-    place = {"seconds": 1, "worker": "0@a:1", "at": 0, "rung": 0, "val_loss": 1}
-    score = {"split": "choose_val", "repeat": 0, "mask": "", "val_loss": 1, "val_accuracy": 0.5}
-    steps = [
-        (Asked(id=0, generation=0, macs=7, mask=""), "searching, stage 1 of 2"),
-        (Scored(id=0, round=0, val_accuracy=0.9, **place), "searching, stage 1 of 2"),
-        (Rescored(finalist="mode", **score), "choosing among the finalists, stage 1 of 2"),
-        (Chosen(finalist="mode", mask=""), "fine-tuning between stages, stage 2 of 2"),
-        (Asked(id=1, generation=1, macs=4, mask=""), "searching, stage 2 of 2"),
-        (Scored(id=1, round=1, val_accuracy=0.7, **place), "searching, stage 2 of 2"),
-        (Chosen(finalist="mode", mask="", stage=1), "final fine-tuning"),
+def test_the_state_names_each_phase_of_a_search(tmp_path: Path) -> None:
+    steps: list[tuple[Fact, str]] = [
+        (ImportanceMeasured(criterion="l1", artifact="a", sha256="0"), "preparing"),
+        (proposal(0), "searching"),
+        (score(0, 0.9), "searching"),
+        (rescored("mode", mask(0)), "choosing among the finalists"),
+        (Chosen(finalist="mode", keep=mask(0)), "final fine-tuning"),
+        (epoch("fppmo"), "final fine-tuning"),
+        (Finished(artifact="result.json", sha256="0"), "finished"),
+    ]
+    with open_run(tmp_path, resume=False, started=started_with()) as run:
+        assert "state preparing" in status_of(tmp_path)
+        for fact, state in steps:
+            run.record([fact])
+            assert f"state {state} MACs" in status_of(tmp_path)
+
+
+def epoch(task: str) -> EpochFinished:
+    return EpochFinished(task=task, epoch=4, train_loss=0.25, seconds=1, artifact="a", sha256="b")
+
+
+def test_the_state_of_a_search_in_stages_says_where_its_stages_are(tmp_path: Path) -> None:
+    started = started_with(macs_cut=0.6, stages=(0.3,), proposals=8)
+    steps: list[tuple[Fact, str]] = [
+        (epoch("baseline"), "preparing"),
+        (
+            ImportanceMeasured(criterion="l1", artifact="a", sha256="0"),
+            "searching in stages: each has a run directory below, stage-1, stage-2 ...",
+        ),
+        (
+            epoch("stage-1"),
+            "searching in stages: each has a run directory below, stage-1, stage-2 ...",
+        ),
+        (Chosen(finalist="mode", keep=mask(0)), "final fine-tuning"),
     ]
     with open_run(tmp_path, resume=False, started=started) as run:
         for fact, state in steps:
             run.record([fact])
-            text = io.StringIO()
-            print_status(tmp_path, Console(file=text, width=200))
-            assert f"state {state} MACs" in " ".join(text.getvalue().replace("│", " ").split())
-    # The score of the second stage is of other weights, whatever the first one's was.
-    assert "0.7000 (proposal 1)" in text.getvalue()
+            assert f"state {state} MACs" in status_of(tmp_path)
+    assert "stage-1 epoch 4 done, loss 0.2500" in status_of(tmp_path)
 
 
 def test_an_unfinished_search_has_no_table(tmp_path: Path) -> None:
@@ -173,36 +195,22 @@ def test_an_unfinished_search_has_no_table(tmp_path: Path) -> None:
 
 
 def test_a_proposal_with_a_score_after_its_failure_has_not_failed(tmp_path: Path) -> None:
-    identity = {"settings": {"macs_cut": 0.5, "proposals": 3}}
-    started = Started(search_id="c0", identity=identity, versions={}, groups=[], dense_macs=9)
-    failures = [Failed(id=number, error="no space", rung=0) for number in (0, 1, 1)]
-    score = Scored(
-        id=0, round=0, rung=0, val_loss=1, val_accuracy=0.5, seconds=1, worker="0@a:1", at=0
-    )
-    with open_run(tmp_path, resume=False, started=started) as run:
-        run.record(
-            [ComputeChosen(compute={}, trials=[], why="slow, as asked for"), *failures, score]
-        )
-    text = io.StringIO()
-    print_status(tmp_path, Console(file=text, width=200))
-    assert "1 scored, 1 failed of 3" in text.getvalue()
-    assert "slow, as asked for" in text.getvalue()
+    failures = [Feedback(proposal_id=number, error="no space") for number in (0, 1, 1)]
+    compute = ComputeChosen(compute={}, trials=[], why="slow, as asked for")
+    with open_run(tmp_path, resume=False, started=started_with()) as run:
+        run.record([compute, proposal(0), proposal(1), *failures, score(0, 0.5)])
+    shown = status_of(tmp_path)
+    assert "1 scored, 1 failed of 4" in shown
+    assert "slow, as asked for" in shown
 
 
-def test_the_state_counts_proposals_and_tells_scores_of_different_steps_apart(
+def test_of_weighed_losses_the_state_shows_the_one_that_the_search_ranks_first(
     tmp_path: Path,
 ) -> None:
-    identity = {"settings": {"macs_cut": 0.5, "proposals": 3}}
-    started = Started(search_id="c0", identity=identity, versions={}, groups=[], dense_macs=9)
-
-    def score(number: int, rung: int, accuracy: float) -> Scored:
-        place = {"round": 0, "seconds": 1, "worker": "0@a:1", "at": 0}
-        return Scored(id=number, rung=rung, val_loss=1, val_accuracy=accuracy, **place)
-
-    scores = [score(0, 5, 0.9), score(1, 5, 0.8), score(2, 5, 0.7), score(0, 50, 0.6)]
+    # Of 1000 parameters: 0.4 * 4 against 0.5 * 1.
+    proposals = [proposal(0, parameters=250), proposal(1, parameters=1000)]
+    scores = [score(0, 0.9, loss=0.4), score(1, 0.6, loss=0.5)]
+    started = started_with(capacity_weight=1.0)
     with open_run(tmp_path, resume=False, started=started) as run:
-        run.record([*scores, Failed(id=1, error="diverged", rung=50)])
-    text = io.StringIO()
-    print_status(tmp_path, Console(file=text, width=200))
-    for part in ("2 scored, 1 failed of 3", "3 of 5 steps, 1 of 50 steps", "0.6000 (proposal 0)"):
-        assert part in text.getvalue()
+        run.record([*proposals, *scores])
+    assert "best on search-val 0.6000 (proposal 1)" in status_of(tmp_path)

@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from fppmo_ray.service.journal.history import read_history
 from inline_pool import InlinePool
 from rich.console import Console
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import cells
 import pytest
 import ray
-from fppmo_ray.service.pool.work import Work
 
 from fppmo_ray import Placement
 from fppmo_ray.service.pool.worker_group import WorkerInfo, worker_info
