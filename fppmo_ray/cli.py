@@ -50,7 +50,7 @@ def export(
         constructor: ``MODULE:FUNCTION``, a function without arguments that constructs the dense
             network, if that is your own class. The working directory is searched for the module.
     """
-    from fppmo_ray.service.export import export_result, load_constructor
+    from fppmo_ray.service.result import export_result, load_constructor
 
     if constructor is not None:
         sys.path.insert(0, str(Path.cwd()))

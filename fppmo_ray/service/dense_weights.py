@@ -15,8 +15,14 @@ from fppmo_ray.service.pool.worker_pool import WorkerPool
 from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.trainings import Training, train_whole
-from fppmo_ray.service.weights import Arrays, to_arrays
-from fppmo_ray.service.worker_protocol import SharedWeights, TrainingTask, Worker, share_weights
+from fppmo_ray.service.worker_protocol import (
+    Arrays,
+    SharedWeights,
+    TrainingTask,
+    Worker,
+    share_weights,
+    to_arrays,
+)
 from fppmo_ray.training import ComputeConfig, state_from_bytes
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,11 +18,12 @@ from fppmo_ray.pruning import Candidate, Score, extract, score
 from fppmo_ray.pruning.compute_trial import ComputeTrial, try_compute
 from fppmo_ray.service.settings import Placement, SearchSettings
 from fppmo_ray.service.task import Batches
-from fppmo_ray.service.weights import digest_data
-from fppmo_ray.service.worker_protocol import TrainingReport, TrainingTask
+from fppmo_ray.service.worker_protocol import TrainingReport, TrainingTask, digest
 from fppmo_ray.training import (
     ComputeConfig,
     Dataset,
+    ImageArrays,
+    ImageFiles,
     Images,
     Shard,
     Splits,
@@ -298,3 +301,32 @@ def _check_rows(splits: Splits, num_images: int) -> None:
                 f"rows of {name} must be in [0, {num_images - 1}], those of the training images, "
                 f"got {rows.min()} to {rows.max()}"
             )
+
+
+def digest_data(dataset: Dataset, splits: Splits) -> str:
+    """Return the SHA-256 of images, labels, preparation and splits.
+
+    Args:
+        dataset: The data. Of images that are streamed from files, the paths count.
+        splits: Rows of the training images.
+    """
+    sha = hashlib.sha256()
+    preparation = (dataset.num_classes, dataset.mean, dataset.std, dataset.augmentation)
+    sha.update(repr(preparation).encode())
+    for images in (dataset.train, dataset.test):
+        sha.update(_digest_images(images).encode())
+    for rows in (splits.search_train, splits.search_val, splits.choose_val):
+        sha.update(np.ascontiguousarray(rows).tobytes())
+    return sha.hexdigest()
+
+
+def _digest_images(images: ImageArrays | ImageFiles) -> str:
+    if isinstance(images, ImageArrays):
+        return digest({"images": images.images, "labels": images.labels})
+    root = os.path.commonpath(images.paths)  # the data may be in another folder than before
+    names = [str(path.relative_to(root)) for path in images.paths]
+    how: tuple[object, ...] = (images.height, images.width)
+    if images.centre_crop is not None:  # without a crop, digests stay those of older versions
+        how += (images.centre_crop,)
+    text = repr((*how, names))
+    return digest({"labels": images.labels}) + hashlib.sha256(text.encode()).hexdigest()

@@ -14,7 +14,7 @@ from fppmo_ray.pruning import Tracing, trace
 from fppmo_ray.service.journal.facts import Started
 from fppmo_ray.service.settings import Placement, SearchSettings
 from fppmo_ray.service.task import Task
-from fppmo_ray.service.weights import digest, to_arrays
+from fppmo_ray.service.worker_protocol import digest, to_arrays
 from fppmo_ray.training import ComputeConfig
 
 

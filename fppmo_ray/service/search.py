@@ -10,7 +10,6 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
-from fppmo_ray.service.compute_choice import choose_compute
 from fppmo_ray.service.connection import connection, package_versions
 from fppmo_ray.service.dense_weights import Context
 from fppmo_ray.service.finalize import finalize
@@ -18,8 +17,8 @@ from fppmo_ray.service.image_task import image_classification
 from fppmo_ray.service.job_client.submission import search_id
 from fppmo_ray.service.journal.facts import Finished
 from fppmo_ray.service.journal.run_directory import RunDirectory, open_run
-from fppmo_ray.service.latency_limit import with_latency
 from fppmo_ray.service.mask_search import find_mask
+from fppmo_ray.service.measurements import choose_compute, with_latency
 from fppmo_ray.service.pool.pickle_by_value import pickled_by_value
 from fppmo_ray.service.pool.worker_pool import worker_pool
 from fppmo_ray.service.problem import Problem, build_problem, started_of

@@ -29,9 +29,14 @@ from fppmo_ray.service.pool.worker_pool import worker_pool
 from fppmo_ray.service.problem import Problem, started_of
 from fppmo_ray.service.settings import Placement, SearchSettings, in_stages
 from fppmo_ray.service.trainings import Training, train_whole
-from fppmo_ray.service.weights import load_arrays, to_arrays
 from fppmo_ray.service.worker import PruningWorker
-from fppmo_ray.service.worker_protocol import SharedWeights, TrainingTask, share_weights
+from fppmo_ray.service.worker_protocol import (
+    SharedWeights,
+    TrainingTask,
+    load_arrays,
+    share_weights,
+    to_arrays,
+)
 from fppmo_ray.training import state_from_bytes
 
 

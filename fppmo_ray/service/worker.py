@@ -22,12 +22,12 @@ from fppmo_ray.pruning.latency import (
 )
 from fppmo_ray.service.pool.worker_group import WorkerInfo, worker_info, worker_name
 from fppmo_ray.service.problem import Problem
-from fppmo_ray.service.weights import load_arrays
 from fppmo_ray.service.worker_protocol import (
     Evaluation,
     TrainingReport,
     TrainingTask,
     WeightsSnapshot,
+    load_arrays,
 )
 from fppmo_ray.training import (
     WHOLE,

@@ -2,19 +2,49 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
+import numpy as np
 import ray
+import torch
+from torch import nn
 
 from fppmo_ray.distribution import BoolArray, Feedback, FloatArray, Proposal
 from fppmo_ray.pruning import Criterion, Score
 from fppmo_ray.pruning.compute_trial import ComputeTrial
 from fppmo_ray.pruning.latency import Latency, MeasuredLatency
 from fppmo_ray.service.pool.worker_group import WorkerInfo
-from fppmo_ray.service.weights import Arrays, digest
 from fppmo_ray.training import WHOLE, ComputeConfig, DType, Recipe, Shard
+
+Arrays = dict[str, np.ndarray]
+
+
+def to_arrays(network: nn.Module) -> Arrays:
+    """Return the state dict as numpy arrays, which Ray hands to workers without a copy."""
+    return {name: tensor.detach().cpu().numpy() for name, tensor in network.state_dict().items()}
+
+
+def load_arrays(network: nn.Module, arrays: Arrays) -> None:
+    """Copy arrays into the network, in place.
+
+    Args:
+        network: The network.
+        arrays: Its state dict; may be read-only, as arrays from Ray are.
+    """
+    network.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()})
+
+
+def digest(arrays: Arrays) -> str:
+    """Return the SHA-256 of names, shapes, types and bytes."""
+    sha = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        sha.update(f"{name}{array.shape}{array.dtype}".encode())
+        sha.update(array.tobytes())
+    return sha.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,8 @@ from fppmo_ray.durable_files import write_whole
 from fppmo_ray.service.image_task import ImageClassification
 from fppmo_ray.service.pool.worker_group import WorkerInfo, worker_info
 from fppmo_ray.service.problem import Problem
-from fppmo_ray.service.weights import Arrays, load_arrays
 from fppmo_ray.service.worker import claim_device
+from fppmo_ray.service.worker_protocol import Arrays, load_arrays
 from fppmo_ray.training import (
     ComputeConfig,
     Recipe,

@@ -18,9 +18,14 @@ from fppmo_ray.distribution import Feedback, Proposal
 from fppmo_ray.pruning import Score, extract, importance
 from fppmo_ray.service.pool.call import Call
 from fppmo_ray.service.problem import Problem
-from fppmo_ray.service.weights import digest, load_arrays
 from fppmo_ray.service.worker import feedback_of
-from fppmo_ray.service.worker_protocol import TrainingReport, TrainingTask, WeightsSnapshot
+from fppmo_ray.service.worker_protocol import (
+    TrainingReport,
+    TrainingTask,
+    WeightsSnapshot,
+    digest,
+    load_arrays,
+)
 from fppmo_ray.training import TrainingState, state_from_bytes, state_to_bytes
 
 

@@ -17,7 +17,7 @@ from fppmo_ray import Recipe, SearchSettings
 from fppmo_ray.pruning import importance
 from fppmo_ray.service.journal.facts import EpochFinished, ImportanceMeasured, WeightsFrozen
 from fppmo_ray.service.journal.run_directory import JOURNAL
-from fppmo_ray.service.weights import digest, to_arrays
+from fppmo_ray.service.worker_protocol import digest, to_arrays
 
 SETTINGS = SearchSettings(
     macs_cut=0.6, proposals=12, population=4, rescore_seeds=2, recipe=Recipe(epochs=3)

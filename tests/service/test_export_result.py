@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from fppmo_ray.pruning import extract, save_network, trace
-from fppmo_ray.service.export import export_result, load_constructor
+from fppmo_ray.service.result import export_result, load_constructor
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 MY_NETWORK = """

@@ -22,9 +22,9 @@ from fppmo_ray import (
 from fppmo_ray.distribution import Feedback, Proposal
 from fppmo_ray.job import show_result
 from fppmo_ray.report import print_status
-from fppmo_ray.service.export import export_result
 from fppmo_ray.service.journal.facts import Chosen, EpochFinished, Fact, pack_mask
 from fppmo_ray.service.journal.run_directory import JOURNAL, read_journal
+from fppmo_ray.service.result import export_result
 from fppmo_ray.training import build_network, evaluate, open_images, source_of
 
 CUTS = 0.4, 0.65

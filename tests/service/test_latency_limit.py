@@ -17,7 +17,7 @@ from fppmo_ray.distribution.latency_table import LatencyTable, LayerLatency
 from fppmo_ray.pruning.latency import MeasuredLatency, TimedMask
 from fppmo_ray.service.journal.facts import LatencyMeasured
 from fppmo_ray.service.journal.run_directory import read_journal
-from fppmo_ray.service.latency_limit import with_latency
+from fppmo_ray.service.measurements import with_latency
 from fppmo_ray.service.problem import Problem, state_problem
 from fppmo_ray.training import PLAIN_COMPUTE, build_network
 

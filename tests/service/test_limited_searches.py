@@ -17,7 +17,7 @@ from fppmo_ray import Placement, Recipe, SearchResult, SearchSettings, load_data
 from fppmo_ray.distribution import unpack_mask
 from fppmo_ray.distribution.latency_table import LatencyTable
 from fppmo_ray.report import print_result, print_status, write_report
-from fppmo_ray.service import latency_limit
+from fppmo_ray.service import measurements
 from fppmo_ray.service.journal.facts import Asked, LatencyMeasured
 from fppmo_ray.service.journal.run_directory import JOURNAL, read_journal
 from fppmo_ray.service.problem import identity_of, state_problem
@@ -144,7 +144,7 @@ def test_a_resumed_search_reads_the_table_and_measures_no_other(
     def refuse(*_: Any) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(latency_limit, "_measure", refuse)
+    monkeypatch.setattr(measurements, "_measure", refuse)
     resumed = run(BY_LATENCY, tmp_path, resume=True)
     assert np.array_equal(resumed.best.keep, SearchResult(by_latency, DENSE).best.keep)
     assert len([f for f in read_journal(tmp_path) if isinstance(f, LatencyMeasured)]) == 1

@@ -11,7 +11,6 @@ import torch
 from fppmo_ray import Placement, Recipe, SearchResult, SearchSettings, cli, load_dataset, search
 from fppmo_ray.distribution import Feedback, Proposal
 from fppmo_ray.job import show_result
-from fppmo_ray.service.export import export_result
 from fppmo_ray.service.journal.facts import (
     Chosen,
     EpochFinished,
@@ -22,6 +21,7 @@ from fppmo_ray.service.journal.facts import (
 )
 from fppmo_ray.service.journal.run_directory import RunDirectory, read_journal
 from fppmo_ray.service.journal.storage import location_of, open_storage
+from fppmo_ray.service.result import export_result
 from fppmo_ray.training import build_network
 
 pytestmark = (

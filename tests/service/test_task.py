@@ -33,9 +33,8 @@ from fppmo_ray.service.journal.facts import EpochFinished, Started
 from fppmo_ray.service.journal.run_directory import read_journal
 from fppmo_ray.service.problem import Problem, build_problem
 from fppmo_ray.service.task import FunctionsOnWorker, TaskOnWorker
-from fppmo_ray.service.weights import digest, to_arrays
 from fppmo_ray.service.worker import PruningWorker
-from fppmo_ray.service.worker_protocol import WeightsSnapshot, Worker
+from fppmo_ray.service.worker_protocol import WeightsSnapshot, Worker, digest, to_arrays
 from fppmo_ray.training import build_network
 
 SETTINGS = SearchSettings(

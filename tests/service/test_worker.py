@@ -14,7 +14,7 @@ from torch import Tensor
 from fppmo_ray import ImageArrays, Placement, Recipe, SearchSettings, load_dataset
 from fppmo_ray.pruning import Candidate, Fidelity, score
 from fppmo_ray.service.problem import open_split, pruned_network, state_problem
-from fppmo_ray.service.weights import to_arrays
+from fppmo_ray.service.worker_protocol import to_arrays
 from fppmo_ray.training import build_network
 
 

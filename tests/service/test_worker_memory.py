@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fppmo_ray import Placement, Recipe, SearchSettings, load_dataset
 from fppmo_ray.pruning import extract
 from fppmo_ray.service.problem import state_problem
-from fppmo_ray.service.weights import to_arrays
+from fppmo_ray.service.worker_protocol import to_arrays
 from fppmo_ray.training import build_network
 
 

@@ -29,8 +29,7 @@ from fppmo_ray.service.pool.worker_pool import WorkerPool
 from fppmo_ray.service.problem import Problem, started_of
 from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.stages import find_mask_in_stages, stage_run_dir
-from fppmo_ray.service.weights import Arrays, to_arrays
-from fppmo_ray.service.worker_protocol import Worker
+from fppmo_ray.service.worker_protocol import Arrays, Worker, to_arrays
 from fppmo_ray.training import ComputeConfig
 from rivals.fastnas import fastnas_choice
 from rivals.rankings import (

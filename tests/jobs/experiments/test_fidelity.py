@@ -54,7 +54,7 @@ from fppmo_ray.pruning import Candidate, score
 from fppmo_ray.service.journal.facts import Asked, Chosen, Fact, Rescored, Scored, Started
 from fppmo_ray.service.journal.journal import to_lines
 from fppmo_ray.service.problem import Problem, open_split
-from fppmo_ray.service.weights import to_arrays
+from fppmo_ray.service.worker_protocol import to_arrays
 from fppmo_ray.training import ComputeConfig
 
 for module in (cells, fidelity_worker, fine_tuning):  # Ray's workers do not find them

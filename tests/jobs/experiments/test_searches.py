@@ -27,7 +27,7 @@ from fppmo_ray.distribution import Feedback, MaskOptimizer
 from fppmo_ray.distribution.rules import Elite, LayerES
 from fppmo_ray.pruning import importance
 from fppmo_ray.service.problem import Problem
-from fppmo_ray.service.weights import to_arrays
+from fppmo_ray.service.worker_protocol import to_arrays
 from fppmo_ray.training import PLAIN_COMPUTE
 
 for module in (cells, search_worker):  # Ray's workers do not find them

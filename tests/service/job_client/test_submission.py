@@ -12,11 +12,10 @@ from zipfile import ZipFile
 
 import pytest
 
-from fppmo_ray.service.job_client import project_archive
 from fppmo_ray.service.job_client import search_jobs as search_jobs_module
-from fppmo_ray.service.job_client.project_archive import pack, project_files
+from fppmo_ray.service.job_client import submission as project_archive
 from fppmo_ray.service.job_client.search_jobs import SearchJob, find_job, job_server, search_jobs
-from fppmo_ray.service.job_client.submission import Submission, search_id, send
+from fppmo_ray.service.job_client.submission import Submission, pack, project_files, search_id, send
 
 
 def write(folder: Path, *names: str) -> None:

@@ -38,7 +38,7 @@ from fppmo_ray.service.tune import (
     ranked_trials,
     trained_network,
 )
-from fppmo_ray.service.tune.trainable import read_score_state
+from fppmo_ray.service.tune.trials import read_score_state
 from fppmo_ray.training import Images, build_network, evaluate
 
 RUNGS = (0, 2, 4)

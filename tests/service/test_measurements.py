@@ -15,10 +15,10 @@ from inline_pool import InlinePool
 from fppmo_ray import FunctionTask, Placement, SearchSettings, load_dataset
 from fppmo_ray.distribution import BoolArray
 from fppmo_ray.pruning.compute_trial import ComputeTrial
-from fppmo_ray.service.compute_choice import changes_to_try, choose_compute, choose_fastest
 from fppmo_ray.service.image_task import image_classification
 from fppmo_ray.service.journal.facts import ComputeChosen
 from fppmo_ray.service.journal.run_directory import read_journal
+from fppmo_ray.service.measurements import changes_to_try, choose_compute, choose_fastest
 from fppmo_ray.service.problem import Problem, build_problem
 from fppmo_ray.service.worker import PruningWorker
 from fppmo_ray.testing.simulated_search import simulated_run
