@@ -13,6 +13,7 @@ from fppmo_ray.distribution import Feedback, Proposal
 from fppmo_ray.report.run import Run, costs_of, finalists, read_run, scores_by_worker
 from fppmo_ray.service.journal.artifacts import DENSE, FPPMO, IMPORTANCE_ONLY
 from fppmo_ray.service.journal.facts import Updated
+from fppmo_ray.service.journal.run_directory import begun_stages
 from fppmo_ray.service.journal.storage import location_of, open_storage
 
 if TYPE_CHECKING:
@@ -26,7 +27,11 @@ _MAX_GROUP_LABELS = 40
 def draw_figures(run_dir: str | Path) -> None:
     """Write ``scores.png`` and ``probabilities.png`` into a run directory.
 
-    A finished search with several budgets gets ``front.png`` too.
+    A finished search with several budgets gets ``front.png`` too. A search in stages gets the
+    figures of each stage in the stage's own run directory.
+
+    Args:
+        run_dir: The search's run directory, a folder or a URI.
 
     Raises:
         ValueError: the run directory holds no journal, or nothing has been scored yet.
@@ -34,6 +39,10 @@ def draw_figures(run_dir: str | Path) -> None:
     from matplotlib.figure import Figure
 
     run = read_run(run_dir)
+    if run.history["score"].isna().all() and (stages := begun_stages(run_dir)):
+        for place in stages:
+            draw_figures(place)
+        return
     if run.history["score"].isna().all():
         raise ValueError(
             f"nothing has been scored yet in {location_of(run_dir)}: there is nothing to draw"

@@ -23,7 +23,7 @@ from fppmo_ray.service.dense_weights import Context, dense_weights, measure_impo
 from fppmo_ray.service.finalists import Choice, Found
 from fppmo_ray.service.journal.artifacts import IMPORTANCE_ONLY
 from fppmo_ray.service.journal.facts import Chosen, Fact, Started
-from fppmo_ray.service.journal.run_directory import open_run
+from fppmo_ray.service.journal.run_directory import open_run, stage_run_dir
 from fppmo_ray.service.mask_search import find_mask
 from fppmo_ray.service.pool.worker_pool import worker_pool
 from fppmo_ray.service.problem import Problem, started_of
@@ -79,20 +79,6 @@ def find_mask_in_stages(
     if not context.run.all(Chosen):
         context.run.record([Chosen(finalist=chosen.name, keep=keep)])
     return Found(choices=[choice], weights=weights, given=given, searches=searches)
-
-
-def stage_run_dir(run_dir: Path | str, number: int) -> Path | str:
-    """Return the run directory of a stage.
-
-    Args:
-        run_dir: Run directory of the whole search, a folder or a URI.
-        number: Number of the stage, counted from 1.
-    """
-    name = f"stage-{number}"
-    if isinstance(run_dir, Path) or "://" not in run_dir:
-        return Path(run_dir) / name
-    place, mark, query = run_dir.partition("?")
-    return f"{place.rstrip('/')}/{name}{mark}{query}"
 
 
 def _stage_problem(

@@ -13,16 +13,17 @@ from typing import Any
 
 import pytest
 import torch
-from fppmo_ray.service.replicated_training import train_on_several
-from fppmo_ray.service.training_tasks import Training
 from torch import nn
 
 from fppmo_ray import Placement, Recipe, SearchSettings, load_dataset, search
-from fppmo_ray.service import whole_trainings
-from fppmo_ray.service.journal.facts import EpochFinished, Scored
+from fppmo_ray.distribution import Feedback
+from fppmo_ray.service import ddp_training
+from fppmo_ray.service.ddp_training import train_on_several
+from fppmo_ray.service.journal.facts import EpochFinished
 from fppmo_ray.service.journal.journal import JOURNAL
 from fppmo_ray.service.journal.run_directory import read_journal
 from fppmo_ray.service.stopping import SearchStopped, signals_stop_searches
+from fppmo_ray.service.trainings import Training
 
 pytestmark = [
     pytest.mark.slow,
@@ -89,8 +90,8 @@ def is_as_alone(losses: dict[tuple[str, int], float], alone: Path) -> bool:
 
 
 def scores(run_dir: Path) -> list[tuple[int, float]]:
-    facts = [fact for fact in read_journal(run_dir) if isinstance(fact, Scored)]
-    return sorted((fact.id, fact.val_loss) for fact in facts)
+    facts = [fact for fact in read_journal(run_dir) if isinstance(fact, Feedback)]
+    return sorted((fact.proposal_id, fact.val_loss) for fact in facts)
 
 
 def test_two_replicas_train_what_one_worker_trains(alone: Path, tmp_path: Path) -> None:
@@ -107,7 +108,7 @@ def test_replicas_also_train_the_baseline_and_between_stages(
         shared.extend(training.task.name for training in trainings)
         return train_on_several(trainings, *arguments)
 
-    monkeypatch.setattr(whole_trainings, "train_on_several", note)
+    monkeypatch.setattr(ddp_training, "train_on_several", note)
     settings = replace(
         SETTINGS,
         baseline_epochs=2,
@@ -120,7 +121,7 @@ def test_replicas_also_train_the_baseline_and_between_stages(
     alone = searched(tmp_path / "alone", 1, settings)
     assert shared == []
     losses = searched(tmp_path / "run", 2, settings)
-    assert shared == ["baseline", "stage-0", "dense", "importance-only", "fppmo"]
+    assert shared == ["baseline", "stage-1", "dense", "importance-only", "fppmo"]
     assert losses.keys() == alone.keys()
     assert losses == pytest.approx(alone, rel=1e-3)
 

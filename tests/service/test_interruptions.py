@@ -12,14 +12,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fppmo_ray.service.pretend import Pace, pretend_search
-from pretend_driver import SETTINGS
+from simulated_driver import SETTINGS
 
-from fppmo_ray.service.journal.facts import Asked, EpochFinished, Fact, Scored
+from fppmo_ray.distribution import Feedback, Proposal
+from fppmo_ray.service.journal.facts import EpochFinished, Fact, pack_mask
 from fppmo_ray.service.journal.run_directory import read_journal
+from fppmo_ray.testing.simulated_search import Pace, simulated_search
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-DRIVER = Path(__file__).with_name("pretend_driver.py")
+DRIVER = Path(__file__).with_name("simulated_driver.py")
 RAY = Path(sys.executable).with_name("ray")
 
 
@@ -29,16 +30,19 @@ def undisturbed(
 ) -> list[tuple[int, str, float]]:
     """The trajectory of a search that nothing happens to."""
     run_dir = tmp_path_factory.mktemp("runs") / "undisturbed"
-    pretend_search(run_dir, SETTINGS, pace=Pace(mean_seconds=0.0))
+    simulated_search(run_dir, SETTINGS, pace=Pace(mean_seconds=0.0))
     return trajectory(run_dir)
 
 
 def trajectory(run_dir: Path) -> list[tuple[int, str, float]]:
     """Sorted (id, mask, loss) of all proposals."""
     facts = read_journal(run_dir)
-    masks = {fact.id: fact.mask for fact in facts if isinstance(fact, Asked)}
+    asked = [fact for fact in facts if isinstance(fact, Proposal)]
+    masks = {fact.proposal_id: pack_mask(fact.keep) for fact in asked}
     return sorted(
-        (fact.id, masks[fact.id], fact.val_loss) for fact in facts if isinstance(fact, Scored)
+        (fact.proposal_id, masks[fact.proposal_id], fact.val_loss)
+        for fact in facts
+        if isinstance(fact, Feedback)
     )
 
 
@@ -73,15 +77,15 @@ def test_a_driver_that_is_terminated_ends_after_its_running_scores_and_can_be_re
 ) -> None:
     run_dir = tmp_path / "run"
     driver = start(run_dir, 0.6)
-    wait_until(lambda: count(Scored, run_dir) >= 2)
-    before = count(Scored, run_dir)
+    wait_until(lambda: count(Feedback, run_dir) >= 2)
+    before = count(Feedback, run_dir)
     driver.terminate()
     _, log = driver.communicate(timeout=120)
-    scored = count(Scored, run_dir)
+    scored = count(Feedback, run_dir)
     assert driver.returncode == 143
     assert f"stopped on request: {scored} of 32 proposals are scored; go on with --resume" in log
     assert before < scored <= before + 4  # the two that ran, and two that may have begun meanwhile
-    pretend_search(run_dir, SETTINGS, pace=Pace(mean_seconds=0.0), resume=True)
+    simulated_search(run_dir, SETTINGS, pace=Pace(mean_seconds=0.0), resume=True)
     assert trajectory(run_dir) == undisturbed
 
 
@@ -89,7 +93,7 @@ def test_a_driver_that_is_terminated_ends_after_its_running_scores_and_can_be_re
 def test_a_second_interrupt_ends_a_driver_that_waits_for_its_scores(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     driver = start(run_dir, 5.0)
-    wait_until(lambda: count(Scored, run_dir) >= 1)  # and the next score is under way
+    wait_until(lambda: count(Feedback, run_dir) >= 1)  # and the next score is under way
     assert driver.stderr is not None
     os.killpg(driver.pid, signal.SIGINT)  # as Ctrl-C does
     for line in driver.stderr:
@@ -163,10 +167,10 @@ def test_a_search_whose_cluster_is_lost_goes_on_with_another(
     run_dir = tmp_path / "run"
     monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "3")  # a minute by default
     driver = start(run_dir, 0.3, "--address", address)
-    wait_until(lambda: count(Scored, run_dir) >= 8)
+    wait_until(lambda: count(Feedback, run_dir) >= 8)
     os.killpg(cluster.pid, signal.SIGKILL)
     driver.communicate(timeout=120)  # it ends by itself: a cluster does not come back
     assert driver.returncode != 0
-    assert 8 <= count(Scored, run_dir) < SETTINGS.num_proposals
-    pretend_search(run_dir, SETTINGS, pace=Pace(mean_seconds=0.0), resume=True)
+    assert 8 <= count(Feedback, run_dir) < SETTINGS.num_proposals
+    simulated_search(run_dir, SETTINGS, pace=Pace(mean_seconds=0.0), resume=True)
     assert trajectory(run_dir) == undisturbed

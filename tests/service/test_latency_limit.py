@@ -9,21 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fppmo_ray.service.pretend import pretend_run
+from simulated_training import PoolHere
 
 from fppmo_ray import SearchSettings, load_dataset
 from fppmo_ray.distribution.costs import Width
 from fppmo_ray.distribution.latency_table import LatencyTable, LayerLatency
 from fppmo_ray.pruning.latency import MeasuredLatency, TimedMask
+from fppmo_ray.service.image_task import image_classification
 from fppmo_ray.service.journal.facts import LatencyMeasured
 from fppmo_ray.service.journal.run_directory import read_journal
 from fppmo_ray.service.measurements import with_latency
-from fppmo_ray.service.problem import Problem, state_problem
+from fppmo_ray.service.problem import Problem, build_problem
+from fppmo_ray.testing.simulated_search import simulated_run
 from fppmo_ray.training import PLAIN_COMPUTE, build_network
 
 SETTINGS = SearchSettings(latency_cut=0.3, latency_batch=2)
-PROBLEM = state_problem(build_network("digits_cnn", 10), load_dataset("digits"), SETTINGS)
-SPACE = PROBLEM.tracing.space
+PROBLEM = build_problem(
+    build_network("digits_cnn", 10), image_classification(load_dataset("digits")), SETTINGS
+)
+SPACE = PROBLEM.space
 WIDEST = SPACE.groups[0].num_filters
 LAYER = LayerLatency(
     layer="first",
@@ -50,16 +54,18 @@ class OneWorker:
     def __init__(self, *errors: float) -> None:
         checks = [TimedMask(measured_ns=1000, predicted_ns=round(1000 * (1 + e))) for e in errors]
         self.found = MeasuredLatency(table=TABLE, checks=tuple(checks), device="cpu")
-        self.asked: list[tuple[str, Any]] = []
+        self.asked: list[Any] = []
 
-    def run(self, works: list[Any]) -> list[MeasuredLatency]:
-        self.asked += [(work.method, work.arguments) for work in works]
-        return [self.found]
+    def measure_latency_table(self, *arguments: Any) -> MeasuredLatency:
+        self.asked.append(arguments)
+        return self.found
 
 
-def limited(folder: Path, worker: Any, settings: SearchSettings = SETTINGS) -> Problem:
-    with pretend_run(folder, settings.optimizer_settings(), resume=None) as run:
-        return with_latency(PROBLEM, settings, run, worker, PLAIN_COMPUTE)
+def limited(folder: Path, worker: OneWorker | None, settings: SearchSettings = SETTINGS) -> Problem:
+    pool: Any = PoolHere(worker)
+    problem = replace(PROBLEM, settings=settings)
+    with simulated_run(folder, settings.optimizer_settings(), resume=None) as run:
+        return with_latency(problem, run, pool, PLAIN_COMPUTE)
 
 
 def test_the_table_is_measured_once_kept_and_read_again(
@@ -68,11 +74,10 @@ def test_the_table_is_measured_once_kept_and_read_again(
     worker = OneWorker(0.01, -0.02, 0.3)
     with caplog.at_level(logging.INFO, "fppmo_ray"), warnings.catch_warnings():
         warnings.simplefilter("error")  # the median is below what is warned of
-        first = limited(tmp_path, worker).tracing.space.latency
-    assert worker.asked == [("measure_latency_table", (PLAIN_COMPUTE, 2, 0))]
+        first = limited(tmp_path, worker).space.latency
+    assert worker.asked == [(PLAIN_COMPUTE, 2, 0)]
     assert first == TABLE
-    nobody: Any = None  # to measure it again
-    assert limited(tmp_path, nobody).tracing.space.latency == TABLE
+    assert limited(tmp_path, None).space.latency == TABLE
     [fact] = [fact for fact in read_journal(tmp_path) if isinstance(fact, LatencyMeasured)]
     assert (fact.batch, fact.dense_ms, fact.device) == (2, 1.5, "cpu")
     assert fact.median_error == pytest.approx(0.02)
@@ -92,6 +97,6 @@ def test_a_cut_that_this_device_cannot_reach_is_refused_with_what_can_be(tmp_pat
 
 
 def test_without_a_limit_nothing_is_measured(tmp_path: Path) -> None:
-    nobody: Any = None
-    settings = SearchSettings(macs_cut=0.5)
-    assert limited(tmp_path, nobody, settings) is PROBLEM
+    found = limited(tmp_path, None, SearchSettings(macs_cut=0.5))
+    assert found.tracing is PROBLEM.tracing
+    assert [fact for fact in read_journal(tmp_path) if isinstance(fact, LatencyMeasured)] == []

@@ -14,13 +14,14 @@ import pytest
 from rich.console import Console
 
 from fppmo_ray import Placement, Recipe, SearchResult, SearchSettings, load_dataset, search
-from fppmo_ray.distribution import unpack_mask
+from fppmo_ray.distribution import Proposal
 from fppmo_ray.distribution.latency_table import LatencyTable
 from fppmo_ray.report import print_result, print_status, write_report
 from fppmo_ray.service import measurements
-from fppmo_ray.service.journal.facts import Asked, LatencyMeasured
+from fppmo_ray.service.image_task import image_classification
+from fppmo_ray.service.journal.facts import LatencyMeasured
 from fppmo_ray.service.journal.run_directory import JOURNAL, read_journal
-from fppmo_ray.service.problem import identity_of, state_problem
+from fppmo_ray.service.problem import Problem, build_problem
 from fppmo_ray.training import build_network, source_of
 
 DENSE = build_network("digits_cnn", 10)
@@ -53,12 +54,12 @@ def run(settings: SearchSettings, run_dir: Path, *, resume: bool = False) -> Sea
         )
 
 
-def masks_of(run_dir: Path, num_filters: int) -> list[np.ndarray]:
-    return [
-        unpack_mask(fact.mask, num_filters)
-        for fact in read_journal(run_dir)
-        if isinstance(fact, Asked)
-    ]
+def problem_of(settings: SearchSettings) -> Problem:
+    return build_problem(DENSE, image_classification(load_dataset("digits")), settings)
+
+
+def masks_of(run_dir: Path) -> list[np.ndarray]:
+    return [fact.keep for fact in read_journal(run_dir) if isinstance(fact, Proposal)]
 
 
 def printed(run_dir: Path) -> str:
@@ -90,8 +91,8 @@ def test_a_search_removes_the_parameters_and_the_memory_that_are_asked_for(
         assert row["cuts"]["memory"]["left"] == row["activation_bytes"]
         assert row["macs_cut"] >= 0.2
     assert sum(p.numel() for p in result.network().parameters()) == others[-1]["parameters"]
-    space = state_problem(DENSE, load_dataset("digits"), SMALL).tracing.space
-    masks = masks_of(tmp_path, space.num_filters)
+    space = problem_of(SMALL).space
+    masks = masks_of(tmp_path)
     assert len(masks) == 8
     assert all(space.parameters(keep) <= 0.4 * space.dense_parameters for keep in masks)
     assert "parameters cut" in printed(tmp_path)
@@ -105,8 +106,8 @@ def test_a_search_for_latency_alone_keeps_every_mask_within_its_table(by_latency
     assert (content["batch"], content["device"]) == (fact.batch, fact.device) == (4, "cpu")
     table = LatencyTable.from_json(content["table"])
     assert fact.dense_ms == table.dense_ns / 1e6
-    space = state_problem(DENSE, load_dataset("digits"), SMALL).tracing.space
-    masks = masks_of(by_latency, space.num_filters)
+    space = problem_of(SMALL).space
+    masks = masks_of(by_latency)
     assert len(masks) == 8
     assert all(table.total(space.widths(keep)) <= 0.9 * table.dense_ns for keep in masks)
 
@@ -132,7 +133,7 @@ def test_a_resumed_search_reads_the_table_and_measures_no_other(
     by_latency: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = (by_latency / JOURNAL).read_bytes().splitlines(keepends=True)
-    scored = [index for index, line in enumerate(lines) if b'"Scored"' in line]
+    scored = [index for index, line in enumerate(lines) if b'"Feedback"' in line]
     (tmp_path / JOURNAL).write_bytes(b"".join(lines[: scored[2] + 1]))
     for artifact in [*by_latency.glob("*.json"), *by_latency.glob("*.npy")]:
         if artifact.name != "result.json":
@@ -156,17 +157,16 @@ def test_a_table_that_is_not_the_journal_s_is_refused(by_latency: Path, tmp_path
     end = next(index for index, line in enumerate(lines) if b'"LatencyMeasured"' in line)
     (tmp_path / JOURNAL).write_bytes(b"".join(lines[: end + 1]))
     (tmp_path / "latency.json").write_bytes(b"{}")
-    with pytest.raises(ValueError, match=r"latency.json is not the file the journal speaks of"):
+    with pytest.raises(ValueError, match=r"latency.json is not the file that the journal names"):
         run(BY_LATENCY, tmp_path, resume=True)
 
 
 def test_a_search_without_such_limits_is_told_as_before_there_were_any() -> None:
-    problem = state_problem(DENSE, load_dataset("digits"), SMALL)
     names = {"params_cut", "latency_cut", "memory_cut", "latency_batch"}
-    plain = identity_of(problem, replace(SMALL, latency_batch=8))["settings"]
+    plain = problem_of(replace(SMALL, latency_batch=8)).identity()["settings"]
     assert not names & plain.keys()
     assert plain == SMALL.on("cpu").journaled()
-    limited = identity_of(problem, BY_LATENCY)["settings"]
+    limited = problem_of(BY_LATENCY).identity()["settings"]
     assert {name: limited[name] for name in names & limited.keys()} == {
         "latency_cut": 0.1,
         "latency_batch": 4,
@@ -174,11 +174,10 @@ def test_a_search_without_such_limits_is_told_as_before_there_were_any() -> None
 
 
 def test_cuts_out_of_reach_are_refused_before_anything_runs() -> None:
-    data = load_dataset("digits")
     for name in ("params_cut", "memory_cut"):
         settings = replace(SMALL, macs_cut=0.0, min_keep=0.5, **{name: 0.99})
         with pytest.raises(ValueError, match=rf"{name} must be at most 0\.\d+, got 0\.99"):
-            state_problem(DENSE, data, settings)
+            problem_of(settings)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from fppmo_ray import (
 from fppmo_ray.distribution import Feedback, Proposal
 from fppmo_ray.job import show_result
 from fppmo_ray.pruning import extract, trace
+from fppmo_ray.report import draw_figures
 from fppmo_ray.service import stages
 from fppmo_ray.service.journal.facts import (
     Chosen,
@@ -38,9 +39,13 @@ from fppmo_ray.service.journal.facts import (
     WeightsFrozen,
     fact_to_json,
 )
-from fppmo_ray.service.journal.run_directory import JOURNAL, read_journal
+from fppmo_ray.service.journal.run_directory import (
+    JOURNAL,
+    begun_stages,
+    read_journal,
+    stage_run_dir,
+)
 from fppmo_ray.service.settings import in_stages
-from fppmo_ray.service.stages import stage_run_dir
 from fppmo_ray.training import build_network, evaluate, open_images, source_of
 
 SETTINGS = SearchSettings(
@@ -233,6 +238,7 @@ def test_gradual_pruning_is_compared_with_the_importance_alone_on_the_given_weig
     assert staged.weights.snapshot.sha256 != staged.given.snapshot.sha256
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_search_killed_anywhere_within_and_between_stages_ends_like_an_undisturbed_one(
     undisturbed: Path, tmp_path: Path, every: int
@@ -275,6 +281,21 @@ def test_finished_stages_are_neither_scored_nor_trained_again(tmp_path: Path) ->
     go_on(tmp_path, STAGED)
     _, pools = go_on(tmp_path, STAGED)
     assert pools.names == [[], [], []]
+
+
+def test_figures_of_a_search_in_stages_lie_beside_the_journals_of_the_stages(
+    tmp_path: Path,
+) -> None:
+    with killed_after(9), pytest.raises(Killed):
+        go_on(tmp_path, STAGED)
+    assert begun_stages(tmp_path) == [tmp_path / "stage-1"]
+    go_on(tmp_path, STAGED)
+    assert begun_stages(tmp_path) == [tmp_path / "stage-1", tmp_path / "stage-2"]
+    assert begun_stages(tmp_path / "stage-1") == []
+    draw_figures(tmp_path)
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png")} == {
+        f"stage-{n}/{name}.png" for n in (1, 2) for name in ("scores", "probabilities")
+    }
 
 
 def test_three_stages_end_within_each_other(tmp_path: Path) -> None:

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from pretend_training import TinyCNN
+from simulated_training import TinyCNN
 
 from fppmo_ray import Placement, SearchSettings, load_dataset
+from fppmo_ray.service.image_task import image_classification
 from fppmo_ray.service.journal.run_directory import open_run
-from fppmo_ray.service.problem import identity_of, state_problem
-from fppmo_ray.service.search import start_of
+from fppmo_ray.service.problem import Problem, build_problem, started_of
 
 SETTINGS = SearchSettings(macs_cut=0.3, proposals=4, population=4)
 ON_CPUS, ON_GPUS = Placement(), Placement(gpus_per_worker=0.5)
 
 
+def problem_of(settings: SearchSettings, placement: Placement) -> Problem:
+    """The problem of pruning a tiny network of fixed weights."""
+    network = TinyCNN()
+    for parameter in network.parameters():
+        parameter.data.fill_(0.01)
+    task = image_classification(load_dataset("digits"))
+    return build_problem(network, task, settings, placement=placement)
+
+
 def legal_widths(settings: SearchSettings, placement: Placement) -> list[int]:
-    problem = state_problem(TinyCNN(), load_dataset("digits"), settings, placement=placement)
-    return [group.multiple for group in problem.tracing.space.groups]
+    return [group.multiple for group in problem_of(settings, placement).space.groups]
 
 
 @pytest.mark.parametrize(
@@ -34,27 +41,22 @@ def test_the_device_decides_where_nothing_is_given(
     assert set(legal_widths(settings, ON_GPUS)) == {on_gpus}
 
 
-def identity(settings: SearchSettings, placement: Placement) -> dict[str, Any]:
-    network, dataset = TinyCNN(), load_dataset("digits")
-    for parameter in network.parameters():
-        parameter.data.fill_(0.01)
-    problem = state_problem(network, dataset, settings, placement=placement)
-    return identity_of(problem, settings)
-
-
 def test_journals_hold_the_multiple_that_counts() -> None:
-    explicit = replace(SETTINGS, width_multiple=1)
-    assert identity(SETTINGS, ON_CPUS) == identity(explicit, ON_CPUS)
-    assert identity(SETTINGS, ON_CPUS)["settings"]["width_multiple"] == 1
-    assert identity(SETTINGS, ON_GPUS)["settings"]["width_multiple"] == 8
+    explicit = problem_of(replace(SETTINGS, width_multiple=1), ON_CPUS)
+    on_cpus, on_gpus = (problem_of(SETTINGS, placement) for placement in (ON_CPUS, ON_GPUS))
+    assert on_cpus.identity() == explicit.identity()
+    assert on_cpus.identity()["settings"]["width_multiple"] == 1
+    assert on_gpus.identity()["settings"]["width_multiple"] == 8
 
 
 def test_a_search_that_was_begun_with_multiples_of_1_goes_on_by_default(tmp_path: Path) -> None:
-    problem = state_problem(TinyCNN(), load_dataset("digits"), SETTINGS, placement=ON_CPUS)
-    begun = start_of(problem, replace(SETTINGS, width_multiple=1), tmp_path)
+    begun, resumed = (
+        started_of(problem_of(settings, ON_CPUS), "run", {})
+        for settings in (replace(SETTINGS, width_multiple=1), SETTINGS)
+    )
     with open_run(tmp_path, resume=False, started=begun):
         pass
-    with open_run(tmp_path, resume=True, started=start_of(problem, SETTINGS, tmp_path)) as run:
+    with open_run(tmp_path, resume=True, started=resumed) as run:
         assert len(run.facts) == 1
 
 

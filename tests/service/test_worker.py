@@ -1,63 +1,114 @@
-"""Scores of different depths on one worker, in this process."""
+"""The worker's calls, in this process."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from fppmo_ray.service.workers.assignments import Basis
-from fppmo_ray.service.workers.scoring_worker import ScoringWorker
-from torch import Tensor
+from torch import Tensor, nn
 
-from fppmo_ray import ImageArrays, Placement, Recipe, SearchSettings, load_dataset
-from fppmo_ray.pruning import Candidate, Fidelity, score
-from fppmo_ray.service.problem import open_split, pruned_network, state_problem
-from fppmo_ray.service.worker_protocol import to_arrays
-from fppmo_ray.training import build_network
+from fppmo_ray import ImageArrays, Recipe, SearchSettings, load_dataset
+from fppmo_ray.distribution import Feedback, Proposal
+from fppmo_ray.pruning import Candidate, Fidelity, Score, score
+from fppmo_ray.service.image_task import ImagesOnWorker, image_classification
+from fppmo_ray.service.problem import build_problem
+from fppmo_ray.service.worker import PruningWorker, feedback_of
+from fppmo_ray.service.worker_protocol import WeightsSnapshot, digest, to_arrays
+from fppmo_ray.training import ComputeConfig, build_network
 
 
-def test_a_score_of_any_depth_begins_anew_and_that_of_a_finalist_has_images_of_its_own(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture(autouse=True)
+def _threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+
+
+def snapshot(network: nn.Module, compute: ComputeConfig) -> WeightsSnapshot:
+    arrays = to_arrays(network)
+    return WeightsSnapshot(sha256=digest(arrays), arrays=arrays, compute=compute)
+
+
+def test_a_score_begins_anew_and_that_of_a_finalist_has_images_of_its_own() -> None:
     settings = SearchSettings(
         macs_cut=0.5,
         score_steps=6,
-        screen_steps=2,
         score_recalibrate_images=200,
         score_images=100,
         recalibrate_images=300,
         rescore_images=130,
         recipe=Recipe(epochs=0),
     )
-    network, dataset = build_network("digits_cnn", 10, seed=0), load_dataset("digits")
-    problem = state_problem(network, dataset, settings, placement=Placement())
-    keep = np.arange(problem.tracing.space.num_filters) % 2 == 0
-    basis = Basis(round=0, arrays=to_arrays(network), compute=problem.compute)
-    worker, device = ScoringWorker(problem, 0), torch.device("cpu")
+    network = build_network("digits_cnn", 10, seed=0)
+    task = image_classification(load_dataset("digits"))
+    problem = build_problem(network, task, settings)
+    keep = np.arange(problem.space.num_filters) % 2 == 0
+    weights = snapshot(network, problem.compute)
+    worker, images = PruningWorker(problem, 0), ImagesOnWorker(task, problem, torch.device("cpu"))
 
-    for split, steps, recalibrated, scored_on in (
-        ("search_val", 2, 200, 100),
-        ("search_val", 6, 200, 100),
-        ("choose_val", 6, 300, 130),
-    ):
-        fidelity = Fidelity(steps=steps, recalibrate_images=recalibrated, score_images=scored_on)
+    def expected(split: str, recalibrated: int, scored_on: int) -> Score:
+        fidelity = Fidelity(steps=6, recalibrate_images=recalibrated, score_images=scored_on)
         candidate = Candidate(
             dense=network.eval(),
             tracing=problem.tracing,
             keep=keep,
-            search_train=open_split(problem, "search_train", device),
-            held_out=open_split(problem, split, device),
+            search_train=images.images("search_train"),
+            held_out=images.images(split),
             fidelity=fidelity,
             recipe=settings.recipe,
             seed=(0, 3),
             compute=problem.compute,
         )
-        expected = score(candidate)
-        scored = worker.score(basis, keep, (0, 3), split, steps)
-        assert (scored.val_loss, scored.val_accuracy) == (expected.val_loss, expected.val_accuracy)
+        return score(candidate)
+
+    in_search, in_choice = expected("search_val", 200, 100), expected("choose_val", 300, 130)
+    assert in_search.val_loss != in_choice.val_loss
+    proposal = Proposal(proposal_id=7, generation=3, keep=keep, macs=0, score_seed=(0, 3))
+    for _ in range(2):
+        found = worker.score(weights, proposal)
+        assert (found.proposal_id, found.steps, found.error) == (7, 6, None)
+        figures = (found.val_loss, found.val_accuracy)
+        assert figures == (in_search.val_loss, in_search.val_accuracy)
+        assert found.seconds is not None
+        again = worker.rescore(weights, keep, (0, 3), "search_val")
+        assert again.val_loss == in_search.val_loss
+        chosen = worker.rescore(weights, keep, (0, 3), "choose_val")
+        assert (chosen.val_loss, chosen.val_accuracy) == (
+            in_choice.val_loss,
+            in_choice.val_accuracy,
+        )
+
+
+def test_a_worker_scores_on_the_weights_that_it_is_given() -> None:
+    settings = SearchSettings(macs_cut=0.5, recipe=Recipe(epochs=0))
+    networks = [build_network("digits_cnn", 10, seed=seed) for seed in (0, 1)]
+    task = image_classification(load_dataset("digits"))
+    problems = [build_problem(network, task, settings) for network in networks]
+    keep = np.arange(problems[0].space.num_filters) % 2 == 0
+    proposal = Proposal(proposal_id=0, generation=0, keep=keep, macs=0)
+    one, other = (snapshot(network, problems[0].compute) for network in networks)
+    worker, fresh = PruningWorker(problems[0], 0), PruningWorker(problems[1], 0)
+    losses = [worker.score(weights, proposal).val_loss for weights in (one, other, one)]
+    assert losses[0] == losses[2] != losses[1]
+    assert losses[1] == fresh.score(other, proposal).val_loss
+
+
+@pytest.mark.parametrize(
+    ("found", "error"),
+    [
+        (
+            Score(val_loss=math.nan, val_accuracy=0.5, seconds=1.0),
+            "the score is not finite: loss nan, accuracy 0.5",
+        ),
+        (
+            Score(val_loss=-math.inf, val_accuracy=None, seconds=1.0),
+            "the score is not finite: inf",
+        ),
+    ],
+)
+def test_a_score_that_is_not_finite_is_a_failure(found: Score, error: str) -> None:
+    assert feedback_of(3, found, steps=2) == Feedback(proposal_id=3, error=error, steps=2)
 
 
 def test_what_is_fine_tuned_is_recalibrated_on_all_classes_though_images_come_class_by_class(
@@ -69,16 +120,17 @@ def test_what_is_fine_tuned_is_recalibrated_on_all_classes_though_images_come_cl
     by_class = ImageArrays(data.train.images[order], data.train.labels[order])
     settings = SearchSettings(macs_cut=0.5, recalibrate_images=100, recipe=Recipe(epochs=0))
     network = build_network("digits_cnn", 10, seed=0)
-    problem = state_problem(network, replace(data, train=by_class), settings)
+    task = image_classification(replace(data, train=by_class))
+    problem = build_problem(network, task, settings)
     seen: list[Tensor] = []
     monkeypatch.setattr(
-        "fppmo_ray.service.problem.recalibrate_batchnorm",
+        "fppmo_ray.service.image_task.recalibrate_batchnorm",
         lambda network, batches: seen.append(torch.cat([labels for _, labels in batches])),
     )
-    images = open_split(problem, "search_train", torch.device("cpu"))
-    keep = np.ones(problem.tracing.space.num_filters, dtype=bool)
+    on_worker = task.open(problem, torch.device("cpu"))
+    keep = np.ones(problem.space.num_filters, dtype=bool)
     for _ in range(2):
-        pruned_network(problem, network, keep, images)
+        on_worker.pruned(network, keep)
     first, second = seen
     assert torch.equal(first, second)
     assert len(first) == 100

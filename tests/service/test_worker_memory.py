@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fppmo_ray.service.workers.assignments import Basis
-from fppmo_ray.service.workers.scoring_worker import ScoringWorker
 from torch import Tensor, nn
 
 from fppmo_ray import Placement, Recipe, SearchSettings, load_dataset
+from fppmo_ray.distribution import Proposal
 from fppmo_ray.pruning import extract
-from fppmo_ray.service.problem import state_problem
-from fppmo_ray.service.worker_protocol import to_arrays
+from fppmo_ray.service.image_task import image_classification
+from fppmo_ray.service.problem import build_problem
+from fppmo_ray.service.worker import PruningWorker
+from fppmo_ray.service.worker_protocol import WeightsSnapshot, digest, to_arrays
 from fppmo_ray.training import build_network
 
 
@@ -35,14 +36,18 @@ class Bench:
     def __init__(self, placement: Placement) -> None:
         network = build_network("digits_cnn", 10)
         settings = SearchSettings(macs_cut=0.5, score_steps=4, recipe=Recipe(epochs=0))
-        problem = state_problem(network, load_dataset("digits"), settings, placement=placement)
-        space = problem.tracing.space
-        self.keep = np.arange(space.num_filters) % 2 == 0
-        self.basis = Basis(round=0, arrays=to_arrays(network), compute=problem.compute)
-        self.worker = ScoringWorker(problem, 0)
+        task = image_classification(load_dataset("digits"))
+        problem = build_problem(network, task, settings, placement=placement)
+        keep = np.arange(problem.space.num_filters) % 2 == 0
+        self.proposal = Proposal(proposal_id=0, generation=0, keep=keep, macs=0)
+        arrays = to_arrays(network)
+        self.weights = WeightsSnapshot(
+            sha256=digest(arrays), arrays=arrays, compute=problem.compute
+        )
+        self.worker = PruningWorker(problem, 0)
 
-    def score(self) -> float:
-        return self.worker.score(self.basis, self.keep, (0, 0), "search_val", 4).val_loss
+    def score(self) -> float | None:
+        return self.worker.score(self.weights, self.proposal).val_loss
 
 
 @pytest.mark.usefixtures("threads")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -42,6 +43,30 @@ def read_journal(run_dir: str | Path) -> list[Fact]:
             "expected the run directory of a search"
         )
     return facts
+
+
+def stage_run_dir(run_dir: Path | str, number: int) -> Path | str:
+    """Return the run directory of a stage.
+
+    Args:
+        run_dir: Run directory of the whole search, a folder or a URI.
+        number: Number of the stage, counted from 1.
+    """
+    name = f"stage-{number}"
+    if isinstance(run_dir, Path) or "://" not in run_dir:
+        return Path(run_dir) / name
+    place, mark, query = run_dir.partition("?")
+    return f"{place.rstrip('/')}/{name}{mark}{query}"
+
+
+def begun_stages(run_dir: str | Path) -> list[Path | str]:
+    """Return the run directories of a search's stages that have begun; none if it has no stages.
+
+    Args:
+        run_dir: Run directory of the whole search, a folder or a URI.
+    """
+    places = (stage_run_dir(run_dir, number) for number in itertools.count(1))
+    return list(itertools.takewhile(lambda place: _read(open_storage(place)), places))
 
 
 def require_fit(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fppmo_ray.service.worker_protocol import digest_data
+from fppmo_ray.service.image_task import digest_data
 from fppmo_ray.training import Augmentation, CentreCrop, Dataset, ImageFiles, Splits
 
 FILES = ImageFiles(
