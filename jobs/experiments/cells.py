@@ -1,8 +1,8 @@
-"""Cells: measurements of a comparison, each kept in a file of its own as soon as it is done.
+"""Cells: measurements of a study, each kept in a file of its own as soon as it is done.
 
-A cell is named by what was measured (a method and a seed, a mask and a fidelity) and frozen by its
-key: all that its figures depend on. A job does the cells whose files are missing, so slices of a
-long comparison add up: a stopped or killed one goes on by the same command.
+A cell has the name of what was measured (a method and a seed, a mask and a depth) and a key: all
+settings that its figures depend on. A study measures the cells whose files are missing, so a
+stopped or killed study continues by the same command, and further cells add to those there.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ class Cell:
     """A measurement to make."""
 
     name: str
-    """Of its file, without the suffix; cells of a folder have different ones."""
+    """Name of its file without the suffix; unique within a folder."""
     key: Mapping[str, Any]
-    """All that its figures depend on, as values that JSON holds."""
+    """All settings that its figures depend on, as values that JSON holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What a measurement gave."""
+    """The result of a measurement."""
 
     figures: Mapping[str, Any]
-    """As values that JSON holds."""
+    """Figures as values that JSON holds."""
     seconds: float
     """Wall time of the work, on one worker unless the figures say otherwise."""
 
@@ -68,21 +68,25 @@ class Measurement(Generic[W]):
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """A cell that is done: the content of its file."""
+    """A cell that is measured: the content of its file."""
 
     key: dict[str, Any]
     figures: dict[str, Any]
     seconds: float
     versions: dict[str, str]
-    """Of what the figures were computed with."""
+    """Versions of Python and of the packages that computed the figures."""
     date: str
-    """Of the end, UTC, ISO 8601."""
+    """End of the measurement, UTC, ISO 8601."""
     cpu: str
     """Model of the driver's processor."""
 
 
 def find(folder: Path, cell: Cell) -> Record | None:
-    """The record of a cell, None where it is still to be measured.
+    """Return the record of a cell, or None if it is not measured yet.
+
+    Args:
+        folder: Work folder of the cells.
+        cell: The cell that is looked for.
 
     Raises:
         ValueError: its file is damaged, or was measured with another key.
@@ -96,7 +100,13 @@ def find(folder: Path, cell: Cell) -> Record | None:
 
 
 def keep(folder: Path, cell: Cell, measured: Measured) -> Record:
-    """Write a cell's file in one step; the folder is made if absent."""
+    """Write a cell's file in one step and return its record; the folder is made if absent.
+
+    Args:
+        folder: Work folder of the cells.
+        cell: The cell that was measured.
+        measured: Its figures.
+    """
     record = Record(
         key=_plain(cell.key),
         figures=_plain(measured.figures),
@@ -111,7 +121,7 @@ def keep(folder: Path, cell: Cell, measured: Measured) -> Record:
 
 
 def read_all(folder: Path) -> dict[str, Record]:
-    """Every record of a folder by its cell's name, in the order of the names.
+    """Return all records of a folder by the name of the cell, in the order of the names.
 
     Raises:
         ValueError: a file is damaged.
@@ -169,7 +179,7 @@ def measure_missing(
 
 
 def stopped_by_signal(folder: Path) -> AbstractContextManager[StopRequest]:
-    """The request that ends the work on cells on SIGTERM or SIGINT; see ``made_by_signal``."""
+    """Return a context in which SIGTERM and SIGINT request a stop; see ``made_by_signal``."""
 
     def how_far() -> str:
         count = len(list(folder.glob("*.json")))
@@ -179,17 +189,22 @@ def stopped_by_signal(folder: Path) -> AbstractContextManager[StopRequest]:
 
 
 def digest(values: Mapping[str, Any]) -> str:
-    """A few characters that tell equal values from others."""
+    """Return ten hexadecimal digits that differ for different values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def folder_under_way(work_dir: Path, cell: Cell) -> Path:
-    """For what a cell needs while it is measured; one of another key has another folder."""
+    """Return the folder for the files of a running measurement; it depends on the cell's key.
+
+    Args:
+        work_dir: Parent folder.
+        cell: The cell that is measured.
+    """
     return work_dir / f"{cell.name}-{digest(cell.key)}"
 
 
 def cpu_model() -> str:
-    """What this machine's processor calls itself."""
+    """Return the name that this machine's processor gives itself."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -201,7 +216,7 @@ def _path(folder: Path, cell: Cell) -> Path:
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON gives them back: lists for tuples."""
+    """The values as JSON gives them back: lists for tuples."""
     plain: dict[str, Any] = json.loads(json.dumps(values))
     return plain
 

@@ -35,10 +35,9 @@ from cells import (
 )
 from fine_tuning import TuningTask, TuningWorker
 from rich.console import Console
-from rivals.cell_keys import cell_of, figures_of
-from rivals.equal_tuning import look_before_and_after
 from rivals.fastnas import require_fastnas
 from rivals.figure import draw_comparison
+from rivals.measurement import cell_of, figures_of, look_before_and_after
 from rivals.methods import (
     DENSE,
     FASTNAS,
@@ -156,7 +155,7 @@ def _check(settings: SearchSettings, seeds: Sequence[int]) -> None:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Comparison:
-    """What is compared, and where its cells are kept."""
+    """A comparison, and where its cells are kept."""
 
     dataset: Dataset
     network: str
@@ -170,6 +169,11 @@ class Comparison:
 
     def measure(self, seed: int, methods: Sequence[Method], stop: StopRequest) -> None:
         """Measure a seed's missing cells: first find all masks, then fine-tune side by side.
+
+        Args:
+            seed: Seed of search, choice and fine-tuning.
+            methods: Methods to measure.
+            stop: Request that ends the work.
 
         Raises:
             SearchStopped: the stop was requested.

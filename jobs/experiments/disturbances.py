@@ -1,4 +1,4 @@
-"""What `chaos.py` does to a running search: kills at moments that a seed draws."""
+"""The disturbances of ``chaos.py``: kills in a running search, at moments that a seed draws."""
 
 from __future__ import annotations
 
@@ -27,16 +27,19 @@ killed; a worker is suspended inside a score, so that it never answers."""
 
 @dataclass(frozen=True)
 class Kill:
-    """What is killed, once so many proposals are scored."""
+    """A kill that is done once ``after`` proposals are scored."""
 
     after: int
     kind: str
 
 
 def plan(seed: int, num_kills: int, proposals: int) -> list[Kill]:
-    """Kills at random moments of the first 70 % of a search, in order: some take a while.
+    """Return kills at random moments of the first 70 % of a search, in order: some take a while.
 
-    One of every kind at least, if there are as many.
+    Args:
+        seed: Seed of kinds and moments.
+        num_kills: Number of kills; one of every kind at least, if there are as many.
+        proposals: Proposals of the search.
     """
     rng = random.Random(seed)
     kinds = [*KINDS[:num_kills], *rng.choices(KINDS, k=max(0, num_kills - len(KINDS)))]
@@ -76,7 +79,7 @@ class MortalWorker:
         return feedback
 
     def _takes(self, warrant: str) -> bool:
-        """Whether there is such a warrant, and no other worker was faster."""
+        """Whether there is such an order, and no other worker took it first."""
         try:
             (self._warrants / warrant).unlink()
         except FileNotFoundError:
@@ -85,16 +88,16 @@ class MortalWorker:
 
 
 class Killer:
-    """Works off kills beside a search that runs in another thread.
+    """Does kills while a search runs in another thread.
 
-    In the main thread, since Ray starts nodes nowhere else.
+    It must run in the main thread, since Ray starts nodes nowhere else.
 
     Args:
-        seed: Of the choice of victims.
-        cluster: Whose nodes can be lost.
-        run: The search's record, which tells how far it is and who its workers are.
-        model: The search's.
-        warrants: The folder in which workers look.
+        seed: Seed of the choice of victims.
+        cluster: The cluster whose nodes are lost.
+        run: The search's record, which tells its progress and its workers.
+        model: The search's probability model.
+        warrants: Folder of the orders that workers obey.
     """
 
     def __init__(
@@ -116,7 +119,12 @@ class Killer:
         self._is_over: Callable[[], bool] = lambda: False
 
     def work_off(self, kills: Sequence[Kill], search: Future[Any]) -> None:
-        """Do each kill when its moment has come, until the search is over."""
+        """Do each kill when its moment has come, until the search is over.
+
+        Args:
+            kills: Kills in order.
+            search: The running search.
+        """
         self._is_over = search.done
         for kill in kills:
             while len(self._scored()) < kill.after and not self._is_over():
@@ -129,7 +137,7 @@ class Killer:
         return [fact for fact in self._run.all(Feedback) if not fact.failed]
 
     def _kill_worker(self) -> None:
-        """One that has scored and was no victim before."""
+        """Kill a worker that has scored and was not killed before."""
         while not (living := self._living()) and not self._is_over():
             time.sleep(0.01)
         if living:

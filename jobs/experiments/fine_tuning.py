@@ -1,4 +1,4 @@
-"""Fine-tuning on a job's workers, an epoch a call: what ends a job costs it an epoch at most."""
+"""Fine-tuning on a study's workers, one epoch per call, so that a stop loses at most an epoch."""
 
 from __future__ import annotations
 
@@ -48,30 +48,30 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TuningTask:
-    """A network to fine-tune: the dense one (``keep`` None) or what a mask leaves of it."""
+    """A network to fine-tune: the dense one (``keep`` None), or what a mask leaves of it."""
 
     keep: BoolArray | None
     recipe: Recipe
     seed: int
     compute: ComputeConfig
     folder: Path
-    """Of its checkpoint and its curve, which all workers must see."""
+    """Folder of its checkpoint and its curve, which all workers must see."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tuned:
-    """Where all epochs of a task have led."""
+    """A network after the last epoch of its task."""
 
     task: TuningTask
     weights: Arrays | None
-    """Dense ones that it began from; None: the problem's."""
+    """Dense weights that training began from; None: the problem's."""
     network: nn.Module
     """The fine-tuned network."""
     epochs: Epochs
 
     @property
     def seconds(self) -> float:
-        """Of the training steps."""
+        """Seconds of the training steps."""
         return sum(epoch["seconds"] for epoch in self.epochs)
 
 
@@ -97,18 +97,21 @@ class Tuner:
         """Returns the images of a split, which the first call puts on the device."""
 
     def open(self) -> None:
-        """Put the images of all splits but the test on the device."""
+        """Put the images of all splits except the test on the device."""
         for split in ("search_train", *HELD_OUT):
             self.split(split)
 
     def train(self, task: TuningTask, weights: Arrays | None = None) -> Tuned | None:
-        """Train for one more epoch, on from the checkpoint; None while there are more to come.
+        """Train for one more epoch from the checkpoint on.
 
         The curve is written before the checkpoint, so it never lacks an epoch of it.
 
         Args:
             task: What to train.
-            weights: Dense ones to begin from; by default the problem's.
+            weights: Dense weights to begin from; by default the problem's.
+
+        Returns:
+            None while more epochs are to come.
         """
         torch.set_num_threads(task.compute.threads)
         task.folder.mkdir(parents=True, exist_ok=True)
@@ -135,7 +138,12 @@ class Tuner:
         )
 
     def untrained(self, task: TuningTask, weights: Arrays | None = None) -> nn.Module:
-        """The network before its first epoch: dense as it is, or pruned and recalibrated."""
+        """Return the network before its first epoch: dense, or pruned and recalibrated.
+
+        Args:
+            task: The task that would train it.
+            weights: Dense weights to begin from; by default the problem's.
+        """
         network = self._dense()
         if weights is not None:
             load_arrays(network, weights)
@@ -145,16 +153,16 @@ class Tuner:
         return network
 
     def look(self, network: nn.Module, split: str) -> Figures:
-        """Loss and accuracy in float32, as the service evaluates its results.
+        """Return loss and accuracy in float32, as the service evaluates its results.
 
         Args:
-            network: Of the problem.
-            split: Of its images.
+            network: A network of the problem.
+            split: Name of the split to evaluate on.
         """
         return evaluate(network, self.split(split).batches(_BATCH)).figures()
 
     def look_at_held_out(self, network: nn.Module) -> dict[str, Figures]:
-        """Of search-val, of choose-val, and of both as one set under ``held_out``."""
+        """Return figures of search-val, of choose-val, and of both as one set, ``held_out``."""
         parts = {split: self.look(network, split) for split in HELD_OUT}
         sizes = [len(self.split(split)) for split in HELD_OUT]
         return {"held_out": _pooled(list(parts.values()), sizes), **parts}
@@ -185,7 +193,12 @@ Look = Callable[[Tuner, Tuned], Mapping[str, Any]]
 
 
 class TuningWorker:
-    """Runs as a Ray actor on the CPUs or the GPU it was given."""
+    """A Ray actor that fine-tunes networks on its CPUs or its GPU.
+
+    Args:
+        problem: The network and its data.
+        slot: Number of the worker in the pool.
+    """
 
     def __init__(self, problem: Problem, slot: int) -> None:
         self._slot = slot
@@ -199,22 +212,28 @@ class TuningWorker:
     def measure(
         self, task: TuningTask, look: Look, weights: Arrays | None = None
     ) -> Measured | None:
-        """Fine-tune for one more epoch; after the last one, look.
+        """Fine-tune for one more epoch; after the last, read the figures.
 
         Args:
             task: What to fine-tune.
-            look: A function of a module.
-            weights: Dense ones to begin from; by default the problem's.
+            look: Reads the figures; a function of a module.
+            weights: Dense weights to begin from; by default the problem's.
 
         Returns:
-            None while there are more epochs to come.
+            None while more epochs are to come.
         """
         tuned = self._tuner.train(task, weights)
         return None if tuned is None else seen(self._tuner, tuned, look)
 
 
 def seen(tuner: Tuner, tuned: Tuned, look: Look) -> Measured:
-    """The figures of a fine-tuned network, and the time that training and looking took."""
+    """Return the figures of a fine-tuned network with the time of training and evaluation.
+
+    Args:
+        tuner: The tuner that holds the images.
+        tuned: The network after its last epoch.
+        look: Reads the figures.
+    """
     begin = time.perf_counter()
     figures = look(tuner, tuned)
     return Measured(figures=figures, seconds=tuned.seconds + time.perf_counter() - begin)

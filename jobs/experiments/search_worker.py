@@ -1,4 +1,4 @@
-"""The worker of the searches job: a whole search in one process, some scores a call."""
+"""The worker of the searches job: a whole search in one process, some scores per call."""
 
 from __future__ import annotations
 
@@ -42,11 +42,16 @@ class SearchTask:
     rule: UpdateRule
     compute: ComputeConfig
     folder: Path
-    """Of its scores, which all workers must see."""
+    """Folder of its scores, which all workers must see."""
 
 
 class SearchWorker:
-    """Runs as a Ray actor on the CPUs or the GPU it was given."""
+    """A Ray actor that runs searches on its CPUs or its GPU.
+
+    Args:
+        problem: The network and its data.
+        slot: Number of the worker in the pool.
+    """
 
     def __init__(self, problem: Problem, slot: int) -> None:
         self._slot = slot
@@ -64,15 +69,23 @@ class SearchWorker:
         return native_dtype(self._tuner.device)
 
     def try_compute(self, compute: ComputeConfig, keep: BoolArray) -> ComputeTrial:
-        """Measure how long a score of a mask takes with a compute configuration."""
+        """Measure how long a score of a mask takes with a compute configuration.
+
+        Args:
+            compute: How the passes are computed.
+            keep: ``(num_filters,)``, True = kept.
+        """
         torch.set_num_threads(compute.threads)
         return self._tuner.classification.try_compute(self._dense, keep, compute)
 
     def measure(self, task: SearchTask) -> Measured | None:
-        """Score some more proposals; after the last, look at what the search found.
+        """Score some more proposals; after the last, evaluate what the search found.
+
+        Args:
+            task: The search.
 
         Returns:
-            None while there are more proposals to come.
+            None while more proposals are to come.
         """
         torch.set_num_threads(task.compute.threads)
         task.folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +126,7 @@ class SearchWorker:
         return self._score_at(task.compute, proposal.keep, "search_val", fidelity, seed)
 
     def _found(self, task: SearchTask, optimizer: MaskOptimizer) -> dict[str, dict[str, Any]]:
-        """Each finalist on choose-val: which one is best is not what is asked."""
+        """Every finalist's figures on choose-val; none is chosen."""
         return {item.name: self._look(task, item.keep) for item in optimizer.finalists(0)}
 
     def _look(self, task: SearchTask, keep: BoolArray) -> dict[str, Any]:
@@ -151,7 +164,7 @@ def _figures(scored: Score) -> tuple[float, float]:
 
 
 def _replayed(optimizer: MaskOptimizer, known: dict[int, list[float]]) -> list[Proposal]:
-    """Tell what is known; what is asked for and not known yet."""
+    """Tell the optimizer the known scores; return the proposals that it asks for beyond them."""
     waiting: list[Proposal] = []
     while asked := optimizer.ask():
         ids = {proposal.proposal_id for proposal in asked}

@@ -1,4 +1,4 @@
-"""What a job on a trained network starts from: network, data, compute configuration."""
+"""What a study of a trained network starts from: network, data and compute configuration."""
 
 from __future__ import annotations
 
@@ -39,7 +39,12 @@ class Trained:
     vgg16_bn."""
 
     def problem(self, settings: SearchSettings, placement: Placement) -> Problem:
-        """What workers are given."""
+        """Return the problem that workers get.
+
+        Args:
+            settings: Settings of the search.
+            placement: The workers.
+        """
         dataset = load_dataset("cifar10", self.data)
         dense = build_network(self.network, dataset.num_classes)
         load_weights(dense, self.weights)
@@ -54,7 +59,7 @@ class Trained:
 
 
 def fixed_key(problem: Problem) -> dict[str, Any]:
-    """What the figures of all cells depend on."""
+    """Return the settings that the figures of all cells depend on."""
     return {
         "network": digest(to_arrays(problem.network)),
         "space": problem.tracing.space.fingerprint(),

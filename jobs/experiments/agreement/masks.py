@@ -1,7 +1,7 @@
-"""The masks that scores are judged on: very different ones, and ones near a search's optimum.
+"""The masks that scores are judged on: half very different ones, half near a search's optimum.
 
-All meet the same budget. Among the first, any score that is worth anything finds the good ones;
-the second are what a search has to choose from in its last generations.
+All meet the same budget. Any useful score finds the good masks among the very different ones; the
+masks near an optimum are the choice that a search has in its last generations.
 """
 
 from __future__ import annotations
@@ -62,16 +62,16 @@ class Mask:
 def different_masks(
     budget: Budget, importances: Mapping[Criterion, FloatArray], num_masks: int, seed: int
 ) -> list[Mask]:
-    """Uniform L1, a global ranking by each criterion, then random widths and random filters.
+    """Return uniform L1, a global ranking by each criterion, then random widths and random filters.
 
     Args:
-        budget: That all meet.
-        importances: Of every filter, by criterion, the first of ``CRITERIA`` among them.
-        num_masks: How many; more of them begin with the same.
-        seed: Of the random ones.
+        budget: The budget that all masks meet.
+        importances: Importance of each filter by criterion, with ``CRITERIA[0]`` among them.
+        num_masks: Number of masks; a larger number begins with the same masks.
+        seed: Seed of the random masks.
 
     Raises:
-        ValueError: the space has not so many different masks.
+        ValueError: the space has fewer different masks.
     """
     space, quantiles = budget.space, uniform_priority(budget.space, importances[CRITERIA[0]])
     priorities = chain(
@@ -86,7 +86,7 @@ def different_masks(
 def _at_random(
     space: PruningSpace, quantiles: FloatArray, seed: int
 ) -> Iterator[tuple[str, FloatArray]]:
-    """Named priorities without end: layers spread ever more, and filters at equal widths."""
+    """Yield named priorities without end: layers that spread ever more, and random filters."""
     rng = np.random.default_rng([seed, _DIFFERENT])
     logits = np.log(quantiles / (1 - quantiles))
     for number in count(1):
@@ -103,17 +103,17 @@ def near_masks(
     seed: int,
     taken: Iterable[Mask] = (),
 ) -> list[Mask]:
-    """Masks that searches ended with, in turn, and after every two a sample around a mode.
+    """Return masks that searches ended with, in turn, and after every two a sample around a mode.
 
     Args:
-        budget: That all meet.
-        searches: Of every search its masks, the best first; at least one of one.
-        num_masks: How many; more of them begin with the same.
-        seed: Of the samples.
+        budget: The budget that all masks meet.
+        searches: The masks of each search, the best first; at least one mask in all.
+        num_masks: Number of masks; a larger number begins with the same masks.
+        seed: Seed of the samples.
         taken: Masks that must not come again.
 
     Raises:
-        ValueError: there are not so many different masks.
+        ValueError: there are fewer different masks.
     """
     rng = np.random.default_rng([seed, _AROUND])
 
@@ -166,7 +166,7 @@ def chosen_mask(run_dir: str | Path, number: int, space: PruningSpace, macs_cut:
     """Return the mask that a finished search chose; the arguments are as for ``masks_of_search``.
 
     Raises:
-        ValueError: see there.
+        ValueError: there is no finished search, or it has another network, space or budget.
     """
     facts = read_journal(run_dir)
     _require_fit(run_dir, facts, space, macs_cut)
@@ -175,7 +175,7 @@ def chosen_mask(run_dir: str | Path, number: int, space: PruningSpace, macs_cut:
 
 
 def masks_to_json(masks: Iterable[Mask]) -> list[dict[str, Any]]:
-    """Masks as values that JSON holds."""
+    """Return masks as values that JSON holds."""
     return [
         {"name": mask.name, "keep": pack_mask(mask.keep), "is_near": mask.is_near} for mask in masks
     ]
@@ -184,10 +184,15 @@ def masks_to_json(masks: Iterable[Mask]) -> list[dict[str, Any]]:
 def masks_from_json(
     entries: Iterable[Mapping[str, Any]], num_masks: int, num_filters: int
 ) -> list[Mask]:
-    """The first of those that ``masks_to_json`` described, half of them near.
+    """Return the first of the masks that ``masks_to_json`` described, half of them near an optimum.
+
+    Args:
+        entries: What ``masks_to_json`` returned.
+        num_masks: Number of masks.
+        num_filters: Number of filters of a mask.
 
     Raises:
-        ValueError: there are fewer.
+        ValueError: there are fewer masks.
     """
     masks = [Mask(**{**item, "keep": unpack_mask(item["keep"], num_filters)}) for item in entries]
     near = [mask for mask in masks if mask.is_near][: num_masks // 2]
@@ -222,7 +227,7 @@ def _require_fit(
 
 
 def _priority_around(space: PruningSpace, keep: BoolArray, rng: np.random.Generator) -> FloatArray:
-    """Priorities whose mask is near another one."""
+    """Priorities whose mask is close to a given one."""
     logits = np.where(keep, _KEEP_LOGIT, -_KEEP_LOGIT)
     layers = _LAYER_SPREAD * rng.standard_normal(len(space.groups))
     noise = rng.logistic(scale=_TEMPERATURE, size=space.num_filters)
@@ -231,7 +236,7 @@ def _priority_around(space: PruningSpace, keep: BoolArray, rng: np.random.Genera
 
 
 def _distinct(masks: Iterable[Mask], num_masks: int, *, taken: Iterable[Mask]) -> list[Mask]:
-    """The first so many masks that differ from each other and from those taken."""
+    """The first ``num_masks`` masks that differ from each other and from those taken."""
     found = list(islice(_new_ones(masks, taken), num_masks))
     if len(found) < num_masks:
         raise ValueError(

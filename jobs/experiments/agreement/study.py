@@ -1,4 +1,4 @@
-"""The cells of the fidelity job: what is measured of which mask, and in which order."""
+"""The cells of the fidelity job: which masks are measured at which depths, and in which order."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ _PATIENCE_S = 24 * 3600.0  # limits are not learned: the first cells take second
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How much is measured; more masks, steps and seeds add to what is there."""
+    """How much is measured; more masks, steps and seeds add to the cells that are there."""
 
     masks: int = 24
-    """How many are judged, half of them near the searches' optimum; at least 2."""
+    """Number of masks, half of them near the searches' optimum; at least 2."""
     steps: tuple[int, ...] = (0, 50, 150, 500)
-    """Fine-tuning steps of scores; 0 recalibrates only."""
+    """Fine-tuning steps of scores; 0 only recalibrates."""
     few_images_steps: tuple[int, ...] = (0,)
     """Fine-tuning steps of scores on as few images as a search's proposals have."""
     score_seeds: int = 3
-    """Repeats of each score, which tell its noise. All masks share a repeat's seed, as those of a
-    generation do."""
+    """Repeats of each score, which show its noise. All masks share a repeat's seed, as the
+    proposals of a generation do."""
     truth_seeds: int = 1
-    """Fine-tunings of each mask; the second tells how well any score could agree."""
+    """Fine-tunings of each mask; a second one shows how well any score could agree."""
 
     def __post_init__(self) -> None:
         for name, least in (("masks", 2), ("score_seeds", 1), ("truth_seeds", 1)):
@@ -57,28 +57,28 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """All that is to be measured."""
+    """Everything that is to be measured."""
 
     problem: Problem
     compute: ComputeConfig | None
-    """How all passes are computed; None until that is measured."""
+    """The compute configuration of all passes; None until it is chosen."""
     masks: Sequence[Mask]
     plan: Plan
     seed: int
     score_timeout: float | None
     """Seconds after which a score is taken from its worker; None: a day."""
     work_dir: Path
-    """Absolute; for the checkpoints of fine-tunings."""
+    """Absolute folder for the checkpoints of fine-tunings."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A cell, with what it is in the tables."""
+    """A cell with its work, and its place in the tables."""
 
     measurement: Measurement[FidelityWorker]
     mask: Mask
     depth: Depth | None
-    """None: the truth."""
+    """None for the truth, a long fine-tuning."""
     repeat: int
 
     @property
@@ -88,15 +88,18 @@ class Task:
 
     @property
     def kind(self) -> str:
-        """Tasks of a kind cost about the same."""
+        """Name of the depth, or ``TRUTH``; tasks of a kind take about the same time."""
         return TRUTH if self.depth is None else str(self.depth)
 
 
 def tasks(study: Study) -> list[Task]:
-    """Every task, in an order in which an early stop leaves the most.
+    """Return all tasks, in an order in which an early stop leaves the most useful cells.
 
-    First one score of each mask at every depth, the cheapest first, then the truths, mask by mask,
-    then the repeats that tell the noise.
+    First one score of each mask at every depth, the cheapest first; then the truths, mask by mask;
+    then the repeats that show the noise.
+
+    Args:
+        study: A study whose compute configuration is chosen.
     """
     assert study.compute is not None  # whoever asks for tasks has settled it
     fixed = {**fixed_key(study.problem), "compute": asdict(study.compute)}
@@ -121,15 +124,25 @@ def tasks(study: Study) -> list[Task]:
 
 
 def done(folder: Path, todo: Sequence[Task]) -> dict[str, Record]:
-    """The records of those tasks that have one, by the name of the cell."""
+    """Return the records of the tasks that are measured, by the name of the cell.
+
+    Args:
+        folder: Work folder of the cells.
+        todo: Tasks, measured or not.
+    """
     found = {task.cell.name: find(folder, task.cell) for task in todo}
     return {name: record for name, record in found.items() if record is not None}
 
 
 def seconds_left(study: Study, todo: Sequence[Task], records: Mapping[str, Record]) -> float | None:
-    """Seconds of one worker for what is missing; None while nothing is measured.
+    """Estimate one worker's seconds for the missing cells; None while nothing is measured.
 
-    A kind of which nothing is measured yet is judged by how many images it passes.
+    A kind without any measurement is estimated by the number of images it passes.
+
+    Args:
+        study: The study.
+        todo: All of its tasks.
+        records: Measured cells by name.
     """
     timed = [(task, records[task.cell.name].seconds) for task in todo if task.cell.name in records]
     if not timed:
@@ -157,7 +170,7 @@ def _passes(study: Study, task: Task) -> int:
 
 
 def _in_turn(masks: Sequence[Mask]) -> list[tuple[str, Mask]]:
-    """The masks with their names in files; near ones and others take turns."""
+    """The masks with their names in files; near and different masks take turns."""
     halves = [[mask for mask in masks if mask.is_near == is_near] for is_near in (False, True)]
     return [
         (f"{'near' if mask.is_near else 'different'}{number:02d}", mask)

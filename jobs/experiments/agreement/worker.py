@@ -1,4 +1,4 @@
-"""The worker of the fidelity job: scores a mask at any depth, or fine-tunes it for long."""
+"""The worker of the fidelity job: it scores a mask at any depth, or fine-tunes it for long."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def fidelity_of(problem: Problem, depth: Depth) -> Fidelity:
 
 
 class FidelityWorker:
-    """Runs as a Ray actor on the CPUs or the GPU it was given.
+    """A Ray actor that scores masks and fine-tunes them, on its CPUs or its GPU.
 
     Args:
         problem: The network and its data; its settings say how many images a score takes.
@@ -70,14 +70,26 @@ class FidelityWorker:
         return native_dtype(self._tuner.device)
 
     def try_compute(self, compute: ComputeConfig, keep: BoolArray) -> ComputeTrial:
-        """Measure how long a score of a mask takes with a compute configuration."""
+        """Measure how long a score of a mask takes with a compute configuration.
+
+        Args:
+            compute: How the passes are computed.
+            keep: ``(num_filters,)``, True = kept.
+        """
         torch.set_num_threads(compute.threads)
         return self._tuner.classification.try_compute(self._dense, keep, compute)
 
     def score(
         self, compute: ComputeConfig, keep: BoolArray, depth: Depth, seed: Sequence[int]
     ) -> Measured:
-        """Loss and accuracy on search-val, as a search would score the mask."""
+        """Return loss and accuracy on search-val, as a search would score the mask.
+
+        Args:
+            compute: How the passes are computed.
+            keep: ``(num_filters,)``, True = kept.
+            depth: How much work the score is.
+            seed: Seed of the score's images and fine-tuning.
+        """
         torch.set_num_threads(compute.threads)
         candidate = self._tuner.classification.candidate(
             self._dense, keep, seed=seed, split="search_val", compute=compute
@@ -87,10 +99,13 @@ class FidelityWorker:
         return Measured(figures=figures, seconds=scored.seconds)
 
     def truth(self, task: TuningTask) -> Measured | None:
-        """Fine-tune for one more epoch; after the last look at what was held out, then at the test.
+        """Fine-tune for one more epoch; after the last, evaluate on held-out and test images.
+
+        Args:
+            task: What to fine-tune.
 
         Returns:
-            None while there are more epochs to come.
+            None while more epochs are to come.
         """
         tuned = self._tuner.train(task)
         return None if tuned is None else seen(self._tuner, tuned, _look)

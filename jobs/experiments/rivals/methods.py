@@ -1,4 +1,4 @@
-"""The methods of a comparison: each names the filters to keep, all at the same MACs."""
+"""The methods of a comparison: each chooses the filters to keep, all at the same MACs."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from fppmo_ray.service.dense_weights import Context, dense_weights
 from fppmo_ray.service.finalists import Found
 from fppmo_ray.service.job_client.submission import search_id
 from fppmo_ray.service.journal.facts import Fact, Rescored, pack_mask, unpack_mask
-from fppmo_ray.service.journal.run_directory import open_run, read_journal
+from fppmo_ray.service.journal.run_directory import open_run, read_journal, stage_run_dir
 from fppmo_ray.service.mask_search import find_mask, find_mask_with
 from fppmo_ray.service.pool.worker_pool import WorkerPool
 from fppmo_ray.service.problem import Problem, started_of
 from fppmo_ray.service.settings import SearchSettings
-from fppmo_ray.service.stages import find_mask_in_stages, stage_run_dir
+from fppmo_ray.service.stages import find_mask_in_stages
 from fppmo_ray.service.worker_protocol import Arrays, Worker, to_arrays
 from fppmo_ray.training import ComputeConfig
 from rivals.fastnas import fastnas_choice
@@ -49,7 +49,7 @@ _RANDOM_FILTERS = 3  # stream of random numbers
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A method, with a number of scores of its own if it was asked for as ``name@scores``."""
+    """A method, with its own number of scores if it was named as ``name@scores``."""
 
     name: str
     scores: int | None = None
@@ -59,17 +59,17 @@ class Method:
 
     @property
     def is_search(self) -> bool:
-        """Whether it spends scores."""
+        """Whether the method spends scores."""
         return self.name in SEARCHES
 
     @property
     def needs_fppmo(self) -> bool:
-        """Whether it is a control that takes something over from FPPMO's network."""
+        """Whether the method is a control that shares something with FPPMO's network."""
         return self.name in CONTROLS and self.name != DENSE
 
 
 def method_of(text: str) -> Method:
-    """The method that a flag names.
+    """Return the method that a flag names.
 
     Raises:
         ValueError: there is none of that name, or it takes no number of scores.
@@ -107,7 +107,7 @@ class Case:
         return Budget.from_cut(self.problem.space, self.settings.only_macs_cut())
 
     def importance(self, criterion: Criterion) -> FloatArray:
-        """What the weights say of each filter, scaled to mean 1 in every layer."""
+        """Return the importance of each filter by a criterion, scaled to mean 1 in every layer."""
         return importance(self.problem.network, self.problem.tracing, criterion)
 
     @property
@@ -118,23 +118,28 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Choice:
-    """What a method chose, and what that cost."""
+    """What a method chose, and its cost."""
 
     keep: BoolArray | None
-    """None: the dense network."""
+    """``(num_filters,)``, True = kept; None for the dense network."""
     weights: Arrays
-    """Dense ones that fine-tuning starts from, cut by ``keep``."""
+    """Dense weights that fine-tuning starts from, cut by ``keep``."""
     finalist: str | None = None
-    """Of a search: which of its candidates won."""
+    """Name of the finalist that a search chose."""
     scores: int = 0
     rescores: int = 0
     """Scores on choose-val that picked the finalist."""
     score_seconds: float = 0.0
-    """Of all scores and rescores, on the workers."""
+    """Seconds of all scores and rescores, on the workers."""
 
 
 def one_shot(case: Case, name: str) -> Choice:
-    """The mask of a method that scores nothing."""
+    """Return the choice of a method without scores.
+
+    Args:
+        case: One seed of a comparison.
+        name: One of ``ONE_SHOT``.
+    """
     return Choice(keep=ONE_SHOT[name](case), weights=case.trained)
 
 
@@ -244,7 +249,12 @@ SEARCHES: dict[str, Callable[[Case, Context], Found]] = {
 
 
 def foreign_choice(case: Case, memory: Path) -> Choice:
-    """What FastNAS chooses; it is remembered in a file, since its search cannot be resumed."""
+    """Return the choice of FastNAS, kept in a file, since its search cannot be resumed.
+
+    Args:
+        case: One seed of a comparison.
+        memory: The file.
+    """
     space = case.problem.tracing.space
     if not memory.is_file():
         found = fastnas_choice(
@@ -283,11 +293,11 @@ def settings_of(method: Method, settings: SearchSettings) -> SearchSettings:
 
 
 def control(case: Case, name: str, chosen: BoolArray, untrained: Arrays) -> Choice:
-    """A network that shares only something with FPPMO's.
+    """Return a network that shares only its mask or its widths with FPPMO's.
 
     Args:
         case: Its seed also draws random filters.
-        name: Of ``CONTROLS``, but not the dense one.
+        name: One of ``CONTROLS``, but not the dense network.
         chosen: FPPMO's mask.
         untrained: Fresh dense weights.
     """

@@ -1,6 +1,6 @@
 """Searches that FPPMO is compared with: they spend the same number of the same scores.
 
-A rival proposes masks in generations and is told what they scored, through the service's own loop
+A rival proposes masks in generations and receives their scores through the service's own loop
 (``find_mask_with``), so journal, resume, workers and the choice among finalists are the same too.
 """
 
@@ -35,9 +35,16 @@ _LEGR, _WIDTHS = 1, 2  # streams of random numbers
 
 
 class RivalSearch:
-    """Proposes what a strategy draws, a generation at a time; see ``Proposer``.
+    """Proposes the masks that a strategy draws, one generation at a time; see ``Proposer``.
 
-    A generation is drawn once the one before has ended, so masks are a function of seed and scores.
+    A generation is drawn after the previous one has ended, so masks are a function of seed and
+    scores.
+
+    Args:
+        draw: The strategy.
+        budget: The budget that all masks meet.
+        settings: Number of proposals, population, seed, and how scores are ranked.
+        importance_only: The importance-only mask, which is a finalist of every search.
     """
 
     def __init__(
@@ -109,7 +116,13 @@ class RivalSearch:
 
 
 def random_widths(budget: Budget, importance: FloatArray, seed: int) -> Draw:
-    """Random widths, the best of which wins (2205.05676)."""
+    """Return a strategy that draws random widths; the best of them wins (2205.05676).
+
+    Args:
+        budget: The budget that all masks meet.
+        importance: ``(num_filters,)``; the order within layers counts.
+        seed: Seed of the widths, >= 0.
+    """
 
     def draw(ids: range, costs: Costs) -> list[BoolArray]:
         return [
@@ -130,7 +143,12 @@ class AffineRanking:
     """``(num_groups,)``."""
 
     def mask(self, budget: Budget, norms: FloatArray) -> BoolArray:
-        """One threshold for all layers, at which the budget is met."""
+        """Return the mask with one threshold for all layers at which the budget is met.
+
+        Args:
+            budget: The budget that the mask meets.
+            norms: ``(num_filters,)``.
+        """
         group_of = budget.space.group_of
         return budget.fill(self.alpha[group_of] * norms + self.kappa[group_of])
 
@@ -138,16 +156,16 @@ class AffineRanking:
 class LeGR:
     """Regularised evolution of affine rankings (Chin et al. 2020, 1904.12368), as a ``Draw``.
 
-    Population 64, tournaments of 16 and mutations of a tenth of the layers are the paper's. It
-    evolves one child at a time; here a generation's children have the same ancestors, so that
-    workers can score them side by side.
+    Population 64, tournaments of 16 and mutations of a tenth of the layers are the paper's. The
+    paper evolves one child at a time; here the children of a generation have the same ancestors, so
+    that workers can score them side by side.
 
     Args:
-        budget: That all masks meet.
-        norms: ``(num_filters,)``: L2 norms, here scaled to mean 1 in every layer, so that it
-            starts around a ranking that makes sense.
-        num_scores: Over the whole evolution.
-        seed: Of all its random numbers.
+        budget: The budget that all masks meet.
+        norms: ``(num_filters,)``: L2 norms, scaled to mean 1 in every layer, so that the evolution
+            starts around a sensible ranking.
+        num_scores: Scores of the whole evolution.
+        seed: Seed of all random numbers, >= 0.
     """
 
     population = 64
@@ -166,7 +184,12 @@ class LeGR:
         self._rankings: list[AffineRanking] = []
 
     def __call__(self, ids: range, costs: Costs) -> list[BoolArray]:
-        """The masks of a generation: at first random rankings, then mutated winners."""
+        """Return the masks of a generation: at first random rankings, then mutated winners.
+
+        Args:
+            ids: Ids of the proposals.
+            costs: Costs of the proposals scored so far, by id.
+        """
         for proposal_id in ids:
             rng = np.random.default_rng([self._seed, proposal_id, _LEGR])
             is_first = proposal_id < self._num_first or not costs

@@ -31,10 +31,7 @@ from agreement.masks import (
 from agreement.study import Plan, Study, Task, seconds_left, tasks
 from agreement.table import agreement_tables
 from agreement.worker import Depth, FidelityWorker
-from fine_tuning import TuningTask
-from fppmo_ray.service.pretend import PRETEND_SPACE
-from fppmo_ray.service.workers.assignments import Basis, TrainingTask
-from fppmo_ray.service.workers.scoring_worker import ScoringWorker
+from fine_tuning import TuningTask, classification_of
 from ray_head import Head, stop_and_go_on
 from rich.console import Console
 from small_problem import small_problem
@@ -42,19 +39,23 @@ from trained import Trained
 
 from fppmo_ray import Placement, Recipe, SearchSettings
 from fppmo_ray.distribution import (
+    BoolArray,
     Budget,
     ChannelGroup,
+    Feedback,
     LayerCost,
+    Proposal,
     PruningSpace,
     Width,
-    pack_mask,
 )
 from fppmo_ray.distribution.logits import uniform_priority
 from fppmo_ray.pruning import Candidate, score
-from fppmo_ray.service.journal.facts import Asked, Chosen, Fact, Rescored, Scored, Started
+from fppmo_ray.service.journal.facts import Chosen, Fact, Rescored, Started, pack_mask
 from fppmo_ray.service.journal.journal import to_lines
-from fppmo_ray.service.problem import Problem, open_split
-from fppmo_ray.service.worker_protocol import to_arrays
+from fppmo_ray.service.problem import Problem
+from fppmo_ray.service.worker import PruningWorker
+from fppmo_ray.service.worker_protocol import TrainingTask, WeightsSnapshot, digest, to_arrays
+from fppmo_ray.testing.simulated_search import SIMULATED_SPACE
 from fppmo_ray.training import ComputeConfig
 
 for module in (cells, fidelity_worker, fine_tuning):  # Ray's workers do not find them
@@ -62,7 +63,7 @@ for module in (cells, fidelity_worker, fine_tuning):  # Ray's workers do not fin
 
 COMPUTE = ComputeConfig()
 CUT = 0.57
-BUDGET = Budget.from_cut(PRETEND_SPACE, CUT)
+BUDGET = Budget.from_cut(SIMULATED_SPACE, CUT)
 SETTINGS = SearchSettings(
     macs_cut=CUT,
     proposals=4,
@@ -118,13 +119,13 @@ def test_what_a_seed_does_to_all_masks_alike_is_noise_but_moves_no_ranks() -> No
 def importances() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(5)
     names = ("l1", "fpgm", "bn_scale")
-    return {name: rng.uniform(0.5, 1.5, PRETEND_SPACE.num_filters) for name in names}
+    return {name: rng.uniform(0.5, 1.5, SIMULATED_SPACE.num_filters) for name in names}
 
 
 def found_masks(seed: int) -> list[Mask]:
     rng = np.random.default_rng(seed)
     return [
-        Mask(f"{i} of search {seed}", BUDGET.fill(rng.random(PRETEND_SPACE.num_filters)), True)
+        Mask(f"{i} of search {seed}", BUDGET.fill(rng.random(SIMULATED_SPACE.num_filters)), True)
         for i in range(5)
     ]
 
@@ -141,9 +142,9 @@ def packed(masks: list[Mask]) -> list[str]:
 
 def test_all_masks_meet_the_budget_and_differ() -> None:
     masks = all_masks(24, seed=0)
-    macs = [PRETEND_SPACE.macs(mask.keep) for mask in masks]
-    assert max(macs) <= 0.43 * PRETEND_SPACE.dense_macs
-    assert min(macs) >= 0.40 * PRETEND_SPACE.dense_macs  # the smallest legal step is 2 %
+    macs = [SIMULATED_SPACE.macs(mask.keep) for mask in masks]
+    assert max(macs) <= 0.43 * SIMULATED_SPACE.dense_macs
+    assert min(macs) >= 0.40 * SIMULATED_SPACE.dense_macs  # the smallest legal step is 2 %
     assert len(set(packed(masks))) == len({mask.name for mask in masks}) == 24
     assert [mask.is_near for mask in masks] == 12 * [False] + 12 * [True]
 
@@ -164,7 +165,7 @@ def test_the_first_masks_are_uniform_and_global_rankings_and_layers_spread_ever_
         "random filters 1",
         "random widths, spread 1",
     ]
-    uniform = BUDGET.fill(uniform_priority(PRETEND_SPACE, importances()["l1"]))
+    uniform = BUDGET.fill(uniform_priority(SIMULATED_SPACE, importances()["l1"]))
     assert np.array_equal(masks[0].keep, uniform)
 
 
@@ -195,72 +196,73 @@ def test_more_masks_than_there_are_are_refused() -> None:
 def test_masks_that_results_were_begun_with_need_no_search() -> None:
     near, different = found_masks(1)[:4], [replace(m, is_near=False) for m in found_masks(2)[:4]]
     kept = json.loads(json.dumps(masks_to_json([*different, *near])))
-    again = masks_from_json(kept, 5, PRETEND_SPACE.num_filters)
+    again = masks_from_json(kept, 5, SIMULATED_SPACE.num_filters)
     assert packed(again) == packed([*different[:3], *near[:2]])
     assert [mask.name for mask in again] == [mask.name for mask in [*different[:3], *near[:2]]]
     with pytest.raises(ValueError, match="expected 10 masks, the results were begun with 8; give"):
-        masks_from_json(kept, 10, PRETEND_SPACE.num_filters)
+        masks_from_json(kept, 10, SIMULATED_SPACE.num_filters)
 
 
 def write_search(run_dir: Path, facts: list[Fact], space: str, cut: float) -> Path:
-    identity = {"space": space, "settings": {"macs_cut": cut}}
-    started = Started(search_id="s", identity=identity, versions={}, groups=[], dense_macs=1)
+    started = Started(
+        search_id="s",
+        identity={"space": space, "settings": {"macs_cut": cut}},
+        versions={},
+        groups=[],
+        num_filters=next(fact.keep.size for fact in facts if isinstance(fact, Proposal | Chosen)),
+        dense_macs=1,
+    )
     run_dir.mkdir(parents=True)
     (run_dir / "journal.jsonl").write_bytes(to_lines([started, *facts]))
     return run_dir
 
 
-def facts_of(masks: list[str], losses: list[float]) -> list[Fact]:
+def facts_of(masks: list[BoolArray], losses: list[float]) -> list[Fact]:
     """A search in which the first mask became the mode and the others were samples."""
     mode, *samples = masks
     facts: list[Fact] = []
-    for number, (mask, loss) in enumerate(zip(samples, losses, strict=True)):
-        facts.append(Asked(id=number, generation=0, macs=1, mask=mask))
-        facts.append(
-            Scored(
-                id=number,
-                round=0,
-                rung=0,
-                val_loss=loss,
-                val_accuracy=0.5,
-                seconds=1,
-                worker="0",
-                at=0,
-            )
-        )
-    for finalist, mask in (("sample 0", samples[0]), ("mode", mode)):
+    for number, (keep, loss) in enumerate(zip(samples, losses, strict=True)):
+        facts.append(Proposal(proposal_id=number, generation=0, keep=keep, macs=1))
+        facts.append(Feedback(proposal_id=number, val_loss=loss, val_accuracy=0.5))
+    for finalist, keep in (("sample 0", samples[0]), ("mode", mode)):
         facts.append(
             Rescored(
                 finalist=finalist,
+                keep=keep,
                 split="choose_val",
                 repeat=0,
-                mask=mask,
                 val_loss=1,
                 val_accuracy=0.5,
+                seconds=1,
             )
         )
-    return [*facts, Chosen(finalist="mode", mask=mode)]
+    return [*facts, Chosen(finalist="mode", keep=mode)]
 
 
 def test_a_searchs_mode_comes_first_and_its_samples_by_loss(tmp_path: Path) -> None:
-    masks = packed(found_masks(1))[:4]
-    facts, space = facts_of(masks, [0.9, 0.7, 0.8]), PRETEND_SPACE.fingerprint()
-    found = masks_of_search(write_search(tmp_path / "a", facts, space, CUT), 7, PRETEND_SPACE, CUT)
+    masks = [mask.keep for mask in found_masks(1)[:4]]
+    facts, space = facts_of(masks, [0.9, 0.7, 0.8]), SIMULATED_SPACE.fingerprint()
+    found = masks_of_search(
+        write_search(tmp_path / "a", facts, space, CUT), 7, SIMULATED_SPACE, CUT
+    )
     names = [f"{name} of search 7" for name in ("mode", "sample 1", "sample 2", "sample 0")]
     assert [mask.name for mask in found] == names
-    assert packed(found) == [masks[0], masks[2], masks[3], masks[1]]
+    for mask, number in zip(found, (0, 2, 3, 1), strict=True):
+        np.testing.assert_array_equal(mask.keep, masks[number])
 
 
 def test_searches_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    facts, space = facts_of(packed(found_masks(1))[:2], [0.9]), PRETEND_SPACE.fingerprint()
+    masks = [mask.keep for mask in found_masks(1)[:2]]
+    facts, space = facts_of(masks, [0.9]), SIMULATED_SPACE.fingerprint()
     for facts_there, space_there, cut, expected in (
         (facts[:-1], space, CUT, "has not finished; go on with it by --resume"),
         (facts, "another", CUT, "was for another network or other limits"),
         (facts, space, 0.4, "cut 40% of the MACs, expected 57%"),
+        (facts[-1:], space, CUT, "pruned in stages, which have masks of their own"),
     ):
         run_dir = write_search(tmp_path / expected[:9], facts_there, space_there, cut)
         with pytest.raises(ValueError, match=expected):
-            masks_of_search(run_dir, 0, PRETEND_SPACE, CUT)
+            masks_of_search(run_dir, 0, SIMULATED_SPACE, CUT)
 
 
 @pytest.fixture(scope="module")
@@ -287,41 +289,43 @@ def test_a_score_of_the_job_is_that_of_a_search(problem: Problem, mask: Mask) ->
     worker = FidelityWorker(problem, 0)
     many = worker.score(COMPUTE, mask.keep, Depth(steps=1), (0, 1, 2))
     few = worker.score(COMPUTE, mask.keep, Depth(steps=1, images="few"), (0, 1, 2))
+    images = classification_of(problem).open(problem, torch.device("cpu")).images
     candidate = Candidate(
         dense=problem.network.eval(),
         tracing=problem.tracing,
         keep=mask.keep,
-        search_train=open_split(problem, "search_train", torch.device("cpu")),
-        held_out=open_split(problem, "search_val", torch.device("cpu")),
-        fidelity=replace(problem.rescore_fidelity, steps=1),
-        recipe=problem.recipe,
+        search_train=images("search_train"),
+        held_out=images("search_val"),
+        fidelity=replace(problem.settings.rescore_fidelity(), steps=1),
+        recipe=problem.settings.recipe,
         seed=(0, 1, 2),
         compute=COMPUTE,
     )
     expected = score(candidate)
     assert many.figures["val_loss"] == expected.val_loss
     assert many.figures["val_accuracy"] == expected.val_accuracy
-    as_proposed = score(replace(candidate, fidelity=replace(problem.fidelity, steps=1)))
+    few_images = replace(problem.settings.fidelity(), steps=1)
+    as_proposed = score(replace(candidate, fidelity=few_images))
     assert few.figures["val_loss"] == as_proposed.val_loss
 
 
 def test_the_truth_is_the_fine_tuning_of_a_search(
     problem: Problem, mask: Mask, tmp_path: Path
 ) -> None:
-    recipe = replace(problem.recipe, epochs=2, distillation_weight=0.5)
+    recipe = replace(problem.settings.recipe, epochs=2, distillation_weight=0.5)
     tuned = TuningTask(keep=mask.keep, recipe=recipe, seed=3, compute=COMPUTE, folder=tmp_path)
     worker = FidelityWorker(problem, 0)
     assert worker.truth(tuned) is None  # one epoch a call
     truth = worker.truth(tuned).figures
-    service = ScoringWorker(problem, 0)
-    basis = Basis(round=0, arrays=to_arrays(problem.network), compute=COMPUTE)
+    service, arrays = PruningWorker(problem, 0), to_arrays(problem.network)
+    weights = WeightsSnapshot(sha256=digest(arrays), arrays=arrays, compute=COMPUTE)
     task = TrainingTask(name="random", keep=mask.keep, recipe=recipe, seed=3)
-    state, first = service.train_epoch(basis, task, 0, None)
-    state, second = service.train_epoch(basis, task, 1, state)
-    evaluation = service.evaluate(basis, mask.keep, state)
+    state, first = service.train_epoch(weights, task, 0, None, weights)
+    state, second = service.train_epoch(weights, task, 1, state, weights)
+    evaluation = service.evaluate(weights, mask.keep, state)
     assert truth["train_loss"] == [first.loss, second.loss]
-    assert truth["test"] == pytest.approx(evaluation.test.figures(), rel=1e-5)
-    assert truth["choose_val"] == pytest.approx(evaluation.choose_val.figures(), rel=1e-5)
+    assert truth["test"] == pytest.approx(evaluation.test, rel=1e-5)
+    assert truth["choose_val"] == pytest.approx(evaluation.choose_val, rel=1e-5)
     held_out = 0.6 * truth["search_val"]["loss"] + 0.4 * truth["choose_val"]["loss"]
     assert truth["held_out"]["loss"] == pytest.approx(held_out)  # of 60 and 40 images
 
@@ -425,7 +429,7 @@ def test_the_job_does_what_is_missing(
     space = problem.tracing.space
     budget = Budget.from_cut(space, CUT)
     rng = np.random.default_rng(0)
-    found = [pack_mask(budget.fill(rng.random(space.num_filters))) for _ in range(3)]
+    found = [budget.fill(rng.random(space.num_filters)) for _ in range(3)]
     search = write_search(tmp_path / "run", facts_of(found, [0.9, 0.8]), space.fingerprint(), CUT)
 
     trained = Trained(data=few_images, weights=weights, search_val_rows=rows, network="resnet20")
@@ -471,7 +475,7 @@ def test_a_stopped_ray_job_keeps_its_scores_and_epochs_and_goes_on(
 ) -> None:
     space = problem.tracing.space
     budget, rng = Budget.from_cut(space, CUT), np.random.default_rng(0)
-    found = [pack_mask(budget.fill(rng.random(space.num_filters))) for _ in range(2)]
+    found = [budget.fill(rng.random(space.num_filters)) for _ in range(2)]
     search = write_search(tmp_path / "run", facts_of(found, [0.9]), space.fingerprint(), CUT)
     results = tmp_path / "results"
     flags = {

@@ -14,8 +14,6 @@ import pytest
 import ray
 import search_worker
 import searches
-from fppmo_ray.service.workers.assignments import Basis
-from fppmo_ray.service.workers.scoring_worker import ScoringWorker
 from rich.console import Console
 from search_worker import SearchTask, SearchWorker
 from searches import VARIANTS, searches_table, way_of
@@ -23,11 +21,12 @@ from small_problem import small_problem
 from trained import Trained
 
 from fppmo_ray import Placement, SearchSettings
-from fppmo_ray.distribution import Feedback, MaskOptimizer
+from fppmo_ray.distribution import MaskOptimizer
 from fppmo_ray.distribution.rules import Elite, LayerES
 from fppmo_ray.pruning import importance
 from fppmo_ray.service.problem import Problem
-from fppmo_ray.service.worker_protocol import to_arrays
+from fppmo_ray.service.worker import PruningWorker
+from fppmo_ray.service.worker_protocol import WeightsSnapshot, digest, to_arrays
 from fppmo_ray.training import PLAIN_COMPUTE
 
 for module in (cells, search_worker):  # Ray's workers do not find them
@@ -91,20 +90,14 @@ def test_a_search_in_parts_is_that_of_the_service(
     optimizer = MaskOptimizer(
         tracing.space, start, replace(settings.optimizer_settings(), rule=rule)
     )
-    service = ScoringWorker(problem, 0)
-    basis = Basis(round=0, arrays=to_arrays(problem.network), compute=PLAIN_COMPUTE)
+    service, arrays = PruningWorker(problem, 0), to_arrays(problem.network)
+    weights = WeightsSnapshot(sha256=digest(arrays), arrays=arrays, compute=PLAIN_COMPUTE)
     losses = []
     while proposals := optimizer.ask():
         for item in proposals:
-            scored = service.score(basis, item.keep, item.score_seed, "search_val", 0)
-            losses.append(scored.val_loss)
-            optimizer.tell(
-                Feedback(
-                    proposal_id=item.proposal_id,
-                    val_loss=scored.val_loss,
-                    val_accuracy=scored.val_accuracy,
-                )
-            )
+            feedback = service.score(weights, item)
+            losses.append(feedback.val_loss)
+            optimizer.tell(feedback)
     means = np.array(losses).reshape(3, 4).mean(axis=1)
     assert measured.figures["generations"] == pytest.approx(means, abs=1e-4)
     widths = {item.name: tracing.space.widths(item.keep) for item in optimizer.finalists(0)}
