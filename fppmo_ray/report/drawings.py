@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -64,6 +63,10 @@ def draw_scores(figure: Figure, run: Run) -> None:
 
     The upper axes show the number that the search compares; the lower ones show the accuracy, or
     the score of a user's own task, of the same proposals. Each budget has its own mean and best.
+
+    Args:
+        figure: An empty figure.
+        run: A search with at least one score.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -99,7 +102,7 @@ def _compared_figure(run: Run) -> str:
 
 
 def _draw_generations(axes: Axes, history: pd.DataFrame, column: str) -> None:
-    """Draw the mean of every generation, and its best proposal, for each budget."""
+    """Draw a column's mean of every generation and its value for the best proposal, by budget."""
     budgets = sorted({*history["budget"].dropna()})
     for number, budget in enumerate(budgets or [None]):
         own = history if budget is None else history[history["budget"] == budget]
@@ -113,7 +116,12 @@ def _draw_generations(axes: Axes, history: pd.DataFrame, column: str) -> None:
 
 
 def draw_front(figure: Figure, run: Run) -> None:
-    """Draw test figures after fine-tuning over the share of MACs that was cut."""
+    """Draw test figures after fine-tuning over the share of MACs that was cut.
+
+    Args:
+        figure: An empty figure.
+        run: A finished search.
+    """
     axes: Axes = figure.subplots()
     for name, label in ((FPPMO, "FPPMO"), (IMPORTANCE_ONLY, IMPORTANCE_ONLY), (DENSE, "dense")):
         rows = run.named(name)
@@ -125,7 +133,12 @@ def draw_front(figure: Figure, run: Run) -> None:
 
 
 def draw_probabilities(figure: Figure, run: Run) -> None:
-    """Draw the mean pruning probability of every channel group after every update."""
+    """Draw the mean pruning probability of every channel group after every update.
+
+    Args:
+        figure: An empty figure.
+        run: A search.
+    """
     from matplotlib.ticker import MaxNLocator
 
     groups = run.started.groups
@@ -145,7 +158,12 @@ def draw_probabilities(figure: Figure, run: Run) -> None:
 
 
 def draw_widths(figure: Figure, run: Run) -> None:
-    """Draw the filters of every channel group: of the dense and the smallest chosen network."""
+    """Draw the filters of every channel group: of the dense and the smallest chosen network.
+
+    Args:
+        figure: An empty figure.
+        run: A finished search.
+    """
     dense, chosen = run.named(DENSE)[0]["widths"], run.named(FPPMO)[-1]["widths"]
     plain = run.named(IMPORTANCE_ONLY)[-1]["widths"]
     places = np.arange(len(dense))
@@ -160,7 +178,12 @@ def draw_widths(figure: Figure, run: Run) -> None:
 
 
 def draw_timeline(figure: Figure, run: Run) -> None:
-    """Draw when each worker computed scores."""
+    """Draw when each worker computed scores.
+
+    Args:
+        figure: An empty figure.
+        run: A search with at least one score.
+    """
     workers = scores_by_worker(run)
     spans = {worker: [_span(item) for item in scores] for worker, scores in workers.items()}
     begin = min(start for of_worker in spans.values() for start, _ in of_worker)
@@ -185,21 +208,26 @@ def _span(feedback: Feedback) -> tuple[float, float]:
 
 
 def draw_agreement(figure: Figure, run: Run) -> None:
-    """Draw the finalists' mean losses on choose-val over their losses as proposals."""
-    masks = {f.proposal_id: f.keep.tobytes() for f in run.facts if isinstance(f, Proposal)}
-    scored = {
-        masks[fact.proposal_id]: fact.val_loss
-        for fact in run.facts
-        if isinstance(fact, Feedback) and fact.val_loss is not None
-    }
-    pairs = [
-        (scored[one.keep.tobytes()], fmean(one.losses))
-        for one in finalists(run)
-        if one.keep.tobytes() in scored
-    ]
+    """Draw the finalists' scores on choose-val over their scores as proposals.
+
+    Both are the number that the search compares, on choose-val the mean over fresh seeds.
+
+    Args:
+        figure: An empty figure.
+        run: A search with finalists that were rescored.
+    """
+    costs = costs_of(run)
+    by_mask = {fact.keep.tobytes(): fact for fact in run.facts if isinstance(fact, Proposal)}
+    pairs = []
+    for one in finalists(run):
+        proposal = by_mask.get(one.keep.tobytes())
+        if proposal is not None and proposal.proposal_id in costs:
+            again = run.started.merit.cost(one.mean, proposal.parameters)
+            pairs.append((costs[proposal.proposal_id], again))
     axes: Axes = figure.subplots()
     axes.plot([score for score, _ in pairs], [again for _, again in pairs], "o")
-    axes.set(xlabel="loss of the proposal's score", ylabel="mean loss on choose-val")
+    name = _compared_figure(run)
+    axes.set(xlabel=f"{name}, on search-val", ylabel=f"{name}, on choose-val")
     title = "Finalists that were proposals, scored again"
     if len(pairs) > 2:
         title += f": Spearman {_rank_correlation(pairs):.2f}"
@@ -214,7 +242,12 @@ def _rank_correlation(pairs: list[tuple[float, float]]) -> float:
 
 
 def draw_runs(figure: Figure, runs: list[Run]) -> None:
-    """Draw the mean score of every generation, for each of several runs."""
+    """Draw the mean score of every generation, for each of several runs.
+
+    Args:
+        figure: An empty figure.
+        runs: Searches with the same measure.
+    """
     axes: Axes = figure.subplots()
     for run in runs:
         axes.plot(_scores(run).groupby("generation")["figure"].mean(), label=run.name)
@@ -228,7 +261,7 @@ def draw_results(figure: Figure, runs: list[Run]) -> None:
 
     Args:
         figure: An empty figure.
-        runs: Finished searches, judged by the same measure.
+        runs: Finished searches with the same measure.
     """
     axes: Axes = figure.subplots()
     for number, run in enumerate(runs):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from fppmo_ray.distribution import BoolArray, Feedback, Proposal
@@ -49,20 +50,26 @@ class Run:
         return [row for row in rows if row["name"] == variant]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class RescoredFinalist:
     """A finalist's scores with fresh seeds on choose-val."""
 
     name: str
     """Where the mask comes from, such as ``mode`` or ``sample 3``."""
     keep: BoolArray
-    """The mask, packed as in the journal."""
+    """The mask, ``(num_filters,)``, True = kept."""
     losses: tuple[float, ...]
     """The loss of each score; minus the score of the user's own task."""
     accuracies: tuple[float, ...]
     """The accuracy of each score; empty for the user's own task."""
     is_chosen: bool
     """Whether this finalist was chosen."""
+
+    @property
+    def mean(self) -> Feedback:
+        """The mean of the scores."""
+        accuracy = fmean(self.accuracies) if self.accuracies else None
+        return Feedback(proposal_id=0, val_loss=fmean(self.losses), val_accuracy=accuracy)
 
 
 def read_run(run_dir: str | Path) -> Run:
