@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fppmo_ray.distribution import Feedback, Proposal
+from fppmo_ray.report.result_rows import ACCURACY
 from fppmo_ray.report.run import Run, costs_of, finalists, read_run, scores_by_worker
 from fppmo_ray.service.journal.artifacts import DENSE, FPPMO, IMPORTANCE_ONLY
 from fppmo_ray.service.journal.facts import Updated
@@ -61,8 +62,9 @@ def draw_figures(run_dir: str | Path) -> None:
 def draw_scores(figure: Figure, run: Run) -> None:
     """Draw every score on search-val, with each generation's mean and best.
 
-    The upper axes show the number that the search compares; the lower ones show the accuracy, or
-    the score of a user's own task, of the same proposals. Each budget has its own mean and best.
+    The upper axes show the loss that the search compares, the lower ones the accuracy of the same
+    proposals. A search that compares accuracies, or scores of a user's own task, needs one of them.
+    Each budget has its own mean and best.
 
     Args:
         figure: An empty figure.
@@ -71,14 +73,18 @@ def draw_scores(figure: Figure, run: Run) -> None:
     from matplotlib.ticker import MaxNLocator
 
     history = _scores(run)
-    compared, readable = figure.subplots(2, sharex=True)
-    for axes, column in ((compared, "cost"), (readable, "figure")):
+    labels = {"figure": run.measure.label}
+    if run.measure == ACCURACY and run.started.merit.rank_by == "val_loss":
+        labels = {"cost": _compared_figure(run), **labels}
+    all_axes = figure.subplots(len(labels), sharex=True, squeeze=False)[:, 0]
+    for axes, (column, label) in zip(all_axes, labels.items(), strict=True):
         axes.plot(history["generation"], history[column], ".", color="0.7", label="proposal")
         _draw_generations(axes, history, column)
-    compared.set(ylabel=_compared_figure(run), title="Scores on search-val")
-    readable.set(xlabel="generation", ylabel=run.measure.at("on search-val"))
-    readable.xaxis.set_major_locator(MaxNLocator(integer=True))
-    compared.legend(fontsize=7)
+        axes.set(ylabel=label)
+    all_axes[0].set(title="Scores on search-val")
+    all_axes[0].legend(fontsize=7)
+    all_axes[-1].set(xlabel="generation")
+    all_axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _scores(run: Run) -> pd.DataFrame:
@@ -98,7 +104,7 @@ def _compared_figure(run: Run) -> str:
     merit = run.started.merit
     if merit.rank_by == "val_accuracy":
         return "minus accuracy"
-    return "loss, weighed by parameters" if merit.capacity_weight else "loss"
+    return "weighed loss" if merit.capacity_weight else "loss"
 
 
 def _draw_generations(axes: Axes, history: pd.DataFrame, column: str) -> None:

@@ -25,8 +25,13 @@ class Measure:
     scale: float
     """Factor from the recorded number to the displayed one."""
 
+    @property
+    def label(self) -> str:
+        """Name and unit: ``accuracy, %``."""
+        return f"{self.name}, {self.unit}" if self.unit else self.name
+
     def at(self, where: str) -> str:
-        """Return a label for tables and axes: ``accuracy on search-val, %``."""
+        """Return name, place and unit for tables and axes: ``accuracy on search-val, %``."""
         return f"{self.name} {where}, {self.unit}" if self.unit else f"{self.name} {where}"
 
     def of(self, row: Mapping[str, Any], moment: str) -> float:

@@ -21,9 +21,10 @@ def drawn(
     *,
     cuts: tuple[float | None, float | None] = (None, None),
     number: int = 0,
+    axes: int = -1,
     **settings: object,
 ) -> dict[str, list]:
-    """Return the lines of the last axes of a figure, by label: two generations of two proposals."""
+    """Return the lines of a figure's axes, by label: two generations of two proposals."""
     kept: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: kept.append(figure))
     parameters = (250, 500, 1000, 500)
@@ -31,7 +32,7 @@ def drawn(
     with open_run(run_dir, resume=False, started=started_with(**settings)) as run:
         run.record([*proposals, *scores])
     draw_figures(run_dir)
-    lines = kept[number].axes[-1].get_lines()
+    lines = kept[number].axes[axes].get_lines()
     return {str(line.get_label()): [round(y, 6) for y in line.get_ydata()] for line in lines}
 
 
@@ -63,6 +64,41 @@ def test_a_generations_best_is_the_proposal_that_the_search_ranks_first(
     ]
     lines = drawn(tmp_path, monkeypatch, scores, **settings)
     assert lines["generation's best"] == best
+
+
+def test_the_upper_axes_show_the_weighed_losses_that_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = (0.25, 0.75, 1.0, 0.5)  # of masks that leave a quarter, a half, all and a half
+    scores = [score(i, 0.5, loss=losses[i]) for i in range(4)]
+    assert drawn(tmp_path, monkeypatch, scores, axes=0, capacity_weight=1.0) == {
+        "proposal": [1.0, 1.5, 1.0, 1.0],
+        "generation's mean": [1.25, 1.0],
+        "generation's best": [1.0, 1.0],
+    }
+
+
+@pytest.mark.parametrize(
+    ("scores", "settings"),
+    [
+        ([score(i, 0.1 * (i + 1)) for i in range(4)], {"rank_by": "val_accuracy"}),
+        (  # of a task of one's own: the loss is minus its score
+            [score(i, None, loss=-10 * (i + 1)) for i in range(4)],
+            {"identity": {"task": {"measure": "PSNR, dB"}}},
+        ),
+    ],
+)
+def test_where_people_read_what_is_compared_one_pair_of_axes_shows_it(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scores: list[Feedback],
+    settings: dict[str, object],
+) -> None:
+    assert drawn(tmp_path, monkeypatch, scores, axes=0, **settings) == {
+        "proposal": [10.0, 20.0, 30.0, 40.0],
+        "generation's mean": [15.0, 35.0],
+        "generation's best": [20.0, 40.0],
+    }
 
 
 def test_each_of_several_budgets_has_its_own_mean_and_best(
