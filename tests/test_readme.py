@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import doctest
 import re
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 import fppmo_ray
+import fppmo_ray.distribution
 from fppmo_ray import Placement
 from fppmo_ray.service.image_task import image_classification
 from fppmo_ray.service.problem import build_problem
@@ -71,3 +73,17 @@ def test_the_lines_about_resnet50_make_a_problem_that_can_be_searched(
     space = problem.tracing.space
     assert {group.multiple for group in space.groups} == {8}
     assert space.dense_macs == 1_814_073_344 - 998 * 512  # ResNet-18's, but for the classes
+
+
+def test_the_example_of_asking_and_telling_is_that_of_the_distribution() -> None:
+    [example] = [text for text in EXAMPLES if "MaskOptimizer" in text]
+    shown = [line.partition("  #")[0] for line in example.splitlines() if line.strip()]
+    documented = doctest.DocTestParser().get_examples(fppmo_ray.distribution.__doc__ or "")
+    assert shown == "".join(step.source for step in documented).splitlines()
+
+
+def test_the_lines_about_ray_tune_name_public_functions() -> None:
+    [example] = [text for text in EXAMPLES if "FPPMOSearch" in text]
+    imports = example.partition("problem = ")[0]
+    exec(imports, names := {})
+    assert {"FPPMOSearch", "build_problem", "image_classification", "prune_trainable"} <= set(names)

@@ -56,7 +56,7 @@ def worker_info(slot: int) -> WorkerInfo:
 
 
 def worker_name(worker: object, slot: int, device_type: str) -> str:
-    """Name of a worker for the Ray dashboard: ``ScoringWorker(3, gpu=0)``.
+    """Name of a worker for the Ray dashboard: ``PruningWorker(3, gpu=0)``.
 
     Args:
         worker: The worker itself, for the name of its class.
