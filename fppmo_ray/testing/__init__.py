@@ -1,1 +1,13 @@
-"""What tests of searches and update rules may import: simulated workers, scores and searches."""
+"""What users' own tests may import: simulated workers and searches, and checks of update rules."""
+
+from __future__ import annotations
+
+from fppmo_ray.testing.rule_conformance import CHECKS
+from fppmo_ray.testing.simulated_search import (
+    SIMULATED_SPACE,
+    Pace,
+    SimulatedWorker,
+    simulated_search,
+)
+
+__all__ = ["CHECKS", "SIMULATED_SPACE", "Pace", "SimulatedWorker", "simulated_search"]
