@@ -336,7 +336,10 @@ class FunctionsOnWorker:
         split: str,
         compute: ComputeConfig,
     ) -> Score:
-        """Score a mask by the user's function. Whether it is a finalist's only the seed tells."""
+        """Score a mask by the user's function, which cannot tell a finalist but by its seed.
+
+        See ``TaskOnWorker.score``.
+        """
         begin = time.perf_counter()
         found = self._score(self.pruned(dense, keep), seed)
         return Score(val_loss=-found, val_accuracy=None, seconds=time.perf_counter() - begin)
@@ -344,13 +347,19 @@ class FunctionsOnWorker:
     def try_compute(
         self, dense: nn.Module, keep: BoolArray, compute: ComputeConfig
     ) -> ComputeTrial:
-        """Score a mask once, which finds an error in the functions before the search begins."""
+        """Score a mask once, which finds an error in the functions before the search begins.
+
+        See ``TaskOnWorker.try_compute``.
+        """
         split = "search_val"
         found = self.score(dense, keep, seed=(self._seed,), split=split, compute=compute)
         return ComputeTrial(compute=compute, seconds=found.seconds, val_loss=found.val_loss)
 
     def pruned(self, dense: nn.Module, keep: BoolArray) -> nn.Module:
-        """Return the extracted network, recalibrated by the user's function."""
+        """Return the extracted network, recalibrated by the user's function.
+
+        See ``TaskOnWorker.pruned``.
+        """
         network = extract(dense, self._tracing, keep)
         if self._task.recalibrate is not None:
             _set_seed((self._seed,))
@@ -371,7 +380,7 @@ class FunctionsOnWorker:
         compute: ComputeConfig,
         shard: Shard,
     ) -> tuple[TrainingState, TrainingReport]:
-        """Run all of the user's fine-tuning, as the only epoch there is."""
+        """Run the user's fine-tuning as the only epoch; see ``TaskOnWorker.train_epoch``."""
         assert self._task.fine_tune is not None  # or there would be no epoch
         assert epoch == 0
         network.train()
@@ -382,7 +391,10 @@ class FunctionsOnWorker:
         return capture(network, None, 1), report
 
     def evaluate(self, network: nn.Module, split: str) -> dict[str, float]:
-        """Return the user's score, or test, of a network at a seed that no score has."""
+        """Return the user's score, or test, of a network at a seed that no score has.
+
+        See ``TaskOnWorker.evaluate``.
+        """
         if split == "test" and self._task.test is not None:
             _set_seed((self._seed, 0, _TEST))
             return {"score": _as_number(self._task.test(network.eval()), "test")}

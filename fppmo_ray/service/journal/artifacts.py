@@ -34,7 +34,12 @@ def network_names(macs_cut: float | None = None) -> tuple[str, str]:
 
 
 def name_for_budget(name: str, macs_cut: float | None) -> str:
-    """Return ``name``, with ``-{macs_cut}`` appended when the search has several budgets."""
+    """Return ``name``, with ``-{macs_cut}`` appended when the search has several budgets.
+
+    Args:
+        name: Name of a file, or of a training.
+        macs_cut: The budget, or None when the search has only one.
+    """
     return name if macs_cut is None else f"{name}-{macs_cut}"
 
 

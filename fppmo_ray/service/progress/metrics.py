@@ -24,7 +24,7 @@ class Metric:
 
     @property
     def series(self) -> str:
-        """What Prometheus calls it; a histogram's own series are its buckets."""
+        """The name of the series in Prometheus; a histogram has a series of buckets."""
         return f"ray_{self.name}_bucket" if self.kind == "histogram" else f"ray_{self.name}"
 
 
