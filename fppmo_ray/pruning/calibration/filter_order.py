@@ -139,8 +139,9 @@ class _Reader:
         self._made[:, self._num_pending : self._num_pending + width] = new_made
         self._num_pending += width
         self._is_left[place] = False
-        # Its blocks are now zero, which has no Cholesky factor.
-        self._diagonal[:, place] = torch.eye(width).to(self._diagonal)
+        # The blocks of removed filters are zero but for rounding, which has no Cholesky factor.
+        gone = torch.from_numpy(np.flatnonzero(~self._is_left)).to(self._diagonal.device)
+        self._diagonal[:, gone] = torch.eye(width).to(self._diagonal)
         if self._num_pending + width > self._rows.shape[1]:
             self._bring_up_to_date()
 

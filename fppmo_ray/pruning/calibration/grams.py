@@ -30,8 +30,8 @@ from fppmo_ray.pruning.extract import AxisUnits, Tracing, check_axes
 from fppmo_ray.training.compute import in_mode
 
 RIDGE = 1e-4
-"""Added to the diagonal of every Gram matrix, as a share of its mean: it makes a few images enough.
-From 1e-6 to 1e-2 nothing moved in trials of least-squares refits."""
+"""Added to the diagonal of every Gram matrix, as a share of its mean, so that it has an inverse.
+ResNet-20 at a cut of 57 %, 100 images: 75.9 % with 1e-6 and 1e-4, 76.1 % with 1e-2."""
 MAX_BYTES = 2 * 1024**3
 """Default memory for all Gram matrices together. ResNet-50 (residual stream whole) takes 0.8 GiB:
 3 x 3 convolutions of 512 channels have 4,608 columns, 170 MB each."""

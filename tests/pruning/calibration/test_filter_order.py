@@ -89,6 +89,22 @@ def test_one_filter_of_each_equal_pair_goes_first_and_costs_nothing():
     assert order.error_curves[0][4] < 1e-3 < order.error_curves[0][3]
 
 
+def test_the_scale_of_the_inputs_does_not_matter():
+    orders = []
+    for scale in (1.0, 1e-18, 1e18):
+        torch.manual_seed(0)
+        first, second = nn.Conv2d(3, 60, 3).double(), nn.Conv2d(60, 60, 1).double()
+        network = nn.Sequential(first, nn.ReLU(), second)
+        with torch.no_grad():
+            for parameter in first.parameters():
+                parameter *= scale
+        tracing = trace(network, IMAGE)
+        orders.append(obs_order(network, tracing, calibrate(network, tracing, [IMAGES])))
+    for order in orders[1:]:
+        assert order.importance.tolist() == orders[0].importance.tolist()
+        assert np.allclose(order.error_curves[0], orders[0].error_curves[0], rtol=1e-6)
+
+
 def test_a_given_order_is_followed_and_only_measured():
     network = made(Chain())
     tracing = trace(network, IMAGE)
