@@ -174,6 +174,6 @@ def test_a_stop_ends_after_the_epoch_under_way_and_another_driver_goes_on(
     after_first_epoch(run_dir, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SearchStopped), signals_stop_searches():
         searched(run_dir, 2)
-    with pytest.raises(ValueError, match="fine_tune_workers was 2, now None"):
+    with pytest.raises(ValueError, match="fine_tune_workers was 2, now 1;"):
         searched(run_dir, 1, resume=True)
     assert is_as_alone(searched(run_dir, 2, resume=True), alone)
