@@ -32,7 +32,7 @@ from fppmo_ray.service.journal.facts import (
     Started,
     latest_feedback,
 )
-from fppmo_ray.service.journal.run_directory import read_journal
+from fppmo_ray.service.journal.run_directory import begun_stages, read_journal
 from fppmo_ray.service.journal.storage import location_of
 
 
@@ -97,7 +97,7 @@ def _cost_line(figures: dict[str, Any]) -> str:
 
 
 def print_status(run_dir: str | Path, console: Console) -> None:
-    """Print how far a search has come, read from its journal.
+    """Print how far a search has come, read from its journal, and then each of its stages.
 
     Args:
         run_dir: The search's run directory, a folder or a URI.
@@ -113,6 +113,8 @@ def print_status(run_dir: str | Path, console: Console) -> None:
     for name, value in status_lines(facts):
         table.add_row(name, value)
     console.print(table)
+    for place in begun_stages(run_dir):
+        print_status(place, console)
 
 
 def status_lines(facts: list[Fact]) -> list[tuple[str, str]]:

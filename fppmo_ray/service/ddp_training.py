@@ -261,6 +261,8 @@ def _in_background(run: Callable[[], None]) -> Future[None]:
             run()
         except Exception as error:  # raised again from the future
             future.set_exception(error)
+        except SystemExit as error:  # Ray ends the thread when it is shut down under it
+            future.set_exception(RuntimeError(f"Ray was shut down during a training: {error}"))
         else:
             future.set_result(None)
 

@@ -26,7 +26,7 @@ from fppmo_ray.service.journal.artifacts import (
     read_figures,
 )
 from fppmo_ray.service.journal.facts import Chosen, Fact
-from fppmo_ray.service.journal.run_directory import read_journal
+from fppmo_ray.service.journal.run_directory import begun_stages, read_journal
 from fppmo_ray.service.journal.storage import local_folder
 
 
@@ -106,8 +106,18 @@ class SearchResult:
 
     @cached_property
     def history(self) -> pd.DataFrame:
-        """One row for every proposal with feedback, by ascending id; see ``history_of``."""
-        return history_of(self._facts)
+        """One row for every proposal with feedback, by ascending id; see ``history_of``.
+
+        A search in stages has the rows of all stages, with a column ``stage`` counted from 1.
+        """
+        stages = begun_stages(self.run_dir)
+        if not stages:
+            return history_of(self._facts)
+        rows = [
+            history_of(read_journal(place)).assign(stage=number)
+            for number, place in enumerate(stages, start=1)
+        ]
+        return pd.concat(rows, ignore_index=True)
 
     @cached_property
     def _facts(self) -> list[Fact]:

@@ -17,6 +17,7 @@ from fppmo_ray.service.journal.facts import (
     Fact,
     Finished,
     ImportanceMeasured,
+    Started,
 )
 from fppmo_ray.service.journal.run_directory import open_run
 
@@ -214,3 +215,27 @@ def test_of_weighed_losses_the_state_shows_the_one_that_the_search_ranks_first(
     with open_run(tmp_path, resume=False, started=started) as run:
         run.record([*proposals, *scores])
     assert "best on search-val 0.6000 (proposal 1)" in status_of(tmp_path)
+
+
+def test_the_status_of_a_search_in_stages_shows_every_stage(tmp_path: Path) -> None:
+    whole = tmp_path / "run"
+    for folder in (whole, whole / "stage-1", whole / "stage-2"):
+        started = Started(
+            search_id=folder.name,
+            identity={"settings": {"macs_cut": 0.5, "proposals": 8, "stages": [0.3]}},
+            versions={},
+            groups=["0"],
+            num_filters=8,
+            dense_macs=100,
+        )
+        with open_run(folder, resume=False, started=started):
+            pass
+    console = Console(width=100, file=io.StringIO())
+    print_status(whole, console)
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert [name for name in ("run", "stage-1", "stage-2") if f"│ {name} " in shown] == [
+        "run",
+        "stage-1",
+        "stage-2",
+    ]

@@ -134,3 +134,23 @@ def test_an_unfinished_search_has_no_result(finished: Path) -> None:
     (finished / "result.json").unlink()
     with pytest.raises(ValueError, match=r"holds no result\.json: the search there has not finish"):
         _ = SearchResult(finished, dense_network()).best
+
+
+def test_the_history_of_a_search_in_stages_has_the_rows_of_every_stage(tmp_path: Path) -> None:
+    started = Started(
+        search_id="x", identity={}, versions={}, groups=["0"], num_filters=8, dense_macs=100
+    )
+    losses = {"stage-1": [0.5, 0.25], "stage-2": [0.125]}
+    with open_run(tmp_path, resume=False, started=started):
+        pass
+    for name, of_stage in losses.items():
+        with open_run(tmp_path / name, resume=False, started=started) as run:
+            for i, loss in enumerate(of_stage):
+                run.record([Proposal(proposal_id=i, generation=0, keep=KEEP, macs=50)])
+                run.record([Feedback(proposal_id=i, val_loss=loss)])
+    history = SearchResult(tmp_path, dense_network()).history
+    assert history[["stage", "id", "val_loss"]].to_numpy().tolist() == [
+        [1, 0, 0.5],
+        [1, 1, 0.25],
+        [2, 0, 0.125],
+    ]
