@@ -19,6 +19,8 @@ from agreement.table import agreement_tables
 from archive import RESULTS, read_rows, records_of, table_names, unflattened
 from cells import Record
 from chaos import Trial, trials_table
+from few_images import Row as FewImages
+from few_images import few_images_table
 from landscape_searches import Row
 from model_zoo import Attempt, attempts_table
 from recipes import recipe_tables
@@ -54,6 +56,7 @@ _OF_ROWS: dict[str, Callable[[Path], list[Table]]] = {
     "rules": lambda path: [rows_table(path.stem, [Row(**row) for row in _values(path)])],
     "networks": lambda path: [attempts_table([Attempt(**row) for row in _values(path)])],
     "chaos": lambda path: [trials_table([Trial(**row) for row in _values(path)])],
+    "few": lambda path: [few_images_table([FewImages(**row) for row in _values(path)])],
     "untrained": lambda path: untrained_tables([Untrained(**row) for row in _values(path)]),
 }
 _DRAWN: dict[str, Callable[[Sequence[Record], Path], None]] = {
