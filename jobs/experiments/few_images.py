@@ -1,7 +1,7 @@
 """What do a few unlabelled images and a few hundred steps of distillation make of a pruned network?
 
     python jobs/experiments/few_images.py --data DIR --weights resnet20.pt --network resnet20 \
-        --held-out-rows search_val_rows.npy --output runs/few-resnet20.csv
+        --held-out-rows search_val_rows.npy --output runs/unlabelled-resnet20.csv
 
 A mask comes from the same images, without scores. The pruned network is refitted, recalibrated, and
 then trained to answer as the dense network does on these images, augmented; in some ways also to

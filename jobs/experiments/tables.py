@@ -56,7 +56,7 @@ _OF_ROWS: dict[str, Callable[[Path], list[Table]]] = {
     "rules": lambda path: [rows_table(path.stem, [Row(**row) for row in _values(path)])],
     "networks": lambda path: [attempts_table([Attempt(**row) for row in _values(path)])],
     "chaos": lambda path: [trials_table([Trial(**row) for row in _values(path)])],
-    "few": lambda path: [few_images_table([FewImages(**row) for row in _values(path)])],
+    "unlabelled": lambda path: [few_images_table([FewImages(**row) for row in _values(path)])],
     "untrained": lambda path: untrained_tables([Untrained(**row) for row in _values(path)]),
 }
 _DRAWN: dict[str, Callable[[Sequence[Record], Path], None]] = {
