@@ -1,4 +1,4 @@
-"""Trainings that several workers share: Ray Train around torch's DDP.
+"""Whole trainings, by one worker each or shared by several: Ray Train around torch's DDP.
 
 The pool's workers make room first. Ray Train starts a group of replicas, which work on one network
 after the other: each extracts the pruned network, then wraps it, and trains on its part of every
@@ -26,7 +26,12 @@ from fppmo_ray.service.pool.cluster import end_actor
 from fppmo_ray.service.pool.worker_pool import WorkerPool
 from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.stopping import StopRequest
-from fppmo_ray.service.trainings import Training, keep_epoch, resume_point
+from fppmo_ray.service.trainings import (
+    Training,
+    keep_epoch,
+    resume_point,
+    train_side_by_side,
+)
 from fppmo_ray.service.worker import PruningWorker
 from fppmo_ray.service.worker_protocol import TrainingReport, TrainingTask, Worker
 from fppmo_ray.training import Shard
@@ -129,10 +134,40 @@ _LOOK_UP_S = 1.0  # longest delay until a finished epoch or a stop is noticed
 _MAX_FAILURES = 3  # groups in a row that finish no epoch: then it is no accident
 
 
+def train_whole(
+    trainings: Sequence[Training],
+    problem: Problem,
+    pool: WorkerPool[Worker],
+    run: RunDirectory,
+) -> dict[str, bytes]:
+    """Train networks from the first epoch, or the last checkpoint, to the recipe's last epoch.
+
+    Several workers share each training if the problem wants that; else each network is trained by
+    one worker, side by side.
+
+    Args:
+        trainings: The trainings, equally long, the largest network first.
+        problem: Says how many workers share a training.
+        pool: Workers with nothing unfinished.
+        run: Where checkpoints and facts are kept.
+
+    Returns:
+        The final training state of each network, as bytes, by the task's name.
+
+    Raises:
+        RuntimeError: a training diverged, or failed again and again.
+        SearchStopped: a stop was requested.
+    """
+    have_epochs = all(training.task.recipe.epochs for training in trainings)
+    if problem.task.shares_training and problem.fine_tune_workers > 1 and have_epochs:
+        return train_on_several(trainings, problem, pool, run)
+    return train_side_by_side(trainings, pool, run)
+
+
 def train_on_several(
     trainings: Sequence[Training], problem: Problem, pool: WorkerPool[Worker], run: RunDirectory
 ) -> dict[str, bytes]:
-    """Train every network by all replicas; see ``trainings.train_whole``.
+    """Train every network by all replicas; see ``train_whole``.
 
     Args:
         trainings: One after the other, each by all replicas; of at least one epoch.

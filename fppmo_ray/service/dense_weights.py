@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fppmo_ray.distribution import FloatArray
+from fppmo_ray.service.ddp_training import train_whole
 from fppmo_ray.service.journal.facts import ImportanceMeasured, WeightsFrozen
 from fppmo_ray.service.journal.run_directory import RunDirectory
 from fppmo_ray.service.pool.call import Call
 from fppmo_ray.service.pool.worker_pool import WorkerPool
 from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.settings import SearchSettings
-from fppmo_ray.service.trainings import Training, train_whole
+from fppmo_ray.service.trainings import Training
 from fppmo_ray.service.worker_protocol import (
     Arrays,
     SharedWeights,

@@ -17,6 +17,7 @@ from fppmo_ray.distribution import BoolArray, PruningSpace
 from fppmo_ray.distribution.limits import Resource, cost_of, dense_cost
 from fppmo_ray.pruning import extract, save_network
 from fppmo_ray.pruning.latency import Latency
+from fppmo_ray.service.ddp_training import train_whole
 from fppmo_ray.service.dense_weights import Context
 from fppmo_ray.service.finalists import Found
 from fppmo_ray.service.journal.artifacts import (
@@ -35,7 +36,7 @@ from fppmo_ray.service.journal.facts import (
     latest_feedback,
 )
 from fppmo_ray.service.pool.call import Call
-from fppmo_ray.service.trainings import Training, train_whole
+from fppmo_ray.service.trainings import Training
 from fppmo_ray.service.worker_protocol import Evaluation, SharedWeights, TrainingTask, Worker
 from fppmo_ray.training import state_from_bytes
 

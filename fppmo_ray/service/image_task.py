@@ -7,14 +7,14 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fppmo_ray.distribution import BoolArray
-from fppmo_ray.pruning import Candidate, Score, extract, score
+from fppmo_ray.pruning import Candidate, Score, Tracing, extract, score
 from fppmo_ray.pruning.compute_trial import ComputeTrial, try_compute
 from fppmo_ray.service.settings import Placement, SearchSettings
 from fppmo_ray.service.task import Batches
@@ -35,9 +35,6 @@ from fppmo_ray.training import (
     stratified_splits,
     train_epoch,
 )
-
-if TYPE_CHECKING:
-    from fppmo_ray.service.problem import Problem
 
 _RECALIBRATION_BATCH = 250
 _EVALUATION_BATCH = 250
@@ -116,14 +113,11 @@ class ImageClassification:
                 f"{dataset.name}, got {got} for one image"
             )
 
-    def open(self, problem: Problem, device: torch.device) -> ImagesOnWorker:
-        """Return the task with its images on a worker's device.
-
-        Args:
-            problem: The problem that the worker works on.
-            device: The worker's device.
-        """
-        return ImagesOnWorker(self, problem, device)
+    def open(
+        self, tracing: Tracing, settings: SearchSettings, device: torch.device, *, threads: int
+    ) -> ImagesOnWorker:
+        """Return the task with its images on a worker's device; see ``Task.open``."""
+        return ImagesOnWorker(self, tracing, settings, device, threads=threads)
 
 
 def image_classification(
@@ -149,16 +143,28 @@ class ImagesOnWorker:
 
     Args:
         task: Images and splits.
-        problem: Tracing, recipe, and how much work a score is.
+        tracing: Tracing of the dense network.
+        settings: Recipe, and how much work a score is.
         device: The worker's device.
+        threads: CPUs that decode images.
     """
 
     latency_batches: Sequence[int] = (1, 64)
 
-    def __init__(self, task: ImageClassification, problem: Problem, device: torch.device) -> None:
+    def __init__(
+        self,
+        task: ImageClassification,
+        tracing: Tracing,
+        settings: SearchSettings,
+        device: torch.device,
+        *,
+        threads: int,
+    ) -> None:
         self._task = task
-        self._problem = problem
+        self._tracing = tracing
+        self._settings = settings
         self._device = device
+        self._threads = threads
         self.images = cache(self._open)
         """Returns the images of ``search_train``, ``search_val``, ``choose_val`` or ``test``."""
 
@@ -190,10 +196,10 @@ class ImagesOnWorker:
             split: ``search_val`` for a proposal; ``choose_val`` for a finalist, on more images.
             compute: How passes are computed.
         """
-        settings = self._problem.settings
+        settings = self._settings
         return Candidate(
             dense=dense,
-            tracing=self._problem.tracing,
+            tracing=self._tracing,
             keep=keep,
             search_train=self.images("search_train"),
             held_out=self.images(split),
@@ -231,9 +237,9 @@ class ImagesOnWorker:
             dense: The dense network.
             keep: The mask, ``(num_filters,)``.
         """
-        network = extract(dense, self._problem.tracing, keep)
+        network = extract(dense, self._tracing, keep)
         images = self.images("search_train")
-        count = min(self._problem.settings.recalibrate_images, len(images))
+        count = min(self._settings.recalibrate_images, len(images))
         # Drawn, since folders list their images by class; the same images for every network.
         drawn = np.random.default_rng(0).permutation(len(images))[:count]
         recalibrate_batchnorm(network, images.batches(_RECALIBRATION_BATCH, drawn))
@@ -245,7 +251,7 @@ class ImagesOnWorker:
         Args:
             seed: Seed of the images that are drawn.
         """
-        images, batch = self.images("search_train"), self._problem.settings.recipe.batch_size
+        images, batch = self.images("search_train"), self._settings.recipe.batch_size
         drawn = np.random.default_rng(seed).permutation(len(images))[: batch * _TAYLOR_BATCHES]
         return images.batches(batch, np.sort(drawn))
 
@@ -289,8 +295,7 @@ class ImagesOnWorker:
         source = dataset.test if split == "test" else dataset.train
         is_test = split == "test"
         rows = np.arange(len(source.labels)) if is_test else getattr(self._task.splits, split)
-        threads = self._problem.threads
-        return open_images(source, rows, dataset, self._device, decoding_threads=threads)
+        return open_images(source, rows, dataset, self._device, decoding_threads=self._threads)
 
 
 def _check_rows(splits: Splits, num_images: int) -> None:

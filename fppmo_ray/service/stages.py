@@ -19,6 +19,7 @@ from fppmo_ray.distribution import BoolArray, Budget, Finalist, FloatArray, Prun
 from fppmo_ray.distribution.logits import uniform_priority
 from fppmo_ray.pruning import extract, trace
 from fppmo_ray.pruning.extract import scatter
+from fppmo_ray.service.ddp_training import train_whole
 from fppmo_ray.service.dense_weights import Context, dense_weights, measure_importance
 from fppmo_ray.service.finalists import Choice, Found
 from fppmo_ray.service.journal.artifacts import IMPORTANCE_ONLY
@@ -28,7 +29,7 @@ from fppmo_ray.service.mask_search import find_mask
 from fppmo_ray.service.pool.worker_pool import worker_pool
 from fppmo_ray.service.problem import Problem, started_of
 from fppmo_ray.service.settings import Placement, SearchSettings, in_stages
-from fppmo_ray.service.trainings import Training, train_whole
+from fppmo_ray.service.trainings import Training
 from fppmo_ray.service.worker import PruningWorker
 from fppmo_ray.service.worker_protocol import (
     SharedWeights,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,9 +18,6 @@ from fppmo_ray.pruning.compute_trial import ComputeTrial
 from fppmo_ray.service.settings import Placement, SearchSettings
 from fppmo_ray.service.worker_protocol import TrainingReport, TrainingTask
 from fppmo_ray.training import ComputeConfig, Shard, TrainingState, capture
-
-if TYPE_CHECKING:
-    from fppmo_ray.service.problem import Problem
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -168,12 +165,16 @@ class Task(Protocol):
             ValueError: it does not fit; says why.
         """
 
-    def open(self, problem: Problem, device: torch.device) -> TaskOnWorker:
+    def open(
+        self, tracing: Tracing, settings: SearchSettings, device: torch.device, *, threads: int
+    ) -> TaskOnWorker:
         """Return the task with its data on a worker's device.
 
         Args:
-            problem: The problem that the worker works on.
+            tracing: Tracing of the dense network.
+            settings: The settings, as ``checked_settings`` returned them.
             device: The worker's device.
+            threads: CPUs that the worker holds.
         """
 
 
@@ -290,14 +291,11 @@ class FunctionTask:
     def check_network(self, network: nn.Module) -> None:
         """Accept every network: only the functions know what they need."""
 
-    def open(self, problem: Problem, device: torch.device) -> FunctionsOnWorker:
-        """Return the task on a worker's device.
-
-        Args:
-            problem: The problem that the worker works on.
-            device: The worker's device.
-        """
-        return FunctionsOnWorker(self, problem.tracing, problem.settings.seed, device)
+    def open(
+        self, tracing: Tracing, settings: SearchSettings, device: torch.device, *, threads: int
+    ) -> FunctionsOnWorker:
+        """Return the task on a worker's device; see ``Task.open``."""
+        return FunctionsOnWorker(self, tracing, settings.seed, device)
 
 
 class FunctionsOnWorker:

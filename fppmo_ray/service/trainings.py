@@ -10,7 +10,6 @@ from fppmo_ray.service.journal.facts import EpochFinished
 from fppmo_ray.service.journal.run_directory import RunDirectory
 from fppmo_ray.service.pool.call import Call
 from fppmo_ray.service.pool.worker_pool import WorkerPool
-from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.worker_protocol import SharedWeights, TrainingReport, TrainingTask, Worker
 
 logger = logging.getLogger(__name__)
@@ -30,42 +29,10 @@ class Training:
     """The dense weights to distil from, if the recipe distils."""
 
 
-def train_whole(
-    trainings: Sequence[Training],
-    problem: Problem,
-    pool: WorkerPool[Worker],
-    run: RunDirectory,
-) -> dict[str, bytes]:
-    """Train networks from the first epoch, or the last checkpoint, to the recipe's last epoch.
-
-    Several workers share each training if the problem wants that; else each network is trained by
-    one worker, side by side.
-
-    Args:
-        trainings: The trainings, equally long, the largest network first.
-        problem: Says how many workers share a training.
-        pool: Workers with nothing unfinished.
-        run: Where checkpoints and facts are kept.
-
-    Returns:
-        The final training state of each network, as bytes, by the task's name.
-
-    Raises:
-        RuntimeError: a training diverged, or failed again and again.
-        SearchStopped: a stop was requested.
-    """
-    have_epochs = all(training.task.recipe.epochs for training in trainings)
-    if problem.task.shares_training and problem.fine_tune_workers > 1 and have_epochs:
-        from fppmo_ray.service.ddp_training import train_on_several
-
-        return train_on_several(trainings, problem, pool, run)
-    return train_side_by_side(trainings, pool, run)
-
-
 def train_side_by_side(
     trainings: Sequence[Training], pool: WorkerPool[Worker], run: RunDirectory
 ) -> dict[str, bytes]:
-    """Train every network on one worker; see ``train_whole``.
+    """Train every network on one worker, side by side; see ``ddp_training.train_whole``.
 
     Args:
         trainings: The trainings, the largest network first; a call of a worker is one epoch.

@@ -60,7 +60,9 @@ class PruningWorker:
         self._dense_sha256: str | None = None
         """Digest of the snapshot that the dense network holds; None: the problem's weights."""
         self._teacher: tuple[str, nn.Module] | None = None
-        self._task = problem.task.open(problem, self._device)
+        self._task = problem.task.open(
+            problem.tracing, problem.settings, self._device, threads=problem.threads
+        )
 
     def __repr__(self) -> str:
         """Return the name that the Ray dashboard shows."""

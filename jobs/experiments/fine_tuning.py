@@ -91,7 +91,9 @@ class Tuner:
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
         self.device = claim_device(problem)
-        self.classification = classification_of(problem).open(problem, self.device)
+        self.classification = classification_of(problem).open(
+            problem.tracing, problem.settings, self.device, threads=problem.threads
+        )
         """The problem's task on the device."""
         self.split = self.classification.images
         """Returns the images of a split, which the first call puts on the device."""

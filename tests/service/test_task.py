@@ -144,7 +144,8 @@ def test_the_table_and_the_page_name_the_users_measure(
     assert f"{finished.best.test_score:#.5g}" in text
     assert "accuracy" not in text
     page = write_report(finished.run_dir, tmp_path / "report.html")[0].read_text()
-    assert "minus error on search-val" in page
+    assert "Scores on search-val" in page
+    assert ">minus error</text>" in page  # the axis of the scores
     assert f"{finished.best.test_score:#.5g}" in page
 
 
@@ -312,8 +313,8 @@ def test_both_kinds_of_task_and_the_worker_satisfy_their_protocols() -> None:
     of_images = build_problem(network, tasks[1], SearchSettings(macs_cut=0.5))
     of_functions = build_problem(blur(), tasks[0], SETTINGS)
     opened: list[TaskOnWorker] = [
-        tasks[0].open(of_functions, cpu),
-        tasks[1].open(of_images, cpu),
+        item.task.open(item.tracing, item.settings, cpu, threads=1)
+        for item in (of_functions, of_images)
     ]
     workers: list[Worker] = [PruningWorker(of_functions, 0), PruningWorker(of_images, 0)]
     assert [type(item) for item in opened] == [FunctionsOnWorker, ImagesOnWorker]

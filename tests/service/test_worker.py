@@ -45,7 +45,8 @@ def test_a_score_begins_anew_and_that_of_a_finalist_has_images_of_its_own() -> N
     problem = build_problem(network, task, settings)
     keep = np.arange(problem.space.num_filters) % 2 == 0
     weights = snapshot(network, problem.compute)
-    worker, images = PruningWorker(problem, 0), ImagesOnWorker(task, problem, torch.device("cpu"))
+    worker, cpu = PruningWorker(problem, 0), torch.device("cpu")
+    images = ImagesOnWorker(task, problem.tracing, problem.settings, cpu, threads=1)
 
     def expected(split: str, recalibrated: int, scored_on: int) -> Score:
         fidelity = Fidelity(steps=6, recalibrate_images=recalibrated, score_images=scored_on)
@@ -127,7 +128,9 @@ def test_what_is_fine_tuned_is_recalibrated_on_all_classes_though_images_come_cl
         "fppmo_ray.service.image_task.recalibrate_batchnorm",
         lambda network, batches: seen.append(torch.cat([labels for _, labels in batches])),
     )
-    on_worker = task.open(problem, torch.device("cpu"))
+    on_worker = task.open(
+        problem.tracing, problem.settings, torch.device("cpu"), threads=problem.threads
+    )
     keep = np.ones(problem.space.num_filters, dtype=bool)
     for _ in range(2):
         on_worker.pruned(network, keep)

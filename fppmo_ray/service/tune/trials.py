@@ -80,7 +80,9 @@ class PruneTrainable(tune.Trainable):
         self._device = claim_device(problem)
         self._dense = copy.deepcopy(problem.network).to(self._device).eval()
         assert isinstance(problem.task, ImageClassification)  # see prune_trainable
-        self._images = problem.task.open(problem, self._device)
+        self._images = problem.task.open(
+            problem.tracing, problem.settings, self._device, threads=problem.threads
+        )
         self._images.load()
         self._begin(config)
 

@@ -73,7 +73,11 @@ def fastnas_choice(
     """
     device = torch.device("cpu")
     torch.set_num_threads(compute.threads)
-    images_of = classification_of(problem).open(problem, device).images
+    images_of = (
+        classification_of(problem)
+        .open(problem.tracing, problem.settings, device, threads=problem.threads)
+        .images
+    )
     held_out, images = images_of("search_val"), images_of("search_train")
     rng = np.random.default_rng(seed)
     drawn = np.sort(rng.permutation(len(held_out))[:score_images])

@@ -144,7 +144,9 @@ def one_shot(case: Case, name: str) -> Choice:
 
 
 def _taylor(case: Case) -> BoolArray:
-    on_cpu = classification_of(case.problem).open(case.problem, torch.device("cpu"))
+    on_cpu = classification_of(case.problem).open(
+        case.problem.tracing, case.settings, torch.device("cpu"), threads=case.problem.threads
+    )
     images = on_cpu.images("search_train")
     count = min(_TAYLOR_BATCH * _TAYLOR_BATCHES, len(images))
     chosen = np.sort(np.random.default_rng(case.settings.seed).permutation(len(images))[:count])

@@ -289,7 +289,11 @@ def test_a_score_of_the_job_is_that_of_a_search(problem: Problem, mask: Mask) ->
     worker = FidelityWorker(problem, 0)
     many = worker.score(COMPUTE, mask.keep, Depth(steps=1), (0, 1, 2))
     few = worker.score(COMPUTE, mask.keep, Depth(steps=1, images="few"), (0, 1, 2))
-    images = classification_of(problem).open(problem, torch.device("cpu")).images
+    images = (
+        classification_of(problem)
+        .open(problem.tracing, problem.settings, torch.device("cpu"), threads=problem.threads)
+        .images
+    )
     candidate = Candidate(
         dense=problem.network.eval(),
         tracing=problem.tracing,

@@ -73,7 +73,7 @@ def problem() -> Problem:
 
 
 def images(problem: Problem, split: str) -> Images:
-    opened = problem.task.open(problem, CPU)
+    opened = problem.task.open(problem.tracing, problem.settings, CPU, threads=problem.threads)
     assert isinstance(opened, ImagesOnWorker)
     return opened.images(split)
 
