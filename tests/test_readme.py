@@ -15,8 +15,10 @@ from torch import nn
 import fppmo_ray
 import fppmo_ray.distribution
 from fppmo_ray import Placement
+from fppmo_ray.pruning import trace
 from fppmo_ray.service.image_task import image_classification
 from fppmo_ray.service.problem import build_problem
+from fppmo_ray.training import build_network
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -25,7 +27,7 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 def test_the_example_of_the_readme_prunes_its_network(
     local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    example = EXAMPLES[0]
+    example = next(text for text in EXAMPLES if "result = " in text)
     assert len(example.strip().splitlines()) <= 16
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
@@ -87,3 +89,14 @@ def test_the_lines_about_ray_tune_name_public_functions() -> None:
     imports = example.partition("problem = ")[0]
     exec(imports, names := {})
     assert {"FPPMOSearch", "build_problem", "image_classification", "prune_trainable"} <= set(names)
+
+
+def test_the_lines_about_pruning_without_training_halve_a_network() -> None:
+    [example] = [text for text in EXAMPLES if "import prune" in text]
+    names: dict[str, Any] = {
+        "network": build_network("digits_cnn", 10, seed=0),
+        "images": torch.randn(100, 1, 8, 8, generator=torch.Generator().manual_seed(0)),
+    }
+    exec(example, names)
+    dense = trace(names["network"], names["images"][:1]).space.dense_macs
+    assert trace(names["smaller"], names["images"][:1]).space.dense_macs <= dense / 2

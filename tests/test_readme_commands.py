@@ -36,7 +36,7 @@ def shown(*documents: Path) -> set[str]:
 def test_the_readme_shows_every_job_that_searches_and_the_notebook_every_experiment() -> None:
     assert (
         jobs_of("")
-        == shown(README)
+        == {job for job in shown(README) if "/" not in job}  # a table's command may be a study
         == {
             *("baseline", "cifar10", "denoise", "imagenet", "tune_cifar10"),
         }
