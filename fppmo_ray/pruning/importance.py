@@ -21,6 +21,9 @@ from fppmo_ray.pruning.extract import AxisUnits, Tracing, check_axes
 from fppmo_ray.training.compute import in_mode
 
 Criterion = Literal["l1", "l2", "fpgm", "bn_scale", "taylor"]
+Ordering = Literal["obs", Criterion]
+"""What orders the filters: ``obs`` (see ``calibration.obs_order``), or a criterion of
+``importance``."""
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Images (N, C, H, W) and labels (N,), on the network's device."""
 
@@ -28,7 +31,7 @@ _FLOOR = 1e-6  # relative to a layer's mean; a logarithm is taken of the importa
 
 
 def importance(
-    model: nn.Module, tracing: Tracing, criterion: Criterion, batches: Batches | None = None
+    model: nn.Module, tracing: Tracing, criterion: Ordering, batches: Batches | None = None
 ) -> FloatArray:
     """Return the importance of every filter: the mean over its group's layers, scaled to mean 1.
 
@@ -36,7 +39,7 @@ def importance(
         model: The traced network; not changed.
         tracing: What ``trace`` returned for it.
         criterion: ``l1``, ``l2`` (norms of a filter's weights), ``fpgm`` (distance to the layer's
-            other filters), ``bn_scale`` or ``taylor``.
+            other filters), ``bn_scale`` or ``taylor``. ``obs`` is refused: it needs a calibration.
         batches: Search-train images for ``taylor``; a few hundred images suffice.
 
     Returns:
@@ -51,6 +54,11 @@ def importance(
         if batches is None:
             raise ValueError("taylor needs batches of search-train images and labels, got None")
         return taylor(model, tracing, batches)
+    if criterion == "obs":
+        raise ValueError(
+            "the order obs comes from a calibration: take calibration.calibrate and obs_order, or "
+            "another criterion such as l1"
+        )
     criteria = {"l1": l1, "l2": l2, "fpgm": fpgm, "bn_scale": bn_scale}
     if criterion not in criteria:
         names = ", ".join([*criteria, "taylor"])

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,16 +26,13 @@ from fppmo_ray.distribution.space import BoolArray
 from fppmo_ray.pruning.calibration import Calibration, Refit, calibrate, obs_order
 from fppmo_ray.pruning.calibration.divergence import answers, divergence
 from fppmo_ray.pruning.extract import Tracing, extract
-from fppmo_ray.pruning.importance import Criterion
+from fppmo_ray.pruning.importance import Ordering
 from fppmo_ray.pruning.importance import importance as importance_of
 from fppmo_ray.pruning.network_io import ExampleInputs
 from fppmo_ray.pruning.trace import trace
 from fppmo_ray.training import recalibrate_batchnorm
 
 logger = logging.getLogger(__name__)
-
-Ordering = Literal["obs"] | Criterion
-"""What orders the filters: ``obs``, or a criterion of ``importance``."""
 
 CalibrationImages = Tensor | Iterable[Any]
 """Normalised images (N, C, H, W), or batches of them, each a tensor or a tuple such as (images,
@@ -277,7 +274,7 @@ def _checked_gammas(gamma: float | Sequence[float]) -> list[float]:
 
 
 def _check_importance(ordering: str) -> None:
-    names = ("obs", *get_args(Criterion))
+    names = get_args(Ordering)
     if ordering not in names:
         raise ValueError(f"importance must be one of {', '.join(names)}, got {ordering!r}")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fppmo_ray.distribution import FloatArray
+from fppmo_ray.pruning.calibration import FilterOrder
 from fppmo_ray.service.ddp_training import train_whole
 from fppmo_ray.service.journal.facts import ImportanceMeasured, WeightsFrozen
 from fppmo_ray.service.journal.run_directory import RunDirectory
@@ -25,6 +26,8 @@ from fppmo_ray.service.worker_protocol import (
     to_arrays,
 )
 from fppmo_ray.training import ComputeConfig, state_from_bytes
+
+_IMPORTANCE, _CURVES = "importance.npy", "error_curves.npy"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,28 +68,63 @@ def trained_arrays(state: bytes) -> Arrays:
     return {name: tensor.numpy() for name, tensor in state_from_bytes(state).network.items()}
 
 
-def measure_importance(context: Context, weights: SharedWeights) -> FloatArray:
-    """Return the importance of every filter by the settings' criterion, measured once and kept.
+def measure_filters(context: Context, weights: SharedWeights) -> FilterOrder:
+    """Return the importance of every filter and the error curves, measured once and kept.
 
     Args:
-        context: The search.
+        context: The search. Its settings name the criterion.
         weights: The dense weights.
+
+    Returns:
+        The importance, and no error curves where the settings need none.
 
     Raises:
         RuntimeError: the criterion does not fit the network.
     """
-    run, criterion, seed = context.run, context.settings.importance, context.settings.seed
+    run = context.run
     if known := run.all(ImportanceMeasured):
-        return _from_bytes(run.read_artifact(known[0].artifact, known[0].sha256))
+        return _read_filters(known[0], context)
+    criterion, order = context.settings.importance, _measured(context, weights)
+    fact = ImportanceMeasured(
+        criterion=criterion,
+        artifact=_IMPORTANCE,
+        sha256=run.write_artifact(_IMPORTANCE, _to_bytes(order.importance)),
+    )
+    if order.error_curves:
+        content = _to_bytes(np.concatenate(order.error_curves))
+        sha256 = run.write_artifact(_CURVES, content)
+        fact = replace(fact, curves_artifact=_CURVES, curves_sha256=sha256)
+    run.record([fact])
+    return order
+
+
+def _measured(context: Context, weights: SharedWeights) -> FilterOrder:
+    """Let a worker measure the importance, and the error curves where they are needed."""
+    criterion, seed = context.settings.importance, context.settings.seed
+    name = f"importance {criterion}"
+    if criterion == "obs":
+        calibrate: Call[Worker, FilterOrder] = Call(
+            name, lambda worker: worker.filter_order(weights.shared, criterion, seed)
+        )
+        [order] = context.pool.run([calibrate])
+        return order
     call: Call[Worker, FloatArray] = Call(
-        f"importance {criterion}",
-        lambda worker: worker.importance(weights.shared, criterion, seed),
+        name, lambda worker: worker.importance(weights.shared, criterion, seed)
     )
     [importance] = context.pool.run([call])
-    artifact = "importance.npy"
-    sha256 = run.write_artifact(artifact, _to_bytes(importance))
-    run.record([ImportanceMeasured(criterion=criterion, artifact=artifact, sha256=sha256)])
-    return importance
+    return FilterOrder(importance=importance, error_curves=())
+
+
+def _read_filters(fact: ImportanceMeasured, context: Context) -> FilterOrder:
+    run = context.run
+    importance = _from_bytes(run.read_artifact(fact.artifact, fact.sha256))
+    curves: list[FloatArray] = []
+    if fact.curves_artifact is not None and fact.curves_sha256 is not None:
+        joined = _from_bytes(run.read_artifact(fact.curves_artifact, fact.curves_sha256))
+        # A group's curve has an entry for every number of kept filters, from 0 on.
+        ends = np.cumsum(context.problem.space.dense_widths + 1)
+        curves = np.split(joined, ends[:-1])
+    return FilterOrder(importance=importance, error_curves=tuple(curves))
 
 
 def _freeze(sha256: str, run: RunDirectory) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from fppmo_ray.distribution import Feedback, FloatArray, Proposal
-from fppmo_ray.service.dense_weights import Context, dense_weights, measure_importance
+from fppmo_ray.service.dense_weights import Context, dense_weights, measure_filters
 from fppmo_ray.service.finalists import Found, choose
 from fppmo_ray.service.pool.call import Call
 from fppmo_ray.service.probability_model import Proposer, running_model
@@ -38,7 +38,7 @@ def find_mask(
         SearchStopped: a stop was requested.
     """
     weights = dense_weights(context)
-    importance = measure_importance(context, weights)
+    importance = measure_filters(context, weights).importance
     settings = context.settings.optimizer_settings()
     with running_model(context.problem.space, importance, settings, warm_start) as model:
         found = find_mask_with(

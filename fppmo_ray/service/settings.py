@@ -8,19 +8,19 @@ from typing import Any, Literal, get_args
 
 from fppmo_ray.distribution import OptimizerSettings, RankBy
 from fppmo_ray.distribution.limits import Resource
-from fppmo_ray.pruning.importance import Criterion
+from fppmo_ray.pruning.importance import Ordering
 from fppmo_ray.pruning.score import Fidelity
 from fppmo_ray.service.pool.cluster import Demand
 from fppmo_ray.training import ComputeConfig, DType, Recipe
 
 _AT_LEAST_1 = (
     *("score_images", "score_recalibrate_images", "rescore_images", "recalibrate_images"),
-    *("rescore_seeds", "latency_batch"),
+    *("rescore_seeds", "latency_batch", "calibration_images"),
 )
 _MIN_GENERATIONS = 2  # per stage: in a single one, no mask is sampled after an update
 _WIDTH_MULTIPLES = {"cpu": 1, "cuda": 8}
 _CHOICES = {
-    "importance": get_args(Criterion),
+    "importance": get_args(Ordering),
     "dtype": ("auto", *get_args(DType)),
 }
 
@@ -60,9 +60,13 @@ class SearchSettings:
     """How much the remaining parameters count when losses are compared. A mask that keeps more
     parameters at equal MACs recovers better in fine-tuning, so each loss is multiplied by
     (share of parameters left) ** -capacity_weight. Not used with rank_by=val_accuracy."""
-    importance: Criterion = "fpgm"
+    importance: Ordering = "fpgm"
     """Criterion of filter importance, from which the probabilities start. fpgm leads to better
-    networks than l1 after fine-tuning, although not before it."""
+    networks than l1 after fine-tuning, although not before it. obs is the order of least error
+    when filters are removed one by one, which a worker calibrates without labels."""
+    calibration_images: int = 1000
+    """Number of search-train images that the dense network is calibrated on for the importance obs.
+    All if there are fewer."""
     min_keep: float = 0.1
     """Smallest share of the filters of a group that a mask may keep, in (0, 1]."""
     width_multiple: int | None = None

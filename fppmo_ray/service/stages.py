@@ -20,7 +20,7 @@ from fppmo_ray.distribution.logits import uniform_priority
 from fppmo_ray.pruning import extract, trace
 from fppmo_ray.pruning.extract import scatter
 from fppmo_ray.service.ddp_training import train_whole
-from fppmo_ray.service.dense_weights import Context, dense_weights, measure_importance
+from fppmo_ray.service.dense_weights import Context, dense_weights, measure_filters
 from fppmo_ray.service.finalists import Choice, Found
 from fppmo_ray.service.journal.artifacts import IMPORTANCE_ONLY
 from fppmo_ray.service.journal.facts import Chosen, Fact, Started
@@ -59,7 +59,7 @@ def find_mask_in_stages(
     """
     space, stages = context.problem.space, in_stages(context.settings)
     given = weights = dense_weights(context)
-    importance = measure_importance(context, given)
+    importance = measure_filters(context, given).importance
     keep, warm_start = np.ones(space.num_filters, dtype=bool), None
     searches: list[Sequence[Fact]] = []
     for number, settings in enumerate(stages, start=1):

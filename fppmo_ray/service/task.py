@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fppmo_ray.distribution import BoolArray
 from fppmo_ray.pruning import Score, Tracing, extract
+from fppmo_ray.pruning.calibration import Calibration
 from fppmo_ray.pruning.compute_trial import ComputeTrial
 from fppmo_ray.service.settings import Placement, SearchSettings
 from fppmo_ray.service.worker_protocol import TrainingReport, TrainingTask
@@ -83,6 +84,14 @@ class TaskOnWorker(Protocol):
 
         Args:
             seed: Seed of the images that are drawn.
+        """
+
+    def calibration(self, dense: nn.Module) -> Calibration | None:
+        """Return the calibration of a dense network; None: the task has no images to look at.
+
+        Args:
+            dense: The dense network. Its calibration is computed once, so another network object
+                must be given after a change of its weights.
         """
 
     def train_epoch(
@@ -181,6 +190,7 @@ class Task(Protocol):
 _OF_IMAGES = (
     *("score_steps", "rank_by", "capacity_weight", "baseline_epochs", "stages"),
     *("score_images", "score_recalibrate_images", "rescore_images", "recalibrate_images"),
+    "calibration_images",
     *("dtype", "autotune", "recipe"),
 )
 """Settings that say how images are scored and trained on, which a task's functions do."""
@@ -274,10 +284,11 @@ class FunctionTask:
                 f"a task scores and trains by its own functions, so {', '.join(changed)} must be "
                 "left at the default; do in score and fine_tune what they would do"
             )
-        if settings.importance == "taylor":
+        needed = {"taylor": "the gradients", "obs": "a calibration"}.get(settings.importance)
+        if needed is not None:
             raise ValueError(
-                "importance taylor needs the gradients of classified images; for a task give l1, "
-                "l2, fpgm or bn_scale"
+                f"importance {settings.importance} needs {needed} of classified images; for a task "
+                "give l1, l2, fpgm or bn_scale"
             )
         if placement.fine_tune_workers > 1:
             raise ValueError(
@@ -366,6 +377,9 @@ class FunctionsOnWorker:
 
     def importance_batches(self, seed: int) -> None:
         """Return None: there are no labelled images."""
+
+    def calibration(self, dense: nn.Module) -> None:
+        """Return None: only the functions know the data."""
 
     def train_epoch(
         self,

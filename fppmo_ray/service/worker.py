@@ -6,13 +6,16 @@ import copy
 import io
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from fppmo_ray.distribution import BoolArray, Feedback, FloatArray, Proposal
 from fppmo_ray.pruning import Criterion, Score, extract, importance
+from fppmo_ray.pruning.calibration import FilterOrder, obs_order
 from fppmo_ray.pruning.compute_trial import ComputeTrial
+from fppmo_ray.pruning.importance import Ordering
 from fppmo_ray.pruning.latency import (
     Latency,
     MeasuredLatency,
@@ -98,6 +101,15 @@ class PruningWorker:
         batches = self._task.importance_batches(seed) if criterion == "taylor" else None
         return importance(self._with(weights), self._problem.tracing, criterion, batches)
 
+    def filter_order(self, weights: WeightsSnapshot, ordering: Ordering, seed: int) -> FilterOrder:
+        """See ``Worker.filter_order``."""
+        importance = None if ordering == "obs" else self.importance(weights, ordering, seed)
+        dense = self._with(weights)
+        calibration = self._task.calibration(dense)
+        assert calibration is not None  # a task without images refuses the settings
+        order = obs_order(dense, self._problem.tracing, calibration, importance=importance)
+        return order if importance is None else replace(order, importance=importance)
+
     def untrained(
         self, weights: WeightsSnapshot, task: TrainingTask
     ) -> tuple[bytes, TrainingReport | None]:
@@ -174,6 +186,8 @@ class PruningWorker:
         """Return the dense network with a snapshot's weights, and set torch's threads."""
         torch.set_num_threads(weights.compute.threads)
         if self._dense_sha256 != weights.sha256:
+            # Another object: a task keeps what it has computed of the network that it was given.
+            self._dense = copy.deepcopy(self._dense)
             load_arrays(self._dense, weights.arrays)
             self._dense.eval()
             self._dense_sha256 = weights.sha256

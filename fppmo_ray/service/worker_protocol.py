@@ -14,7 +14,9 @@ from torch import nn
 
 from fppmo_ray.distribution import BoolArray, Feedback, FloatArray, Proposal
 from fppmo_ray.pruning import Criterion, Score
+from fppmo_ray.pruning.calibration import FilterOrder
 from fppmo_ray.pruning.compute_trial import ComputeTrial
+from fppmo_ray.pruning.importance import Ordering
 from fppmo_ray.pruning.latency import Latency, MeasuredLatency
 from fppmo_ray.service.pool.worker_group import WorkerInfo
 from fppmo_ray.training import WHOLE, ComputeConfig, DType, Recipe, Shard
@@ -162,6 +164,15 @@ class Worker(Protocol):
         Args:
             weights: The dense weights.
             criterion: Name of the criterion.
+            seed: Seed of the images that are drawn, where the criterion looks at any.
+        """
+
+    def filter_order(self, weights: WeightsSnapshot, ordering: Ordering, seed: int) -> FilterOrder:
+        """Calibrate the dense network; return its filters' importance and the error curves.
+
+        Args:
+            weights: The dense weights.
+            ordering: ``obs``, or the criterion in whose order the error curves are measured.
             seed: Seed of the images that are drawn, where the criterion looks at any.
         """
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from fppmo_ray.distribution import Feedback, Proposal
 from fppmo_ray.pruning import Score, extract, importance
+from fppmo_ray.pruning.calibration import FilterOrder
 from fppmo_ray.service.pool.call import Call
 from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.worker import feedback_of
@@ -58,6 +59,16 @@ class SimulatedTrainer:
 
     def importance(self, weights: WeightsSnapshot, criterion: Any, seed: int) -> np.ndarray:
         return importance(self._network(weights, None), self._problem.tracing, criterion)
+
+    def filter_order(self, weights: WeightsSnapshot, ordering: Any, seed: int) -> FilterOrder:
+        criterion = "l1" if ordering == "obs" else ordering
+        curves = [
+            np.linspace(1, 0, group.num_filters + 1) / group.num_filters
+            for group in self._problem.space.groups
+        ]
+        return FilterOrder(
+            importance=self.importance(weights, criterion, seed), error_curves=tuple(curves)
+        )
 
     def score(self, weights: WeightsSnapshot, proposal: Proposal) -> Feedback:
         found = self.rescore(weights, proposal.keep, proposal.score_seed, "search_val")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from simulated_training import SimulatedTrainer, TinyCNN
 
 from fppmo_ray import Recipe, SearchSettings
 from fppmo_ray.pruning import importance
+from fppmo_ray.service.dense_weights import measure_filters
 from fppmo_ray.service.journal.facts import EpochFinished, ImportanceMeasured, WeightsFrozen
 from fppmo_ray.service.journal.run_directory import JOURNAL
 from fppmo_ray.service.worker_protocol import digest, to_arrays
@@ -131,6 +133,48 @@ def test_weights_that_training_no_longer_gives_are_refused(
     monkeypatch.setattr(simulated_run.SimulatedTrainer, "train_epoch", other)
     with pytest.raises(ValueError, match=r"dense weights are not those of the journal in .*resume"):
         go_on(tmp_path, TRAINED)
+
+
+def test_the_obs_order_and_its_error_curves_are_kept_and_read_again(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, importance="obs")
+    _, pools = go_on(tmp_path, settings)
+    assert pools.all[0].names[0] == "importance obs"
+    [fact] = all_of(tmp_path, ImportanceMeasured)
+    assert (fact.criterion, fact.artifact) == ("obs", "importance.npy")
+    assert fact.curves_artifact == "error_curves.npy"
+    whole = told(tmp_path)
+    # The line of the importance is the last: what was measured is read, and nothing else is known.
+    lines = (tmp_path / JOURNAL).read_bytes().splitlines(keepends=True)
+    end = next(number for number, line in enumerate(lines) if b"ImportanceMeasured" in line)
+    (tmp_path / JOURNAL).write_bytes(b"".join(lines[: end + 1]))
+    _, pools = go_on(tmp_path, settings)
+    assert "importance obs" not in pools.all[0].names
+    assert told(tmp_path) == whole
+    (tmp_path / "error_curves.npy").write_bytes(b"other")
+    with pytest.raises(ValueError, match=r"error_curves\.npy is not the file that the journal"):
+        go_on(tmp_path, settings)
+
+
+def test_error_curves_are_split_by_the_groups_sizes(tmp_path: Path) -> None:
+    problem = problem_of(replace(SETTINGS, importance="obs"))
+    joined = np.arange(float(problem.space.num_filters + len(problem.space.groups)))
+    files = {"importance.npy": np.ones(problem.space.num_filters), "error_curves.npy": joined}
+    for name, array in files.items():
+        np.save(tmp_path / name, array)
+    fact = ImportanceMeasured(
+        criterion="obs",
+        artifact="importance.npy",
+        sha256="",
+        curves_artifact="error_curves.npy",
+        curves_sha256="",
+    )
+    run = SimpleNamespace(
+        all=lambda kind: [fact],
+        read_artifact=lambda name, sha256: (tmp_path / name).read_bytes(),
+    )
+    found = measure_filters(cast(Any, SimpleNamespace(run=run, problem=problem)), cast(Any, None))
+    assert [len(curve) for curve in found.error_curves] == [13, 17]
+    assert [curve[0] for curve in found.error_curves] == [0, 13]
 
 
 def test_an_importance_that_was_measured_is_read_again(tmp_path: Path) -> None:

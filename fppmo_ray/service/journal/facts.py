@@ -124,6 +124,11 @@ class ImportanceMeasured:
     """Name of the array's file."""
     sha256: str
     """Digest of the file."""
+    curves_artifact: str | None = None
+    """Name of the file with the error curves of all groups, one after the other; None: they were
+    not measured."""
+    curves_sha256: str | None = None
+    """Digest of that file."""
 
 
 @dataclass(frozen=True, kw_only=True)

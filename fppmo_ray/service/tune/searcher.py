@@ -116,11 +116,12 @@ class FPPMOSearch(Searcher):
             raise ValueError(
                 f"stages must be left out under Tune, got {settings.stages}; use fppmo_ray.search"
             )
-        if settings.importance == "taylor":
+        if settings.importance in ("taylor", "obs"):
+            measured_by = "importance" if settings.importance == "taylor" else "calibration"
             raise ValueError(
-                "importance taylor is measured on images: measure it by "
-                "fppmo_ray.pruning.importance, on a machine of your choice, and give the array to "
-                "FPPMOSearch"
+                f"importance {settings.importance} is measured on images: measure it by "
+                f"fppmo_ray.pruning.{measured_by}, on a machine of your choice, and give the array "
+                "to FPPMOSearch"
             )
         importance = measure_importance(problem.network, problem.tracing, settings.importance)
         return cls(

@@ -17,7 +17,8 @@ from rich.console import Console
 from fppmo_ray import Placement
 from fppmo_ray.distribution import BoolArray, Budget, Feedback, FloatArray
 from fppmo_ray.durable_files import write_whole
-from fppmo_ray.pruning import Criterion, importance
+from fppmo_ray.pruning import importance
+from fppmo_ray.pruning.importance import Ordering
 from fppmo_ray.service.connection import package_versions
 from fppmo_ray.service.dense_weights import Context, dense_weights
 from fppmo_ray.service.finalists import Found
@@ -106,7 +107,7 @@ class Case:
         """That every method meets."""
         return Budget.from_cut(self.problem.space, self.settings.only_macs_cut())
 
-    def importance(self, criterion: Criterion) -> FloatArray:
+    def importance(self, criterion: Ordering) -> FloatArray:
         """Return the importance of each filter by a criterion, scaled to mean 1 in every layer."""
         return importance(self.problem.network, self.problem.tracing, criterion)
 

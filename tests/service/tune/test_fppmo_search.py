@@ -494,6 +494,7 @@ class TestForAProblem:
         ("changes", "sentence"),
         [
             ({"importance": "taylor"}, "taylor is measured on images: measure it by"),
+            ({"importance": "obs"}, r"obs is measured on images: .*pruning\.calibration"),
             (
                 {"stages": (0.3,), "proposals": 16},
                 r"stages must be left out under Tune, got \(0",
