@@ -1,4 +1,4 @@
-"""The score of a mask: extract, fine-tune, recalibrate, evaluate on held-out images."""
+"""The score of a mask: extract, refit, fine-tune, recalibrate, evaluate on held-out images."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from torch import nn
 
 from fppmo_ray.distribution import BoolArray, IntArray
+from fppmo_ray.pruning.calibration import Refit
 from fppmo_ray.pruning.extract import extract
 from fppmo_ray.pruning.trace import Tracing
 from fppmo_ray.training import (
@@ -66,6 +67,9 @@ class Candidate:
     """Random seed that decides which images are drawn and their order."""
     compute: ComputeConfig = PLAIN_COMPUTE
     """How the passes are computed; two compute configurations differ by rounding."""
+    refit: Refit | None = None
+    """Refits the extracted network before it is fine-tuned or recalibrated; None: its weights stay
+    those of the dense network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +127,8 @@ class ScoreInRungs:
         )
         self._scoring = _first(rng.permutation(len(candidate.held_out)), fidelity.score_images)
         self.network = extract(dense, tracing, keep)
+        if candidate.refit is not None:
+            candidate.refit(self.network, keep)
         lay_out(self.network, candidate.compute)
         self._training = StepTraining(
             self.network,

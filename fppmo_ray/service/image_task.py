@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fppmo_ray.distribution import BoolArray, IntArray
 from fppmo_ray.pruning import Candidate, Score, Tracing, extract, score
-from fppmo_ray.pruning.calibration import Calibration, calibrate
+from fppmo_ray.pruning.calibration import Calibration, Refit, calibrate
 from fppmo_ray.pruning.compute_trial import ComputeTrial, try_compute
 from fppmo_ray.service.settings import Placement, SearchSettings
 from fppmo_ray.service.task import Batches
@@ -169,8 +169,8 @@ class ImagesOnWorker:
         self._threads = threads
         self.images = cache(self._open)
         """Returns the images of ``search_train``, ``search_val``, ``choose_val`` or ``test``."""
-        self._calibrated: tuple[nn.Module, Calibration] | None = None
-        """The dense network that was calibrated last, and its calibration."""
+        self._calibrated: tuple[nn.Module, Calibration, Refit] | None = None
+        """The dense network that was calibrated last, with its calibration and solved refits."""
 
     def load(self) -> None:
         """Put the images that every score looks at on the device."""
@@ -213,6 +213,7 @@ class ImagesOnWorker:
             recipe=settings.recipe,
             seed=tuple(seed),
             compute=compute,
+            refit=self._refit(dense),
         )
 
     def score(
@@ -235,13 +236,15 @@ class ImagesOnWorker:
         return try_compute(self.candidate(dense, keep, seed=(0,), split=split, compute=compute))
 
     def pruned(self, dense: nn.Module, keep: BoolArray) -> nn.Module:
-        """Return the extracted network, with batch-norm statistics of its own.
+        """Return the extracted network, refitted if the settings say so, with its own statistics.
 
         Args:
             dense: The dense network.
             keep: The mask, ``(num_filters,)``.
         """
         network = extract(dense, self._tracing, keep)
+        if (refit := self._refit(dense)) is not None:
+            refit(network, keep)
         count = self._settings.recalibrate_images
         drawn = self.images("search_train").batches(_RECALIBRATION_BATCH, self._drawn(count))
         recalibrate_batchnorm(network, drawn)
@@ -263,8 +266,21 @@ class ImagesOnWorker:
             torch.set_num_threads(self._threads)
             found = calibrate(dense, self._tracing, batches, num_images=len(drawn))
             torch.set_num_threads(before)
-            self._calibrated = dense, found
+            self._calibrated = dense, found, Refit(dense, self._tracing, found)
         return self._calibrated[1]
+
+    def _refit(self, dense: nn.Module) -> Refit | None:
+        """Return what refits pruned networks of a dense network, if the settings ask for it.
+
+        Every worker calibrates by itself and the same images: a worker that replaces a lost one or
+        resumes a search needs nothing but the weights, and Gram matrices, which can take gigabytes,
+        neither fill Ray's object store nor travel.
+        """
+        if not self._settings.refit:
+            return None
+        self.calibration(dense)
+        assert self._calibrated is not None
+        return self._calibrated[2]
 
     def importance_batches(self, seed: int) -> Batches:
         """Return a few labelled batches of search-train.

@@ -65,8 +65,11 @@ class SearchSettings:
     networks than l1 after fine-tuning, although not before it. obs is the order of least error
     when filters are removed one by one, which a worker calibrates without labels."""
     calibration_images: int = 1000
-    """Number of search-train images that the dense network is calibrated on for the importance obs.
-    All if there are fewer."""
+    """Number of search-train images that the dense network is calibrated on for the importance obs
+    and for refits. All if there are fewer."""
+    refit: bool = False
+    """Whether the layers behind removed filters are refitted by least squares: in every score, and
+    in the networks before fine-tuning. Every worker calibrates the dense network when it starts."""
     min_keep: float = 0.1
     """Smallest share of the filters of a group that a mask may keep, in (0, 1]."""
     width_multiple: int | None = None

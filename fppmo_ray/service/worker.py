@@ -30,7 +30,9 @@ from fppmo_ray.service.worker_protocol import (
     TrainingReport,
     TrainingTask,
     WeightsSnapshot,
+    digest,
     load_arrays,
+    to_arrays,
 )
 from fppmo_ray.training import (
     WHOLE,
@@ -74,6 +76,10 @@ class PruningWorker:
     def ready(self) -> WorkerInfo:
         """See ``Worker.ready``."""
         self._task.load()
+        if self._problem.settings.refit and not self._problem.settings.baseline_epochs:
+            # Now, because the time of a score is limited.
+            self._dense_sha256 = digest(to_arrays(self._dense))
+            self._task.calibration(self._dense)
         return worker_info(self._slot)
 
     def score(self, weights: WeightsSnapshot, proposal: Proposal) -> Feedback:

@@ -1,8 +1,9 @@
-"""What a worker's calibration of the dense network gives: the order of filters."""
+"""What a worker's calibration of the dense network gives: the order of filters, and refits."""
 
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,14 @@ import torch
 from torch import nn
 
 from fppmo_ray import Recipe, SearchSettings, load_dataset
-from fppmo_ray.pruning.calibration import calibrate, obs_order
+from fppmo_ray.distribution import BoolArray, Proposal
+from fppmo_ray.pruning import Candidate, extract, score
+from fppmo_ray.pruning.calibration import Refit, calibrate, obs_order
 from fppmo_ray.service.image_task import ImagesOnWorker, image_classification
 from fppmo_ray.service.problem import Problem, build_problem
 from fppmo_ray.service.worker import PruningWorker
 from fppmo_ray.service.worker_protocol import WeightsSnapshot, digest, to_arrays
-from fppmo_ray.training import build_network
+from fppmo_ray.training import build_network, recalibrate_batchnorm
 
 CPU = torch.device("cpu")
 
@@ -89,3 +92,67 @@ def test_a_calibration_leaves_the_dense_network_alone() -> None:
     before = copy.deepcopy(network.state_dict())
     opened(problem).calibration(network)
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+
+
+def every_second(problem: Problem) -> BoolArray:
+    return np.arange(problem.space.num_filters) % 2 == 0
+
+
+def test_scores_and_handed_out_networks_are_refitted_if_the_settings_say_so() -> None:
+    problem = problem_of(refit=True, score_images=200, recalibrate_images=150)
+    network, keep = network_of(), every_second(problem)
+    images = opened(problem)
+    refit = Refit(network, problem.tracing, images.calibration(network))
+    candidate = Candidate(
+        dense=network,
+        tracing=problem.tracing,
+        keep=keep,
+        search_train=images.images("search_train"),
+        held_out=images.images("search_val"),
+        fidelity=problem.settings.fidelity(),
+        recipe=problem.settings.recipe,
+        seed=(0, 3),
+        compute=problem.compute,
+    )
+    expected = score(replace(candidate, refit=refit))
+    assert expected.val_loss != score(candidate).val_loss
+    worker, weights = PruningWorker(problem, 0), snapshot(problem, network)
+    proposal = Proposal(proposal_id=0, generation=3, keep=keep, macs=0, score_seed=(0, 3))
+    assert worker.score(weights, proposal).val_loss == expected.val_loss
+    by_hand = extract(network, problem.tracing, keep)
+    refit(by_hand, keep)
+    drawn = np.random.default_rng(0).permutation(len(candidate.search_train))[:150]
+    recalibrate_batchnorm(by_hand, candidate.search_train.batches(250, drawn))
+    handed_out = opened(problem).pruned(network, keep).state_dict()
+    assert all(torch.equal(handed_out[name], value) for name, value in by_hand.state_dict().items())
+
+
+def test_a_refitted_score_depends_on_nothing_that_a_worker_did_before() -> None:
+    problem = problem_of(refit=True)
+    keep = every_second(problem)
+    one, other = (snapshot(problem, network_of(seed)) for seed in (0, 1))
+    proposal = Proposal(proposal_id=0, generation=0, keep=keep, macs=0)
+    worker, fresh = PruningWorker(problem, 0), PruningWorker(problem, 1)
+    fresh.ready()  # calibrates before the first score
+    losses = [worker.score(weights, proposal).val_loss for weights in (one, other, one)]
+    assert losses[0] == losses[2] == fresh.score(one, proposal).val_loss
+    assert losses[1] == fresh.score(other, proposal).val_loss != losses[0]
+
+
+def test_a_worker_calibrates_once_for_all_scores_and_before_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    problem, calibrated = problem_of(refit=True), []
+
+    def noted(*arguments: Any, **named: Any) -> Any:
+        calibrated.append(arguments[0])
+        return calibrate(*arguments, **named)
+
+    monkeypatch.setattr("fppmo_ray.service.image_task.calibrate", noted)
+    worker, weights = PruningWorker(problem, 0), snapshot(problem, network_of())
+    worker.ready()
+    assert len(calibrated) == 1
+    for number in range(3):
+        keep = np.arange(problem.space.num_filters) % 3 != number
+        worker.score(weights, Proposal(proposal_id=number, generation=0, keep=keep, macs=0))
+    assert len(calibrated) == 1
