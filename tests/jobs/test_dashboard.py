@@ -125,7 +125,7 @@ def test_the_dashboard_shows_the_actors_by_what_they_are(
 def test_the_readmes_screenshots_are_small_pictures_of_1280_pixels() -> None:
     folder = Path(__file__).resolve().parents[2] / "cluster" / "screenshots"
     pictures = sorted(folder.glob("*.png"))
-    assert [picture.name for picture in pictures] == ["actors.png", "job.png"]
+    assert [picture.name for picture in pictures] == ["actors.png", "job.png", "report.png"]
     for picture in pictures:
         content = picture.read_bytes()
         assert len(content) < 250_000
