@@ -13,6 +13,7 @@ from torch import nn
 
 from fppmo_ray.distribution import BoolArray, IntArray
 from fppmo_ray.pruning.calibration import Refit
+from fppmo_ray.pruning.calibration.divergence import TEMPERATURE, DenseAnswers
 from fppmo_ray.pruning.extract import extract
 from fppmo_ray.pruning.trace import Tracing
 from fppmo_ray.training import (
@@ -70,6 +71,9 @@ class Candidate:
     refit: Refit | None = None
     """Refits the extracted network before it is fine-tuned or recalibrated; None: its weights stay
     those of the dense network."""
+    answers: DenseAnswers | None = None
+    """The dense network's answers to the held-out images: the loss is then the divergence from
+    them. None: the loss is the cross-entropy with the labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +81,8 @@ class Score:
     """The figures of a scored mask, and how long the score took."""
 
     val_loss: float
-    """Mean loss on held-out images, or minus the score of a user's own task."""
+    """Mean loss on held-out images: cross-entropy, or divergence from the dense network's answers.
+    Minus the score of a user's own task."""
     val_accuracy: float | None
     """Accuracy in [0, 1]; None where nothing is classified."""
     seconds: float
@@ -166,7 +171,11 @@ class ScoreInRungs:
         if compute.fold_batchnorm:
             network = fold_batchnorm(network)
         batches = self._candidate.held_out.batches(compute.scoring_batch, self._scoring)
-        return evaluate(network, batches, dtype=compute.dtype)
+        answers = self._candidate.answers
+        targets = None if answers is None else answers.of(self._scoring)
+        return evaluate(
+            network, batches, dtype=compute.dtype, targets=targets, temperature=TEMPERATURE
+        )
 
     def state(self) -> dict[str, Any]:
         """Return the training state, for ``restore``; see ``StepTraining.state``."""

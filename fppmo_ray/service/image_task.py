@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fppmo_ray.distribution import BoolArray, IntArray
 from fppmo_ray.pruning import Candidate, Score, Tracing, extract, score
 from fppmo_ray.pruning.calibration import Calibration, Refit, calibrate
+from fppmo_ray.pruning.calibration.divergence import DenseAnswers
 from fppmo_ray.pruning.compute_trial import ComputeTrial, try_compute
 from fppmo_ray.service.settings import Placement, SearchSettings
 from fppmo_ray.service.task import Batches
@@ -171,6 +172,8 @@ class ImagesOnWorker:
         """Returns the images of ``search_train``, ``search_val``, ``choose_val`` or ``test``."""
         self._calibrated: tuple[nn.Module, Calibration, Refit] | None = None
         """The dense network that was calibrated last, with its calibration and solved refits."""
+        self._dense_answers: dict[str, DenseAnswers] = {}
+        """The last dense network's answers, by split."""
 
     def load(self) -> None:
         """Put the images that every score looks at on the device."""
@@ -214,6 +217,7 @@ class ImagesOnWorker:
             seed=tuple(seed),
             compute=compute,
             refit=self._refit(dense),
+            answers=self._answers(dense, split),
         )
 
     def score(
@@ -326,6 +330,20 @@ class ImagesOnWorker:
         """
         network.eval()
         return evaluate(network, self.images(split).batches(_EVALUATION_BATCH)).figures()
+
+    def _answers(self, dense: nn.Module, split: str) -> DenseAnswers | None:
+        """Return the answers of a dense network, if the settings compare pruned networks with it.
+
+        Args:
+            dense: The dense network.
+            split: The images.
+        """
+        if self._settings.score_by == "labels":
+            return None
+        known = self._dense_answers.get(split)
+        if known is None or known.dense is not dense:
+            known = self._dense_answers[split] = DenseAnswers(dense, self.images(split))
+        return known
 
     def _drawn(self, count: int) -> IntArray:
         """Return positions in search-train, the same for every network.

@@ -22,6 +22,7 @@ _WIDTH_MULTIPLES = {"cpu": 1, "cuda": 8}
 _CHOICES = {
     "importance": get_args(Ordering),
     "dtype": ("auto", *get_args(DType)),
+    "score_by": ("labels", "divergence"),
 }
 
 
@@ -90,6 +91,10 @@ class SearchSettings:
     recalibrate_images: int = 1000
     """Number of search-train images that re-estimate the batch-norm statistics of finalists, and of
     chosen networks before fine-tuning."""
+    score_by: Literal["labels", "divergence"] = "labels"
+    """What the loss of a score compares the network's answers with: the labels (cross-entropy), or
+    the dense network's answers to the same images (Kullback-Leibler divergence at temperature 4).
+    Accuracy is reported in both cases."""
     score_images: int = 500
     """Number of search-val images that a proposal is scored on; all if there are fewer. See
     "Fidelity of scores" in jobs/experiments/README.md."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fppmo_ray.training.compute import DType, autocast, in_mode
+from fppmo_ray.training.distill import answer_distance
 
 _TOP = 5
 _FEW_CLASSES = 10  # among so few classes, five guesses are hardly ever wrong
@@ -21,7 +22,7 @@ class Metrics:
     """Loss and accuracy of a network on a set of images."""
 
     loss: float
-    """Mean cross-entropy in nats, finite."""
+    """Mean cross-entropy in nats, or mean divergence from given answers; finite."""
     accuracy: float
     """Share of images classified correctly, in [0, 1]."""
     top5_accuracy: float | None = None
@@ -34,7 +35,12 @@ class Metrics:
 
 @torch.no_grad()
 def evaluate(
-    network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, dtype: DType = "float32"
+    network: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    dtype: DType = "float32",
+    targets: Tensor | None = None,
+    temperature: float = 1.0,
 ) -> Metrics:
     """Return mean loss and accuracy in evaluation mode; the network's own mode is restored.
 
@@ -42,6 +48,10 @@ def evaluate(
         network: A network on the batches' device.
         batches: Normalised images (n, C, H, W) and labels (n,).
         dtype: Number format of the forward passes; the loss is always computed in float32.
+        targets: Logits of another network for the images of all batches, (N, classes). The loss is
+            then the Kullback-Leibler divergence from its answers instead of the cross-entropy with
+            the labels; see ``answer_distance``.
+        temperature: Softens both networks' probabilities in that divergence, > 0.
 
     Raises:
         ValueError: there are no batches.
@@ -54,7 +64,11 @@ def evaluate(
             with autocast(images.device, dtype):
                 logits = network(images)
             logits = logits.float()
-            loss = F.cross_entropy(logits, labels, reduction="sum")
+            if targets is None:
+                loss = F.cross_entropy(logits, labels, reduction="sum")
+            else:
+                wished = targets[num_images : num_images + len(labels)]
+                loss = len(labels) * answer_distance(logits, wished, temperature)
             totals = totals + torch.stack([loss, *_num_right(logits, labels)]).double()
             num_images += len(labels)
     if not isinstance(totals, Tensor):

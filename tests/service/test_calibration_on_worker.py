@@ -1,4 +1,4 @@
-"""What a worker's calibration of the dense network gives: the order of filters, and refits."""
+"""What a worker's calibration of the dense network gives: the order of filters, refits, scores."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from torch import nn
 
 from fppmo_ray import Recipe, SearchSettings, load_dataset
 from fppmo_ray.distribution import BoolArray, Proposal
-from fppmo_ray.pruning import Candidate, extract, score
+from fppmo_ray.pruning import Candidate, ScoreInRungs, extract, score
 from fppmo_ray.pruning.calibration import Refit, calibrate, obs_order
+from fppmo_ray.pruning.calibration.divergence import answers, divergence
 from fppmo_ray.service.image_task import ImagesOnWorker, image_classification
 from fppmo_ray.service.problem import Problem, build_problem
 from fppmo_ray.service.worker import PruningWorker
@@ -156,3 +157,44 @@ def test_a_worker_calibrates_once_for_all_scores_and_before_the_first(
         keep = np.arange(problem.space.num_filters) % 3 != number
         worker.score(weights, Proposal(proposal_id=number, generation=0, keep=keep, macs=0))
     assert len(calibrated) == 1
+
+
+def test_a_score_by_divergence_compares_with_the_dense_network_on_the_same_images() -> None:
+    problem = problem_of(score_by="divergence", score_images=50)
+    network, keep = network_of(), every_second(problem)
+    worker, weights = PruningWorker(problem, 0), snapshot(problem, network)
+    by_labels = PruningWorker(problem_of(score_images=50), 0)
+    proposal = Proposal(proposal_id=0, generation=2, keep=keep, macs=0, score_seed=(0, 2))
+    found = worker.score(weights, proposal)
+    images = opened(problem)
+    scored = ScoreInRungs(
+        images.candidate(network, keep, seed=(0, 2), split="search_val", compute=problem.compute)
+    )
+    scored.recalibrate()
+    held_out = images.images("search_val")
+    rng = np.random.default_rng((0, 2))
+    rng.permutation(len(images.images("search_train")))
+    drawn = np.sort(rng.permutation(len(held_out))[:50])
+    batches = list(held_out.batches(500, drawn))
+    expected = divergence(scored.network, batches, answers(network, batches))
+    assert found.val_loss == pytest.approx(expected, rel=1e-5)
+    assert found.val_accuracy == by_labels.score(weights, proposal).val_accuracy
+
+
+def test_a_score_by_divergence_depends_on_nothing_that_a_worker_did_before() -> None:
+    problem = problem_of(score_by="divergence", score_images=40)
+    weights = [snapshot(problem, network_of(seed)) for seed in (0, 1)]
+    keep = every_second(problem)
+
+    def loss(worker: PruningWorker, number: int, generation: int) -> float | None:
+        seed = (0, generation)
+        proposal = Proposal(
+            proposal_id=0, generation=generation, keep=keep, macs=0, score_seed=seed
+        )
+        return worker.score(weights[number], proposal).val_loss
+
+    used, fresh = PruningWorker(problem, 0), PruningWorker(problem, 1)
+    many = [loss(used, number, generation) for number in (0, 1) for generation in range(6)]
+    assert loss(used, 0, 0) == many[0] == loss(fresh, 0, 0)
+    assert many[7] == loss(fresh, 1, 1)
+    assert len(set(many)) == 12

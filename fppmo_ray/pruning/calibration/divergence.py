@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fppmo_ray.distribution.space import IntArray
 from fppmo_ray.pruning.network_io import flat_tensors
 from fppmo_ray.training.compute import in_mode
 from fppmo_ray.training.distill import answer_distance
+from fppmo_ray.training.images import Images
 
 TEMPERATURE = 4.0
 """Softens both networks' probabilities. Among 16 masks near the optimum of ResNet-20, the
@@ -33,6 +36,44 @@ def answers(network: nn.Module, batches: Iterable[Any]) -> Answers:
     """
     with in_mode(network, training=False):
         return [flat_tensors(network(_inputs(batch))) for batch in batches]
+
+
+_ANSWER_BATCH = 250
+_MOST_SETS = 4  # two generations are scored at a time, and finalists on one set or a few
+
+
+class DenseAnswers:
+    """The dense network's logits for sets of images, computed once for each of the last few sets.
+
+    Every set is computed by itself, in float32 and in batches of a fixed size, so that its answers
+    are the same whatever sets came before. All proposals of a generation are scored on one set.
+
+    Args:
+        dense: The dense network; its weights must not change meanwhile.
+        images: The images that sets are drawn from, on the network's device.
+    """
+
+    def __init__(self, dense: nn.Module, images: Images) -> None:
+        self.dense = dense
+        self._images = images
+        self._known: OrderedDict[bytes, Tensor] = OrderedDict()
+
+    @torch.no_grad()
+    def of(self, positions: IntArray) -> Tensor:
+        """Return the logits of images, (n, classes).
+
+        Args:
+            positions: ``(n,)``, positions of the images.
+        """
+        key = positions.tobytes()
+        if key not in self._known:
+            batches = self._images.batches(_ANSWER_BATCH, positions)
+            with in_mode(self.dense, training=False):
+                self._known[key] = torch.cat([self.dense(images) for images, _ in batches])
+            if len(self._known) > _MOST_SETS:
+                self._known.popitem(last=False)
+        self._known.move_to_end(key)
+        return self._known[key]
 
 
 @torch.no_grad()
