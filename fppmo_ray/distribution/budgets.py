@@ -9,9 +9,9 @@ import numpy as np
 
 from fppmo_ray.distribution.budget import Budget
 from fppmo_ray.distribution.limits import Resource
-from fppmo_ray.distribution.logits import project_to_budget, start_logits
+from fppmo_ray.distribution.logits import logits_at_widths, project_to_budget, start_logits
 from fppmo_ray.distribution.rules import Beliefs, RankedGeneration, UpdateRule
-from fppmo_ray.distribution.space import BoolArray, FloatArray, PruningSpace
+from fppmo_ray.distribution.space import BoolArray, FloatArray, IntArray, PruningSpace
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,17 @@ class Budgets:
         """
         return cls(tuple(Budget.from_cut(space, cut, further_cuts) for cut in macs_cuts))
 
-    def start(self, importance: FloatArray) -> Beliefs:
-        """Return the beliefs before any feedback, from the importance ``(num_filters,)`` alone."""
-        return Beliefs(keep_logits=start_logits(self.each[0], importance))
+    def start(self, importance: FloatArray, widths: IntArray | None = None) -> Beliefs:
+        """Return the beliefs before any feedback.
+
+        Args:
+            importance: ``(num_filters,)``, finite and > 0.
+            widths: Widths of the first budget to start at, ``(num_groups,)``; None: the same share
+                of every layer.
+        """
+        if widths is None:
+            return Beliefs(keep_logits=start_logits(self.each[0], importance))
+        return Beliefs(keep_logits=logits_at_widths(self.each[0], importance, widths))
 
     def warm_start(self, keep_logits: FloatArray) -> Beliefs:
         """Return beliefs of another search, ``(num_filters,)``, projected to the first budget."""

@@ -81,6 +81,29 @@ def start_logits(budget: Budget, importance: FloatArray) -> FloatArray:
     return project_to_budget(budget, z + offsets[space.group_of])
 
 
+def logits_at_widths(budget: Budget, importance: FloatArray, widths: IntArray) -> FloatArray:
+    """Return keep-logits whose mode has given widths and prefers important filters.
+
+    Within a layer they are the standardised logarithm of the importance plus an offset, one per
+    layer, which puts the last filter of the layer's width as far above a threshold as the next one
+    is below it. All layers have the same threshold.
+
+    Args:
+        budget: The space and the most that masks may cost.
+        importance: ``(num_filters,)``, finite and > 0; only ratios within a layer matter.
+        widths: Kept filters per layer, ``(num_groups,)``, within the budget.
+    """
+    space = budget.space
+    z = _standardised(space, np.log(importance))
+    thresholds = np.empty(len(space.groups))
+    for group, width in enumerate(widths.tolist()):
+        ordered = np.sort(z[space.group_of == group])[::-1]
+        # Beyond the ends, a step of one standard deviation.
+        ordered = np.concatenate([[ordered[0] + 1], ordered, [ordered[-1] - 1]])
+        thresholds[group] = (ordered[width] + ordered[width + 1]) / 2
+    return project_to_budget(budget, z - thresholds[space.group_of])
+
+
 def check_importance(space: PruningSpace, importance: FloatArray) -> None:
     """Refuse an importance that probabilities cannot start from.
 

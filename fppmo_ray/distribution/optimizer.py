@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from fppmo_ray.distribution.allocation import allocate, keep_most_important
 from fppmo_ray.distribution.budgets import Budgets
 from fppmo_ray.distribution.logits import (
     check_importance,
@@ -32,6 +35,9 @@ class MaskOptimizer:
         settings: How to search.
         warm_start: Keep-logits ``(num_filters,)`` of an earlier search over the same filters, to
             start from instead; the importance then only makes the importance-only mask.
+        error_curves: One array per group, as for ``allocate``: the search starts at the widths that
+            it finds, and the mask of these widths is among the finalists. None: the search starts
+            with the same share of every layer.
 
     Raises:
         ValueError: a cut cannot be reached under the space's limits, the space does not know the
@@ -44,14 +50,23 @@ class MaskOptimizer:
         importance: FloatArray,
         settings: OptimizerSettings,
         warm_start: FloatArray | None = None,
+        error_curves: Sequence[FloatArray] | None = None,
     ) -> None:
         self.settings = settings
         self.merit = settings.merit(space)
         self._space = space
         self._budgets = Budgets.from_cuts(space, settings.macs_cuts, settings.further_cuts)
         check_importance(space, importance)
+        self._allocations: list[BoolArray] = []
+        """The mask of the allocated widths, by budget; none without error curves."""
+        if error_curves is not None:
+            self._allocations = [
+                keep_most_important(space, allocate(budget, error_curves), importance)
+                for budget in self._budgets.each
+            ]
         if warm_start is None:
-            start = self._budgets.start(importance)
+            widths = space.widths(self._allocations[0]) if self._allocations else None
+            start = self._budgets.start(importance, widths)
         else:
             check_warm_start(space, warm_start)
             start = self._budgets.warm_start(warm_start)
@@ -177,7 +192,8 @@ class MaskOptimizer:
         Returns:
             For each budget the mode of the latest beliefs, the mode of the logits averaged over
             the last eighth of the search (before that: of the latest), the best samples by merit,
-            and the importance-only mask; each mask once, the importance-only one always.
+            the allocation's mask and the importance-only mask; each mask once, the last two always.
+            In a search without proposals, the last two alone if there is an allocation.
         """
         budgets = range(len(self._budgets.each))
         return [item for budget in budgets for item in self._finalists_of(budget, num_samples)]
@@ -186,28 +202,33 @@ class MaskOptimizer:
         latest = self._beliefs[self._updates].keep_logits
         averaged = self._late_logits / self._num_late if self._num_late else latest
         fill = self._budgets.each[budget].fill
-        candidates = {
-            "importance-only": fill(self._uniform_priority),
-            "mode": fill(latest),
-            "averaged mode": fill(averaged),
-        }
+        always = {"importance-only": fill(self._uniform_priority)}
+        if self._allocations:
+            always = {"allocation": self._allocations[budget]} | always
+        candidates = {"mode": fill(latest), "averaged mode": fill(averaged)}
+        if self._allocations and not self.settings.num_proposals:
+            candidates = {}
         asked = range(self._num_asked)
         ids = [i for generation in asked for i in self.settings.ids_by_budget(generation)[budget]]
         best = self._ranked_ids(ids)[:num_samples]
         candidates |= {
             f"sample {proposal_id}": self._masks.mask(proposal_id) for proposal_id in best
         }
-        distinct: dict[bytes, Finalist] = {}
+        seen = {keep.tobytes() for keep in always.values()}
+        distinct: dict[str, BoolArray] = {}
         for name, keep in candidates.items():
-            finalist = Finalist(
+            if keep.tobytes() not in seen:
+                seen.add(keep.tobytes())
+                distinct[name] = keep
+        return [
+            Finalist(
                 name=name,
                 keep=keep,
                 parameters=self._count_parameters(keep),
                 macs_cut=self._macs_cut(budget),
             )
-            distinct.setdefault(keep.tobytes(), finalist)
-        importance_only, *found = distinct.values()
-        return [*found, importance_only]
+            for name, keep in (distinct | always).items()
+        ]
 
     def _count_parameters(self, keep: BoolArray) -> int:
         return self._space.parameters(keep) if self._space.tensor_sizes else 0

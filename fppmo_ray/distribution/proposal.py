@@ -104,7 +104,7 @@ class Finalist:
     """A mask worth rescoring at the end of a search."""
 
     name: str
-    """``mode``, ``averaged mode``, ``sample <id>`` or ``importance-only``."""
+    """``mode``, ``averaged mode``, ``sample <id>``, ``allocation`` or ``importance-only``."""
     keep: BoolArray
     """The mask, ``(num_filters,)``, True = kept."""
     parameters: int = 0

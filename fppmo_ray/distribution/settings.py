@@ -25,8 +25,8 @@ class OptimizerSettings:
     budgets, each of which gets an even share of every generation's proposals. Beside another cut it
     may be 0, which limits no MACs."""
     num_proposals: int
-    """Proposals over the whole search, at least ``population_size``. Noise cools down over
-    them, so a finished search cannot be extended."""
+    """Proposals over the whole search, at least ``population_size``; 0: nothing is scored. Noise
+    cools down over them, so a finished search cannot be extended."""
     rule: str | UpdateRule = "layer_es"
     """A name in ``RULES``, or a rule with steps of its own."""
     population_size: int = 16
@@ -56,7 +56,7 @@ class OptimizerSettings:
             raise ValueError(
                 f"population_size must be at least 2, to have ranks, got {self.population_size}"
             )
-        if self.num_proposals < self.population_size:
+        if self.num_proposals != 0 and self.num_proposals < self.population_size:
             raise ValueError(
                 f"num_proposals must be at least population_size = {self.population_size}, "
                 f"got {self.num_proposals}; raise it or lower population_size"

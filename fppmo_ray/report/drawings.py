@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,8 @@ def draw_figures(run_dir: str | Path) -> None:
     """Write ``scores.png`` and ``probabilities.png`` into a run directory.
 
     A finished search with several budgets gets ``front.png`` too. A search in stages gets the
-    figures of each stage in the stage's own run directory.
+    figures of each stage in the stage's own run directory. A finished search without proposals gets
+    no figures of scores and probabilities.
 
     Args:
         run_dir: The search's run directory, a folder or a URI.
@@ -39,15 +41,18 @@ def draw_figures(run_dir: str | Path) -> None:
     from matplotlib.figure import Figure
 
     run = read_run(run_dir)
-    if run.history["score"].isna().all() and (stages := begun_stages(run_dir)):
+    is_scored = not run.history["score"].isna().all()
+    if not is_scored and (stages := begun_stages(run_dir)):
         for place in stages:
             draw_figures(place)
         return
-    if run.history["score"].isna().all():
+    if not is_scored and run.figures is None:
         raise ValueError(
             f"nothing has been scored yet in {location_of(run_dir)}: there is nothing to draw"
         )
-    drawings = {"scores": draw_scores, "probabilities": draw_probabilities}
+    drawings: dict[str, Callable[[Figure, Run], None]] = {}
+    if is_scored:
+        drawings = {"scores": draw_scores, "probabilities": draw_probabilities}
     if len(run.named(FPPMO)) > 1:
         drawings["front"] = draw_front
     storage = open_storage(run_dir)

@@ -84,6 +84,8 @@ def _print_cuts(figures: dict[str, Any], console: Console) -> None:
 def _cost_line(figures: dict[str, Any]) -> str:
     """Return a sentence about the number, duration and noise of the scores."""
     scores, noise = figures["scores"], figures["score_noise"]
+    if scores["mean_seconds"] is None:
+        return f"no scores, {scores['failed']} failed"
     line = (
         f"{scores['scored']} scores of {scores['mean_seconds']:.2f} s each, "
         f"{scores['failed']} failed"

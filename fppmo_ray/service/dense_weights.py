@@ -102,7 +102,7 @@ def _measured(context: Context, weights: SharedWeights) -> FilterOrder:
     """Let a worker measure the importance, and the error curves where they are needed."""
     criterion, seed = context.settings.importance, context.settings.seed
     name = f"importance {criterion}"
-    if criterion == "obs":
+    if criterion == "obs" or context.settings.start == "allocation":
         calibrate: Call[Worker, FilterOrder] = Call(
             name, lambda worker: worker.filter_order(weights.shared, criterion, seed)
         )

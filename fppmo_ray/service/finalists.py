@@ -12,7 +12,7 @@ import numpy as np
 from fppmo_ray.distribution import Finalist, FloatArray, Merit
 from fppmo_ray.pruning import Score
 from fppmo_ray.service.dense_weights import Context
-from fppmo_ray.service.journal.artifacts import IMPORTANCE_ONLY
+from fppmo_ray.service.journal.artifacts import ALLOCATION, IMPORTANCE_ONLY
 from fppmo_ray.service.journal.facts import Chosen, Fact, Rescored
 from fppmo_ray.service.journal.run_directory import RunDirectory
 from fppmo_ray.service.pool.call import Call
@@ -31,6 +31,8 @@ class Choice:
     """The finalist with the best mean score."""
     importance_only: Finalist
     """The mask without feedback, for comparison."""
+    allocation: Finalist | None = None
+    """The mask of the allocated widths; None where the search did not start there."""
 
     @property
     def macs_cut(self) -> float | None:
@@ -79,6 +81,7 @@ def choose(
 
     Fresh seeds and fresh images take away the luck that made a sample the best of hundreds. The
     importance-only mask is rescored on search-val too: the spread of its scores is their noise.
+    Without proposals nothing is scored, and the allocation is chosen.
 
     Args:
         finalists: The masks, the first of equals winning.
@@ -97,17 +100,24 @@ def choose(
     merit = context.settings.optimizer_settings().merit(context.problem.space)
     journaled = {fact.macs_cut: fact for fact in run.all(Chosen)}
     still_open = [item for item in finalists if item.macs_cut not in journaled]
-    failed = _rescore(still_open, context, weights, timeout)
+    scores_nothing = not context.settings.proposals
+    failed = set() if scores_nothing else _rescore(still_open, context, weights, timeout)
     choices = []
     for macs_cut in dict.fromkeys(item.macs_cut for item in finalists):
         own = [item for item in finalists if item.macs_cut == macs_cut]
         if macs_cut in journaled:
             chosen = _as_journaled(journaled[macs_cut], own)
         else:
-            chosen = _best([item for item in own if _key(item) not in failed], run, merit)
+            if scores_nothing:
+                chosen = next(item for item in own if item.name == ALLOCATION)
+            else:
+                chosen = _best([item for item in own if _key(item) not in failed], run, merit)
             run.record([Chosen(finalist=chosen.name, keep=chosen.keep, macs_cut=macs_cut)])
         importance_only = next(item for item in own if item.name == IMPORTANCE_ONLY)
-        choices.append(Choice(chosen=chosen, importance_only=importance_only))
+        allocation = next((item for item in own if item.name == ALLOCATION), None)
+        choices.append(
+            Choice(chosen=chosen, importance_only=importance_only, allocation=allocation)
+        )
     return choices
 
 

@@ -6,7 +6,7 @@ import json
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from fppmo_ray.service.ddp_training import train_whole
 from fppmo_ray.service.dense_weights import Context
 from fppmo_ray.service.finalists import Found
 from fppmo_ray.service.journal.artifacts import (
+    ALLOCATION,
     DENSE,
     FPPMO,
     IMPORTANCE_ONLY,
@@ -46,22 +47,24 @@ class _Variant:
     """A network of the final table."""
 
     name: str
-    """``dense``, ``importance-only`` or ``fppmo``."""
+    """``dense``, ``importance-only``, ``allocation`` or ``fppmo``."""
     keep: BoolArray | None
     """Its mask; None: the dense network."""
     weights: SharedWeights
     """The dense weights that it is cut from."""
     macs_cut: float | None = None
     """Its budget, in a search with several; else None."""
+    same_as: str | None = None
+    """The name of the variant that is the same network, so that it is trained once; else None."""
 
     @property
     def task(self) -> str:
         """The name of its fine-tuning in the journal."""
-        return name_for_budget(self.name, self.macs_cut)
+        return name_for_budget(self.same_as or self.name, self.macs_cut)
 
 
 def finalize(context: Context, found: Found, source: Mapping[str, Any] | None) -> None:
-    """Fine-tune dense, importance-only and chosen networks alike; write networks and result.
+    """Fine-tune all networks of the table alike; write the chosen networks and the result.
 
     The test split is read here, once per network and state, and nothing is decided by it.
 
@@ -100,14 +103,21 @@ def finalize(context: Context, found: Found, source: Mapping[str, Any] | None) -
 
 def _variants(found: Found) -> list[_Variant]:
     """Return the networks of the final table, the largest first: it takes longest."""
-    return [_Variant(name=DENSE, keep=None, weights=found.given)] + [
-        _Variant(name=name, keep=finalist.keep, weights=origin, macs_cut=choice.macs_cut)
-        for choice in found.choices
-        for name, finalist, origin in (
-            (IMPORTANCE_ONLY, choice.importance_only, found.given),
-            (FPPMO, choice.chosen, found.weights),
+    variants = [_Variant(name=DENSE, keep=None, weights=found.given)]
+    for choice in found.choices:
+        chosen = _Variant(
+            name=FPPMO, keep=choice.chosen.keep, weights=found.weights, macs_cut=choice.macs_cut
         )
-    ]
+        plain = replace(
+            chosen, name=IMPORTANCE_ONLY, keep=choice.importance_only.keep, weights=found.given
+        )
+        variants.append(plain)
+        if choice.allocation is not None:
+            keep = choice.allocation.keep
+            same_as = FPPMO if np.array_equal(keep, choice.chosen.keep) else None
+            variants.append(replace(plain, name=ALLOCATION, keep=keep, same_as=same_as))
+        variants.append(chosen)
+    return variants
 
 
 def _fine_tune(
@@ -122,6 +132,7 @@ def _fine_tune(
             teacher=teacher,
         )
         for variant in variants
+        if variant.same_as is None
     ]
     return train_whole(trainings, context.problem, context.pool, context.run)
 

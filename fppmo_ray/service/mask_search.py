@@ -38,9 +38,10 @@ def find_mask(
         SearchStopped: a stop was requested.
     """
     weights = dense_weights(context)
-    importance = measure_filters(context, weights).importance
-    settings = context.settings.optimizer_settings()
-    with running_model(context.problem.space, importance, settings, warm_start) as model:
+    order = measure_filters(context, weights)
+    curves = order.error_curves if context.settings.start == "allocation" else None
+    settings, space = context.settings.optimizer_settings(), context.problem.space
+    with running_model(space, order.importance, settings, warm_start, curves) as model:
         found = find_mask_with(
             model, context, weights, score_timeout=score_timeout, console=console
         )

@@ -61,6 +61,7 @@ class ProbabilityModel:
         importance: ``(num_filters,)``, finite and > 0: where the probabilities start.
         settings: How to search.
         warm_start: Keep-logits of an earlier stage to start from instead; None: the importance.
+        error_curves: One per group, to start at the allocation; None: with equal shares.
     """
 
     def __init__(
@@ -69,10 +70,11 @@ class ProbabilityModel:
         importance: FloatArray,
         settings: OptimizerSettings,
         warm_start: FloatArray | None = None,
+        error_curves: Sequence[FloatArray] | None = None,
     ) -> None:
         self._space = space
         self._rule = settings.rule
-        self._optimizer = MaskOptimizer(space, importance, settings, warm_start)
+        self._optimizer = MaskOptimizer(space, importance, settings, warm_start, error_curves)
 
     def __repr__(self) -> str:
         """Return the name that the Ray dashboard shows; Ray reads it once."""
@@ -136,6 +138,7 @@ class ModelHandle:
         importance: See ``ProbabilityModel``.
         settings: See ``ProbabilityModel``.
         warm_start: See ``ProbabilityModel``.
+        error_curves: See ``ProbabilityModel``.
     """
 
     def __init__(
@@ -144,8 +147,9 @@ class ModelHandle:
         importance: FloatArray,
         settings: OptimizerSettings,
         warm_start: FloatArray | None = None,
+        error_curves: Sequence[FloatArray] | None = None,
     ) -> None:
-        self._arguments = (space, importance, settings, warm_start)
+        self._arguments = (space, importance, settings, warm_start, error_curves)
         self._told: list[Feedback] = []
         self._actor = self._start()
 
@@ -230,6 +234,7 @@ def running_model(
     importance: FloatArray,
     settings: OptimizerSettings,
     warm_start: FloatArray | None = None,
+    error_curves: Sequence[FloatArray] | None = None,
 ) -> Iterator[ModelHandle]:
     """Yield a running probability-model actor, and stop it afterwards.
 
@@ -238,8 +243,9 @@ def running_model(
         importance: See ``ProbabilityModel``.
         settings: See ``ProbabilityModel``.
         warm_start: See ``ProbabilityModel``.
+        error_curves: See ``ProbabilityModel``.
     """
-    model = ModelHandle(space, importance, settings, warm_start)
+    model = ModelHandle(space, importance, settings, warm_start, error_curves)
     try:
         yield model
     finally:

@@ -35,7 +35,7 @@ class Best:
     """The chosen mask of a budget, and the figures of its network."""
 
     finalist: str
-    """Name of the chosen finalist: ``mode``, ``averaged mode``, ``sample <id>`` or
+    """Name of the chosen finalist: ``mode``, ``averaged mode``, ``sample <id>``, ``allocation`` or
     ``importance-only``."""
     keep: BoolArray
     """``(num_filters,)``, True = kept."""

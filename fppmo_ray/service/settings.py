@@ -23,6 +23,7 @@ _CHOICES = {
     "importance": get_args(Ordering),
     "dtype": ("auto", *get_args(DType)),
     "score_by": ("labels", "divergence"),
+    "start": ("uniform", "allocation"),
 }
 
 
@@ -45,7 +46,8 @@ class SearchSettings:
     memory_cut: float | None = None
     """Share to remove of the peak memory that one image's activations take in inference."""
     proposals: int = 640
-    """Number of masks to score in the whole search."""
+    """Number of masks to score in the whole search. 0 scores none and takes the allocation, which
+    must be the start."""
     population: int = 16
     """Proposals per generation. Four or more per worker keep the workers busy."""
     lag: int = 1
@@ -65,9 +67,13 @@ class SearchSettings:
     """Criterion of filter importance, from which the probabilities start. fpgm leads to better
     networks than l1 after fine-tuning, although not before it. obs is the order of least error
     when filters are removed one by one, which a worker calibrates without labels."""
+    start: Literal["uniform", "allocation"] = "uniform"
+    """Widths at which the search starts: the same share of every layer, or those that the error
+    curves of a calibration give without scores. The mask of these widths is then always among the
+    finalists, and its network in the closing table."""
     calibration_images: int = 1000
-    """Number of search-train images that the dense network is calibrated on for the importance obs
-    and for refits. All if there are fewer."""
+    """Number of search-train images that the dense network is calibrated on, for the importance
+    obs, the start at the allocation and refits. All if there are fewer."""
     refit: bool = False
     """Whether the layers behind removed filters are refitted by least squares: in every score, and
     in the networks before fine-tuning. Every worker calibrates the dense network when it starts."""
@@ -138,8 +144,22 @@ class SearchSettings:
             _require(self.width_multiple >= 1, "width_multiple", ">= 1", self.width_multiple)
         for name, known in _CHOICES.items():
             _require(getattr(self, name) in known, name, f"one of {known}", getattr(self, name))
+        self._check_start()
         self.optimizer_settings()  # refuses a wrong budget, rule or population at once
         in_stages(self)  # refuses stages that do not lead up to the budget
+
+    def _check_start(self) -> None:
+        """Refuse stages that start at an allocation, and nothing to start from without scores."""
+        if self.start == "allocation" and self.stages:
+            raise ValueError(
+                "start allocation does not go with stages, each of which starts where the one "
+                "before it has ended; leave stages out, or start uniform"
+            )
+        if self.proposals == 0 and self.start != "allocation":
+            raise ValueError(
+                "proposals = 0 leaves the allocation alone, so start must be allocation, got "
+                f"{self.start}; give it, or at least {self.population} proposals"
+            )
 
     def on(self, device_type: str) -> SearchSettings:
         """Return the settings with the defaults of a device type, as they are journaled.

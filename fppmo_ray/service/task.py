@@ -190,7 +190,7 @@ class Task(Protocol):
 _OF_IMAGES = (
     *("score_steps", "rank_by", "capacity_weight", "baseline_epochs", "stages"),
     *("score_images", "score_recalibrate_images", "rescore_images", "recalibrate_images"),
-    *("calibration_images", "refit", "score_by"),
+    *("calibration_images", "refit", "score_by", "start"),
     *("dtype", "autotune", "recipe"),
 )
 """Settings that say how images are scored and trained on, which a task's functions do."""

@@ -90,9 +90,11 @@ def _without_ray(pools: Pools) -> Iterator[None]:
         yield pools.make(problem, stop)
 
     @contextmanager
-    def model_here(space: Any, importance: Any, settings: Any, warm_start: Any) -> Iterator[Any]:
+    def model_here(
+        space: Any, importance: Any, settings: Any, warm_start: Any, error_curves: Any
+    ) -> Iterator[Any]:
         pools.warm_starts.append(warm_start)
-        yield ProbabilityModel(space, importance, settings, warm_start)
+        yield ProbabilityModel(space, importance, settings, warm_start, error_curves)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker_protocol.ray, "put", lambda value: value)

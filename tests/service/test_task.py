@@ -280,7 +280,7 @@ def test_a_score_that_is_never_a_number_ends_the_search_with_a_sentence(tmp_path
         ({"importance": "taylor"}, "importance taylor"),
         ({"importance": "obs"}, "importance obs needs a calibration .* give l1, l2, fpgm"),
         ({"calibration_images": 100, "refit": True}, "calibration_images, refit"),
-        ({"score_by": "divergence"}, "score_by"),
+        ({"score_by": "divergence", "start": "allocation"}, "start, score_by"),
     ],
 )
 def test_settings_of_images_are_refused_for_a_function_task(

@@ -24,6 +24,7 @@ _COLUMNS = [
 
 RESULT = "result.json"
 DENSE, IMPORTANCE_ONLY, FPPMO = "dense", "importance-only", "fppmo"
+ALLOCATION = "allocation"
 """The networks of the final table."""
 
 

@@ -116,6 +116,11 @@ class FPPMOSearch(Searcher):
             raise ValueError(
                 f"stages must be left out under Tune, got {settings.stages}; use fppmo_ray.search"
             )
+        if settings.start != "uniform":
+            raise ValueError(
+                f"start must be uniform under Tune, got {settings.start}: nothing is calibrated; "
+                "use fppmo_ray.search"
+            )
         if settings.importance in ("taylor", "obs"):
             measured_by = "importance" if settings.importance == "taylor" else "calibration"
             raise ValueError(

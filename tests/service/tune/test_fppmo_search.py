@@ -494,6 +494,7 @@ class TestForAProblem:
         ("changes", "sentence"),
         [
             ({"importance": "taylor"}, "taylor is measured on images: measure it by"),
+            ({"start": "allocation"}, "start must be uniform under Tune, got allocation"),
             ({"importance": "obs"}, r"obs is measured on images: .*pruning\.calibration"),
             (
                 {"stages": (0.3,), "proposals": 16},

@@ -1,0 +1,122 @@
+"""Searches that start at the allocation: from the settings to the closing table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from simulated_run import Killed, all_of, go_on, killed_after, told
+
+from fppmo_ray import Placement, Recipe, SearchResult, SearchSettings, load_dataset, search
+from fppmo_ray.distribution import Proposal
+from fppmo_ray.report import draw_figures, print_result, print_status, write_report
+from fppmo_ray.service.journal.facts import EpochFinished, Rescored
+from fppmo_ray.training import build_network
+
+SETTINGS = SearchSettings(
+    macs_cut=0.5,
+    proposals=8,
+    population=4,
+    importance="obs",
+    start="allocation",
+    refit=True,
+    score_by="divergence",
+    calibration_images=150,
+    score_images=100,
+    rescore_seeds=2,
+    baseline_epochs=1,
+    dtype="float32",
+    recipe=Recipe(epochs=1, batch_size=64),
+)
+
+
+def searched(run_dir: Path, settings: SearchSettings) -> SearchResult:
+    network, dataset = build_network("digits_cnn", 10, seed=0), load_dataset("digits")
+    one = Placement(workers=1)
+    return search(network, dataset, settings, run_dir=run_dir, placement=one)
+
+
+def test_without_proposals_the_allocation_is_fine_tuned_and_no_mask_scored(
+    local_ray: None, tmp_path: Path
+) -> None:
+    result = searched(tmp_path / "run", replace(SETTINGS, proposals=0))
+    rows = {row["name"]: row for row in result.figures["variants"]}
+    assert list(rows) == ["dense", "importance-only", "allocation", "fppmo"]
+    assert result.best.finalist == "allocation"
+    assert rows["allocation"]["widths"] == rows["fppmo"]["widths"]
+    assert rows["allocation"]["after"] == rows["fppmo"]["after"]
+    assert all_of(tmp_path / "run", Proposal) == all_of(tmp_path / "run", Rescored) == []
+    trained = {fact.task for fact in all_of(tmp_path / "run", EpochFinished)}
+    assert trained == {"baseline", "dense", "importance-only", "fppmo"}
+    assert len(result.history) == 0
+    console = Console(record=True, width=160)
+    print_result(result.run_dir, console)
+    print_status(result.run_dir, console)
+    text = console.export_text()
+    assert "chosen: allocation" in text
+    assert "no scores" in text
+    draw_figures(result.run_dir)
+    assert "allocation" in write_report(result.run_dir, tmp_path / "report.html")[0].read_text()
+
+
+def test_with_proposals_the_allocation_is_a_row_of_the_table_beside_what_was_chosen(
+    local_ray: None, tmp_path: Path
+) -> None:
+    result = searched(tmp_path / "run", SETTINGS)
+    rows = {row["name"]: row for row in result.figures["variants"]}
+    assert list(rows) == ["dense", "importance-only", "allocation", "fppmo"]
+    assert all(0 <= row["after"]["test"]["accuracy"] <= 1 for row in rows.values())
+    rescored = {fact.finalist for fact in all_of(tmp_path / "run", Rescored)}
+    assert {"allocation", "importance-only"} < rescored
+    assert result.history["val_accuracy"].between(0, 1).all()
+    console = Console(record=True, width=160)
+    print_result(result.run_dir, console)
+    assert "allocation" in console.export_text()
+
+
+@pytest.mark.parametrize("proposals", [0, 12])
+def test_a_search_from_the_allocation_that_is_killed_ends_like_an_undisturbed_one(
+    tmp_path: Path, proposals: int
+) -> None:
+    settings = replace(SETTINGS, proposals=proposals, baseline_epochs=0)
+    undisturbed, _ = go_on(tmp_path / "whole", settings)
+    assert undisturbed.choices[0].allocation is not None
+    for number in range(1, 1000, 3):
+        run_dir = tmp_path / str(number)
+        try:
+            with killed_after(number):
+                go_on(run_dir, settings, seed=number)
+        except Killed:
+            pass
+        else:
+            break
+        found, _ = go_on(run_dir, settings, seed=number + 1)
+        assert told(run_dir) == told(tmp_path / "whole"), number
+        assert np.array_equal(found.choices[0].chosen.keep, undisturbed.choices[0].chosen.keep)
+    assert number > 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"start": "middle"}, r"start must be one of \('uniform', 'allocation'\), got middle"),
+        (
+            {"start": "uniform", "proposals": 0},
+            "proposals = 0 leaves the allocation .* got uniform",
+        ),
+        ({"proposals": 16, "stages": (0.3,)}, "start allocation does not go with stages"),
+        ({"proposals": 3}, "num_proposals must be at least population_size = 4"),
+        ({"calibration_images": 0}, "calibration_images must be >= 1"),
+        ({"score_by": "guess"}, "score_by must be one of"),
+        ({"importance": "best"}, "importance must be one of .*obs"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_with_a_sentence(
+    changes: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        replace(SETTINGS, **changes)
