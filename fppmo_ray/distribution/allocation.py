@@ -128,7 +128,7 @@ def _removals(
 def _savings(
     cost: Cost, most: int, widths: IntArray, narrower: IntArray, space: PruningSpace
 ) -> FloatArray:
-    """What each group's step saves of a resource, ``(num_groups,)``.
+    """Return how much of a resource each group's step saves, ``(num_groups,)``.
 
     A peak of memory does not fall while two groups share it, and a measured latency can be flat
     from one width to the next. Where no single step saves anything, each group is looked at with
