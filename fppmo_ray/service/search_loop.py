@@ -51,9 +51,10 @@ def score_proposals(
     def take_in(step: Step) -> None:
         _record(step, recorded, run)
         progress.proposed(step.proposals)
-        busy = known.keys() | {proposal.proposal_id for proposal in in_flight.values()}
+        in_work = {proposal.proposal_id for proposal in in_flight.values()}
         for proposal in step.proposals:
-            if proposal.proposal_id not in busy:  # a restarted model proposes everything anew
+            # A restarted model proposes everything anew.
+            if proposal.proposal_id not in known and proposal.proposal_id not in in_work:
                 call = score_call(proposal)
                 in_flight[call] = proposal
                 pool.submit(call)

@@ -193,10 +193,7 @@ class PruningWorker:
         torch.set_num_threads(weights.compute.threads)
         if self._dense_sha256 != weights.sha256:
             # Another object: a task keeps what it has computed of the network that it was given.
-            self._dense = copy.deepcopy(self._dense)
-            load_arrays(self._dense, weights.arrays)
-            self._dense.eval()
-            self._dense_sha256 = weights.sha256
+            self._dense, self._dense_sha256 = self._copy_with(weights), weights.sha256
         return self._dense
 
     def _network(
@@ -214,10 +211,14 @@ class PruningWorker:
     def _teacher_with(self, weights: WeightsSnapshot) -> nn.Module:
         """Return a dense network with the teacher's weights, beside the one that is pruned."""
         if self._teacher is None or self._teacher[0] != weights.sha256:
-            network = copy.deepcopy(self._dense)
-            load_arrays(network, weights.arrays)
-            self._teacher = weights.sha256, network.eval()
+            self._teacher = weights.sha256, self._copy_with(weights)
         return self._teacher[1]
+
+    def _copy_with(self, weights: WeightsSnapshot) -> nn.Module:
+        """Return a copy of the dense network with a snapshot's weights, in eval mode."""
+        network = copy.deepcopy(self._dense)
+        load_arrays(network, weights.arrays)
+        return network.eval()
 
 
 def feedback_of(proposal_id: int, score: Score, *, steps: int) -> Feedback:
