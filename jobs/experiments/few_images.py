@@ -25,14 +25,13 @@ from archive import flattened, read_rows, unflattened, write_rows
 from intervals import paired_difference, spread
 from rich.console import Console
 from rich.table import Table
-from untrained import METHODS, Study, accuracy_on
+from untrained import METHODS, Study, accuracy_on, choose_images, open_subject
 
-from fppmo_ray import load_dataset
 from fppmo_ray.distribution import Budget
 from fppmo_ray.job import run_job
 from fppmo_ray.pruning import trace
 from fppmo_ray.pruning.calibration.features import last_feature_match
-from fppmo_ray.training import build_network, example_batch, load_weights, open_images
+from fppmo_ray.training import example_batch, open_images
 from fppmo_ray.training.distill import FEW_IMAGES, distill, endless_batches
 
 logger = logging.getLogger(__name__)
@@ -110,13 +109,7 @@ def main(
     if unknown:
         raise ValueError(f"methods must be some of {', '.join(METHODS)}, got {unknown}")
     torch.set_num_threads(threads)
-    dataset = load_dataset("cifar10", data)
-    dense = build_network(network, dataset.num_classes)
-    load_weights(dense, weights)
-    dense.eval()
-    rows = np.arange(len(dataset.train))
-    if held_out_rows is not None:
-        rows = np.setdiff1d(rows, np.load(held_out_rows))
+    dataset, dense, rows = open_subject(data, network, weights, held_out_rows)
     test = open_images(dataset.test, None, dataset)
     image = example_batch(dataset)
     tracing = trace(dense, image, ignore=ignore)
@@ -125,8 +118,7 @@ def main(
     done = {(row.setting, row.seed) for row in known}
     ways = list(itertools.product(steps, feature_weights, learning_rates))
     for seed, count, cut, method in itertools.product(seeds, images, macs_cuts, methods):
-        chosen = np.sort(np.random.default_rng(seed).choice(rows, count, replace=False))
-        few = open_images(dataset.train, chosen, dataset)
+        few = choose_images(dataset, rows, count, seed)
         study = Study(
             dense=dense,
             tracing=tracing,

@@ -31,7 +31,7 @@ from rivals.torch_pruning_masks import magnitude_mask
 from torch import nn
 
 from fppmo_ray import load_dataset
-from fppmo_ray.distribution import BoolArray, Budget
+from fppmo_ray.distribution import BoolArray, Budget, IntArray
 from fppmo_ray.distribution.allocation import allocate, keep_most_important
 from fppmo_ray.distribution.logits import uniform_priority
 from fppmo_ray.job import run_job
@@ -40,6 +40,7 @@ from fppmo_ray.pruning.calibration import Calibration, FilterOrder, Refit, calib
 from fppmo_ray.pruning.calibration.divergence import Answers, answers, divergence
 from fppmo_ray.training import (
     ComputeConfig,
+    Dataset,
     Images,
     build_network,
     evaluate,
@@ -81,6 +82,39 @@ class Row:
     """From the loaded network to the pruned one on one core, tracing and scores included."""
 
 
+def open_subject(
+    data: Path, network: str, weights: Path, held_out_rows: Path | None
+) -> tuple[Dataset, nn.Module, IntArray]:
+    """Return CIFAR-10, the trained network in eval mode, and the training rows to choose from.
+
+    Args:
+        data: Folder with CIFAR-10 as parquet files or in torchvision's layout.
+        network: Name of the network, as in ``build_network``.
+        weights: The network's trained weights.
+        held_out_rows: .npy file of training rows that are not used; None: all are.
+    """
+    dataset = load_dataset("cifar10", data)
+    dense = build_network(network, dataset.num_classes)
+    load_weights(dense, weights)
+    rows = np.arange(len(dataset.train))
+    if held_out_rows is not None:
+        rows = np.setdiff1d(rows, np.load(held_out_rows))
+    return dataset, dense.eval(), rows
+
+
+def choose_images(dataset: Dataset, rows: IntArray, count: int, seed: int) -> Images:
+    """Return training images that a seed chooses.
+
+    Args:
+        dataset: The data set.
+        rows: Training rows to choose from.
+        count: Number of images.
+        seed: Seed of the choice, >= 0.
+    """
+    chosen = np.sort(np.random.default_rng(seed).choice(rows, count, replace=False))
+    return open_images(dataset.train, chosen, dataset)
+
+
 def main(
     data: Path,
     weights: Path,
@@ -115,13 +149,7 @@ def main(
         threads: Threads of torch.
     """
     torch.set_num_threads(threads)
-    dataset = load_dataset("cifar10", data)
-    dense = build_network(network, dataset.num_classes)
-    load_weights(dense, weights)
-    dense.eval()
-    rows = np.arange(len(dataset.train))
-    if held_out_rows is not None:
-        rows = np.setdiff1d(rows, np.load(held_out_rows))
+    dataset, dense, rows = open_subject(data, network, weights, held_out_rows)
     test = open_images(dataset.test, None, dataset)
     began = time.perf_counter()
     tracing = trace(dense, example_batch(dataset), ignore=ignore)
@@ -132,11 +160,10 @@ def main(
     done = {(row.network, row.macs_cut, row.images, row.method, row.seed) for row in known}
     space = tracing.space.with_limits(min_keep=min_keep)
     for count, seed in itertools.product(images, seeds):
-        chosen = np.sort(np.random.default_rng(seed).choice(rows, count, replace=False))
         study = Study(
             dense=dense,
             tracing=tracing,
-            images=open_images(dataset.train, chosen, dataset),
+            images=choose_images(dataset, rows, count, seed),
             trace_seconds=trace_seconds,
             random_scores=random_scores,
             seed=seed,
