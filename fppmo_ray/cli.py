@@ -1,4 +1,4 @@
-"""The command line: ``fppmo-ray demo | status | export | report | compare``, and clusters."""
+"""The command line: ``fppmo-ray demo | status | export | report | compare | repair``, clusters."""
 
 from __future__ import annotations
 
@@ -101,6 +101,20 @@ def compare(
         print(path)
 
 
+def repair(run_dir: tyro.conf.Positional[str], /) -> None:
+    """Cut a damaged journal before its first damaged line, so that its search can be resumed.
+
+    The damaged journal is kept beside it. What followed is computed again, with the same result.
+
+    Args:
+        run_dir: The search's run directory, a folder or a URI. Its driver must have ended.
+    """
+    from fppmo_ray.service.journal.repair import repair
+
+    for sentence in repair(run_dir):
+        print(sentence)
+
+
 def main() -> None:
     """Run the command ``fppmo-ray``."""
     arguments, flags = sys.argv[1:], list[str]()
@@ -113,6 +127,7 @@ def main() -> None:
         "export": export,
         "report": report,
         "compare": compare,
+        "repair": repair,
         "submit": partial(cluster_commands.submit, flags),
         "list": cluster_commands.list_searches,
         "logs": cluster_commands.logs,

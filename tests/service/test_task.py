@@ -30,6 +30,7 @@ from fppmo_ray.distribution import Feedback, Proposal
 from fppmo_ray.report import print_result, print_status, write_comparison, write_report
 from fppmo_ray.service.image_task import ImagesOnWorker, image_classification
 from fppmo_ray.service.journal.facts import EpochFinished, Started
+from fppmo_ray.service.journal.journal import to_lines
 from fppmo_ray.service.journal.run_directory import read_journal
 from fppmo_ray.service.problem import Problem, build_problem
 from fppmo_ray.service.task import FunctionsOnWorker, TaskOnWorker
@@ -154,9 +155,11 @@ def test_a_search_is_not_compared_with_one_of_another_measure(
 ) -> None:
     other = tmp_path / "other"
     shutil.copytree(finished.run_dir, other)
-    told = (other / "journal.jsonl").read_text()
-    assert told.count('"minus error"') == 1
-    (other / "journal.jsonl").write_text(told.replace('"minus error"', '"dB"'))
+    started, *facts = read_journal(other)
+    assert isinstance(started, Started)
+    assert started.identity["task"]["measure"] == "minus error"
+    started.identity["task"]["measure"] = "dB"
+    (other / "journal.jsonl").write_bytes(to_lines([started, *facts]))
     with pytest.raises(ValueError, match=r"with the same measure.*by minus error.*by dB"):
         write_comparison([finished.run_dir, other], tmp_path / "both.html")
 

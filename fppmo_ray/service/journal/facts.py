@@ -10,13 +10,14 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from fppmo_ray.distribution import BoolArray, Feedback, Merit, Proposal
 
-FORMAT = 2
+FORMAT = 3
 """Format number of the journal, in its first line."""
 
 
@@ -203,6 +204,20 @@ Fact = (
 )
 
 _KINDS: dict[str, type[Fact]] = {kind.__name__: kind for kind in get_args(Fact)}
+_TYPES: dict[str, dict[str, Any]] = {
+    name: {
+        field.name: str if field.name == "keep" else get_type_hints(kind)[field.name]
+        for field in fields(kind)
+    }
+    for name, kind in _KINDS.items()
+}
+"""Types of the JSON values of every kind's fields; a mask is text there."""
+_NULLABLE: dict[str, set[str]] = {
+    name: {"train_loss", "val_accuracy"} & types.keys() for name, types in _TYPES.items()
+}
+"""Fields without a default that are left out where they are None."""
+_SCALARS: dict[Any, tuple[type, ...]] = {float: (float, int), float | None: (float, int)}
+"""Types of JSON numbers in a field, to check most values in one look."""
 
 
 def pack_mask(keep: BoolArray) -> str:
@@ -236,14 +251,14 @@ def latest_feedback(facts: Iterable[Fact]) -> dict[int, Feedback]:
 
 def fact_to_json(fact: Fact) -> dict[str, Any]:
     """Return the fact as a JSON object whose ``fact`` entry names its kind; None is left out."""
-    entries = {field.name: getattr(fact, field.name) for field in fields(fact)}
+    entries = {name: getattr(fact, name) for name in _TYPES[type(fact).__name__]}
     if "keep" in entries:
         entries["keep"] = pack_mask(entries["keep"])
     present = {name: value for name, value in entries.items() if value is not None}
     return {"fact": type(fact).__name__, **present}
 
 
-def fact_from_json(data: dict[str, Any], num_filters: int) -> Fact:
+def fact_from_json(data: Any, num_filters: int) -> Fact:
     """Return the fact that ``fact_to_json`` described.
 
     Args:
@@ -251,23 +266,46 @@ def fact_from_json(data: dict[str, Any], num_filters: int) -> Fact:
         num_filters: Length of a mask, which the journal's first line tells.
 
     Raises:
-        ValueError: the kind is unknown or its entries do not fit.
+        ValueError: it is no object, its kind is unknown, or its entries do not fit.
     """
+    if not isinstance(data, dict):
+        raise ValueError(f"expected a JSON object, got {type(data).__name__}")
     entries = dict(data)
     name = entries.pop("fact", None)
-    if name not in _KINDS:
+    kind = _KINDS.get(name) if isinstance(name, str) else None
+    if kind is None:
         raise ValueError(f"expected a fact of {', '.join(_KINDS)}, got {name!r}")
+    for entry, value in entries.items():
+        hint = _TYPES[name].get(entry, Any)
+        if type(value) not in _SCALARS.get(hint, (hint,)) and not _fits(value, hint):
+            raise ValueError(f"{entry} of fact {name} is of another type: {value!r:.40}")
     if "keep" in entries:
         entries["keep"] = unpack_mask(entries["keep"], num_filters)
     if "score_seed" in entries:
         entries["score_seed"] = tuple(entries["score_seed"])
+    for absent in _NULLABLE[name] - entries.keys():
+        entries[absent] = None
     try:
-        return _KINDS[name](**_with_absent(_KINDS[name], entries))
+        return kind(**entries)
     except TypeError as error:
         raise ValueError(f"the entries of fact {name} do not fit: {error}") from error
 
 
-def _with_absent(kind: type[Fact], entries: dict[str, Any]) -> dict[str, Any]:
-    """Return the entries with None for the fields that ``fact_to_json`` left out."""
-    optional = {"train_loss", "val_accuracy"} & {field.name for field in fields(kind)}
-    return {**dict.fromkeys(optional), **entries}
+def _fits(value: object, hint: Any) -> bool:
+    """Return whether a JSON value is of a field's type; tuples are lists in JSON."""
+    if hint is Any:
+        return True
+    if hint is float:
+        return type(value) in (float, int)
+    outer, inner = get_origin(hint), get_args(hint)
+    if outer in (Union, UnionType):
+        return any(_fits(value, one) for one in inner)
+    if outer is dict:
+        return isinstance(value, dict) and all(_fits(item, inner[1]) for item in value.values())
+    if outer is list:
+        return isinstance(value, list) and all(_fits(item, inner[0]) for item in value)
+    if outer is tuple:
+        return (
+            isinstance(value, list) and len(value) == len(inner) and all(map(_fits, value, inner))
+        )
+    return type(value) is hint

@@ -25,7 +25,6 @@ any moment costs nothing, and of several at once only the highest goes on.
 from __future__ import annotations
 
 import itertools
-import json
 import secrets
 
 from fppmo_ray.service.journal.journal import complete_lines
@@ -65,14 +64,18 @@ class LeaseJournal:
             )
 
 
-def open_lease(storage: Storage) -> tuple[LeaseJournal, bytes]:
+def open_lease(storage: Storage, lines: bytes | None = None) -> tuple[LeaseJournal, bytes]:
     """Take a lease, which ends the one before; return it with the lines of the journal so far.
+
+    Args:
+        storage: Where the journal is.
+        lines: Lines to begin the lease with, of a repaired journal; None: the journal so far.
 
     Raises:
         RuntimeError: another driver opened at the same time, and has the higher lease.
     """
     lease = _claim(storage)
-    lines = read_leases(storage) or b""
+    lines = (read_leases(storage) or b"") if lines is None else lines
     storage.write(_segment(lease, 0), _sealed(lines))
     journal = LeaseJournal(storage, lease)
     journal.require_held()
@@ -113,9 +116,9 @@ def _read_lease(storage: Storage, lease: str) -> bytes | None:
 
 def _sealed(lines: bytes) -> bytes:
     """Return the lines after a line with their length, which shows torn objects (on HDFS)."""
-    return json.dumps({"bytes": len(lines)}).encode() + b"\n" + lines
+    return b'{"bytes": %d}\n%b' % (len(lines), lines)
 
 
 def _unsealed(content: bytes) -> bytes | None:
-    header, newline, lines = content.partition(b"\n")
-    return lines if newline and len(lines) == json.loads(header)["bytes"] else None
+    lines = content.partition(b"\n")[2]
+    return lines if content == _sealed(lines) else None

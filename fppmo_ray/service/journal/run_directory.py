@@ -16,6 +16,7 @@ from fppmo_ray.service.journal.journal import (
     JOURNAL,
     Journal,
     from_lines,
+    last_checksum,
     open_file,
     read_file,
     to_lines,
@@ -109,9 +110,9 @@ def open_run(
     storage = open_storage(run_dir)
     _require_fit(storage, resume, started)
     with _open_journal(storage) as (journal, lines):
-        facts = from_lines(lines, _journal_place(storage))
+        facts = from_lines(lines, storage.location, _journal_name(storage))
         _require_wanted(facts, storage, resume)
-        run = RunDirectory(storage, journal, facts)
+        run = RunDirectory(storage, journal, facts, last_checksum(lines))
         if started is not None:
             run.start(started)
         yield run
@@ -133,8 +134,11 @@ class RunDirectory:
     it returns. Artifacts are written whole, before the fact that names them.
     """
 
-    def __init__(self, storage: Storage, journal: Journal, facts: list[Fact]) -> None:
+    def __init__(
+        self, storage: Storage, journal: Journal, facts: list[Fact], checksum: bytes
+    ) -> None:
         self.facts: list[Fact] = []
+        self._checksum = checksum  # of the journal's last line
         self._by_kind: dict[type, list[Any]] = defaultdict(list)
         self._take_in(facts)
         self._storage = storage
@@ -153,7 +157,9 @@ class RunDirectory:
         """
         new = list(facts)
         if new:
-            self._journal.append(to_lines(new))
+            lines = to_lines(new, self._checksum)
+            self._journal.append(lines)
+            self._checksum = last_checksum(lines)
             self._take_in(new)
 
     def all(self, kind: type[_AnyFact]) -> Sequence[_AnyFact]:
@@ -221,15 +227,11 @@ class RunDirectory:
 
 def _read(storage: Storage) -> list[Fact] | None:
     lines = read_leases(storage) if storage.local is None else read_file(storage.local)
-    return None if lines is None else from_lines(lines, _journal_place(storage))
+    return None if lines is None else from_lines(lines, storage.location, _journal_name(storage))
 
 
 def _journal_name(storage: Storage) -> str:
     return LEASES if storage.local is None else JOURNAL
-
-
-def _journal_place(storage: Storage) -> str:
-    return f"{storage.location}/{_journal_name(storage)}"
 
 
 def _require_fit(storage: Storage, resume: bool | None, started: Started | None) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fppmo_ray.distribution import Feedback, Proposal
-from fppmo_ray.service.journal.facts import Fact, Started, fact_to_json
+from fppmo_ray.service.journal.facts import Fact, Started, WeightsFrozen, fact_to_json
 
 STARTED = Started(
     search_id="abc",
@@ -30,13 +30,13 @@ FACTS: list[Fact] = [
         worker="0@h:1",
         at=9.5,
     ),
-    Feedback(proposal_id=1, error="RuntimeError('ü')"),
+    Feedback(proposal_id=0, error="RuntimeError('ü')"),
 ]
 
 
 def numbered(number: int) -> Fact:
     """Return a fact that differs from those of other numbers."""
-    return Feedback(proposal_id=number, error="")
+    return WeightsFrozen(sha256=str(number))
 
 
 def told(facts: Iterable[Fact]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The facts of a journal of format 2: what each line holds, and that it comes back."""
+"""The facts of a journal of format 3: what each line holds, and that it comes back."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ EVERY: list[Fact] = [
         worker="1@h:2",
         at=1e9 + 0.5,
     ),
-    Feedback(proposal_id=18, val_loss=-32.5),
+    Feedback(proposal_id=17, val_loss=-32.5),
     Updated(generation=1, keep_share=[0.25, 1 / 3]),
     Rescored(
         finalist="mode",
@@ -128,7 +128,8 @@ def test_every_kind_of_fact_comes_back_from_its_line() -> None:
 
 def test_a_line_is_the_record_itself_and_leaves_out_what_is_none() -> None:
     lines = [json.loads(line) for line in to_lines(EVERY).splitlines()]
-    assert lines[0]["format"] == 2
+    assert len({line.pop("sum") for line in lines}) == len(lines)  # equal facts too
+    assert lines[0]["format"] == 3
     assert lines[8] == {
         "fact": "Proposal",
         "proposal_id": 17,
@@ -141,7 +142,7 @@ def test_a_line_is_the_record_itself_and_leaves_out_what_is_none() -> None:
     }
     assert lines[11] == {
         "fact": "Feedback",
-        "proposal_id": 18,
+        "proposal_id": 17,
         "val_loss": -32.5,
         "steps": 0,
         "worker": "",

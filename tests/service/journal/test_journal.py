@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
+from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import pytest
-from example_facts import FACTS, told
+from example_facts import FACTS, STARTED, numbered, told
 
+from fppmo_ray.service.journal.facts import fact_to_json
+from fppmo_ray.service.journal.journal import last_checksum, to_lines
+from fppmo_ray.service.journal.repair import repair
 from fppmo_ray.service.journal.run_directory import open_run, read_journal
 
 
@@ -26,47 +33,142 @@ def test_a_journal_cut_at_any_byte_keeps_its_complete_lines_and_goes_on(journal:
         journal.write_bytes(content[:length])
         complete = sum(end <= length for end in ends)
         with open_run(journal.parent, resume=True) as run:
-            next_fact = FACTS[complete % len(FACTS)]
+            next_fact = FACTS[complete] if complete < len(FACTS) else numbered(9)
             assert told(run.facts) == told(FACTS[:complete])
             run.record([next_fact])
         assert told(read_journal(journal.parent)) == told([*FACTS[:complete], next_fact])
 
 
-@pytest.mark.parametrize(
-    "damage", ["{", "17", "null", "[]", '{"fact": "Proposal", "proposal_id": 1}']
-)
-def test_a_damaged_line_before_the_last_is_named(journal: Path, damage: str) -> None:
-    lines = journal.read_text().splitlines(keepends=True)
-    journal.write_text(f"{lines[0]}{damage}\n{lines[2]}")
-    with pytest.raises(ValueError, match=r"journal\.jsonl, line 2 is damaged"):
-        open_run(journal.parent, resume=True).__enter__()
+CHANGES: dict[str, Callable[[list[bytes]], list[bytes]]] = {
+    "changed": lambda lines: [lines[0], lines[1].replace(b'"macs":50', b'"macs":51'), *lines[2:]],
+    "removed": lambda lines: [lines[0], *lines[2:]],
+    "repeated": lambda lines: [lines[0], lines[0], *lines[1:]],
+    "moved": lambda lines: [lines[0], lines[2], lines[1], *lines[3:]],
+    "replaced": lambda lines: [lines[0], b"null\n", *lines[2:]],
+    "of another journal": lambda lines: [lines[0], to_lines([numbered(1)]), *lines[2:]],
+    "no text": lambda lines: [lines[0], b"\xff\x00\n", *lines[2:]],
+    "empty": lambda lines: [lines[0], b"\n", *lines[1:]],
+    "without checksum": lambda lines: [lines[0], lines[1].partition(b',"sum"')[0] + b"}\n"],
+}
 
 
-def test_a_fact_of_an_unknown_kind_is_refused(journal: Path) -> None:
-    with journal.open("a") as file:
-        file.write(json.dumps({"fact": "Guessed"}) + "\n")
-    with pytest.raises(ValueError, match=r"line 5 is damaged.*got 'Guessed'"):
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_changed_line_is_named_and_repair_keeps_the_lines_before_it(
+    journal: Path, name: str
+) -> None:
+    lines = journal.read_bytes().splitlines(keepends=True)
+    damaged = b"".join(CHANGES[name](lines))
+    journal.write_bytes(damaged)
+    sentence = (
+        rf"journal\.jsonl, line 2 is damaged: .*; `fppmo-ray repair {journal.parent}` keeps the 1 "
+        "lines before it"
+    )
+    with pytest.raises(ValueError, match=sentence):
         read_journal(journal.parent)
+    with pytest.raises(ValueError, match=sentence):
+        open_run(journal.parent, resume=True).__enter__()
+    assert journal.read_bytes() == damaged
+    [told_of] = repair(journal.parent)
+    assert "now ends after line 1" in told_of
+    assert journal.read_bytes() == lines[0]
+    assert (journal.parent / "journal-damaged-1.jsonl").read_bytes() == damaged
+    with open_run(journal.parent, resume=True) as run:
+        run.record(FACTS[1:])
+    assert journal.read_bytes() == b"".join(lines)
+    assert repair(journal.parent) == [f"{journal} is undamaged, all 4 lines"]
+
+
+def test_every_flipped_bit_shows(journal: Path) -> None:
+    content = journal.read_bytes()
+    for place in range(len(content) - 1):
+        changed = bytearray(content)
+        changed[place] ^= 1 << place % 8
+        journal.write_bytes(changed)
+        if content[: place + 1].endswith(b"\n") or b"\n" in changed[place : place + 1]:
+            continue  # two lines in one, or one in two: below
+        number = content[:place].count(b"\n") + 1
+        with pytest.raises(ValueError, match=f"line {number} is damaged"):
+            read_journal(journal.parent)
+
+
+def test_lines_that_are_joined_or_divided_show(journal: Path) -> None:
+    content = journal.read_bytes()
+    for changed in (content.replace(b"\n", b" ", 1), content.replace(b"{", b"{\n", 1)):
+        journal.write_bytes(changed)
+        with pytest.raises(ValueError, match="line 1 is damaged: its checksum does not fit"):
+            read_journal(journal.parent)
+
+
+IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
+    ({"fact": "Guessed"}, "expected a fact of Started, .*got 'Guessed'"),
+    ({"fact": ["Started"]}, "expected a fact of Started"),
+    ({"fact": "Feedback", "proposal_id": 7, "error": ""}, "proposal 7, which no line asks for"),
+    ({"fact": "Feedback", "proposal_id": "0", "error": ""}, "proposal_id of fact Feedback is of"),
+    ({"fact": "Feedback", "proposal_id": True, "error": ""}, "proposal_id of fact Feedback is of"),
+    ({"fact": "Feedback", "proposal_id": 0, "val_loss": "1"}, "val_loss of fact Feedback is of"),
+    ({"fact": "Feedback", "proposal_id": 0, "val_loss": math.nan}, "must be finite, got nan"),
+    ({"fact": "Feedback", "proposal_id": 0, "val_loss": math.inf}, "must be finite, got inf"),
+    ({"fact": "Updated", "generation": 1, "keep_share": [0.5, {}]}, "keep_share of fact Updated"),
+    ({"fact": "Updated", "generation": 1, "keep_share": 0.5}, "keep_share of fact Updated is of"),
+    ({"fact": "Chosen", "finalist": "mode", "keep": "A"}, "Invalid base64"),
+    ({"fact": "Chosen", "finalist": "mode", "keep": 7}, "keep of fact Chosen is of another type"),
+    ({"fact": "WeightsFrozen", "sha256": None}, "sha256 of fact WeightsFrozen is of another type"),
+    ({"fact": "WeightsFrozen", "sha256": {"a": [{}] * 9}}, "sha256 of fact WeightsFrozen is of"),
+    (fact_to_json(STARTED), "expected Started in the first line alone"),
+    (fact_to_json(FACTS[1]) | {"score_seed": [1]}, "score_seed of fact Proposal is of another"),
+]
+
+
+@pytest.mark.parametrize(("data", "reason"), IMPOSSIBLE)
+def test_a_line_with_a_right_checksum_that_no_search_writes_is_refused(
+    journal: Path, data: dict[str, Any], reason: str
+) -> None:
+    content = journal.read_bytes()
+    journal.write_bytes(content + sealed(json.dumps(data), content))
+    with pytest.raises(ValueError, match=rf"line 5 is damaged: .*{reason}"):
+        read_journal(journal.parent)
+
+
+def test_a_line_nested_too_deeply_is_refused(journal: Path) -> None:
+    content = journal.read_bytes()
+    journal.write_bytes(content + sealed('{"a":' + 99_999 * "[" + 99_999 * "]" + "}", content))
+    with pytest.raises(ValueError, match="line 5 is damaged: it is nested too deeply"):
+        read_journal(journal.parent)
+
+
+def test_a_journal_without_its_first_line_is_refused(journal: Path) -> None:
+    journal.write_bytes(to_lines([numbered(1), *FACTS]))
+    with pytest.raises(ValueError, match="line 1 is damaged: expected Started in the first line"):
+        read_journal(journal.parent)
+
+
+def sealed(line: str, before: bytes) -> bytes:
+    """A JSON object as a line with the checksum that it needs behind other lines."""
+    body = line.removesuffix("}").encode()
+    checksum = blake2b(last_checksum(before) + body, digest_size=8).hexdigest()
+    return body + f',"sum":"{checksum}"}}\n'.encode()
 
 
 def test_the_first_line_names_format_filters_and_parameters(journal: Path) -> None:
     started = json.loads(journal.read_text().splitlines()[0])
-    assert (started["fact"], started["format"]) == ("Started", 2)
+    assert (started["fact"], started["format"]) == ("Started", 3)
     assert (started["num_filters"], started["dense_parameters"]) == (9, 0)
 
 
-@pytest.mark.parametrize("number", [1, 3, None])
+@pytest.mark.parametrize("number", [2, 4, None])
 def test_a_journal_of_another_format_is_refused(journal: Path, number: int | None) -> None:
     lines = journal.read_text().splitlines(keepends=True)
     started = json.loads(lines[0])
-    del started["format"]
+    del started["format"], started["sum"]
     other = started if number is None else started | {"format": number}
     journal.write_text("".join([json.dumps(other) + "\n", *lines[1:]]))
-    sentence = rf"line 1 .*expected a journal of format 2, got {number}; read it with the version"
+    sentence = rf"line 1: expected a journal of format 3, got {number}; read it with the version"
     with pytest.raises(ValueError, match=sentence):
         read_journal(journal.parent)
     with pytest.raises(ValueError, match=sentence):
         open_run(journal.parent, resume=True).__enter__()
+    with pytest.raises(ValueError, match="cannot be repaired: expected a journal of format 3"):
+        repair(journal.parent)
     assert json.loads(journal.read_text().splitlines()[0]) == other
 
 
