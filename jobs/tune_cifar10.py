@@ -59,7 +59,7 @@ def main(
         data: Folder with CIFAR-10 as parquet files or in torchvision's layout.
         run_dir: Folder of Tune's experiment and of the network, which every node sees.
         settings: What to search for; Tune trains no baseline and rescores no finalists.
-        placement: Where it runs; as many trials at a time as workers. Tune has no --score-timeout.
+        placement: Where it runs; as many trials at a time as workers. Tune has no timeouts.
         weights: The network's trained weights.
         network: Which network to prune: resnet20, 32, 44, 56 or 110 (``_b``: projection shortcuts),
             or vgg16_bn.
@@ -69,8 +69,10 @@ def main(
         resume: Go on with the experiment in the run directory.
         resume_or_start: The same, but begin it where there is none yet.
     """
-    if placement.score_timeout is not None:
-        raise ValueError("Tune has no limit for a trial's time: leave --score-timeout out")
+    if placement.score_timeout is not None or placement.call_timeout is not None:
+        raise ValueError(
+            "Tune has no limit for a trial's time: leave --score-timeout and --call-timeout out"
+        )
     require_lasting(run_dir)
     run_dir = run_dir.resolve()
     resume = resume or (resume_or_start and _holds_experiment(run_dir))

@@ -23,9 +23,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fppmo_ray.service.journal.run_directory import RunDirectory
 from fppmo_ray.service.pool.cluster import end_actor
+from fppmo_ray.service.pool.in_flight import TimeLimits
 from fppmo_ray.service.pool.worker_pool import WorkerPool
 from fppmo_ray.service.problem import Problem
-from fppmo_ray.service.stopping import StopRequest
+from fppmo_ray.service.stopping import StopRequest, process_ends_after
 from fppmo_ray.service.trainings import (
     Training,
     keep_epoch,
@@ -202,7 +203,7 @@ def train_on_several(
         (training.task, training.weights.shared, training.teacher.shared)
         for training, _ in unfinished
     ]
-    replica = partial(_train_replica, trained)
+    replica = partial(_train_replica, trained, pool.limits)
     try:
         with pool.away():
             _train_by_groups(replica, exchange, keep, problem, pool.stop)
@@ -329,9 +330,15 @@ def _fit(train: Callable[[], None], problem: Problem) -> None:
 
 
 def _train_replica(
-    trainings: Sequence[tuple[TrainingTask, Any, Any]], problem: Any, exchange: Any
+    trainings: Sequence[tuple[TrainingTask, Any, Any]],
+    limits: TimeLimits,
+    problem: Any,
+    exchange: Any,
 ) -> None:
-    """Run one replica: epoch after epoch, all replicas the same one."""
+    """Run one replica: epoch after epoch, all replicas the same one.
+
+    A replica whose epoch takes longer than such calls may ends its process, and so its group.
+    """
     from ray.train import get_context
 
     context = get_context()
@@ -345,10 +352,12 @@ def _train_replica(
         else:
             state = ray.get(exchange.state_before.remote(index, epoch))
         task, weights, teacher = trainings[index]
-        new_state, report = worker.train_epoch(
-            ray.get(weights), task, epoch, state, ray.get(teacher), shard
-        )
+        with process_ends_after(limits.limit("train_epoch")):
+            new_state, report = worker.train_epoch(
+                ray.get(weights), task, epoch, state, ray.get(teacher), shard
+            )
         assert report is not None  # a task with epochs reports them
+        limits.learn("train_epoch", report.seconds)
         reached = (index, epoch + 1), new_state
         if shard.index == 0:
             done = EpochDone(training=index, epoch=epoch, state=new_state, report=report)

@@ -74,9 +74,7 @@ class _Rescoring:
 _Key = tuple[str, bytes]
 
 
-def choose(
-    finalists: Sequence[Finalist], context: Context, weights: SharedWeights, timeout: float | None
-) -> list[Choice]:
+def choose(finalists: Sequence[Finalist], context: Context, weights: SharedWeights) -> list[Choice]:
     """Rescore all finalists on choose-val and keep the one with the best mean score.
 
     Fresh seeds and fresh images take away the luck that made a sample the best of hundreds. The
@@ -87,7 +85,6 @@ def choose(
         finalists: The masks, the first of equals winning.
         context: The search, its pool with nothing unfinished.
         weights: The dense weights that masks are scored on.
-        timeout: Seconds after which a score is taken from its worker; None: learned.
 
     Returns:
         One choice for every budget, in the order of the finalists.
@@ -101,7 +98,7 @@ def choose(
     journaled = {fact.macs_cut: fact for fact in run.all(Chosen)}
     still_open = [item for item in finalists if item.macs_cut not in journaled]
     scores_nothing = not context.settings.proposals
-    failed = set() if scores_nothing else _rescore(still_open, context, weights, timeout)
+    failed = set() if scores_nothing else _rescore(still_open, context, weights)
     choices = []
     for macs_cut in dict.fromkeys(item.macs_cut for item in finalists):
         own = [item for item in finalists if item.macs_cut == macs_cut]
@@ -130,9 +127,7 @@ def _key_of_fact(fact: Rescored | Chosen) -> _Key:
     return fact.finalist, fact.keep.tobytes()
 
 
-def _rescore(
-    finalists: Sequence[Finalist], context: Context, weights: SharedWeights, timeout: float | None
-) -> set[_Key]:
+def _rescore(finalists: Sequence[Finalist], context: Context, weights: SharedWeights) -> set[_Key]:
     """Score and journal what the journal lacks; return the finalists that failed."""
     run, pool = context.run, context.pool
     known = {(*_key_of_fact(fact), fact.split, fact.repeat) for fact in run.all(Rescored)}
@@ -144,7 +139,7 @@ def _rescore(
                 if rescore not in known:
                     known.add(rescore)
                     rescoring = _Rescoring(finalist, split, repeat)
-                    call = _rescore_call(rescoring, context.settings.seed, weights, timeout)
+                    call = _rescore_call(rescoring, context.settings.seed, weights)
                     in_flight[call] = rescoring
                     pool.submit(call)
     failed = set()
@@ -176,15 +171,12 @@ def _splits_of(finalist: Finalist) -> tuple[str, ...]:
     return ("choose_val", "search_val") if finalist.name == IMPORTANCE_ONLY else ("choose_val",)
 
 
-def _rescore_call(
-    rescoring: _Rescoring, seed: int, weights: SharedWeights, timeout: float | None
-) -> Call[Worker, Score]:
+def _rescore_call(rescoring: _Rescoring, seed: int, weights: SharedWeights) -> Call[Worker, Score]:
     keep, split = rescoring.finalist.keep, rescoring.split
     fresh_seed = (seed, rescoring.repeat, _RESCORE_STREAM)
     return Call(
         f"finalist {_title(rescoring.finalist)}",
         lambda worker: worker.rescore(weights.shared, keep, fresh_seed, split),
-        timeout=timeout,
     )
 
 

@@ -19,7 +19,6 @@ from fppmo_ray.service.worker_protocol import SharedWeights, Worker
 def find_mask(
     context: Context,
     *,
-    score_timeout: float | None,
     console: Console,
     warm_start: FloatArray | None = None,
 ) -> Found:
@@ -27,7 +26,6 @@ def find_mask(
 
     Args:
         context: The search, its pool with nothing unfinished.
-        score_timeout: Seconds after which a score is taken from its worker; None: learned.
         console: Where live progress is drawn, if it is a terminal.
         warm_start: Keep-logits ``(num_filters,)`` of an earlier stage to start from; None: the
             importance.
@@ -42,9 +40,7 @@ def find_mask(
     curves = order.error_curves if context.settings.start == "allocation" else None
     settings, space = context.settings.optimizer_settings(), context.problem.space
     with running_model(space, order.importance, settings, warm_start, curves) as model:
-        found = find_mask_with(
-            model, context, weights, score_timeout=score_timeout, console=console
-        )
+        found = find_mask_with(model, context, weights, console=console)
         return replace(found, keep_logits=model.keep_logits())
 
 
@@ -53,7 +49,6 @@ def find_mask_with(
     context: Context,
     weights: SharedWeights,
     *,
-    score_timeout: float | None,
     console: Console,
 ) -> Found:
     """Search with any model that proposes masks; see ``find_mask``.
@@ -62,7 +57,6 @@ def find_mask_with(
         model: Proposes masks and learns from feedback.
         context: The search, its pool with nothing unfinished.
         weights: The dense weights that masks are scored on.
-        score_timeout: Seconds after which a score is taken from its worker; None: learned.
         console: Where live progress is drawn, if it is a terminal.
     """
 
@@ -70,11 +64,10 @@ def find_mask_with(
         return Call(
             f"proposal {proposal.proposal_id}",
             lambda worker: worker.score(weights.shared, proposal),
-            timeout=score_timeout,
         )
 
     settings, space = context.settings.optimizer_settings(), context.problem.space
     with watch(context.run, settings, settings.merit(space), console) as progress:
         score_proposals(model, context.pool, context.run, score_call, progress)
-    choices = choose(model.finalists(), context, weights, score_timeout)
+    choices = choose(model.finalists(), context, weights)
     return Found(choices=choices, weights=weights, given=weights, searches=[context.run.facts])

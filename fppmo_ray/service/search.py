@@ -106,6 +106,7 @@ def _search(
             problem,
             num_workers=placement.workers,
             demand=placement.demand,
+            limits=placement.time_limits(),
             stop=stop,
         ) as pool,
     ):
@@ -115,7 +116,7 @@ def _search(
         if problem.settings.stages:
             found = find_mask_in_stages(context, run_dir, placement, console)
         else:
-            found = find_mask(context, score_timeout=placement.score_timeout, console=console)
+            found = find_mask(context, console=console)
         finalize(context, found, source)
 
 

@@ -11,6 +11,7 @@ from fppmo_ray.distribution.limits import Resource
 from fppmo_ray.pruning.importance import Ordering
 from fppmo_ray.pruning.score import Fidelity
 from fppmo_ray.service.pool.cluster import Demand
+from fppmo_ray.service.pool.in_flight import TimeLimits
 from fppmo_ray.training import ComputeConfig, DType, Recipe
 
 _AT_LEAST_1 = (
@@ -265,10 +266,13 @@ class Placement:
     at the end, each with a whole GPU if workers hold any. 1 trains the networks side by side, each
     on one worker."""
     score_timeout: float | None = None
-    """Seconds after which a score is taken from its worker, which is replaced. None: 10 times the
-    second longest score so far, at least 5 minutes. All other calls of workers, such as epochs and
-    evaluations, always have such a learned limit. The first call of each kind has no limit; a
-    warning appears after 10 minutes."""
+    """Seconds after which a score, the trial score at the start included, is taken from its worker,
+    which is replaced. None: 10 times the second longest score so far, at least 5 minutes; a day
+    until the first one has ended."""
+    call_timeout: float | None = None
+    """Seconds after which any other call is taken from its worker: loading the data, importance, an
+    epoch, an evaluation, the whole fine-tuning of a task of your own. None: learned for each kind
+    of call like that of scores."""
 
     def __post_init__(self) -> None:
         _require(self.workers >= 1, "workers", ">= 1", self.workers)
@@ -278,13 +282,19 @@ class Placement:
             _require(whole, "gpus_per_worker", "whole above 1", self.gpus_per_worker)
         for name in ("cpus_per_worker", "fine_tune_workers"):
             _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
-        if self.score_timeout is not None:
-            _require(self.score_timeout > 0, "score_timeout", "> 0 s", self.score_timeout)
+        for name in ("score_timeout", "call_timeout"):
+            timeout = getattr(self, name)
+            _require(timeout is None or timeout > 0, name, "> 0 s", timeout)
 
     @property
     def demand(self) -> Demand:
         """Resources that the cluster is asked for, for each worker."""
         return Demand(cpus=self.cpus_per_worker, gpus=self.gpus_per_worker)
+
+    def time_limits(self) -> TimeLimits:
+        """Return how long the calls of workers may run, for a pool of its own."""
+        scores = ("try_compute", "score", "rescore")
+        return TimeLimits(dict.fromkeys(scores, self.score_timeout), others=self.call_timeout)
 
     @property
     def device_type(self) -> str:

@@ -126,13 +126,13 @@ def _search_stage(
             problem,
             num_workers=placement.workers,
             demand=placement.demand,
+            limits=placement.time_limits(),
             stop=context.pool.stop,
         ) as pool,
     ):
         stage = Context(problem=problem, run=run, pool=pool, compute=context.compute)
         return find_mask(
             stage,
-            score_timeout=placement.score_timeout,
             console=console,
             warm_start=warm_start,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -30,6 +31,22 @@ class StopRequest:
     def stopped(self) -> SearchStopped:
         """Return the error that the work ends with."""
         return SearchStopped(f"stopped on request: {self._how_far()}; {self._way_on}")
+
+
+@contextmanager
+def process_ends_after(seconds: float) -> Iterator[None]:
+    """End this process, with the stacks of its threads on stderr, if the block takes too long.
+
+    It ends even while native code holds the interpreter's lock.
+
+    Args:
+        seconds: Seconds that the block may take.
+    """
+    faulthandler.dump_traceback_later(seconds, exit=True, file=2)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 _SIGNALS_STOP: ContextVar[bool] = ContextVar("signals stop searches", default=False)

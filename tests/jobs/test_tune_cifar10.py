@@ -110,10 +110,11 @@ def test_a_stopped_job_goes_on_alike_and_ends_with_the_best_trials_network(
     assert load_network(run_dir / "network.json")(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
 
 
+@pytest.mark.parametrize("limit", [{"score_timeout": 60.0}, {"call_timeout": 60.0}])
 def test_a_time_limit_that_tune_does_not_have_is_refused(
-    flags: dict[str, Any], tmp_path: Path
+    flags: dict[str, Any], tmp_path: Path, limit: dict[str, float]
 ) -> None:
-    limited = flags | {"placement": Placement(workers=1, score_timeout=60)}
+    limited = flags | {"placement": Placement(workers=1, **limit)}
     with pytest.raises(ValueError, match="Tune has no limit for a trial's time: leave --score-t"):
         job.main(settings=SETTINGS, run_dir=tmp_path / "run", **limited)
 

@@ -78,7 +78,7 @@ def go_on(
         console = Console(quiet=True)
         if settings.stages:
             return find_mask_in_stages(context, run_dir, Placement(), console), pools
-        return find_mask(context, score_timeout=None, console=console), pools
+        return find_mask(context, console=console), pools
 
 
 @contextmanager

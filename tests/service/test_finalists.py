@@ -62,7 +62,7 @@ def chosen(
     with simulated_run(run_dir, OF_THE_RUN, resume=resume) as run:
         inline: Any = pool or InlinePool(worker)
         context = Context(problem=problem, run=run, pool=inline, compute=problem)
-        choices = choose(finalists, context, WEIGHTS, None)
+        choices = choose(finalists, context, WEIGHTS)
         return choices, list(run.all(Rescored))
 
 

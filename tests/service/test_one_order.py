@@ -231,7 +231,7 @@ def test_the_choice_among_rescored_finalists_follows_the_same_order(
         assert isinstance(run, RunDirectory)
         context = Context(problem=problem, run=run, pool=pool, compute=problem)
         weights: Any = SimpleNamespace(shared=None)
-        [choice] = choose(finalists, context, weights, None)
+        [choice] = choose(finalists, context, weights)
     assert choice.chosen.name == f"sample {BEST}"
 
 

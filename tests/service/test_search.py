@@ -30,6 +30,7 @@ from fppmo_ray.demo import demo
 from fppmo_ray.distribution import Feedback, Proposal
 from fppmo_ray.service.journal.facts import Chosen, EpochFinished, Fact, Finished, pack_mask
 from fppmo_ray.service.journal.run_directory import JOURNAL, read_journal
+from fppmo_ray.service.worker_protocol import Worker
 from fppmo_ray.training import build_network, evaluate, open_images
 
 PROPOSALS = 32
@@ -336,6 +337,18 @@ def test_settings_out_of_range_are_refused_with_a_sentence(
         SearchSettings(**wrong)  # type: ignore[arg-type]
 
 
+def test_time_limits_of_a_placement_hold_for_every_call_of_a_worker() -> None:
+    calls = {name for name in vars(Worker) if not name.startswith("_")}
+    limits = Placement(score_timeout=5.0, call_timeout=70.0).time_limits()
+    scores = {"try_compute", "score", "rescore"}
+    assert {name for name in calls if limits.limit(name) == 5.0} == scores
+    assert {name for name in calls if limits.limit(name) == 70.0} == calls - scores
+    only_scores = Placement(score_timeout=5.0).time_limits()
+    assert (only_scores.limit("score"), only_scores.limit("evaluate")) == (5.0, 86_400.0)
+    only_others = Placement(call_timeout=70.0).time_limits()
+    assert (only_others.limit("score"), only_others.limit("evaluate")) == (86_400.0, 70.0)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -344,6 +357,7 @@ def test_settings_out_of_range_are_refused_with_a_sentence(
         {"gpus_per_worker": 1.5},
         {"cpus_per_worker": 0},
         {"score_timeout": 0.0},
+        {"call_timeout": 0.0},
     ],
 )
 def test_placements_out_of_range_are_refused_with_a_sentence(wrong: dict[str, float]) -> None:

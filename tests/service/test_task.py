@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +271,17 @@ def test_a_score_that_is_never_a_number_ends_the_search_with_a_sentence(tmp_path
             *(blur(), task(score=lambda network, seed: "good"), SETTINGS),
             run_dir=tmp_path / "run",
             placement=FEW_WORKERS,
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_a_first_score_that_hangs_ends_the_search_with_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"first score of the task failed: timed out twice aft"):
+        search(
+            *(blur(), task(score=lambda network, seed: time.sleep(600)), SETTINGS),
+            run_dir=tmp_path / "run",
+            placement=Placement(workers=1, score_timeout=1.0),
         )
 
 

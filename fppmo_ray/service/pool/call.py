@@ -13,7 +13,8 @@ T = TypeVar("T")
 _MAX_RAISED = 2  # a proposal's own error shows on two workers, a worker's error on one
 _MAX_TIMEOUTS = 2
 # A call that ends its worker's process, or its node by its use of memory, would run for ever.
-_MAX_LOST_WORKERS, _MAX_LOST_NODES = 5, 10
+# Nodes may be lost often by themselves, when they are cheap ones that the cloud takes back.
+_MAX_LOST_WORKERS, _MAX_LOST_NODES = 3, 10
 
 
 class Call(Generic[W_contra, T]):
@@ -27,7 +28,7 @@ class Call(Generic[W_contra, T]):
         ask: Calls one method of the worker that it is given, and returns the answer:
             ``lambda worker: worker.score(weights, proposal)``.
         timeout: Seconds the method may run until the call is taken from its worker; None: the
-            limit is learned from earlier calls of the same method.
+            pool's limit for the method.
     """
 
     def __init__(
@@ -39,10 +40,14 @@ class Call(Generic[W_contra, T]):
         self.is_submitted = False
         self.kind = ""
         """Name of the worker's method, known once the call was first sent to a worker."""
+        self.failed_at: dict[int, int] = {}
+        """Slots on which the method raised or was lost with the worker, each with the pool's count
+        of that slot's answers and restarts at that time."""
         self.raised_on: list[int] = []
         """Slots of the workers on which the method raised."""
         self.num_timeouts = 0
-        self.num_lost_workers = 0
+        self.lost_on: list[int] = []
+        """Slots of the workers that were lost while they ran the method, on nodes that lived on."""
         self.num_lost_nodes = 0
         self.reference: Any = None
         """Ray's reference of the answer while a worker holds the call, else None."""
@@ -76,9 +81,7 @@ class Call(Generic[W_contra, T]):
     @property
     def is_suspect(self) -> bool:
         """Whether an earlier attempt raised, timed out or was lost with its worker."""
-        return bool(
-            self.raised_on or self.num_timeouts or self.num_lost_workers or self.num_lost_nodes
-        )
+        return bool(self.raised_on or self.num_timeouts or self.lost_on or self.num_lost_nodes)
 
     def seconds(self) -> float:
         """Seconds for which the call is known to run, counted from now if it was not known yet."""
@@ -161,39 +164,45 @@ class Call(Generic[W_contra, T]):
         self.num_timeouts += 1
         return f"timed out twice after {limit:g} s" if self.num_timeouts >= _MAX_TIMEOUTS else None
 
-    def count_loss(self, reason: str, *, is_node_lost: bool) -> None:
-        """Count an attempt that was lost with its worker; the call gets another attempt.
+    def count_loss(self, slot: int, reason: str, *, is_node_lost: bool) -> str | None:
+        """Count an attempt that was lost with its worker.
 
         Args:
+            slot: Slot of the worker.
             reason: Why the worker was lost, for the error.
             is_node_lost: Whether the worker's whole node was lost.
 
-        Raises:
-            RuntimeError: the call was lost so often that chance does not explain it.
+        Returns:
+            The error that the call ends with, since chance does not explain so many losses; None if
+            it gets another attempt.
         """
-        self.num_lost_nodes += is_node_lost
-        self.num_lost_workers += not is_node_lost
-        if self.num_lost_workers >= _MAX_LOST_WORKERS:
-            raise self._lost("worker", self.num_lost_workers, reason)
+        if is_node_lost:
+            self.num_lost_nodes += 1
+        else:
+            self.lost_on.append(slot)
+        if len(self.lost_on) >= _MAX_LOST_WORKERS:
+            return _lost_too_often("worker", len(self.lost_on), reason)
         if self.num_lost_nodes >= _MAX_LOST_NODES:
-            raise self._lost("node", self.num_lost_nodes, reason)
+            return _lost_too_often("node", self.num_lost_nodes, reason)
+        return None
 
     def _end(self, worker: str) -> None:
         self.worker = worker
         self.has_ended = True
         self.take_back()  # Ray keeps an answer in its object store while a reference exists
 
-    def _lost(self, what: str, count: int, reason: str) -> RuntimeError:
-        return RuntimeError(
-            f"{self.name} has lost its {what} {count} times, most recently: {reason}; "
-            f"give each {what} more memory, or look into its log"
-        )
-
     def _wrong_ask(self, what_it_does: str) -> ValueError:
         return ValueError(
             f"ask of {self.name} must call exactly one method of the worker and return its answer, "
             f"but it {what_it_does}; make one Call for each method call"
         )
+
+
+def _lost_too_often(what: str, count: int, reason: str) -> str:
+    return (
+        f"lost its {what} {count} times, most recently: {reason}; give each {what} more memory, "
+        "or look into its log"
+    )
 
 
 class _WorkerProxy:

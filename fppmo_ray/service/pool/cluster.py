@@ -83,8 +83,11 @@ def end_actor(actor: Any) -> None:
 
 
 def last_line(error: RayError) -> str:
-    """The reason of an error; the lines above it are the remote traceback or the actor's ids."""
-    return str(error).strip().splitlines()[-1]
+    """The reason of an error, without Ray's advice.
+
+    The lines above it are the remote traceback or the actor's ids.
+    """
+    return str(error).strip().splitlines()[-1].partition(" Some common causes include:")[0]
 
 
 def is_own_fault(error: RayError) -> bool:

@@ -8,7 +8,7 @@ is busy with the first one's answer.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from fppmo_ray.service.pool.call import Call
@@ -19,6 +19,7 @@ MAX_CALLS_PER_WORKER = 2
 _TIMES_THE_LONGEST = 10
 _AT_LEAST_S = 300.0
 _BRIEF_S = 10.0
+_FIRST_S = 86_400.0  # a user's whole fine-tuning may be one call
 
 
 class InFlight:
@@ -113,9 +114,19 @@ class InFlight:
 
 
 class TimeLimits:
-    """Limits of how long calls may run: given, or learned from ended calls of the same kind."""
+    """Limits of how long calls may run: given, or learned from ended calls of the same kind.
 
-    def __init__(self) -> None:
+    Args:
+        given: Limit of every call of a kind, in seconds, by the name of the worker's method. None:
+            a day until the first call has ended, then learned.
+        others: Limit of every call of all other kinds, in seconds, or None.
+    """
+
+    def __init__(
+        self, given: Mapping[str, float | None] | None = None, *, others: float | None = None
+    ) -> None:
+        self._given = dict(given or {})
+        self._others = others
         self._longest: dict[str, list[float]] = {}
         """Seconds of the two longest calls of each kind, in ascending order."""
         self._last: dict[str, float] = {}
@@ -130,6 +141,10 @@ class TimeLimits:
         self._longest[kind] = sorted([*self._longest.get(kind, []), seconds])[-2:]
         self._last[kind] = seconds
 
+    def knows(self, kind: str) -> bool:
+        """Whether a call of this kind has ended."""
+        return kind in self._longest
+
     def is_brief(self, kind: str) -> bool:
         """Whether the last call of this kind took at most 10 s.
 
@@ -137,7 +152,7 @@ class TimeLimits:
         """
         return self._last.get(kind, float("inf")) <= _BRIEF_S
 
-    def limit(self, kind: str, given: float | None) -> float | None:
+    def limit(self, kind: str, own: float | None = None) -> float:
         """Seconds that a call may run until its worker counts as hung.
 
         The learned limit is 10 times the second longest call of this kind, and at least 5 minutes.
@@ -146,11 +161,14 @@ class TimeLimits:
 
         Args:
             kind: The call's kind.
-            given: The call's own limit in seconds; None if it has none.
+            own: The call's own limit in seconds; None if it has none.
 
         Returns:
-            The given limit, else the learned one; None while no call of this kind has ended.
+            The call's own limit, else the given one, else the learned one.
         """
-        if given is not None or kind not in self._longest:
-            return given
+        fixed = self._given.get(kind, self._others) if own is None else own
+        if fixed is not None:
+            return fixed
+        if kind not in self._longest:
+            return _FIRST_S
         return max(_AT_LEAST_S, _TIMES_THE_LONGEST * self._longest[kind][0])

@@ -86,6 +86,10 @@ class WorkerGroup:
         self._actors: dict[int, Any] = {}
         self._since: dict[int, float] = {}
         """Since when each slot that is not ready has been starting, on the monotonic clock."""
+        self._constructed: dict[int, Any] = {}
+        """References that resolve once the worker of a slot has room and was constructed."""
+        self._seen_constructed: dict[int, float] = {}
+        """Since when each starting worker is known to be constructed, on the monotonic clock."""
         self._warned_of: set[int] = set()
         self._last_warning = float("-inf")
         self._failures: dict[int, int] = defaultdict(int)
@@ -127,12 +131,35 @@ class WorkerGroup:
         try:
             self.ready[slot] = ray.get(reference)
         except RayError as error:
-            self._after_failure(slot, error)
+            self._after_failure(slot, last_line(error), is_own=is_own_fault(error))
             return None
         del self._since[slot]
         self._warned_of.discard(slot)
         self._failures[slot] = self._losses[slot] = 0
         return slot
+
+    def end_hung_starts(self, limit: float) -> None:
+        """Start workers anew whose ``ready`` does not return.
+
+        A worker that waits for room in the cluster has no limit, so a worker's time counts from
+        when it is first seen to be constructed, which is looked at after ``limit`` seconds.
+
+        Args:
+            limit: Seconds that ``ready`` may take.
+
+        Raises:
+            RuntimeError: every worker failed to start too often.
+        """
+        now = time.monotonic()
+        for reference, slot in list(self.starting.items()):
+            if now - self._since[slot] <= limit:
+                continue
+            if slot not in self._seen_constructed:
+                if ray.wait([self._constructed[slot]], timeout=0)[0]:
+                    self._seen_constructed[slot] = now
+            elif now - self._seen_constructed[slot] > limit:
+                del self.starting[reference]
+                self._after_failure(slot, f"ready() took longer than {limit:g} s", is_own=True)
 
     def close(self) -> None:
         """Kill all workers."""
@@ -168,21 +195,32 @@ class WorkerGroup:
     def _start(self, slot: int) -> None:
         self._since[slot] = time.monotonic()
         self._actors[slot] = self._start_worker(slot)
+        self._constructed[slot] = self._actors[slot].__ray_ready__.remote()
+        self._seen_constructed.pop(slot, None)
         self.starting[self._actors[slot].ready.options(name="start").remote()] = slot
 
-    def _after_failure(self, slot: int, error: RayError) -> None:
-        """Start the worker again, or give it up if it failed or was lost too often."""
-        self._failures[slot] += is_own_fault(error)
-        self._losses[slot] += not is_own_fault(error)
+    def _after_failure(self, slot: int, reason: str, *, is_own: bool) -> None:
+        """Start the worker again, or give it up if it failed or was lost too often.
+
+        Args:
+            slot: Slot of the worker.
+            reason: Why it did not start.
+            is_own: Whether the worker's own code was the reason.
+
+        Raises:
+            RuntimeError: every worker was given up.
+        """
+        end_actor(self._actors[slot])
+        self._failures[slot] += is_own
+        self._losses[slot] += not is_own
         is_hopeless = (
             self._failures[slot] >= _MAX_START_FAILURES or self._losses[slot] >= _MAX_START_LOSSES
         )
         if not is_hopeless:
-            logger.warning("worker %d did not start and is tried again: %s", slot, last_line(error))
-            end_actor(self._actors[slot])
+            logger.warning("worker %d did not start and is tried again: %s", slot, reason)
             self._start(slot)
             return
         if not self.ready and not self.starting:
-            raise RuntimeError(f"no worker can be started: {last_line(error)}") from error
+            raise RuntimeError(f"no worker can be started: {reason}")
         del self._since[slot]
-        logger.warning("worker %d cannot be started and is given up: %s", slot, last_line(error))
+        logger.warning("worker %d cannot be started and is given up: %s", slot, reason)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 W_co = TypeVar("W_co", covariant=True)
 T = TypeVar("T")
 
+_MAX_CONTRADICTED = 2  # calls that raised on a worker, and succeeded elsewhere
 _LOOK_UP_S = 1.0  # how late a stop or a timeout is noticed while no call ends
 _SILENCE_S = 600.0
 
@@ -34,6 +35,7 @@ class WorkerPool(Generic[W_co]):
         start_worker: Starts the actor of a slot. Actors must not restart by themselves.
         num_workers: Number of workers. Each takes calls as soon as the cluster has placed it.
         demand: Resources that each worker needs, for messages.
+        limits: How long calls may run; by default as long as earlier calls make plausible.
         stop: Once it is made, running calls are finished and no others are begun.
     """
 
@@ -43,19 +45,27 @@ class WorkerPool(Generic[W_co]):
         num_workers: int,
         *,
         demand: Demand | None = None,
+        limits: TimeLimits | None = None,
         stop: StopRequest | None = None,
     ) -> None:
         self.num_workers = num_workers
         self.stop = stop or StopRequest(how_far=lambda: "no stop can be requested here")
+        self.limits = limits or TimeLimits()
+        """How long calls may run."""
         self.num_requeued = 0
         """How often a running call was lost or taken back, and queued again."""
         self._start_group = partial(WorkerGroup, start_worker, num_workers, demand or Demand())
         self._group = self._start_group()
         self._has_heard_stop = False
-        self._limits = TimeLimits()
         self._queue: deque[Call[Any, Any]] = deque()
         self._in_flight = InFlight()
         self._ended: list[Call[Any, Any]] = []
+        self._turns: Counter[int] = Counter()
+        """Number of answers and restarts of each slot."""
+        self._known_errors: set[str] = set()
+        """Types of the errors after which a worker was replaced."""
+        self._raised_since_answer: defaultdict[int, list[Call[Any, Any]]] = defaultdict(list)
+        """Calls that raised on each worker since it last answered one."""
 
     @property
     def num_ready(self) -> int:
@@ -99,7 +109,7 @@ class WorkerPool(Generic[W_co]):
         """Wait until a call has ended; return all that have, in the order in which it was noticed.
 
         Raises:
-            RuntimeError: no worker can be started, or a call has lost every worker it ran on.
+            RuntimeError: no worker can be started.
             SearchStopped: a stop was requested, and all running calls have ended.
             ValueError: ``ask`` of a call does not make exactly one call of a method.
         """
@@ -109,6 +119,7 @@ class WorkerPool(Generic[W_co]):
             self._dispatch_or_stop()
             self._wait()
             self._look_after_running()
+            self._group.end_hung_starts(self.limits.limit("ready"))
             self._group.warn_of_unplaced()
         if not self.stop.is_made:
             self._dispatch()  # now, because the caller may need some time for the answers
@@ -141,6 +152,7 @@ class WorkerPool(Generic[W_co]):
         self._group.close()
         yield
         self._group, self._in_flight = self._start_group(), InFlight()
+        self._raised_since_answer.clear()
 
     def close(self) -> None:
         """Kill all workers."""
@@ -168,6 +180,10 @@ class WorkerPool(Generic[W_co]):
             for slot in self._in_flight.slots_with(num_calls):
                 if self._may_take(slot) and (call := self._take_for(slot)) is not None:
                     self._in_flight.send(call, slot, self._group.actor(slot))
+        if self._queue and self.num_ready and not self.num_busy:
+            # The only worker has raised in each queued call and answered none since: a process of
+            # its own for the second attempts.
+            self._replace(next(iter(self._group.ready)))
 
     def _may_take(self, slot: int) -> bool:
         """Whether this worker is idle, or a second call may wait at it without harm.
@@ -182,13 +198,19 @@ class WorkerPool(Generic[W_co]):
         running = self._in_flight.running_on(slot)
         if running is None:
             return True
-        is_soon_free = self._limits.is_brief(running.kind) and not running.is_suspect
+        is_soon_free = self.limits.is_brief(running.kind) and not running.is_suspect
         return is_soon_free and len(self._queue) >= self.num_ready
 
     def _take_for(self, slot: int) -> Call[Any, Any] | None:
-        """Take the first call from the queue that has not raised in this slot before."""
+        """Take the first call from the queue that has not failed in this slot before.
+
+        If it has failed in all, it may run in a slot that has answered or been restarted since.
+        """
         for call in self._queue:
-            if slot not in call.raised_on or self.num_ready == 1:
+            has_others = not self._group.ready.keys() <= call.failed_at.keys()
+            if slot not in call.failed_at or (
+                not has_others and call.failed_at[slot] != self._turns[slot]
+            ):
                 self._queue.remove(call)
                 return call
         return None
@@ -217,69 +239,110 @@ class WorkerPool(Generic[W_co]):
             self._after_loss(call, slot, error)
         else:
             if call.began is not None:
-                self._limits.learn(call.kind, call.seconds())
+                self.limits.learn(call.kind, call.seconds())
             call.end_with(value, str(self._group.ready[slot]))
             self._ended.append(call)
+            self._after_answer(call, slot)
 
-    def _settle(self, call: Call[Any, Any], slot: int, error: str | None) -> None:
-        """End a failed call with its error, or queue it again; replace the worker.
+    def _replace(self, slot: int) -> None:
+        """Replace a worker.
 
-        Calls that waited behind it return to the front of the queue in their order. They may have
-        begun or even ended by now, but on a worker that cannot be trusted.
+        Calls that waited at it return to the front of the queue in their order. They may have begun
+        or even ended by now, but on a worker that cannot be trusted.
+        """
+        self._queue.extendleft(reversed(self._in_flight.remove_worker(slot)))
+        self._turns[slot] += 1
+        self._raised_since_answer[slot].clear()
+        self._group.restart(slot)
+
+    def _settle(
+        self, call: Call[Any, Any], slot: int, error: str | None, *, replace: bool = True
+    ) -> None:
+        """End a failed call with its error, or queue it again.
 
         Args:
             call: The call, already taken out of the worker's calls.
             slot: Slot of the worker.
             error: The error that the call ends with; None if it gets another attempt.
+            replace: Whether the worker is replaced.
         """
-        self._queue.extendleft(reversed(self._in_flight.remove_worker(slot)))
+        worker = str(self._group.ready[slot])
+        if replace:
+            self._replace(slot)
         if error is not None:
-            call.fail_with(error, str(self._group.ready[slot]))
+            call.fail_with(error, worker)
             self._ended.append(call)
         else:
             self.num_requeued += 1
             call.take_back()
             self._queue.appendleft(call)
-        self._group.restart(slot)
+
+    def _after_answer(self, call: Call[Any, Any], slot: int) -> None:
+        """Note that a worker is well; replace workers on which this call and another raised."""
+        self._turns[slot] += 1
+        self._raised_since_answer[slot].clear()
+        for other in {*call.raised_on}:
+            raised = self._raised_since_answer[other]
+            contradicted = [item for item in raised if item.has_ended and item.error is None]
+            if len(contradicted) >= _MAX_CONTRADICTED:
+                self._replace(other)
 
     def _after_raise(self, call: Call[Any, Any], slot: int, error: RayTaskError) -> None:
+        """Count an error; replace the worker, since the fault may be its own and hit the next call.
+
+        Of each type of error, that is done once. Later ones of a task that raises often only count:
+        the call's second attempt shows whose fault it was.
+        """
         logger.warning("%s raised on worker %d: %s", call.name, slot, error.cause)
-        # The worker is replaced because the fault may be its own and would then hit the next call.
-        self._settle(call, slot, call.count_raise(slot, error.cause))
+        kind = type(error.cause).__qualname__
+        outcome = call.count_raise(slot, error.cause)
+        call.failed_at[slot] = self._turns[slot]
+        self._raised_since_answer[slot].append(call)
+        is_new = kind not in self._known_errors or _is_of_device(error.cause)
+        self._known_errors.add(kind)
+        self._settle(call, slot, outcome, replace=is_new)
 
     def _after_loss(self, call: Call[Any, Any], slot: int, error: RayError) -> None:
         node_id, reason = self._group.ready[slot].node_id, last_line(error)
         logger.warning("worker %d was lost while it ran %s: %s", slot, call.name, reason)
         is_node_lost = is_unreachable(error) or not is_node_alive(node_id)
-        call.count_loss(reason, is_node_lost=is_node_lost)
-        self._settle(call, slot, None)
+        call.failed_at[slot] = self._turns[slot]
+        self._settle(call, slot, call.count_loss(slot, reason, is_node_lost=is_node_lost))
 
     def _look_after_running(self) -> None:
-        """Take back calls that ran past their limit; warn about silent ones that have no limit."""
+        """Take back calls that ran past their limit; warn about silent ones of an unknown kind."""
         for slot, call in self._in_flight.running():
             seconds = call.seconds()
-            limit = self._limits.limit(call.kind, call.timeout)
-            if limit is None:
-                self._warn_of_silence(call, slot, seconds)
-            elif seconds > limit and not ray.wait([call.reference], timeout=0)[0]:
+            limit = self.limits.limit(call.kind, call.timeout)
+            if seconds > limit and not ray.wait([call.reference], timeout=0)[0]:
                 self._after_timeout(self._in_flight.take_running(slot), slot, limit)
+            elif seconds > _SILENCE_S and not self.limits.knows(call.kind):
+                self._warn_of_silence(call, slot, seconds, limit)
 
-    def _warn_of_silence(self, call: Call[Any, Any], slot: int, seconds: float) -> None:
-        if call.was_reported_silent or seconds < _SILENCE_S:
+    def _warn_of_silence(
+        self, call: Call[Any, Any], slot: int, seconds: float, limit: float
+    ) -> None:
+        if call.was_reported_silent:
             return
         call.was_reported_silent = True
         logger.warning(
             "%s has run for %.0f min on worker %s without an answer; no call of %s() has ended "
-            "before, so it is not known whether that is too long",
+            "before, so it is not known whether that is too long; it may run for %.0f min",
             call.name,
             seconds / 60,
             self._group.ready[slot],
             call.kind,
+            limit / 60,
         )
 
     def _after_timeout(self, call: Call[Any, Any], slot: int, limit: float) -> None:
         logger.warning("%s took longer than %g s on worker %d", call.name, limit, slot)
         self._settle(call, slot, call.count_timeout(limit))
+
+
+def _is_of_device(cause: BaseException) -> bool:
+    """Whether an error leaves the process unable to use its GPU again."""
+    return "CUDA error" in str(cause)
 
 
 @contextmanager
@@ -288,6 +351,7 @@ def worker_pool(
     *arguments: Any,
     num_workers: int,
     demand: Demand,
+    limits: TimeLimits | None = None,
     stop: StopRequest | None = None,
 ) -> Iterator[WorkerPool[W_co]]:
     """Start a pool of workers on the connected Ray, and close it in the end.
@@ -298,6 +362,7 @@ def worker_pool(
         arguments: Constructor arguments of every worker; put into Ray's object store once.
         num_workers: Number of workers.
         demand: Resources that each worker needs.
+        limits: How long calls may run; see ``WorkerPool``.
         stop: Once it is made, running calls are finished and no others are begun.
 
     Yields:
@@ -306,7 +371,11 @@ def worker_pool(
     references = [ray.put(argument) for argument in arguments]
     actor: Any = ray.remote(num_cpus=demand.cpus, num_gpus=demand.gpus)(worker)
     pool: WorkerPool[W_co] = WorkerPool(
-        lambda slot: actor.remote(*references, slot), num_workers, demand=demand, stop=stop
+        lambda slot: actor.remote(*references, slot),
+        num_workers,
+        demand=demand,
+        limits=limits,
+        stop=stop,
     )
     try:
         yield pool

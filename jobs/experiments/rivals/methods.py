@@ -220,7 +220,7 @@ def _choice(found: Found, facts: Sequence[Fact]) -> Choice:
 
 
 def _own_search(_: Case, context: Context) -> Found:
-    return find_mask(context, score_timeout=None, console=Console())
+    return find_mask(context, console=Console())
 
 
 def _rival_search(case: Case, context: Context, *, draw_of: Callable[[Case], Draw]) -> Found:
@@ -229,7 +229,7 @@ def _rival_search(case: Case, context: Context, *, draw_of: Callable[[Case], Dra
         draw_of(case), case.budget, case.settings.optimizer_settings(), importance_only
     )
     weights = dense_weights(context)
-    return find_mask_with(search, context, weights, score_timeout=None, console=Console())
+    return find_mask_with(search, context, weights, console=Console())
 
 
 def _legr(case: Case) -> Draw:

@@ -128,10 +128,21 @@ def test_a_given_limit_takes_precedence_over_the_learned_one() -> None:
     assert limits.limit("score", 2.5) == 2.5
 
 
-def test_without_a_call_that_has_ended_there_is_no_limit() -> None:
+def test_until_a_call_of_a_kind_has_ended_a_call_may_run_for_a_day() -> None:
     limits = TimeLimits()
     limits.learn("score", 100.0)
-    assert limits.limit("evaluate", None) is None
+    assert limits.limit("evaluate") == 86_400.0
+    assert (limits.knows("score"), limits.knows("evaluate")) == (True, False)
+
+
+def test_given_limits_hold_from_the_first_call_of_every_kind_on() -> None:
+    limits = TimeLimits({"score": 7.0}, others=90.0)
+    for _ in range(2):
+        found = {kind: limits.limit(kind) for kind in ("score", "evaluate")}
+        assert found == {"score": 7.0, "evaluate": 90.0}
+        for kind in found:
+            limits.learn(kind, 3600.0)
+    assert limits.limit("score", 2.5) == 2.5
 
 
 def test_the_learned_limit_is_ten_times_the_longest_call_but_one_and_five_minutes_at_least() -> (
@@ -139,17 +150,17 @@ def test_the_learned_limit_is_ten_times_the_longest_call_but_one_and_five_minute
 ):
     limits = TimeLimits()
     limits.learn("score", 3.0)
-    assert limits.limit("score", None) == 300.0
+    assert limits.limit("score") == 300.0
     for seconds in (90.0, 40.0, 60.0):
         limits.learn("score", seconds)
-    assert limits.limit("score", None) == 600.0
+    assert limits.limit("score") == 600.0
 
 
 def test_a_single_call_of_hours_does_not_let_others_hang_for_days() -> None:
     limits = TimeLimits()
     for seconds in (60.0, 7200.0, 50.0):
         limits.learn("score", seconds)
-    assert limits.limit("score", None) == 600.0
+    assert limits.limit("score") == 600.0
 
 
 def test_a_method_is_brief_while_its_last_call_took_seconds_whatever_came_before() -> None:

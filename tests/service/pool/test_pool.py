@@ -15,6 +15,7 @@ from ray.exceptions import OutOfMemoryError, RaySystemError
 
 from fppmo_ray.service.pool.call import Call
 from fppmo_ray.service.pool.cluster import Demand, explain_ray_errors
+from fppmo_ray.service.pool.in_flight import TimeLimits
 from fppmo_ray.service.pool.worker_group import WorkerInfo, worker_info
 from fppmo_ray.service.pool.worker_pool import WorkerPool, worker_pool
 from fppmo_ray.service.stopping import SearchStopped, StopRequest
@@ -80,6 +81,15 @@ class Worker:
         while not (self.trace / f"open-{value}").exists():
             time.sleep(0.01)
         return getattr(self, method)(value)
+
+    def work_unless_broken(self, value: int) -> int:
+        """The first process that is asked is broken for good."""
+        if not hasattr(self, "is_broken"):
+            self.is_broken = self._visits("broken") == 1
+        time.sleep(0.01)
+        if self.is_broken:
+            raise ValueError("nothing works here any more")
+        return value
 
     def task_name(self) -> str | None:
         name: str | None = ray.get_runtime_context().get_task_name()
@@ -229,10 +239,17 @@ def test_a_call_of_a_worker_that_died_runs_on_another(pool: WorkerPool[Worker]) 
     assert all(item.error is None for item in ended)
 
 
-def test_a_call_that_kills_every_worker_stops_the_run(pool: WorkerPool[Worker]) -> None:
-    pool.submit(call("always_die"))
-    with pytest.raises(RuntimeError, match="always_die has lost its worker 5 times"):
-        pool.next_ended()
+def test_a_call_that_kills_every_worker_fails_after_three_losses_and_others_go_on(
+    pool: WorkerPool[Worker],
+) -> None:
+    run(pool, call("echo", 0), call("echo", 0))
+    fatal, others = call("always_die"), [call("echo", value) for value in range(4)]
+    run(pool, fatal, *others)
+    assert [item.result for item in others] == [0, 1, 2, 3]
+    assert len(fatal.lost_on) == 3
+    assert {*fatal.lost_on} == {0, 1}  # on different workers as far as there are any
+    assert fatal.error is not None
+    assert re.match(r"lost its worker 3 times, most recently: .*; give each worker", fatal.error)
 
 
 def test_a_call_past_its_timeout_runs_on_another_worker(pool: WorkerPool[Worker]) -> None:
@@ -245,6 +262,16 @@ def test_a_call_that_times_out_twice_fails(pool: WorkerPool[Worker]) -> None:
     run(pool, call("echo", 0), call("echo", 0))
     [ended] = run(pool, call("hang", timeout=0.5))
     assert ended.error == "timed out twice after 0.5 s"
+
+
+def test_a_limit_given_to_the_pool_holds_for_the_first_call_of_a_kind(tmp_path: Path) -> None:
+    actor = ray.remote(num_cpus=0)(Worker)
+    pool: WorkerPool[Worker] = WorkerPool(
+        lambda slot: actor.remote(slot, tmp_path), 1, limits=TimeLimits({"hang_once": 0.5})
+    )
+    [ended] = run(pool, call("hang_once", 3))
+    pool.close()
+    assert (ended.value, ended.num_timeouts) == (3, 1)
 
 
 def test_a_call_that_takes_far_longer_than_any_before_is_taken_from_its_worker(
@@ -369,7 +396,7 @@ def test_calls_go_to_idle_workers_first_and_wait_at_workers_only_while_the_queue
 @pytest.mark.parametrize(
     ("method", "charged"),
     [
-        ("die_once", {"num_lost_workers": 1}),
+        ("die_once", {"lost_on": [0]}),
         ("refuse_on_first_worker", {"raised_on": [0]}),
         ("hang_once", {"num_timeouts": 1}),
     ],
@@ -384,7 +411,7 @@ def test_a_call_that_waits_at_a_worker_that_fails_runs_next_and_is_not_charged(
     )
     (tmp_path / "open-1").touch()
     assert [item.value for item in run(lone_pool)] == [1, 2, 3]
-    nothing = {"raised_on": [], "num_timeouts": 0, "num_lost_workers": 0, "num_lost_nodes": 0}
+    nothing = {"raised_on": [], "num_timeouts": 0, "lost_on": [], "num_lost_nodes": 0}
     assert {name: getattr(first, name) for name in nothing} == nothing | charged
     assert {name: getattr(second, name) for name in nothing} == nothing
     assert lone_pool.num_requeued == 1
@@ -395,8 +422,9 @@ def test_a_call_that_ends_workers_before_they_can_answer_is_blamed_in_the_end(
 ) -> None:
     begin_to_wait(lone_pool, call("behind_gate", 1), call("always_die"), call("echo", 2))
     (tmp_path / "open-1").touch()
-    with pytest.raises(RuntimeError, match="always_die has lost its worker 5 times"):
-        run(lone_pool)
+    first, fatal, other = run(lone_pool)
+    assert (first.value, other.value, len(fatal.lost_on)) == (1, 2, 3)
+    assert (fatal.error or "").startswith("lost its worker 3 times, most recently: ")
 
 
 def test_a_worker_that_dies_of_its_second_call_loses_that_one_alone(
@@ -411,16 +439,52 @@ def test_a_worker_that_dies_of_its_second_call_loses_that_one_alone(
     (tmp_path / "open-2").touch()
     ray.wait(references, num_returns=2, timeout=60)  # both are known in the same turn
     assert [item.value for item in run(lone_pool)] == [1, 2]
-    assert (first.num_lost_workers, second.num_lost_workers) == (0, 1)
+    assert (first.lost_on, second.lost_on) == ([], [0])
 
 
-def test_a_worker_that_raised_is_replaced_so_that_its_fault_stays_its_own(
+def processes_of(pool: WorkerPool[Worker]) -> set[int]:
+    """The processes of all workers, once they are ready."""
+    while pool.num_ready < pool.num_workers:
+        run(pool, call("process"))
+    return {info.pid for info in pool._group.ready.values()}
+
+
+def test_a_worker_is_replaced_once_for_each_type_of_error_and_then_no_more(
     pool: WorkerPool[Worker],
 ) -> None:
-    processes = {item.value for item in run(pool, *(call("process") for _ in range(20)))}
+    first = processes_of(pool)
     run(pool, call("refuse", 7))
-    later = {item.value for item in run(pool, *(call("process") for _ in range(20)))}
-    assert processes & later == set()
+    second = processes_of(pool)
+    assert len(first & second) == 1  # the other worker has shown that the call is at fault
+    raising = [call("refuse", value) for value in range(5)]
+    ended = run(pool, *raising, *(call("echo", value) for value in range(5)))
+    assert sum(item.error is None for item in ended) == 5
+    assert all({*item.raised_on} == {0, 1} for item in raising)
+    assert processes_of(pool) == second
+
+
+def test_an_only_worker_raises_again_in_a_process_that_has_answered_or_is_new(
+    lone_pool: WorkerPool[Worker],
+) -> None:
+    run(lone_pool, call("refuse", 7))
+    [first] = processes_of(lone_pool)
+    ended = run(lone_pool, call("refuse", 8), call("echo", 1))
+    assert [(item.value if item.error is None else item.raised_on) for item in ended] == [1, [0, 0]]
+    assert processes_of(lone_pool) == {first}
+    [alone] = run(lone_pool, call("refuse", 9))
+    assert alone.error == "ValueError('9 is not to my taste')"
+    assert processes_of(lone_pool) != {first}
+
+
+def test_a_worker_on_which_calls_raise_that_succeed_elsewhere_is_replaced(
+    pool: WorkerPool[Worker],
+) -> None:
+    run(pool, call("refuse", 7))
+    before = processes_of(pool)
+    ended = run(pool, *(call("work_unless_broken", value) for value in range(20)))
+    assert sorted(item.value for item in ended) == list(range(20))
+    assert any(item.raised_on for item in ended)
+    assert len(before & processes_of(pool)) == 1
 
 
 def test_calls_that_ended_in_time_count_even_if_the_driver_looks_at_them_late(

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import ray
@@ -21,6 +23,49 @@ class Worker:
 
     def ready(self) -> WorkerInfo:
         return worker_info(self.slot)
+
+
+class HangingOnce:
+    """Does not get ready the first time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def ready(self) -> WorkerInfo:
+        with (self.folder / "starts").open("a") as file:
+            file.write("x")
+            if file.tell() == 1:
+                time.sleep(60)
+        return worker_info(0)
+
+
+def test_a_worker_that_does_not_get_ready_in_time_is_started_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    actor = ray.remote(num_cpus=0)(HangingOnce)
+    group = WorkerGroup(lambda _: actor.remote(tmp_path), 1, Demand())
+    deadline = time.monotonic() + 60
+    while not caplog.records:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+        group.end_hung_starts(0.2 if (tmp_path / "starts").exists() else 60.0)
+    become_ready(group)
+    group.close()
+    [message] = [record.getMessage() for record in caplog.records]
+    expected = "worker 0 did not start and is tried again: ready() took longer than 0.2 s"
+    assert message == expected
+    assert (tmp_path / "starts").read_text() == "xx"
+
+
+def test_a_worker_without_room_may_wait_longer_than_a_start_may_take() -> None:
+    too_large = ray.remote(num_cpus=64)(Worker)
+    group = WorkerGroup(lambda slot: too_large.remote(slot), 1, Demand(cpus=64))
+    before = dict(group.starting)
+    for _ in range(3):
+        time.sleep(0.01)
+        group.end_hung_starts(0.001)
+    group.close()
+    assert group.starting == before
 
 
 def become_ready(group: WorkerGroup) -> None:
