@@ -24,8 +24,10 @@ if TYPE_CHECKING:
         ImageArrays,
         Recipe,
         Splits,
+        Transform,
         load_dataset,
         recalibrate_batchnorm,
+        transform_of,
     )
 
 _HOMES = {
@@ -43,6 +45,7 @@ _HOMES = {
     "SearchSettings": "fppmo_ray.service.settings",
     "Splits": "fppmo_ray.training",
     "Task": "fppmo_ray.service.task",
+    "Transform": "fppmo_ray.training",
     "export_network": "fppmo_ray.pruning.export",
     "extract": "fppmo_ray.pruning",
     "load_dataset": "fppmo_ray.training",
@@ -53,6 +56,7 @@ _HOMES = {
     "save_network": "fppmo_ray.pruning",
     "search": "fppmo_ray.service.search",
     "trace": "fppmo_ray.pruning",
+    "transform_of": "fppmo_ray.training",
 }
 
 __all__ = [
@@ -70,6 +74,7 @@ __all__ = [
     "SearchSettings",
     "Splits",
     "Task",
+    "Transform",
     "export_network",
     "extract",
     "load_dataset",
@@ -80,6 +85,7 @@ __all__ = [
     "save_network",
     "search",
     "trace",
+    "transform_of",
 ]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fppmo_ray import Dataset, Placement, SearchSettings, Splits, load_dataset, search
+from fppmo_ray import Dataset, Placement, SearchSettings, Splits, Transform, load_dataset, search
 from fppmo_ray.job import resume_mode, run_job, show_result
 from fppmo_ray.training import build_network, load_weights, source_of, splits_from_files
 
@@ -19,6 +19,7 @@ def main(
     run_dir: str,
     settings: SearchSettings,
     placement: Placement,
+    transform: Transform = Transform(),  # noqa: B008 (frozen)
     *,
     network: str = "resnet56",
     weights: Path | None = None,
@@ -35,6 +36,8 @@ def main(
             s3://BUCKET/PATH.
         settings: What to search for.
         placement: Where it runs.
+        transform: How images become the network's input, by default as the public ResNets were
+            trained.
         network: Which network to prune: resnet20, 32, 44, 56 or 110 (``_b``: projection shortcuts),
             or vgg16_bn.
         weights: Its trained weights; without, give --baseline-epochs.
@@ -48,7 +51,7 @@ def main(
     resuming = resume_mode(run_dir, resume=resume, resume_or_start=resume_or_start)
     if weights is None and not settings.baseline_epochs:
         raise ValueError("an untrained network tells nothing: give --weights or --baseline-epochs")
-    dataset = load_dataset("cifar10", data)
+    dataset = load_dataset("cifar10", data, transform)
     dense = build_network(network, dataset.num_classes, seed=settings.seed)
     if weights is not None:
         load_weights(dense, weights)

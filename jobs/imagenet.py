@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fppmo_ray import Placement, Recipe, SearchSettings, search
+from fppmo_ray import Placement, Recipe, SearchSettings, Transform, search
 from fppmo_ray.job import resume_mode, run_job, show_result
 from fppmo_ray.training import (
     build_torchvision_network,
@@ -24,7 +24,6 @@ from fppmo_ray.training import (
     stratified_splits,
     torchvision_source,
 )
-from fppmo_ray.training.dataset import Interpolation
 
 # Fine-tuning at a fifth of torchvision's rate of training, with its batch and weight decay. A
 # teacher's passes would cost half as much again, and nobody has measured here what they are worth.
@@ -48,12 +47,10 @@ def main(
     run_dir: str,
     placement: Placement,
     settings: SearchSettings = SETTINGS,
+    transform: Transform = Transform(),  # noqa: B008 (frozen)
     *,
     network: str = "resnet50",
     weights: Path | None = None,
-    crop: int = 224,
-    resize: int = 256,
-    interpolation: Interpolation = "bilinear",
     search_val: int = 10_000,
     choose_val: int = 10_000,
     resume: bool = False,
@@ -67,13 +64,9 @@ def main(
             s3://BUCKET/PATH.
         placement: Where it runs.
         settings: What to search for.
+        transform: How images become the network's input.
         network: Which of torchvision's classification networks to prune.
         weights: Its trained weights; without, give --baseline-epochs.
-        crop: Side in pixels of the middle that networks are judged on, and of the random parts
-            that they are trained on.
-        resize: Length in pixels that an image's shorter side is brought to before the middle is
-            cut out. torchvision's documentation of the weights tells both.
-        interpolation: How pixels are resized.
         search_val: Training images that score proposals instead of training networks.
         choose_val: Further ones, for the choice among the finalists.
         resume: Go on with the search in the run directory.
@@ -82,7 +75,7 @@ def main(
     resuming = resume_mode(run_dir, resume=resume, resume_or_start=resume_or_start)
     if weights is None and not settings.baseline_epochs:
         raise ValueError("an untrained network tells nothing: give --weights or --baseline-epochs")
-    dataset = load_imagenet(data, crop=crop, resize=resize, interpolation=interpolation)
+    dataset = load_imagenet(data, transform)
     dense = build_torchvision_network(network, dataset.num_classes, seed=settings.seed)
     if weights is not None:
         load_weights(dense, weights)

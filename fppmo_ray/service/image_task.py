@@ -22,6 +22,7 @@ from fppmo_ray.service.settings import Placement, SearchSettings
 from fppmo_ray.service.task import Batches
 from fppmo_ray.service.worker_protocol import TrainingReport, TrainingTask, digest
 from fppmo_ray.training import (
+    CentreCrop,
     ComputeConfig,
     Dataset,
     ImageArrays,
@@ -398,7 +399,8 @@ def _digest_images(images: ImageArrays | ImageFiles) -> str:
     root = os.path.commonpath(images.paths)  # the data may be in another folder than before
     names = [str(path.relative_to(root)) for path in images.paths]
     how: tuple[object, ...] = (images.height, images.width)
-    if images.centre_crop is not None:  # without a crop, digests stay those of older versions
-        how += (images.centre_crop,)
+    # With the defaults, digests stay those of older versions.
+    how += () if images.view == CentreCrop() else (images.view,)
+    how += () if images.colour == "RGB" else (images.colour,)
     text = repr((*how, names))
     return digest({"labels": images.labels}) + hashlib.sha256(text.encode()).hexdigest()

@@ -35,11 +35,13 @@ from fppmo_ray.training.dataset import (
     ImageFiles,
     ImageSet,
     RandomResizedCrop,
+    Squash,
+    View,
 )
 from fppmo_ray.training.ddp import WHOLE, Shard
 from fppmo_ray.training.evaluate import Metrics, evaluate
 from fppmo_ray.training.fine_tune import EpochReport, fine_tune, train_epoch
-from fppmo_ray.training.image_folder import load_imagenet
+from fppmo_ray.training.image_folder import load_image_folder, load_imagenet
 from fppmo_ray.training.images import Batch, Images, Seed, example_batch, open_images
 from fppmo_ray.training.named_datasets import DatasetName, load_dataset
 from fppmo_ray.training.networks import (
@@ -48,6 +50,13 @@ from fppmo_ray.training.networks import (
     build_torchvision_network,
     source_of,
     torchvision_source,
+)
+from fppmo_ray.training.preprocessing import (
+    Preprocessing,
+    Transform,
+    preprocessing_from_json,
+    preprocessing_of,
+    transform_of,
 )
 from fppmo_ray.training.recipe import Recipe, Schedule
 from fppmo_ray.training.splits import Splits, splits_from_files, stratified_splits
@@ -70,14 +79,18 @@ __all__ = [
     "ImageSet",
     "Images",
     "Metrics",
+    "Preprocessing",
     "RandomResizedCrop",
     "Recipe",
     "Schedule",
     "Seed",
     "Shard",
     "Splits",
+    "Squash",
     "StepTraining",
     "TrainingState",
+    "Transform",
+    "View",
     "autocast",
     "build_network",
     "build_torchvision_network",
@@ -89,10 +102,13 @@ __all__ = [
     "keep_freed_memory",
     "lay_out",
     "load_dataset",
+    "load_image_folder",
     "load_imagenet",
     "load_weights",
     "native_dtype",
     "open_images",
+    "preprocessing_from_json",
+    "preprocessing_of",
     "recalibrate_batchnorm",
     "source_of",
     "splits_from_files",
@@ -102,4 +118,5 @@ __all__ = [
     "torchvision_source",
     "train_epoch",
     "train_steps",
+    "transform_of",
 ]

@@ -13,6 +13,50 @@ IntArray = NDArray[np.int64]
 ByteArray = NDArray[np.uint8]
 
 
+Interpolation = Literal["bilinear", "bicubic"]
+Colour = Literal["RGB", "BGR", "grey"]
+"""Order of an image's channels; ``grey`` is a single channel."""
+
+NUM_CHANNELS: dict[Colour, int] = {"RGB": 3, "BGR": 3, "grey": 1}
+
+
+def _check_interpolation(interpolation: str) -> None:
+    if interpolation not in get_args(Interpolation):
+        raise ValueError(
+            f"interpolation must be one of {get_args(Interpolation)}, got {interpolation!r}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CentreCrop:
+    """The centre of an image whose shorter side was resized first, as in torchvision's presets."""
+
+    resize: int | None = None
+    """Length in pixels to which the shorter side is resized, also if the image is smaller. None
+    keeps an image that has the network's size already, and resizes any other so that the crop is
+    224 / 256 of its tighter side."""
+    interpolation: Interpolation = "bilinear"
+    """Interpolation that the weights were trained with; random crops use it too."""
+
+    def __post_init__(self) -> None:
+        _check_interpolation(self.interpolation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Squash:
+    """The whole image, resized to the network's size; its sides may be stretched differently."""
+
+    interpolation: Interpolation = "bilinear"
+    """Interpolation that the weights were trained with; random crops use it too."""
+
+    def __post_init__(self) -> None:
+        _check_interpolation(self.interpolation)
+
+
+View = CentreCrop | Squash
+"""The part of an image that a network sees in evaluation."""
+
+
 @dataclass(frozen=True, eq=False)
 class ImageArrays:
     """Images in memory. The arrays may be read-only; this package never writes to them."""
@@ -21,6 +65,10 @@ class ImageArrays:
     """Pixels, uint8 ``(N, H, W, C)``."""
     labels: IntArray
     """Class labels, int64 ``(N,)``."""
+    view: View = CentreCrop()
+    """The part of an image file that the pixels are, for the record."""
+    colour: Colour | None = None
+    """Order of the channels, for the record; None: RGB, or grey with a single channel."""
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != np.uint8:
@@ -32,26 +80,6 @@ class ImageArrays:
 
     def __len__(self) -> int:
         return len(self.labels)
-
-
-Interpolation = Literal["bilinear", "bicubic"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CentreCrop:
-    """The centre of an image whose shorter side was resized first, as in torchvision's presets."""
-
-    resize: int
-    """Length in pixels to which the shorter side is resized, also if the image is smaller."""
-    interpolation: Interpolation = "bilinear"
-    """Interpolation that the weights were trained with; random crops use it too."""
-
-    def __post_init__(self) -> None:
-        if self.interpolation not in get_args(Interpolation):
-            raise ValueError(
-                f"interpolation must be one of {get_args(Interpolation)}, "
-                f"got {self.interpolation!r}"
-            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,17 +94,19 @@ class ImageFiles:
     """Height of the decoded images in pixels."""
     width: int
     """Width of the decoded images in pixels."""
-    centre_crop: CentreCrop | None = None
-    """How an image is cut for evaluation. None keeps an image of the right size and takes the
-    centre of any other; see ``decode_to_size``."""
+    view: View = CentreCrop()
+    """The part of an image that is decoded for evaluation."""
+    colour: Colour = "RGB"
+    """Order of the channels."""
 
     def __post_init__(self) -> None:
         _check_label_array(self.labels, len(self.paths))
         larger = max(self.height, self.width)
-        if self.centre_crop is not None and self.centre_crop.resize < larger:
+        resize = self.view.resize if isinstance(self.view, CentreCrop) else None
+        if resize is not None and resize < larger:
             raise ValueError(
                 f"the shorter side must be resized to at least the {larger} pixels of the centre "
-                f"crop, got {self.centre_crop.resize}"
+                f"crop, got {resize}"
             )
 
     def __len__(self) -> int:
@@ -142,8 +172,15 @@ class Dataset:
     """Standard deviation of each channel, > 0."""
     augmentation: Augmentation | RandomResizedCrop
     """Random changes of training images."""
+    class_names: tuple[str, ...] | None = None
+    """Name of each class, in the order of the labels; None where they have no names."""
 
     def __post_init__(self) -> None:
+        if self.class_names is not None and len(self.class_names) != self.num_classes:
+            raise ValueError(
+                f"{self.name} has {self.num_classes} classes, got {len(self.class_names)} class "
+                "names; give one for each label, in the order of the labels"
+            )
         for part in ("train", "test"):
             check_labels(getattr(self, part).labels, self.num_classes, f"{self.name}'s {part} set")
         if len(self.mean) != len(self.std) or min(self.std) <= 0:

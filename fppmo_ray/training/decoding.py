@@ -9,96 +9,93 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fppmo_ray.training.dataset import (
+    NUM_CHANNELS,
     ByteArray,
-    CentreCrop,
+    Colour,
     ImageFiles,
     Interpolation,
     RandomResizedCrop,
+    Squash,
+    View,
 )
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-FILE_CHANNELS = 3
-"""Channels of an image from a file: red, green and blue."""
+ImageSource: TypeAlias = "bytes | Path | Image"
+"""An encoded image, its file, or an image that Pillow has opened."""
 
 _Batch = tuple[Tensor, Iterator[None]]
 """Pixels uint8 (n, H, W, C) being filled, and an iterator that ends when all are filled."""
 
 _RESIZE_TO_CROP = 256 / 224  # shorter side over the centre crop: the usual ImageNet protocol
+_INTEGERS_ARE_16_BIT = ("PNG", "PPM")  # whose deepest pixels have 16 bits
 _ATTEMPTS = 10  # draws of a part before the centre is taken
 
 
-def decode(source: bytes | Path, name: str) -> ByteArray:
-    """Decode an image to RGB pixels ``(H, W, 3)``.
+def decode(source: ImageSource, name: str, colour: Colour = "RGB") -> ByteArray:
+    """Decode an image to pixels ``(H, W, C)``.
 
     Args:
-        source: Encoded image, or its file.
+        source: Encoded image, its file, or an image of Pillow.
         name: Name of the image in the error message.
+        colour: Order of the channels.
 
     Raises:
         ValueError: the image cannot be decoded.
     """
-    return np.array(_open(source, name))
+    return _pixels(_open(source, name, colour), colour)
 
 
-def decode_to_size(source: bytes | Path, name: str, height: int, width: int) -> ByteArray:
-    """Decode an image to RGB pixels of a given size, ``(height, width, 3)``.
+def decode_view(
+    source: ImageSource,
+    name: str,
+    height: int,
+    width: int,
+    view: View,
+    colour: Colour = "RGB",
+) -> ByteArray:
+    """Decode the part of an image that networks are evaluated on, ``(height, width, C)``.
 
-    An image of that size is not changed. Any other is resized so that the crop is 224 / 256 of its
-    tighter side, and cropped in the centre.
+    With a ``resize``, a centre crop is pixel-equal to torchvision's.
 
     Args:
-        source: Encoded image, or its file.
+        source: Encoded image, its file, or an image of Pillow.
         name: Name of the image in the error message.
         height: Height of the result in pixels.
         width: Width of the result in pixels.
+        view: The part, and the interpolation.
+        colour: Order of the channels.
 
     Raises:
         ValueError: the image cannot be decoded.
     """
-    image = _open(source, name)
-    if (image.height, image.width) == (height, width):
-        return np.array(image)
-    scale = _RESIZE_TO_CROP * max(height / image.height, width / image.width)
-    scaled = round(image.width * scale), round(image.height * scale)
-    left, top = (scaled[0] - width) // 2, (scaled[1] - height) // 2
-    resized = _resized(image, *scaled, "bilinear")
-    return np.array(resized.crop((left, top, left + width, top + height)))
-
-
-def decode_centre(
-    source: bytes | Path, name: str, height: int, width: int, crop: CentreCrop
-) -> ByteArray:
-    """Decode the centre of an image to RGB ``(height, width, 3)``, pixel-equal to torchvision's.
-
-    Args:
-        source: Encoded image, or its file.
-        name: Name of the image in the error message.
-        height: Height of the result in pixels, at most ``crop.resize``.
-        width: Width of the result in pixels, at most ``crop.resize``.
-        crop: Length of the shorter side before the crop, and the interpolation.
-
-    Raises:
-        ValueError: the image cannot be decoded.
-    """
-    image = _open(source, name)
-    shorter = min(image.width, image.height)
-    scaled = [crop.resize * side // shorter for side in (image.width, image.height)]
-    left, top = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)
-    resized = _resized(image, scaled[0], scaled[1], crop.interpolation)
-    return np.array(resized.crop((left, top, left + width, top + height)))
+    image = _open(source, name, colour)
+    if isinstance(view, Squash):
+        return _pixels(_resized(image, width, height, view.interpolation), colour)
+    if view.resize is not None:
+        shorter = min(image.width, image.height)
+        scaled = [view.resize * side // shorter for side in (image.width, image.height)]
+        left, top = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)
+    elif (image.height, image.width) == (height, width):
+        return _pixels(image, colour)
+    else:
+        scale = _RESIZE_TO_CROP * max(height / image.height, width / image.width)
+        scaled = [round(image.width * scale), round(image.height * scale)]
+        left, top = (scaled[0] - width) // 2, (scaled[1] - height) // 2
+    resized = _resized(image, scaled[0], scaled[1], view.interpolation)
+    return _pixels(resized.crop((left, top, left + width, top + height)), colour)
 
 
 def decode_random_part(
-    source: bytes | Path,
+    source: ImageSource,
     name: str,
     height: int,
     width: int,
@@ -106,25 +103,27 @@ def decode_random_part(
     *,
     seed: int,
     interpolation: Interpolation = "bilinear",
+    colour: Colour = "RGB",
 ) -> ByteArray:
-    """Decode a random part of an image, resized to RGB ``(height, width, 3)``.
+    """Decode a random part of an image, resized to ``(height, width, C)``.
 
     Args:
-        source: Encoded image, or its file.
+        source: Encoded image, its file, or an image of Pillow.
         name: Name of the image in the error message.
         height: Height of the result in pixels.
         width: Width of the result in pixels.
         crop: Range of the parts.
         seed: Random seed that decides on the part and on mirroring.
         interpolation: Interpolation of the resizing.
+        colour: Order of the channels.
 
     Raises:
         ValueError: the image cannot be decoded.
     """
-    image = _open(source, name)
+    image = _open(source, name, colour)
     rng = random.Random(seed)
     part = image.crop(random_box(image.width, image.height, crop, rng))
-    pixels = np.array(_resized(part, width, height, interpolation))
+    pixels = _pixels(_resized(part, width, height, interpolation), colour)
     return pixels[:, ::-1] if crop.flip and rng.random() < 0.5 else pixels
 
 
@@ -156,17 +155,51 @@ def random_box(
     return left, top, left + part_width, top + part_height
 
 
-def _open(source: bytes | Path, name: str) -> Image:
-    """Return the whole image in memory, as RGB."""
+def _open(source: ImageSource, name: str, colour: Colour) -> Image:
+    """Return the whole image in memory, of mode RGB or L."""
     from PIL import Image
 
+    mode = "L" if colour == "grey" else "RGB"
     try:
+        if isinstance(source, Image.Image):
+            return _in_8_bits(source).convert(mode)
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             image.load()
-            return image if image.mode == "RGB" else image.convert("RGB")
+            return _in_8_bits(image).convert(mode)
     # Pillow's decoders raise SyntaxError on some broken files and OSError on the others.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot decode {name}: {error}; replace or remove the image") from error
+
+
+def _in_8_bits(image: Image) -> Image:
+    """Return an image whose pixels are bytes; Pillow's conversion clips deeper pixels to white.
+
+    Raises:
+        ValueError: the pixels are floats or 32-bit integers, whose range the file does not tell.
+    """
+    from PIL import Image
+
+    is_16_bit = image.mode.startswith("I;16") or (
+        image.mode == "I" and image.format in _INTEGERS_ARE_16_BIT
+    )
+    if is_16_bit:
+        # 65535 / 257 = 255, so white stays white.
+        return Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        kind = "32-bit integers" if image.mode == "I" else "floats"
+        raise ValueError(
+            f"its pixels are {kind}, and which of them is white is unknown; scale them to 8 or 16 "
+            "bits"
+        )
+    return image
+
+
+def _pixels(image: Image, colour: Colour) -> ByteArray:
+    """Return the pixels ``(H, W, C)`` of an image of mode RGB or L."""
+    pixels: ByteArray = np.array(image)
+    if colour == "grey":
+        return pixels[:, :, None]
+    return pixels[:, :, ::-1] if colour == "BGR" else pixels
 
 
 def _resized(image: Image, width: int, height: int, interpolation: Interpolation) -> Image:
@@ -190,7 +223,7 @@ class StreamedPixels:
     @property
     def num_channels(self) -> int:
         """Number of channels of an image."""
-        return FILE_CHANNELS
+        return NUM_CHANNELS[self.files.colour]
 
     def stream(self, order: Tensor, batch_size: int) -> Iterator[Tensor]:
         """Yield batches of the decoded images; see ``PixelSource.stream``.
@@ -237,7 +270,7 @@ class StreamedPixels:
     def _begin(
         self, pool: ThreadPoolExecutor, jobs: list[Any], decode: Callable[[Any], ByteArray]
     ) -> _Batch:
-        shape = (len(jobs), self.files.height, self.files.width, FILE_CHANNELS)
+        shape = (len(jobs), self.files.height, self.files.width, self.num_channels)
         # Pinned memory can be copied to a GPU while the GPU computes.
         batch = torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
         pixels = batch.numpy()
@@ -255,14 +288,13 @@ class StreamedPixels:
 
     def _decode(self, position: int) -> ByteArray:
         files, path = self.files, self.files.paths[position]
-        size = files.height, files.width
-        if files.centre_crop is None:
-            return decode_to_size(path, str(path), *size)
-        return decode_centre(path, str(path), *size, files.centre_crop)
+        return decode_view(path, str(path), files.height, files.width, files.view, files.colour)
 
     def _decode_part(self, position: int, crop: RandomResizedCrop, seed: int) -> ByteArray:
         files, path = self.files, self.files.paths[position]
-        how = "bilinear" if files.centre_crop is None else files.centre_crop.interpolation
         return decode_random_part(
-            *(path, str(path), files.height, files.width, crop), seed=seed, interpolation=how
+            *(path, str(path), files.height, files.width, crop),
+            seed=seed,
+            interpolation=files.view.interpolation,
+            colour=files.colour,
         )

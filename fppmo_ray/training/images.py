@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fppmo_ray.training.dataset import (
+    NUM_CHANNELS,
     Augmentation,
     Dataset,
     ImageArrays,
@@ -20,7 +21,7 @@ from fppmo_ray.training.dataset import (
     RandomResizedCrop,
 )
 from fppmo_ray.training.ddp import WHOLE, Shard
-from fppmo_ray.training.decoding import FILE_CHANNELS, StreamedPixels
+from fppmo_ray.training.decoding import StreamedPixels
 
 Batch = tuple[Tensor, Tensor]
 """Normalised images float32 (n, C, H, W) and labels int64 (n,), both on the device."""
@@ -197,7 +198,7 @@ def example_batch(dataset: Dataset) -> Tensor:
     if isinstance(images, ImageArrays):
         height, width, channels = images.images.shape[1:]
     else:
-        height, width, channels = images.height, images.width, FILE_CHANNELS
+        height, width, channels = images.height, images.width, NUM_CHANNELS[images.colour]
     black = torch.zeros(1, channels, height, width, dtype=torch.uint8)
     return normalise(black, *_channel_statistics(dataset, black.device))
 

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 
 from fppmo_ray.training.dataset import Augmentation, Dataset, ImageArrays
-from fppmo_ray.training.image_folder import MEAN, STD, read_image_folder
+from fppmo_ray.training.image_folder import load_image_folder
 from fppmo_ray.training.parquet import find_shards, read_parquet_images
+from fppmo_ray.training.preprocessing import MEAN, STD, Transform
 from fppmo_ray.training.splits import stratified_rows
 
 DatasetName = Literal["digits", "cifar10", "cifar100", "image_folder"]
 """Names that ``load_dataset`` accepts."""
 
+_PLAIN = Transform()
+_CIFAR10_NAMES = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
 _CIFAR_CLASSES = {"cifar10": 10, "cifar100": 100}
 _CIFAR_FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 _CIFAR_SIDE = 32
@@ -23,8 +31,9 @@ _CIFAR_SIDE = 32
 def load_dataset(
     name: DatasetName,
     path: Path | None = None,
+    transform: Transform = _PLAIN,
     *,
-    image_size: int = 224,
+    class_names: Sequence[str] | None = None,
     byte_limit: int = 2 * 1024**3,
 ) -> Dataset:
     """Read a data set from disk (``digits`` comes with scikit-learn).
@@ -34,7 +43,11 @@ def load_dataset(
             parquet files as on the Hugging Face hub, or torchvision's folder. ``image_folder``:
             ``train/<class>/*`` and ``test/<class>/*`` or ``val/<class>/*``.
         path: Folder of the data set; None for ``digits``.
-        image_size: Side in pixels to which the images of an ``image_folder`` are cropped.
+        transform: How images become a network's input. By default each set's own normalisation
+            and augmentation; ``cifar10``, ``cifar100`` and ``image_folder`` have ImageNet's mean
+            and std. A network trained with others must be given them.
+        class_names: Class names in the order of the network's outputs, for an ``image_folder``;
+            None: sorted.
         byte_limit: An ``image_folder`` set with more bytes of pixels stays on disk.
 
     Raises:
@@ -42,13 +55,41 @@ def load_dataset(
     """
     if name not in get_args(DatasetName):
         raise ValueError(f"data set must be one of {get_args(DatasetName)}, got {name!r}")
+    if class_names is not None and name != "image_folder":
+        raise ValueError(f"{name} has class names of its own; leave class_names out")
     if name == "digits":
-        return _digits()
+        return _with_transform(_digits(), transform)
     if path is None or not path.is_dir():
         raise ValueError(f"data set {name} needs the folder that holds it, got {path}")
     if name == "image_folder":
-        return _image_folder(path, image_size, byte_limit)
-    return _cifar(name, path)
+        return load_image_folder(path, transform, class_names=class_names, byte_limit=byte_limit)
+    return _with_transform(_cifar(name, path), transform)
+
+
+def _with_transform(dataset: Dataset, transform: Transform) -> Dataset:
+    """Return a data set in memory with the normalisation and augmentation of a transform.
+
+    Raises:
+        ValueError: the transform asks for another size, crop or colour.
+    """
+    given = transform.filled()
+    side = dataset.train.images.shape[1] if isinstance(dataset.train, ImageArrays) else None
+    asked = {
+        "image_size": given.image_size not in (None, side),
+        "resize": given.resize is not None,
+        "squash": given.squash,
+        "interpolation": given.interpolation is not None,
+        "colour": given.colour is not None,
+    }
+    if any(asked.values()):
+        names = ", ".join(name for name, is_asked in asked.items() if is_asked)
+        raise ValueError(
+            f"images of {dataset.name} have {side} x {side} pixels and are kept so; leave out "
+            f"{names}, or write the images to folders and read them as image_folder"
+        )
+    mean, std = given.mean or dataset.mean, given.std or dataset.std
+    augmentation = given.augmentation(dataset.augmentation)
+    return replace(dataset, mean=mean, std=std, augmentation=augmentation)
 
 
 def _digits() -> Dataset:
@@ -69,6 +110,7 @@ def _digits() -> Dataset:
         std=(float(shares.std()),),
         # A shift by 1 of 8 pixels is that of 4 in 32; mirrored digits are no digits.
         augmentation=Augmentation(padding=1, flip=False),
+        class_names=tuple(map(str, range(10))),
     )
 
 
@@ -82,6 +124,7 @@ def _cifar(name: Literal["cifar10", "cifar100"], path: Path) -> Dataset:
         mean=MEAN,  # of ImageNet: the public CIFAR ResNets (akamaster) were trained with them
         std=STD,
         augmentation=Augmentation(padding=4, flip=True),  # He et al. 2016, section 4.2
+        class_names=_CIFAR10_NAMES if name == "cifar10" else None,
     )
 
 
@@ -113,18 +156,3 @@ def _torchvision_cifar(
             f"{root / _CIFAR_FOLDERS[name]} is incomplete or corrupt; fetch it again"
         ) from error
     return ImageArrays(data.data, np.array(data.targets, dtype=np.int64))
-
-
-def _image_folder(path: Path, image_size: int, byte_limit: int) -> Dataset:
-    if image_size < 1:
-        raise ValueError(f"image_size must be at least 1 pixel, got {image_size}")
-    train, test, classes = read_image_folder(path, image_size=image_size, byte_limit=byte_limit)
-    return Dataset(
-        name="image_folder",
-        train=train,
-        test=test,
-        num_classes=len(classes),
-        mean=MEAN,
-        std=STD,
-        augmentation=Augmentation(padding=image_size // 8, flip=True),
-    )

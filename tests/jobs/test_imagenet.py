@@ -10,10 +10,14 @@ import imagenet as job
 import pytest
 import torch
 
-from fppmo_ray import Placement, Recipe, SearchSettings, load_network
+from fppmo_ray import Placement, Recipe, SearchSettings, Transform, load_network
 from fppmo_ray.training import build_torchvision_network
 
-SIZES = {"crop": 32, "resize": 36, "search_val": 40, "choose_val": 40}
+SIZES = {
+    "transform": Transform(image_size=32, resize=36),
+    "search_val": 40,
+    "choose_val": 40,
+}
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +78,10 @@ def test_the_job_halves_a_resnet_and_tells_top_1_and_top_5(
         ({"network": "resnet34"}, "holds the weights of another network than ResNet"),
         ({"weights": None}, "give --weights or --baseline-epochs"),
         ({"search_val": 390, "choose_val": 20}, "leave none for search-train"),
-        ({"resize": 31}, "at least the 32 pixels of the centre crop, got 31"),
+        (
+            {"transform": Transform(image_size=32, resize=31)},
+            "at least the 32 pixels of the centre crop, got 31",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_before_ray_is_asked(

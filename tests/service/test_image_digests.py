@@ -34,6 +34,6 @@ def test_the_digest_of_image_files_never_changes_since_journals_hold_it() -> Non
 
 def test_data_with_another_crop_has_another_digest() -> None:
     sizes = (256, 320)
-    cropped = [replace(FILES, centre_crop=CentreCrop(resize=size)) for size in sizes]
+    cropped = [replace(FILES, view=CentreCrop(resize=size)) for size in sizes]
     sets = [replace(DATASET, train=files, test=files) for files in (FILES, *cropped)]
     assert len({digest_data(dataset, SPLITS) for dataset in sets}) == 3

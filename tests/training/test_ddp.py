@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from fppmo_ray.training import Images, Shard, load_dataset, load_imagenet, open_images
+from fppmo_ray.training import Images, Shard, Transform, load_dataset, load_imagenet, open_images
 
 
 def digits() -> Images:
@@ -25,7 +25,7 @@ def random_parts(folder: Path) -> Images:
         for row in range(10):
             pixels = np.full((12, 12, 3), 20 * row, np.uint8)
             Image.fromarray(pixels).save(folder / part / "only" / f"{row}.png")
-    dataset = load_imagenet(folder, crop=8, resize=9)
+    dataset = load_imagenet(folder, Transform(image_size=8, resize=9))
     return open_images(dataset.train, None, dataset)
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from fppmo_ray.training import CentreCrop, RandomResizedCrop
-from fppmo_ray.training.decoding import decode_centre, decode_random_part, random_box
+from fppmo_ray.training.decoding import decode_random_part, decode_view, random_box
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -41,15 +41,13 @@ def test_centre_crops_are_torchvisions_to_the_pixel(
             transforms.CenterCrop(28),
         ]
     )(image)
-    ours = decode_centre(
-        png(image), "it", 28, 28, CentreCrop(resize=32, interpolation=interpolation)
-    )
+    ours = decode_view(png(image), "it", 28, 28, CentreCrop(resize=32, interpolation=interpolation))
     assert np.array_equal(ours, np.array(theirs))
 
 
 def test_an_image_of_the_crops_size_is_resized_and_cut_too() -> None:
     image = noise(28, 28)
-    ours = decode_centre(png(image), "it", 28, 28, CentreCrop(resize=32))
+    ours = decode_view(png(image), "it", 28, 28, CentreCrop(resize=32))
     assert not np.array_equal(ours, np.array(image))
 
 

@@ -16,6 +16,7 @@ from fppmo_ray.training import (
     ImageArrays,
     ImageFiles,
     RandomResizedCrop,
+    Transform,
     example_batch,
     load_imagenet,
     open_images,
@@ -37,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_files_stay_on_disk_however_few_they_are(folder: Path) -> None:
-    dataset = load_imagenet(folder, crop=16, resize=20)
+    dataset = load_imagenet(folder, Transform(image_size=16, resize=20))
     assert isinstance(dataset.train, ImageFiles)
     assert isinstance(dataset.test, ImageFiles)
     assert dataset.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
@@ -49,7 +50,7 @@ def test_files_stay_on_disk_however_few_they_are(folder: Path) -> None:
 def test_networks_see_what_torchvisions_evaluation_shows_them(folder: Path) -> None:
     from torchvision import transforms
 
-    dataset = load_imagenet(folder, crop=16, resize=20)
+    dataset = load_imagenet(folder, Transform(image_size=16, resize=20))
     [(ours, _)] = open_images(dataset.test, None, dataset).batches(4)
     look = transforms.Compose(
         [
@@ -66,7 +67,7 @@ def test_networks_see_what_torchvisions_evaluation_shows_them(folder: Path) -> N
 def test_an_epoch_of_random_parts_is_a_function_of_seed_and_epoch_not_of_threads(
     folder: Path,
 ) -> None:
-    dataset = load_imagenet(folder, crop=16, resize=20)
+    dataset = load_imagenet(folder, Transform(image_size=16, resize=20))
 
     def epoch(seed: int, number: int, threads: int) -> torch.Tensor:
         images = open_images(dataset.train, None, dataset, decoding_threads=threads)
@@ -81,7 +82,7 @@ def test_an_epoch_of_random_parts_is_a_function_of_seed_and_epoch_not_of_threads
 
 
 def test_training_shows_other_parts_than_the_middle(folder: Path) -> None:
-    dataset = load_imagenet(folder, crop=16, resize=20)
+    dataset = load_imagenet(folder, Transform(image_size=16, resize=20))
     images = open_images(dataset.train, np.array([0]), dataset)
     [(middle, _)] = images.batches(1)
     parts = [next(images.training_batches(1, seed=0, epoch=epoch))[0] for epoch in range(4)]
@@ -90,9 +91,9 @@ def test_training_shows_other_parts_than_the_middle(folder: Path) -> None:
 
 def test_folders_and_sizes_that_do_not_fit_are_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="at least the 16 pixels of the centre crop, got 15"):
-        load_imagenet(folder, crop=16, resize=15)
-    with pytest.raises(ValueError, match="crop must be at least 1 pixel, got 0"):
-        load_imagenet(folder, crop=0)
+        load_imagenet(folder, Transform(image_size=16, resize=15))
+    with pytest.raises(ValueError, match="image_size must be at least 1 pixel, got 0"):
+        Transform(image_size=0)
     (folder / "val").rename(folder / "validation")
     with pytest.raises(ValueError, match="needs a folder val beside train"):
         load_imagenet(folder)

@@ -11,16 +11,18 @@ from PIL import Image
 
 from fppmo_ray.training import (
     Augmentation,
+    CentreCrop,
     Dataset,
     ImageArrays,
     ImageFiles,
+    Transform,
     build_network,
     evaluate,
     load_dataset,
     load_weights,
     open_images,
 )
-from fppmo_ray.training.decoding import decode_to_size
+from fppmo_ray.training.decoding import decode_view
 from fppmo_ray.training.parquet import find_shards, read_parquet_images
 
 
@@ -214,7 +216,7 @@ def folder(tmp_path):
 
 
 def test_a_small_image_folder_becomes_arrays(folder):
-    dataset = load_dataset("image_folder", folder, image_size=16)
+    dataset = load_dataset("image_folder", folder, Transform(image_size=16))
     assert isinstance(dataset.train, ImageArrays)
     assert dataset.train.images[:, 0, 0, 0].tolist() == [0, 10, 20]
     assert dataset.train.labels.tolist() == [0, 0, 1]
@@ -225,9 +227,12 @@ def test_a_small_image_folder_becomes_arrays(folder):
 def test_a_large_image_folder_stays_on_disk(folder):
     limit = 3 * 16 * 16 * 3
     assert isinstance(
-        load_dataset("image_folder", folder, image_size=16, byte_limit=limit).train, ImageArrays
+        load_dataset("image_folder", folder, Transform(image_size=16), byte_limit=limit).train,
+        ImageArrays,
     )
-    train = load_dataset("image_folder", folder, image_size=16, byte_limit=limit - 1).train
+    train = load_dataset(
+        "image_folder", folder, Transform(image_size=16), byte_limit=limit - 1
+    ).train
     assert isinstance(train, ImageFiles)
     assert [path.name for path in train.paths] == ["1.png", "2.png", "1.PNG"]
 
@@ -235,17 +240,17 @@ def test_a_large_image_folder_stays_on_disk(folder):
 def test_images_are_resized_by_the_shorter_side_and_cropped_in_the_centre():
     wide = np.zeros((64, 128, 3), np.uint8)
     wide[:, 32:96] = 200  # the middle half
-    cropped = decode_to_size(png(wide), "wide", 28, 28)
+    cropped = decode_view(png(wide), "wide", 28, 28, CentreCrop())
     assert cropped.shape == (28, 28, 3)
     assert cropped.min() == 200
     exact = random_pixels(1, side=28)[0]
-    assert np.array_equal(decode_to_size(png(exact), "exact", 28, 28), exact)
+    assert np.array_equal(decode_view(png(exact), "exact", 28, 28, CentreCrop()), exact)
 
 
 def test_broken_image_folders_are_refused(folder):
     def refused(complaint):
         with pytest.raises(ValueError, match=complaint):
-            load_dataset("image_folder", folder, image_size=16)
+            load_dataset("image_folder", folder, Transform(image_size=16))
 
     (folder / "val/bird").mkdir()
     refused(r"val has classes that .*train lacks: \['bird'\]")
