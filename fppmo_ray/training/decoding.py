@@ -37,6 +37,8 @@ _Batch = tuple[Tensor, Iterator[None]]
 
 _RESIZE_TO_CROP = 256 / 224  # shorter side over the centre crop: the usual ImageNet protocol
 _INTEGERS_ARE_16_BIT = ("PNG", "PPM")  # whose deepest pixels have 16 bits
+_FORMATS = "BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP"  # others run programs (EPS: Ghostscript)
+_MAX_PIXELS = 2**26  # of an image, as it is or resized: 200 MB in RGB
 _ATTEMPTS = 10  # draws of a part before the centre is taken
 
 
@@ -79,7 +81,7 @@ def decode_view(
     """
     image = _open(source, name, colour)
     if isinstance(view, Squash):
-        return _pixels(_resized(image, width, height, view.interpolation), colour)
+        return _pixels(_resized(image, name, width, height, view.interpolation), colour)
     if view.resize is not None:
         shorter = min(image.width, image.height)
         scaled = [view.resize * side // shorter for side in (image.width, image.height)]
@@ -90,7 +92,7 @@ def decode_view(
         scale = _RESIZE_TO_CROP * max(height / image.height, width / image.width)
         scaled = [round(image.width * scale), round(image.height * scale)]
         left, top = (scaled[0] - width) // 2, (scaled[1] - height) // 2
-    resized = _resized(image, scaled[0], scaled[1], view.interpolation)
+    resized = _resized(image, name, scaled[0], scaled[1], view.interpolation)
     return _pixels(resized.crop((left, top, left + width, top + height)), colour)
 
 
@@ -123,7 +125,7 @@ def decode_random_part(
     image = _open(source, name, colour)
     rng = random.Random(seed)
     part = image.crop(random_box(image.width, image.height, crop, rng))
-    pixels = _pixels(_resized(part, width, height, interpolation), colour)
+    pixels = _pixels(_resized(part, name, width, height, interpolation), colour)
     return pixels[:, ::-1] if crop.flip and rng.random() < 0.5 else pixels
 
 
@@ -163,7 +165,12 @@ def _open(source: ImageSource, name: str, colour: Colour) -> Image:
     try:
         if isinstance(source, Image.Image):
             return _in_8_bits(source).convert(mode)
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        with Image.open(file, formats=_FORMATS) as image:
+            if image.width * image.height > _MAX_PIXELS:  # known before anything is decoded
+                raise ValueError(
+                    f"it has {image.width} x {image.height} pixels, expected at most {_MAX_PIXELS}"
+                )
             image.load()
             return _in_8_bits(image).convert(mode)
     # Pillow's decoders raise SyntaxError on some broken files and OSError on the others.
@@ -202,9 +209,16 @@ def _pixels(image: Image, colour: Colour) -> ByteArray:
     return pixels[:, :, ::-1] if colour == "BGR" else pixels
 
 
-def _resized(image: Image, width: int, height: int, interpolation: Interpolation) -> Image:
+def _resized(
+    image: Image, name: str, width: int, height: int, interpolation: Interpolation
+) -> Image:
     from PIL.Image import Resampling
 
+    if width * height > _MAX_PIXELS:
+        raise ValueError(
+            f"cannot resize {name}: its {image.width} x {image.height} pixels would become "
+            f"{width} x {height}, expected at most {_MAX_PIXELS}; replace or remove the image"
+        )
     how = {"bilinear": Resampling.BILINEAR, "bicubic": Resampling.BICUBIC}[interpolation]
     return image.resize((width, height), how)
 

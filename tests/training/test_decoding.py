@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from fppmo_ray.training import CentreCrop, RandomResizedCrop
-from fppmo_ray.training.decoding import decode_random_part, decode_view, random_box
+from fppmo_ray.training.decoding import decode, decode_random_part, decode_view, random_box
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -103,3 +103,30 @@ def test_a_part_is_a_function_of_its_seed_and_half_are_mirrored() -> None:
 def test_impossible_crops_are_refused(make: Callable[[], object], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         make()
+
+
+@pytest.mark.parametrize("view", [CentreCrop(resize=256), CentreCrop()])
+def test_a_picture_of_absurd_shape_is_refused_before_it_is_resized(view: CentreCrop) -> None:
+    narrow = png(Image.new("1", (60_000, 1)))
+    assert len(narrow) < 200
+    sentence = r"cannot resize it: its 60000 x 1 pixels would become 15360000 x 256, expected at"
+    with pytest.raises(ValueError, match=sentence):
+        decode_view(narrow, "it", 224, 224, view)
+    part = decode_random_part(narrow, "it", 8, 8, RandomResizedCrop(), seed=0)
+    assert part.shape == (8, 8, 3)
+
+
+def test_a_bomb_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = png(Image.new("1", (8200, 8200)))
+    assert len(bomb) < 20_000
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("it is decoded"))
+    with pytest.raises(ValueError, match="cannot decode it: it has 8200 x 8200 pixels, expected"):
+        decode(bomb, "it")
+
+
+@pytest.mark.parametrize("kind", ["EPS", "GIF", "ICO", "PDF"])
+def test_formats_that_no_data_set_uses_are_not_opened(kind: str) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(buffer, format=kind)
+    with pytest.raises(ValueError, match="cannot decode it: cannot identify image file"):
+        decode(buffer.getvalue(), "it")
