@@ -24,7 +24,7 @@ from fppmo_ray.pruning.dependency import (
     independent,
     record_pass,
 )
-from fppmo_ray.pruning.extract import Axis, Side, named_tensors
+from fppmo_ray.pruning.extract import Axis, Side, layer_of, named_tensors
 from fppmo_ray.pruning.network_io import FORWARD_ERRORS, OutputError
 
 
@@ -44,7 +44,7 @@ class CoupledAxis:
     @property
     def layer(self) -> str:
         """Name of the layer that holds the tensor."""
-        return self.axis[0].rpartition(".")[0]
+        return layer_of(self.axis[0])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -143,14 +143,14 @@ def _side(units: DisjointSets, positions: IntArray) -> Side:
 
 def _costs(dependencies: Dependencies) -> list[CoupledCost]:
     """Costs of all layers; a layer that is used twice has the sum of both uses."""
-    layer_of = {
-        position: tensor.rpartition(".")[0]
+    layers = {
+        position: layer_of(tensor)
         for (tensor, _), along in dependencies.positions.items()
         for position in along.tolist()
     }
     found: dict[tuple[str, bytes, bytes], CoupledCost] = {}
     for product in dependencies.products:
-        layer = _layer(product, layer_of)
+        layer = _layer(product, layers)
         if layer is None:
             continue
         key = (layer, product.output.tobytes(), product.input.tobytes())
@@ -164,7 +164,7 @@ def _costs(dependencies: Dependencies) -> list[CoupledCost]:
     return list(found.values())
 
 
-def _layer(product: Product, layer_of: Mapping[int, str]) -> str | None:
+def _layer(product: Product, layers: Mapping[int, str]) -> str | None:
     """The layer that owns the weight, or the class of the module that multiplies activations.
 
     None for a weight with one output and one input channel, whose cost is constant.
@@ -173,7 +173,7 @@ def _layer(product: Product, layer_of: Mapping[int, str]) -> str | None:
         return product.module
     both = np.concatenate([product.output, product.input])
     tracked = both[both != FIXED]
-    return layer_of[int(tracked[0])] if len(tracked) else None
+    return layers[int(tracked[0])] if len(tracked) else None
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,18 +8,17 @@ index from rounding.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 
 from fppmo_ray.distribution.space import BoolArray, PruningSpace
 from fppmo_ray.pruning.costs import first_of, run_and_count
-from fppmo_ray.pruning.extract import Tracing, extract
+from fppmo_ray.pruning.extract import Tracing, copy_network, extract, named_tensors
 from fppmo_ray.pruning.network_io import (
     FORWARD_ERRORS,
     ExampleInputs,
@@ -34,8 +33,14 @@ _NUM_MASKS = 2
 _BATCH = 2
 
 
-def check_equivalence(model: nn.Module, tracing: Tracing, example_inputs: ExampleInputs) -> None:
-    """Check that extraction is exact, on two random masks.
+def check_equivalence(
+    model: nn.Module,
+    tracing: Tracing,
+    example_inputs: ExampleInputs,
+    *,
+    keep: BoolArray | None = None,
+) -> None:
+    """Check that extraction is exact, on one mask or on two random ones.
 
     The outputs must agree to 1e-9 in float64 with those of the dense network whose consumers have
     zero weights for the removed channels, and the MACs must be those of the space.
@@ -44,36 +49,50 @@ def check_equivalence(model: nn.Module, tracing: Tracing, example_inputs: Exampl
         model: The traced network; not changed.
         tracing: What ``trace`` returned for it.
         example_inputs: As for ``trace``.
+        keep: The mask to check, bool ``(num_filters,)``; None: two random masks.
 
     Raises:
         ValueError: extraction is not exact; the message says how the networks differ.
     """
+    masks = None if keep is None else [keep]
     with torch.random.fork_rng(devices=[]):
-        reason = disagreement(randomised_copy(model), tracing, proof_batch(example_inputs))
-    if reason is not None:
+        reason = disagreement(randomised_copy(model), tracing, proof_batch(example_inputs), masks)
+    if reason is None:
+        return
+    if keep is None:
         raise ValueError(f"extraction is not exact for this network: {reason}; trace it again")
+    raise ValueError(
+        "the smaller network of this mask computes something else than the dense one without the "
+        f"removed filters: {reason}; its code seems to decide by widths: exclude the layers of "
+        "these widths by `ignore`, or take another mask"
+    )
 
 
-def disagreement(twin: nn.Module, tracing: Tracing, inputs: tuple[Tensor, ...]) -> str | None:
-    """Return how extracted networks of random masks differ from the dense one; None if they agree.
+def disagreement(
+    twin: nn.Module,
+    tracing: Tracing,
+    inputs: tuple[Tensor, ...],
+    masks: Sequence[BoolArray] | None = None,
+) -> str | None:
+    """Return how extracted networks differ from the masked dense one; None if they agree.
 
     Args:
         twin: A ``randomised_copy`` of the network.
         tracing: The tracing to prove.
         inputs: A ``proof_batch``.
+        masks: The masks to try; None: two random ones.
     """
     twin.eval()
     rng = np.random.default_rng(0)
-    for _ in range(_NUM_MASKS):
-        keep = _random_mask(tracing.space, rng)
+    for keep in masks or [random_mask(tracing.space, rng) for _ in range(_NUM_MASKS)]:
         # Our own steps stay outside: their exceptions are bugs, not properties of the network.
         smaller = extract(twin, tracing, keep)
-        zeroed = _zeroed_consumers(twin, tracing, keep)
         macs = tracing.space.macs(keep)
-        try:
-            reason = _difference(smaller, twin, zeroed, macs, inputs)
-        except FORWARD_ERRORS as error:
-            reason = f"the smaller network raises {type(error).__name__}: {error}"
+        with _zeroed_consumers(twin, tracing, keep):
+            try:
+                reason = _difference(smaller, twin, macs, inputs)
+            except FORWARD_ERRORS as error:
+                reason = f"the smaller network raises {type(error).__name__}: {error}"
         if reason is not None:
             return reason.splitlines()[0]
     return None
@@ -82,15 +101,14 @@ def disagreement(twin: nn.Module, tracing: Tracing, inputs: tuple[Tensor, ...]) 
 @torch.no_grad()
 def _difference(
     smaller: nn.Module,
-    twin: nn.Module,
-    zeroed: Mapping[str, Tensor],
+    masked: nn.Module,
     macs: int,
     inputs: tuple[Tensor, ...],
 ) -> str | None:
     """How the extracted network differs from the dense one with zeroed consumers; None if not."""
     # 1. Both compute the same outputs.
     outputs = flat_tensors(smaller(*inputs))
-    expected = flat_tensors(functional_call(twin, dict(zeroed), inputs))
+    expected = flat_tensors(masked(*inputs))
     shapes = [tuple(output.shape) for output in outputs]
     if shapes != [tuple(output.shape) for output in expected]:
         return f"its outputs have other shapes: {shapes}"
@@ -110,20 +128,32 @@ def _difference(
     return None
 
 
-def _zeroed_consumers(twin: nn.Module, tracing: Tracing, keep: BoolArray) -> dict[str, Tensor]:
-    """The weights of all consumers, with zeros for the removed input channels."""
-    weights = {}
-    for part in tracing.slices:
-        if part.side == "input":
-            weight = twin.get_parameter(part.tensor).detach()
-            shape = [-1 if axis == part.axis else 1 for axis in range(weight.dim())]
-            kept = torch.from_numpy(part.kept(keep)).to(weight.dtype)
-            weights[part.tensor] = weight * kept.reshape(shape)
-    return weights
+@contextmanager
+def _zeroed_consumers(twin: nn.Module, tracing: Tracing, keep: BoolArray) -> Iterator[None]:
+    """Set the weights that read removed channels to zero within a block."""
+    tensors = named_tensors(twin)
+    before: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for part in tracing.slices:
+            if part.side == "input":
+                weight = tensors[part.tensor]
+                before.setdefault(part.tensor, weight.clone())
+                shape = [-1 if axis == part.axis else 1 for axis in range(weight.dim())]
+                weight.mul_(torch.from_numpy(part.kept(keep)).to(weight.dtype).reshape(shape))
+        try:
+            yield
+        finally:
+            for name, values in before.items():
+                tensors[name].copy_(values)
 
 
-def _random_mask(space: PruningSpace, rng: np.random.Generator) -> BoolArray:
-    """A mask that keeps half the filters, and in every group keeps one and removes one."""
+def random_mask(space: PruningSpace, rng: np.random.Generator) -> BoolArray:
+    """Return a mask that keeps half the filters, and in every group keeps and removes one.
+
+    Args:
+        space: The space of the mask.
+        rng: Source of its randomness.
+    """
     keep = rng.random(space.num_filters) < 0.5
     for offset, group in zip(space.offsets, space.groups, strict=True):
         stays, goes = rng.choice(group.num_filters, size=2, replace=False)
@@ -138,9 +168,12 @@ def randomised_copy(model: nn.Module) -> nn.Module:
     It seeds and draws from torch's global generator. Weights that are 0, as those of a new head may
     be, would hide errors too.
     """
-    twin = copy.deepcopy(model).cpu().double().requires_grad_(True)
+    twin = copy_network(model).cpu().double()
     torch.default_generator.manual_seed(0)
     for parameter in twin.parameters():
+        if not parameter.is_floating_point():
+            continue
+        parameter.requires_grad_(True)
         if not parameter.any():
             parameter.normal_(0.0, 0.1)
     for norm in twin.modules():

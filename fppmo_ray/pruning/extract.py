@@ -14,6 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.overrides import TorchFunctionMode
 
 from fppmo_ray.distribution.space import BoolArray, IntArray, PruningSpace
 
@@ -22,6 +25,17 @@ Axis = tuple[str, int]
 
 Side = Literal["output", "input", "along"]
 """Role of an axis in its layer: the channels it outputs, takes as input, or passes on."""
+
+
+def layer_of(tensor: str) -> str:
+    """Return the name of the layer that a tensor belongs to, also if it is parametrized.
+
+    Args:
+        tensor: Name as in the state dict, such as ``conv.weight``, or
+            ``conv.parametrizations.weight.original0``.
+    """
+    holder = tensor.rpartition(".")[0]
+    return f".{holder}".partition(".parametrizations.")[0][1:]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,7 +55,7 @@ class AxisUnits:
     @property
     def layer(self) -> str:
         """Name of the layer that holds the tensor."""
-        return self.tensor.rpartition(".")[0]
+        return layer_of(self.tensor)
 
     def kept(self, keep: BoolArray) -> BoolArray:
         """Return which positions along the axis a mask keeps, bool ``(length of the axis,)``."""
@@ -175,9 +189,11 @@ def select(model: nn.Module, kept: Mapping[Axis, IntArray]) -> nn.Module:
     smaller = _copy(
         model, {id(tensor): _like(tensor, sliced.get(name)) for name, tensor in tensors.items()}
     )
-    layers = {name.rpartition(".")[0] for name, _ in kept}
-    for layer in layers:
-        _read_widths(smaller.get_submodule(layer))
+    changed = {id(tensors[name]) for name in sliced}
+    for name, module in model.named_modules():
+        own = chain(module._parameters.values(), module._buffers.values())
+        if any(id(tensor) in changed for tensor in own):
+            _read_widths(smaller.get_submodule(layer_of(f"{name}.")))
     return smaller
 
 
@@ -195,6 +211,14 @@ def _copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     shells = [module for module in model.modules() if _is_plain(module)]
     for module in shells:
         memo[id(module)] = object.__new__(type(module))
+    with _DetachedCopies():
+        _fill(shells, memo)
+        copied: nn.Module = copy.deepcopy(model, memo)
+    return copied
+
+
+def _fill(shells: list[nn.Module], memo: dict[int, Any]) -> None:
+    """Copy the attributes of modules to their empty shells in the memo."""
     for module in shells:
         state = memo[id(module)].__dict__
         for key, value in module.__dict__.items():
@@ -204,8 +228,27 @@ def _copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
                 state[key] = type(value)()
             elif key != "_compiled_call_impl":  # bound to the module it was compiled for
                 state[key] = copy.deepcopy(value, memo)
-    copied: nn.Module = copy.deepcopy(model, memo)
-    return copied
+
+
+def copy_network(model: nn.Module) -> nn.Module:
+    """Return a deep copy of a network, which may keep activations of its last pass."""
+    with _DetachedCopies():
+        return copy.deepcopy(model)
+
+
+class _DetachedCopies(TorchFunctionMode):
+    """Lets ``copy.deepcopy`` copy tensors that were computed with gradients, which torch refuses.
+
+    Modules keep such tensors as attributes: activations for a loss, or weights that a hook derives.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            tensor, memo = args
+            return memo.setdefault(id(tensor), tensor.detach().clone())
+        return func(*args, **(kwargs or {}))
 
 
 _IMMUTABLE = (bool, int, float, str, type(None))
@@ -230,8 +273,15 @@ def _like(tensor: Tensor, values: Tensor | None) -> Tensor:
     return values
 
 
+_DERIVING = (BasePruningMethod, WeightNorm)
+"""Hooks that compute a weight from other tensors before each pass."""
+
+
 def _read_widths(layer: nn.Module) -> None:
     """Set the width attributes of a layer, in place, to the shapes of its tensors."""
+    for hook in layer._forward_pre_hooks.values():
+        if isinstance(hook, _DERIVING):
+            hook(layer, ())
     if isinstance(layer, _ConvNd):
         first, second = layer.weight.shape[:2]
         if 1 < layer.groups == layer.in_channels:  # depthwise: as many groups as channels

@@ -25,6 +25,7 @@ from fppmo_ray.distribution.logits import uniform_priority
 from fppmo_ray.distribution.space import BoolArray
 from fppmo_ray.pruning.calibration import Calibration, Refit, calibrate, obs_order
 from fppmo_ray.pruning.calibration.divergence import answers, divergence
+from fppmo_ray.pruning.equivalence import check_equivalence
 from fppmo_ray.pruning.extract import Tracing, extract
 from fppmo_ray.pruning.importance import Ordering
 from fppmo_ray.pruning.importance import importance as importance_of
@@ -109,8 +110,8 @@ def prune(
         The smaller network, in eval mode, on the device of ``network``.
 
     Raises:
-        ValueError: an argument is out of range, the images do not fit the network, or it has
-            nothing that can be pruned.
+        ValueError: an argument is out of range, the images do not fit the network, it has nothing
+            that can be pruned, or the smaller network is not exact.
     """
     return prune_with_report(
         network,
@@ -176,6 +177,8 @@ def prune_with_report(
         with clock.stage("compare"):
             found.append((divergence(smaller, small, targets), used_gamma, smaller, keep))
     distance, used_gamma, smaller, keep = min(found, key=lambda entry: entry[0])
+    with clock.stage("check"):
+        check_equivalence(network, tracing, example_inputs, keep=keep)
     report = PruneReport(
         network=smaller,
         tracing=tracing,

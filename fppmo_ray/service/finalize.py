@@ -15,7 +15,7 @@ from torch import nn
 
 from fppmo_ray.distribution import BoolArray, PruningSpace
 from fppmo_ray.distribution.limits import Resource, cost_of, dense_cost
-from fppmo_ray.pruning import extract, save_network
+from fppmo_ray.pruning import check_equivalence, extract, save_network
 from fppmo_ray.pruning.latency import Latency
 from fppmo_ray.service.ddp_training import train_whole
 from fppmo_ray.service.dense_weights import Context
@@ -72,8 +72,14 @@ def finalize(context: Context, found: Found, source: Mapping[str, Any] | None) -
         context: The search, its pool with nothing unfinished.
         found: The chosen masks.
         source: How to construct the dense network, for the saved recipe.
+
+    Raises:
+        ValueError: a chosen network is not the dense one without the removed filters.
     """
     variants = _variants(found)
+    for variant in variants:
+        if variant.name == FPPMO:
+            _check_exact(context, variant)
     states = _fine_tune(context, found.given, variants)
     settings, problem = context.settings, context.problem
     [started] = context.run.all(Started)
@@ -99,6 +105,12 @@ def finalize(context: Context, found: Found, source: Mapping[str, Any] | None) -
     content = json.dumps(result, indent=2).encode()
     sha256 = context.run.write_artifact(RESULT, content)
     context.run.record([Finished(artifact=RESULT, sha256=sha256)])
+
+
+def _check_exact(context: Context, variant: _Variant) -> None:
+    """Check that a chosen network computes what the dense one does without the removed filters."""
+    problem = context.problem
+    check_equivalence(problem.network, problem.tracing, problem.task.inputs(), keep=variant.keep)
 
 
 def _variants(found: Found) -> list[_Variant]:

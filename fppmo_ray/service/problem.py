@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
@@ -11,6 +10,7 @@ from torch import nn
 
 from fppmo_ray.distribution import Budget, PruningSpace
 from fppmo_ray.pruning import Tracing, trace
+from fppmo_ray.pruning.extract import copy_network
 from fppmo_ray.service.journal.facts import Started
 from fppmo_ray.service.settings import Placement, SearchSettings
 from fppmo_ray.service.task import Task
@@ -86,7 +86,7 @@ def build_problem(
     """
     placement = placement or Placement()
     settings = task.checked_settings(settings.on(placement.device_type), placement)
-    network = copy.deepcopy(network).cpu()  # workers unpickle it on devices of their own
+    network = copy_network(network).cpu()  # workers unpickle it on devices of their own
     tracing = _limited_tracing(network, task, settings)
     task.check_network(network)
     return Problem(

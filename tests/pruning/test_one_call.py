@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fppmo_ray.pruning import extract
+from fppmo_ray.pruning import extract, one_call, trace
 from fppmo_ray.pruning.calibration.divergence import answers, divergence
 from fppmo_ray.pruning.one_call import prune, prune_with_report
 from fppmo_ray.training import recalibrate_batchnorm
@@ -77,8 +77,21 @@ def test_the_report_says_what_was_done():
     targets = answers(network, [images()])
     distance = divergence(report.network, [images()], targets)
     assert report.divergence == pytest.approx(distance)
-    stages = {"trace", "calibrate", "order", "extract and refit", "recalibrate", "compare"}
+    stages = {"trace", "calibrate", "order", "extract and refit", "recalibrate", "compare", "check"}
     assert set(report.seconds) == stages
+
+
+def test_a_smaller_network_that_is_not_exact_is_not_returned(monkeypatch):
+    def wrong(*arguments, **options):
+        tracing = trace(*arguments, **options)
+        for part in tracing.slices:
+            if part.tensor.endswith("running_mean"):
+                part.units[:2] = part.units[1::-1]
+        return tracing
+
+    monkeypatch.setattr(one_call, "trace", wrong)
+    with pytest.raises(ValueError, match=r"computes something else .*: its output is off by"):
+        prune(Small(), IMAGE, images(), macs_cut=0.5)
 
 
 def test_of_several_gammas_the_one_that_diverges_least_is_taken():
