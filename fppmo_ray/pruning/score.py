@@ -172,7 +172,7 @@ class ScoreInRungs:
             network = fold_batchnorm(network)
         batches = self._candidate.held_out.batches(compute.scoring_batch, self._scoring)
         answers = self._candidate.answers
-        targets = None if answers is None else answers.of(self._scoring)
+        targets = None if answers is None else answers.logits(self._scoring)
         return evaluate(
             network, batches, dtype=compute.dtype, targets=targets, temperature=TEMPERATURE
         )

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from fppmo_ray.distribution import BoolArray, IntArray
 from fppmo_ray.pruning import Candidate, Score, Tracing, extract, score
-from fppmo_ray.pruning.calibration import Calibration, Refit, calibrate
+from fppmo_ray.pruning.calibration import Calibration, Refit
 from fppmo_ray.pruning.calibration.divergence import DenseAnswers
 from fppmo_ray.pruning.compute_trial import ComputeTrial, try_compute
+from fppmo_ray.service.dense_calibration import DenseCalibration
 from fppmo_ray.service.settings import Placement, SearchSettings
 from fppmo_ray.service.task import Batches
 from fppmo_ray.service.worker_protocol import TrainingReport, TrainingTask, digest
@@ -41,7 +42,6 @@ from fppmo_ray.training import (
 
 _RECALIBRATION_BATCH = 250
 _EVALUATION_BATCH = 250
-_CALIBRATION_BATCH = 50  # twice as fast on CPUs as 250, and the patches used vary more often
 _TAYLOR_BATCHES = 8  # 1,000 images: the order of the filters hardly moves with more
 _HELD_OUT_SHARE = 0.06, 0.04  # search-val and choose-val: 3,000 and 2,000 of CIFAR-10's 50,000
 
@@ -171,8 +171,7 @@ class ImagesOnWorker:
         self._threads = threads
         self.images = cache(self._open)
         """Returns the images of ``search_train``, ``search_val``, ``choose_val`` or ``test``."""
-        self._calibrated: tuple[nn.Module, Calibration, Refit] | None = None
-        """The dense network that was calibrated last, with its calibration and solved refits."""
+        self._calibration = DenseCalibration(tracing, self._calibration_images, threads=threads)
         self._dense_answers: dict[str, DenseAnswers] = {}
         """The last dense network's answers, by split."""
 
@@ -256,36 +255,18 @@ class ImagesOnWorker:
         return network
 
     def calibration(self, dense: nn.Module) -> Calibration:
-        """Return the calibration of a dense network on search-train, computed once for it.
-
-        The pass is computed in float32 with the threads that the worker holds, whatever the compute
-        configuration of the search, so that all workers on equal processors find the same.
+        """Return the calibration of a dense network on some images of search-train.
 
         Args:
             dense: The dense network.
         """
-        if self._calibrated is None or self._calibrated[0] is not dense:
-            drawn = self._drawn(self._settings.calibration_images)
-            batches = self.images("search_train").batches(_CALIBRATION_BATCH, drawn)
-            before = torch.get_num_threads()
-            torch.set_num_threads(self._threads)
-            found = calibrate(dense, self._tracing, batches, num_images=len(drawn))
-            torch.set_num_threads(before)
-            self._calibrated = dense, found, Refit(dense, self._tracing, found)
-        return self._calibrated[1]
+        return self._calibration.of(dense)
+
+    def _calibration_images(self) -> tuple[Images, IntArray]:
+        return self.images("search_train"), self._drawn(self._settings.calibration_images)
 
     def _refit(self, dense: nn.Module) -> Refit | None:
-        """Return what refits pruned networks of a dense network, if the settings ask for it.
-
-        Every worker calibrates by itself and the same images: a worker that replaces a lost one or
-        resumes a search needs nothing but the weights, and Gram matrices, which can take gigabytes,
-        neither fill Ray's object store nor travel.
-        """
-        if not self._settings.refit:
-            return None
-        self.calibration(dense)
-        assert self._calibrated is not None
-        return self._calibrated[2]
+        return self._calibration.refit(dense) if self._settings.refit else None
 
     def importance_batches(self, seed: int) -> Batches:
         """Return a few labelled batches of search-train.

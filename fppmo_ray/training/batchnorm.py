@@ -8,11 +8,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from fppmo_ray.training.compute import DType, autocast, in_mode
+from fppmo_ray.training.inputs import inputs_of
 
 # Only these exact types can be folded: a subclass may use its weight differently.
 _CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d
@@ -21,7 +22,11 @@ _NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d
 
 @torch.no_grad()
 def recalibrate_batchnorm(
-    network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, dtype: DType = "float32"
+    network: nn.Module,
+    batches: Iterable[Any],
+    *,
+    dtype: DType = "float32",
+    num_inputs: int = 1,
 ) -> None:
     """Re-estimate every BatchNorm's running statistics, in place (EagleEye, 2007.02491).
 
@@ -32,9 +37,10 @@ def recalibrate_batchnorm(
 
     Args:
         network: A network on the batches' device.
-        batches: Normalised images (n, C, H, W) with labels, which are ignored. Use search-train
-            images, never images that score the network.
+        batches: Normalised images (n, C, H, W), or tuples that begin with the network's inputs,
+            such as images and labels. Use search-train images, never images that score the network.
         dtype: Number format of the forward passes; statistics are float32.
+        num_inputs: How many tensors the network's forward takes.
 
     Raises:
         ValueError: there are no batches.
@@ -53,7 +59,7 @@ def recalibrate_batchnorm(
             for norm in norms:
                 norm.train()
                 norm.reset_running_stats()
-            _run(network, norms, batches, dtype)
+            _run(network, norms, batches, dtype, num_inputs)
     except BaseException:
         for norm, buffers in zip(norms, before, strict=True):
             for buffer, old in zip(norm.buffers(), buffers, strict=True):
@@ -67,18 +73,20 @@ def recalibrate_batchnorm(
 def _run(
     network: nn.Module,
     norms: Sequence[_BatchNorm],
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[Any],
     dtype: DType,
+    num_inputs: int,
 ) -> None:
     num_batches = 0
-    for images, _ in batches:
+    for batch in batches:
+        inputs = inputs_of(batch, num_inputs)
         num_batches += 1
         for norm in norms:
             # This momentum makes a cumulative average. With momentum None, torch does the same but
             # waits for the GPU at every layer to read its batch counter.
             norm.momentum = 1 / num_batches
-        with autocast(images.device, dtype):
-            network(images)
+        with autocast(inputs[0].device, dtype):
+            network(*inputs)
     if not num_batches:
         raise ValueError("a recalibration needs images, got no batches")
 

@@ -28,6 +28,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def _threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr("fppmo_ray.service.worker.worker_info", lambda _: None)  # asks Ray
 
 
 def network_of(seed: int = 0) -> nn.Module:
@@ -149,7 +150,7 @@ def test_a_worker_calibrates_once_for_all_scores_and_before_the_first(
         calibrated.append(arguments[0])
         return calibrate(*arguments, **named)
 
-    monkeypatch.setattr("fppmo_ray.service.image_task.calibrate", noted)
+    monkeypatch.setattr("fppmo_ray.service.dense_calibration.calibrate", noted)
     worker, weights = PruningWorker(problem, 0), snapshot(problem, network_of())
     worker.ready()
     assert len(calibrated) == 1

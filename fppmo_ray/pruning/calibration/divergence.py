@@ -15,6 +15,7 @@ from fppmo_ray.pruning.network_io import flat_tensors
 from fppmo_ray.training.compute import in_mode
 from fppmo_ray.training.distill import answer_distance
 from fppmo_ray.training.images import Images
+from fppmo_ray.training.inputs import Inputs, inputs_of
 
 TEMPERATURE = 4.0
 """Softens both networks' probabilities. Among 16 masks near the optimum of ResNet-20, the
@@ -27,23 +28,25 @@ Answers = list[list[Tensor]]
 
 
 @torch.no_grad()
-def answers(network: nn.Module, batches: Iterable[Any]) -> Answers:
+def answers(network: nn.Module, batches: Iterable[Any], num_inputs: int = 1) -> Answers:
     """Outputs of a network in eval mode; those of the dense one are what others are compared with.
 
     Args:
         network: Any network.
         batches: Inputs (n, C, H, W), or tuples that begin with them, such as images and labels.
+        num_inputs: How many tensors the network's forward takes.
     """
     with in_mode(network, training=False):
-        return [flat_tensors(network(_inputs(batch))) for batch in batches]
+        return [flat_tensors(network(*inputs_of(batch, num_inputs))) for batch in batches]
 
 
-_ANSWER_BATCH = 250
+ANSWER_BATCH = 250
+"""Images per pass of the dense network."""
 _MOST_SETS = 4  # two generations are scored at a time, and finalists on one set or a few
 
 
 class DenseAnswers:
-    """The dense network's logits for sets of images, computed once for each of the last few sets.
+    """The dense network's answers to sets of images, computed once for each of the last few sets.
 
     Every set is computed by itself, in float32 and in batches of a fixed size, so that its answers
     are the same whatever sets came before. All proposals of a generation are scored on one set.
@@ -51,25 +54,33 @@ class DenseAnswers:
     Args:
         dense: The dense network; its weights must not change meanwhile.
         images: The images that sets are drawn from, on the network's device.
+        num_inputs: How many tensors the network's forward takes.
     """
 
-    def __init__(self, dense: nn.Module, images: Images) -> None:
+    def __init__(self, dense: nn.Module, images: Images | Inputs, num_inputs: int = 1) -> None:
         self.dense = dense
-        self._images = images
-        self._known: OrderedDict[bytes, Tensor] = OrderedDict()
+        self.images = images
+        self._num_inputs = num_inputs
+        self._known: OrderedDict[bytes, Answers] = OrderedDict()
 
-    @torch.no_grad()
-    def of(self, positions: IntArray) -> Tensor:
-        """Return the logits of images, (n, classes).
+    def logits(self, positions: IntArray) -> Tensor:
+        """Return the logits of a classifier for images, (n, classes).
+
+        Args:
+            positions: ``(n,)``, positions of the images.
+        """
+        return torch.cat([logits for [logits] in self.of(positions)])
+
+    def of(self, positions: IntArray) -> Answers:
+        """Return the answers to images, in batches of ``ANSWER_BATCH``.
 
         Args:
             positions: ``(n,)``, positions of the images.
         """
         key = positions.tobytes()
         if key not in self._known:
-            batches = self._images.batches(_ANSWER_BATCH, positions)
-            with in_mode(self.dense, training=False):
-                self._known[key] = torch.cat([self.dense(images) for images, _ in batches])
+            batches = self.images.batches(ANSWER_BATCH, positions)
+            self._known[key] = answers(self.dense, batches, self._num_inputs)
             if len(self._known) > _MOST_SETS:
                 self._known.popitem(last=False)
         self._known.move_to_end(key)
@@ -77,7 +88,9 @@ class DenseAnswers:
 
 
 @torch.no_grad()
-def divergence(network: nn.Module, batches: Iterable[Any], targets: Answers) -> float:
+def divergence(
+    network: nn.Module, batches: Iterable[Any], targets: Answers, num_inputs: int = 1
+) -> float:
     """Mean divergence of a network's outputs from the dense network's, in eval mode.
 
     Outputs of shape (N, classes) are taken for logits: the Kullback-Leibler divergence of the
@@ -88,6 +101,7 @@ def divergence(network: nn.Module, batches: Iterable[Any], targets: Answers) -> 
         network: The pruned network.
         batches: As for ``answers``.
         targets: ``answers`` of the dense network to the same batches.
+        num_inputs: How many tensors the network's forward takes.
 
     Raises:
         ValueError: there is no batch.
@@ -96,11 +110,11 @@ def divergence(network: nn.Module, batches: Iterable[Any], targets: Answers) -> 
     total, num_images = 0.0, 0
     with in_mode(network, training=False):
         for batch, wished in zip(batches, targets, strict=True):
-            images = _inputs(batch)
-            pairs = zip(flat_tensors(network(images)), wished, strict=True)
+            inputs = inputs_of(batch, num_inputs)
+            pairs = zip(flat_tensors(network(*inputs)), wished, strict=True)
             distances = [answer_distance(own, target, TEMPERATURE) for own, target in pairs]
-            total += len(images) * sum(map(float, distances))
-            num_images += len(images)
+            total += len(inputs[0]) * sum(map(float, distances))
+            num_images += len(inputs[0])
     if not num_images:
         raise ValueError("a divergence needs images, got no batches")
     if not math.isfinite(total):
@@ -109,8 +123,3 @@ def divergence(network: nn.Module, batches: Iterable[Any], targets: Answers) -> 
             "batch-norm statistics are broken; recalibrate, or cut less"
         )
     return total / num_images
-
-
-def _inputs(batch: Any) -> Tensor:
-    images: Tensor = batch if isinstance(batch, Tensor) else batch[0]
-    return images
