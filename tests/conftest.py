@@ -7,8 +7,13 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+import torch
+
+if TYPE_CHECKING:
+    from fppmo_ray.testing.pretended_gpu import PretendedGpu
 
 # Ray's workers and the jobs started by tests inherit it.
 _SHIM = Path(__file__).parent / "cpu_torchvision"
@@ -32,6 +37,19 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"no test data at {path}; set FPPMO_TEST_DATA to a folder that holds it")
     return path
+
+
+@pytest.fixture
+def gpu() -> Iterator[PretendedGpu]:
+    """A GPU that is pretended on the CPU, which workers of this test find; see its module."""
+    from fppmo_ray.service import worker
+    from fppmo_ray.testing.pretended_gpu import pretended_gpu
+
+    if not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"):
+        pytest.skip("this torch has no devices written in Python; 2.10 has")
+    with pretended_gpu() as gpu, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker, "visible_gpu", lambda: gpu.device)
+        yield gpu
 
 
 @pytest.fixture(scope="session")

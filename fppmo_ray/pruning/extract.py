@@ -19,6 +19,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 
 from fppmo_ray.distribution.space import BoolArray, IntArray, PruningSpace
+from fppmo_ray.training.device import copy_to
 
 Axis = tuple[str, int]
 """A tensor's name as in the state dict, and one of its axes."""
@@ -177,15 +178,12 @@ def select(model: nn.Module, kept: Mapping[Axis, IntArray]) -> nn.Module:
         model: The dense network; not changed.
         kept: Indices to select along every (tensor, axis) that loses some.
     """
-    indices: dict[int, Tensor] = {}
     tensors = named_tensors(model)
+    indices = _on_devices(kept, tensors)
     sliced: dict[str, Tensor] = {}
     for (name, axis), positions in kept.items():
         tensor = sliced.get(name, tensors[name])
-        index = indices.get(id(positions))
-        if index is None:
-            index = indices[id(positions)] = torch.from_numpy(positions).to(tensor.device)
-        sliced[name] = tensor.index_select(axis, index)
+        sliced[name] = tensor.index_select(axis, indices[id(positions), tensor.device])
     smaller = _copy(
         model, {id(tensor): _like(tensor, sliced.get(name)) for name, tensor in tensors.items()}
     )
@@ -195,6 +193,24 @@ def select(model: nn.Module, kept: Mapping[Axis, IntArray]) -> nn.Module:
         if any(id(tensor) in changed for tensor in own):
             _read_widths(smaller.get_submodule(layer_of(f"{name}.")))
     return smaller
+
+
+def _on_devices(
+    kept: Mapping[Axis, IntArray], tensors: Mapping[str, Tensor]
+) -> dict[tuple[int, torch.device], Tensor]:
+    """Return every array of positions by its id and a device, on the device of its tensors.
+
+    All positions go to a device in a single copy.
+    """
+    arrays: dict[torch.device, dict[int, IntArray]] = {}
+    for (name, _), positions in kept.items():
+        arrays.setdefault(tensors[name].device, {})[id(positions)] = positions
+    copied: dict[tuple[int, torch.device], Tensor] = {}
+    for device, wanted in arrays.items():
+        together = copy_to(device, torch.from_numpy(np.concatenate(list(wanted.values()))))
+        parts = torch.split(together, [len(positions) for positions in wanted.values()])
+        copied |= {(key, device): part for key, part in zip(wanted, parts, strict=True)}
+    return copied
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:

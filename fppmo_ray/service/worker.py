@@ -45,6 +45,7 @@ from fppmo_ray.training import (
     state_from_bytes,
     state_to_bytes,
 )
+from fppmo_ray.training.device import device_module, visible_gpu
 
 logger = logging.getLogger(__name__)
 
@@ -259,18 +260,19 @@ def claim_device(problem: Problem) -> torch.device:
                 "than float32; use dtype float32 or auto"
             )
         return cpu
-    if not torch.cuda.is_available():
+    gpu = visible_gpu()
+    if gpu is None:
         raise RuntimeError(
             "this worker holds a GPU of the cluster but torch sees no CUDA device; "
             "install a CUDA build of torch on the node, or set gpus_per_worker to 0"
         )
     if problem.gpu_share < 1:
-        torch.cuda.set_per_process_memory_fraction(problem.gpu_share)
-    return torch.device("cuda")
+        device_module(gpu).set_per_process_memory_fraction(problem.gpu_share)
+    return gpu
 
 
 def _saved_bytes(network: nn.Module) -> int:
     """Return the size of a network's state dict, saved."""
     buffer = io.BytesIO()
-    torch.save(network.state_dict(), buffer)
+    torch.save({name: tensor.cpu() for name, tensor in network.state_dict().items()}, buffer)
     return buffer.tell()

@@ -1,4 +1,7 @@
-"""What users' own tests may import: simulated workers and searches, and checks of update rules."""
+"""What users' own tests may import: simulated workers and searches, and checks of update rules.
+
+The module ``fppmo_ray.testing.pretended_gpu`` is imported by its own name, because it needs torch.
+"""
 
 from __future__ import annotations
 

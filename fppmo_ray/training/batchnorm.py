@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from fppmo_ray.training.compute import DType, autocast, in_mode
+from fppmo_ray.training.compute import DType, autocast, in_mode, lowered_weights
 from fppmo_ray.training.inputs import inputs_of
 
 # Only these exact types can be folded: a subclass may use its weight differently.
@@ -55,7 +56,7 @@ def recalibrate_batchnorm(
     momenta = [norm.momentum for norm in norms]
     before = [[buffer.clone() for buffer in norm.buffers()] for norm in norms]
     try:
-        with in_mode(network, training=False):
+        with in_mode(network, training=False), lowered_weights(network, dtype):
             for norm in norms:
                 norm.train()
                 norm.reset_running_stats()
@@ -68,6 +69,31 @@ def recalibrate_batchnorm(
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
+
+
+@contextmanager
+def batches_counted_at_end(network: nn.Module, count: Callable[[], int]) -> Iterator[None]:
+    """Keep batch norms from counting batches in training; add their number once, at the end.
+
+    Every batch norm would launch a kernel in every step to add 1 to a number that is not used.
+
+    Args:
+        network: The network, in training mode.
+        count: Returns the number of batches that it was trained on since.
+    """
+    norms = [
+        module
+        for module in network.modules()
+        if isinstance(module, _BatchNorm) and module.training and module.momentum is not None
+    ]
+    counters = [norm.num_batches_tracked for norm in norms]
+    for norm in norms:
+        norm.num_batches_tracked = None
+    try:
+        yield
+    finally:
+        for norm, counter in zip(norms, counters, strict=True):
+            norm.num_batches_tracked = None if counter is None else counter.add_(count())
 
 
 def _run(

@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from fppmo_ray.training.device import device_module
 
 _FIRST_BFLOAT16_CAPABILITY = (8, 0)  # NVIDIA Ampere
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # parameters of mallopt in glibc's malloc.h
 _NEVER = 2**31 - 1  # threshold in bytes: the largest int
+# Only these exact types: a subclass may use its weight differently.
+_LOWERED = nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear
 
 DType = Literal["float32", "bfloat16"]
 """Number format of convolutions and matrix products in a pass. Weights always stay float32."""
@@ -38,7 +42,8 @@ class ComputeConfig:
     fold_batchnorm: bool = False
     """Whether batch norms are folded into convolutions before a score is read."""
     cuda_graphs: bool = False
-    """Whether training passes replay CUDA graphs instead of launching kernels one by one."""
+    """Whether training steps replay CUDA graphs instead of launching kernels one by one. Trainings
+    that several processes share launch them all the same."""
     scoring_batch: int = 250
     """Images per pass while a score is read, >= 1."""
     threads: int = 1
@@ -70,11 +75,15 @@ PLAIN_COMPUTE = ComputeConfig()
 def autocast(device: torch.device, dtype: DType) -> torch.autocast:
     """Return the context in which convolutions and products are computed in a number format.
 
+    Weights that it converts are not kept: a CUDA graph must convert them at every replay.
+
     Args:
         device: The device of the passes.
         dtype: The number format; float32 switches autocast off.
     """
-    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
+    return torch.autocast(
+        device.type, torch.bfloat16, enabled=dtype == "bfloat16", cache_enabled=False
+    )
 
 
 def native_dtype(device: torch.device) -> DType:
@@ -85,8 +94,9 @@ def native_dtype(device: torch.device) -> DType:
     Args:
         device: The device that computes the passes, in this process.
     """
-    if device.type == "cuda":
-        has_units = torch.cuda.get_device_capability(device) >= _FIRST_BFLOAT16_CAPABILITY
+    if device.type != "cpu":
+        capability = device_module(device).get_device_capability(device)
+        has_units = capability >= _FIRST_BFLOAT16_CAPABILITY
     else:
         # Every processor with AMX tiles has AMX-BF16 too.
         has_units = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -122,46 +132,34 @@ def in_mode(network: nn.Module, *, training: bool) -> Iterator[None]:
 
 
 @contextmanager
-def replayed_cuda_graphs(network: nn.Module, images: Tensor, dtype: DType) -> Iterator[None]:
-    """Let calls in training mode replay a captured forward and backward pass.
+def lowered_weights(network: nn.Module, dtype: DType) -> Iterator[None]:
+    """Keep the weights of convolutions and linear layers in a number format for several passes.
 
-    The kernels of a small network finish before the next one is launched, so launching dominates
-    the time. Evaluation is not affected. Capturing moves batch-norm statistics as three training
-    passes would; torch's random generators keep their states.
+    Autocast would convert them again in every pass, which is a fifth of all kernels that a ResNet
+    launches. The passes' results stay the same. Weights must not change meanwhile.
 
     Args:
-        network: A network on a GPU, without hooks.
-        images: A batch on the same GPU of the size of all later batches; its values do not matter.
-        dtype: Number format of the passes.
-
-    Raises:
-        ValueError: the images are not on a GPU, or the network has hooks.
-        RuntimeError: the network cannot be captured, for instance because it reads a tensor's
-            value.
+        network: The network, which computes without gradients.
+        dtype: The number format of the passes; float32 changes nothing.
     """
-    if images.device.type != "cuda":
-        raise ValueError(
-            f"CUDA graphs need a CUDA device, the images are on {images.device}; "
-            "use a compute configuration without cuda_graphs"
-        )
+    layers: list[nn.Module] = [
+        module for module in network.modules() if dtype == "bfloat16" and type(module) in _LOWERED
+    ]
+    before = [layer._parameters for layer in layers]
     try:
-        with torch.random.fork_rng([images.device]), in_mode(network, training=True):
-            _capture(network, images, dtype)
+        for layer in layers:
+            layer._parameters = {
+                name: None if weights is None else _lowered(weights)
+                for name, weights in layer._parameters.items()
+            }
         yield
     finally:
-        # make_graphed_callables set an instance attribute that hides the class's forward, holds
-        # the graphs' memory and refers back to the network.
-        network.__dict__.pop("forward", None)
+        for layer, parameters in zip(layers, before, strict=True):
+            layer._parameters = parameters
 
 
-def _capture(network: nn.Module, images: Tensor, dtype: DType) -> None:
-    is_bfloat16 = dtype == "bfloat16"
-    # A weight that autocast caches during capture would not be cast again at a replay.
-    with torch.autocast("cuda", torch.bfloat16, enabled=is_bfloat16, cache_enabled=False):
-        try:
-            torch.cuda.make_graphed_callables(network, (images,))
-        except AssertionError as error:  # torch raises this for a network with hooks
-            raise ValueError(f"the network's passes cannot be captured: {error}") from error
+def _lowered(weights: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(weights.detach().bfloat16(), requires_grad=False)
 
 
 def keep_freed_memory() -> bool:

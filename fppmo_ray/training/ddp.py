@@ -107,6 +107,6 @@ def mean_over_replicas(
     """
     if shard.count == 1:
         return tuple(values)
-    sums = torch.tensor(values, device=device)
+    sums = torch.tensor(values).to(device)
     distributed.all_reduce(sums)
     return tuple((sums / shard.count).tolist())

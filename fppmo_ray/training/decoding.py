@@ -286,7 +286,7 @@ class StreamedPixels:
     ) -> _Batch:
         shape = (len(jobs), self.files.height, self.files.width, self.num_channels)
         # Pinned memory can be copied to a GPU while the GPU computes.
-        batch = torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        batch = torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type != "cpu")
         pixels = batch.numpy()
 
         def fill(place: int) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fppmo_ray.training.compute import DType, autocast, in_mode
+from fppmo_ray.training.compute import DType, autocast, in_mode, lowered_weights
 from fppmo_ray.training.distill import answer_distance
 
 _TOP = 5
@@ -59,7 +59,7 @@ def evaluate(
     """
     totals: Tensor | float = 0.0
     num_images = 0
-    with in_mode(network, training=False):
+    with in_mode(network, training=False), lowered_weights(network, dtype):
         for images, labels in batches:
             with autocast(images.device, dtype):
                 logits = network(images)

@@ -108,7 +108,7 @@ def train_epoch(
             optimizer,
             zip(rates, batches, strict=True),
             recipe,
-            dtype=compute.dtype,
+            compute=compute,
             teacher=teacher,
             place=f"epoch {epoch}, ",
         )

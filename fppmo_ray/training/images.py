@@ -22,6 +22,7 @@ from fppmo_ray.training.dataset import (
 )
 from fppmo_ray.training.ddp import WHOLE, Shard
 from fppmo_ray.training.decoding import StreamedPixels
+from fppmo_ray.training.device import copy_to
 
 Batch = tuple[Tensor, Tensor]
 """Normalised images float32 (n, C, H, W) and labels int64 (n,), both on the device."""
@@ -65,7 +66,7 @@ class ResidentPixels:
             order: Positions of the images, int64 on the CPU.
             batch_size: Images per batch; the last batch may be smaller.
         """
-        for positions in torch.split(order.to(self.images.device), batch_size):
+        for positions in torch.split(copy_to(self.images.device, order), batch_size):
             yield self.images[positions]
 
 
@@ -104,7 +105,7 @@ class Images:
         """
         positions = np.arange(len(self)) if indices is None else indices
         order = torch.from_numpy(np.array(positions, dtype=np.int64))
-        labels = torch.split(self.labels[order.to(self.labels.device)], batch_size)
+        labels = torch.split(self.labels[copy_to(self.labels.device, order)], batch_size)
         for pixels, batch_labels in zip(self.pixels.stream(order, batch_size), labels, strict=True):
             yield normalise(pixels, self.mean, self.std), batch_labels
 
@@ -132,7 +133,7 @@ class Images:
         draws = self._draw(num_images, generator)
         rows = shard.rows(num_images, batch_size)
         order, batch_size = order[rows], -(-batch_size // shard.count)
-        labels = torch.split(self.labels[order.to(self.labels.device)], batch_size)
+        labels = torch.split(self.labels[copy_to(self.labels.device, order)], batch_size)
         augmented = self._augmented(order, draws[rows], batch_size)
         for pixels, batch_labels in zip(augmented, labels, strict=True):
             yield normalise(pixels, self.mean, self.std), batch_labels
@@ -148,7 +149,7 @@ class Images:
             assert isinstance(self.pixels, StreamedPixels)  # Dataset refuses arrays with this crop
             yield from self.pixels.stream_random_parts(order, draws, batch_size, self.augmentation)
             return
-        moves = torch.split(draws.to(self.labels.device), batch_size)
+        moves = torch.split(copy_to(self.labels.device, draws), batch_size)
         for pixels, batch_moves in zip(self.pixels.stream(order, batch_size), moves, strict=True):
             yield crop_and_flip(pixels, batch_moves, self.augmentation.padding)
 
@@ -204,7 +205,7 @@ def example_batch(dataset: Dataset) -> Tensor:
 
 
 def _channel_statistics(dataset: Dataset, device: torch.device) -> tuple[Tensor, Tensor]:
-    mean, std = torch.tensor([dataset.mean, dataset.std], device=device)
+    mean, std = torch.tensor([dataset.mean, dataset.std]).to(device)
     return mean.reshape(1, -1, 1, 1), std.reshape(1, -1, 1, 1)
 
 

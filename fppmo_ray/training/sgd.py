@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from fppmo_ray.training.compute import DType, autocast, in_mode
+from fppmo_ray.training.batchnorm import batches_counted_at_end
+from fppmo_ray.training.compute import (
+    ComputeConfig,
+    DType,
+    autocast,
+    in_mode,
+    lowered_weights,
+)
+from fppmo_ray.training.cuda_graphs import replayed
+from fppmo_ray.training.device import device_module
 from fppmo_ray.training.images import Batch, Images, Seed, derive_seed
 from fppmo_ray.training.recipe import Recipe, training_loss
 
@@ -24,17 +33,41 @@ def make_optimizer(network: nn.Module, recipe: Recipe) -> SGD:
     Call ``lay_out`` before: momentum takes the memory layout that the weights have at the first
     step.
 
+    On a GPU all parameters are updated by a few kernels, which read the learning rate from the
+    GPU's memory, so that a CUDA graph can be replayed with another one.
+
     Args:
         network: The network to train.
         recipe: Gives momentum, weight decay and the peak learning rate.
     """
-    return SGD(
-        [parameter for parameter in network.parameters() if parameter.requires_grad],
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    on_gpu = bool(parameters) and parameters[0].device.type != "cpu"
+    optimizer = SGD(
+        parameters,
         lr=recipe.learning_rate,
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
         nesterov=True,
+        fused=on_gpu or None,
     )
+    if on_gpu:
+        rate = torch.full((), recipe.learning_rate, device=parameters[0].device)
+        optimizer.param_groups[0]["lr"] = rate
+    return optimizer
+
+
+def set_learning_rate(optimizer: SGD, rate: float) -> None:
+    """Set the learning rate of the next steps, in place.
+
+    Args:
+        optimizer: An optimizer from ``make_optimizer``.
+        rate: The learning rate.
+    """
+    [group] = optimizer.param_groups
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
 
 
 class TorchGenerators:
@@ -59,23 +92,27 @@ class TorchGenerators:
         """Install the saved states; at the end save them again and restore torch's own states."""
         with self._forked():
             torch.set_rng_state(self.states[0])
-            if self._on_gpu:
-                torch.cuda.set_rng_state(self.states[1], self._device)
+            for state in self.states[1:]:
+                device_module(self._device).set_rng_state(state, self._device)
             yield
             self.states = self._read()
 
     @property
     def _on_gpu(self) -> bool:
-        return self._device.type == "cuda"
+        return self._device.type != "cpu"
 
     @contextmanager
     def _forked(self) -> Iterator[None]:
-        with torch.random.fork_rng([self._device] if self._on_gpu else []):
+        devices = [self._device] if self._on_gpu else []
+        with torch.random.fork_rng(devices, device_type=self._device.type):
             yield
 
     def _read(self) -> list[Tensor]:
-        states = [torch.get_rng_state()]
-        return [*states, torch.cuda.get_rng_state(self._device)] if self._on_gpu else states
+        devices = [self._device] if self._on_gpu else []
+        return [
+            torch.get_rng_state(),
+            *(device_module(device).get_rng_state(device) for device in devices),
+        ]
 
 
 def train_on_batches(
@@ -84,7 +121,7 @@ def train_on_batches(
     rated_batches: Iterable[tuple[float, Batch]],
     recipe: Recipe,
     *,
-    dtype: DType,
+    compute: ComputeConfig,
     teacher: nn.Module | None,
     place: str = "",
     first_step: int = 0,
@@ -94,9 +131,10 @@ def train_on_batches(
     Args:
         network: The network to train; its mode is restored at the end.
         optimizer: The network's optimizer, from ``make_optimizer``.
-        rated_batches: Pairs of a learning rate and a batch on the network's device.
+        rated_batches: Pairs of a learning rate and a batch on the network's device; all batches are
+            of equal size.
         recipe: Gives the loss and the gradient clipping.
-        dtype: Number format of the passes.
+        compute: How the passes are computed.
         teacher: The dense network, for distillation; None where the recipe's weight is 0.
         place: Position in the training for the error message of divergence: ``epoch 3, ``.
         first_step: Number of the first step in that message.
@@ -105,34 +143,45 @@ def train_on_batches(
         Mean training loss and accuracy over the batches; NaN without batches.
 
     Raises:
-        ValueError: the recipe needs a teacher and there is none.
-        RuntimeError: training diverged.
+        ValueError: the recipe needs a teacher and there is none; CUDA graphs are configured and
+            there is no GPU.
+        RuntimeError: training diverged, or the steps cannot be captured in a CUDA graph.
     """
-    totals = torch.zeros(2, dtype=torch.float64)
-    num_images = 0
-    with in_mode(network, training=True), _teacher_logits(teacher, recipe) as answers:
-        for step, (rate, (images, labels)) in enumerate(rated_batches, start=first_step):
-            optimizer.param_groups[0]["lr"] = rate
-            with autocast(images.device, dtype):
+    device = optimizer.param_groups[0]["params"][0].device
+    # Sums stay on the device: reading them would wait for it at every step.
+    totals = torch.zeros(2, dtype=torch.float64, device=device)
+    num_images = num_steps = 0
+    with ExitStack() as stack:
+        stack.enter_context(in_mode(network, training=True))
+        answers = stack.enter_context(_teacher_logits(teacher, recipe, compute.dtype))
+        stack.enter_context(batches_counted_at_end(network, lambda: num_steps))
+
+        def step(images: Tensor, labels: Tensor) -> None:
+            with autocast(device, compute.dtype):
                 logits = network(images)
                 teacher_logits = answers(images)
             loss = training_loss(logits, labels, recipe, teacher_logits)
-            _step(optimizer, loss, recipe.clip_norm)
+            _descend(optimizer, loss, recipe.clip_norm)
             num_right = (logits.detach().argmax(1) == labels).sum()
-            # Sums stay on the device: reading them would wait for it at every step.
-            sums = torch.stack([loss.detach() * len(labels), num_right]).double()
-            totals = totals.to(sums.device) + sums
-            num_images += len(labels)
-            if step % _CHECK_EVERY == _CHECK_EVERY - 1:
-                _check_finite(totals, rate, f"{place}step {step}")
+            totals.add_(torch.stack([loss.detach() * len(labels), num_right]).double())
+
+        run = stack.enter_context(replayed(step, device)) if compute.cuda_graphs else step
+        stack.callback(optimizer.zero_grad)  # before a graph is freed that holds the gradients
+        for rate, (images, labels) in rated_batches:
+            set_learning_rate(optimizer, rate)
+            run(images, labels)
+            num_images, num_steps = num_images + len(labels), num_steps + 1
+            last = first_step + num_steps - 1
+            if last % _CHECK_EVERY == _CHECK_EVERY - 1:
+                _check_finite(totals, rate, f"{place}step {last}")
     if not num_images:
         return math.nan, math.nan
-    _check_finite(totals, rate, f"{place}step {step}")
+    _check_finite(totals, rate, f"{place}step {last}")
     loss_sum, right_sum = totals.tolist()
     return loss_sum / num_images, right_sum / num_images
 
 
-def _step(optimizer: SGD, loss: Tensor, clip_norm: float | None) -> None:
+def _descend(optimizer: SGD, loss: Tensor, clip_norm: float | None) -> None:
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     if clip_norm is not None:
@@ -151,7 +200,7 @@ def _check_finite(totals: Tensor, rate: float, place: str) -> None:
 
 @contextmanager
 def _teacher_logits(
-    teacher: nn.Module | None, recipe: Recipe
+    teacher: nn.Module | None, recipe: Recipe, dtype: DType
 ) -> Iterator[Callable[[Tensor], Tensor | None]]:
     """Yield a function from images to the teacher's logits, or to None without a teacher."""
     if recipe.distillation_weight == 0:
@@ -162,5 +211,5 @@ def _teacher_logits(
             f"a recipe with distillation_weight {recipe.distillation_weight} needs a teacher; "
             "pass the dense network, or set the weight to 0"
         )
-    with in_mode(teacher, training=False):
+    with in_mode(teacher, training=False), lowered_weights(teacher, dtype):
         yield torch.no_grad()(teacher)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from itertools import chain, count, islice
 from typing import Any
 
 from torch import nn
 
 from fppmo_ray.training.checkpoints import TrainingState, capture, restore
-from fppmo_ray.training.compute import PLAIN_COMPUTE, ComputeConfig, lay_out, replayed_cuda_graphs
+from fppmo_ray.training.compute import PLAIN_COMPUTE, ComputeConfig, lay_out
 from fppmo_ray.training.images import Batch, Images, Seed
 from fppmo_ray.training.recipe import Recipe, learning_rate_at
 from fppmo_ray.training.sgd import TorchGenerators, make_optimizer, train_on_batches
@@ -107,24 +106,17 @@ class StepTraining:
             raise ValueError(f"step must be in [{done}, {steps}], those still to do, got {step}")
         rates = (learning_rate_at(self._recipe, i / steps) for i in range(done, step))
         batches = islice(self._batches, step - done)
-        with self._passes(step - done), self._generators.in_use():
+        with self._generators.in_use():
             train_on_batches(
                 self._network,
                 self._optimizer,
                 zip(rates, batches, strict=True),
                 self._recipe,
-                dtype=self._compute.dtype,
+                compute=self._compute,
                 teacher=self._teacher,
                 first_step=done,
             )
         self._steps_done = step
-
-    def _passes(self, steps: int) -> AbstractContextManager[None]:
-        """Return the context in which the next steps run: CUDA graphs where they are configured."""
-        if not (self._compute.cuda_graphs and steps):
-            return nullcontext()
-        sample, _ = next(_batches(self._images, self._recipe, self._seed, 0))
-        return replayed_cuda_graphs(self._network, sample, self._compute.dtype)
 
     def state(self) -> dict[str, Any]:
         """Return a copy of the training's state, as tensors and numbers on the CPU."""

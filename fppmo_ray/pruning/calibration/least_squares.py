@@ -19,6 +19,7 @@ from fppmo_ray.distribution.space import BoolArray
 from fppmo_ray.pruning.calibration.consumers import weight_matrix, write_matrix
 from fppmo_ray.pruning.calibration.grams import Calibration, InputGram
 from fppmo_ray.pruning.extract import Tracing, check_axes
+from fppmo_ray.training.device import copy_to
 
 CACHE_BYTES = 256 * 1024**2
 """Default memory for solved weights, which masks that keep the same inputs of a layer share."""
@@ -141,16 +142,16 @@ def solve_weights(
     is_kept = np.tile(kept_channels, gram.consumer.num_taps)
     fitted = matrix.clone()
     for columns, block in gram.blocks:
-        stays = torch.from_numpy(np.flatnonzero(is_kept[columns])).to(block.device)
-        goes = torch.from_numpy(np.flatnonzero(~is_kept[columns])).to(block.device)
+        stays = copy_to(block.device, torch.from_numpy(np.flatnonzero(is_kept[columns])))
+        goes = copy_to(block.device, torch.from_numpy(np.flatnonzero(~is_kept[columns])))
         if not len(goes) or not len(stays):
             continue
-        index = torch.from_numpy(columns).to(block.device)
+        index = copy_to(block.device, torch.from_numpy(columns))
         factor = torch.linalg.cholesky(block[:, stays][:, :, stays])
         # W_S = M_S + M_R G_RS (G_SS)^-1: only what is lost, R, has to be made up for.
         lost = matrix[:, :, index[goes]] @ block[:, goes][:, :, stays]
         fitted[:, :, index[stays]] += torch.cholesky_solve(lost.mT, factor).mT
-    kept = torch.from_numpy(np.flatnonzero(is_kept)).to(matrix.device)
+    kept = copy_to(matrix.device, torch.from_numpy(np.flatnonzero(is_kept)))
     fitted = fitted[:, :, kept]
     shift = (matrix @ gram.mean[:, :, None]) - fitted @ gram.mean[:, kept, None]
     return fitted, shift[:, :, 0]
@@ -176,4 +177,4 @@ def _kept_rows(layer: nn.Module, kept: Any, weights: Tensor) -> Tensor:
         rows = torch.from_numpy(kept).repeat(groups, 1)
     else:
         rows = torch.from_numpy(kept).reshape(groups, -1) % num_outputs
-    return rows[:, :, None].to(weights.device)
+    return copy_to(weights.device, rows[:, :, None])

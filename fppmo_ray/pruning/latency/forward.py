@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fppmo_ray.pruning.latency.measure import repeated
+from fppmo_ray.training.device import device_module
 
 _WARM_UP = 3
 _REPEATS = 10
@@ -45,16 +46,12 @@ def measure_latency(
 
 
 def _median_ms(network: nn.Module, inputs: Sequence[torch.Tensor]) -> float:
+    device = inputs[0].device
     seconds = []
     for _ in range(_WARM_UP + _REPEATS):
-        _synchronize(inputs[0].device)
+        device_module(device).synchronize(device)
         begin = time.perf_counter()
         network(*inputs)
-        _synchronize(inputs[0].device)
+        device_module(device).synchronize(device)
         seconds.append(time.perf_counter() - begin)
     return 1000 * statistics.median(seconds[_WARM_UP:])
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

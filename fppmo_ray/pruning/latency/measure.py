@@ -16,6 +16,7 @@ from fppmo_ray.distribution.latency_table import FS_PER_NS, LatencyTable, LayerL
 from fppmo_ray.distribution.space import PruningSpace
 from fppmo_ray.pruning.extract import Tracing, extract
 from fppmo_ray.pruning.latency.timing import Call, TimedLayer, seconds_in_turns, timed_layers
+from fppmo_ray.training.device import device_module
 
 _SPREAD = 0.25
 
@@ -168,7 +169,8 @@ def repeated(inputs: tuple[Tensor, ...], batch: int) -> tuple[Tensor, ...]:
 
 
 def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    on_cpu = device.type == "cpu"
+    return "cpu" if on_cpu else str(device_module(device).get_device_name(device))
 
 
 def _layer_latencies(

@@ -16,6 +16,7 @@ from fppmo_ray.distribution.costs import IntArray, Width
 from fppmo_ray.distribution.space import BoolArray, ChannelGroup
 from fppmo_ray.pruning.costs import width_of
 from fppmo_ray.pruning.extract import AxisUnits, Side, Tracing, select
+from fppmo_ray.training.device import device_module
 
 Call = Callable[[], object]
 """Runs a computation on the device."""
@@ -55,24 +56,24 @@ def _samples(call: Call, device: torch.device) -> list[float]:
 
 def _sample(call: Call, calls: int, device: torch.device) -> float:
     """Mean seconds of one call, over several in a row."""
-    if device.type == "cuda":
-        return _cuda_sample(call, calls, device)
+    if device.type != "cpu":
+        return _gpu_sample(call, calls, device)
     begin = time.perf_counter()
     for _ in range(calls):
         call()
     return (time.perf_counter() - begin) / calls
 
 
-def _cuda_sample(call: Call, calls: int, device: torch.device) -> float:
+def _gpu_sample(call: Call, calls: int, device: torch.device) -> float:
     """Mean seconds by the GPU's own clock, including gaps between kernels."""
-    begin: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    end: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    torch.cuda.synchronize(device)
+    gpu = device_module(device)
+    begin, end = (gpu.Event(enable_timing=True) for _ in range(2))
+    gpu.synchronize(device)
     begin.record()
     for _ in range(calls):
         call()
     end.record()
-    torch.cuda.synchronize(device)
+    gpu.synchronize(device)
     milliseconds: float = begin.elapsed_time(end)
     return milliseconds / 1000 / calls
 

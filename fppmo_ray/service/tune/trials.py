@@ -20,6 +20,7 @@ from fppmo_ray.service.image_task import ImageClassification
 from fppmo_ray.service.journal.facts import pack_mask, unpack_mask
 from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.worker import claim_device
+from fppmo_ray.training.device import device_module
 
 _CHECKPOINT = "score.pt"
 
@@ -89,8 +90,8 @@ class PruneTrainable(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Start another trial in this actor."""
         del self._score
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()  # for the workers that share the GPU
+        if self._device.type != "cpu":
+            device_module(self._device).empty_cache()  # for the workers that share the GPU
         self._begin(new_config)
         return True
 

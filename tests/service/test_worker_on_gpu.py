@@ -1,0 +1,191 @@
+"""Every call of a worker on a pretended GPU: the CPU's results, few waits, no pageable copies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fppmo_ray import Placement, Recipe, SearchSettings, load_dataset
+from fppmo_ray.distribution import Proposal
+from fppmo_ray.pruning import extract
+from fppmo_ray.pruning.files import load_network, save_network
+from fppmo_ray.service.image_task import image_classification
+from fppmo_ray.service.problem import Problem, build_problem
+from fppmo_ray.service.worker import PruningWorker
+from fppmo_ray.service.worker_protocol import (
+    TrainingTask,
+    WeightsSnapshot,
+    digest,
+    to_arrays,
+)
+from fppmo_ray.testing.pretended_gpu import PretendedGpu
+from fppmo_ray.training import ComputeConfig, build_network, state_from_bytes
+
+RECIPE = Recipe(epochs=2, batch_size=128)
+NETWORK = build_network("digits_cnn", 10)
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    yield
+    monkeypatch.undo()
+    torch.set_num_threads(threads)
+
+
+def problem_of(**changes: Any) -> Problem:
+    settings = SearchSettings(
+        **{"macs_cut": 0.5, "calibration_images": 120, "recipe": RECIPE} | changes
+    )
+    return build_problem(NETWORK, image_classification(load_dataset("digits")), settings)
+
+
+class Pair:
+    """A worker on the CPU and one on the GPU, for the same problem."""
+
+    def __init__(self, problem: Problem, compute: ComputeConfig | None = None) -> None:
+        on_gpu = replace(problem, device_type="cuda", gpu_share=0.5)
+        self.cpu, self.gpu = PruningWorker(problem, 0), PruningWorker(on_gpu, 0)
+        for worker in (self.cpu, self.gpu):
+            worker._task.load()
+        arrays = to_arrays(NETWORK)
+        self.weights = WeightsSnapshot(
+            sha256=digest(arrays), arrays=arrays, compute=compute or problem.compute
+        )
+        self.keep = np.arange(problem.space.num_filters) % 2 == 0
+        self.task = TrainingTask(name="fppmo", keep=self.keep, recipe=RECIPE, seed=0)
+
+    def both(self, method: str, *arguments: Any) -> tuple[Any, Any]:
+        on_cpu = getattr(self.cpu, method)(*arguments)
+        return on_cpu, getattr(self.gpu, method)(*arguments)
+
+
+def proposal(keep: np.ndarray, number: int = 0) -> Proposal:
+    return Proposal(proposal_id=number, generation=0, keep=keep, macs=0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"score_steps": 6},
+        {"refit": True},
+        {"score_by": "divergence"},
+        {"dtype": "bfloat16", "score_steps": 6},
+    ],
+    ids=str,
+)
+def test_scores_are_the_cpus_with_few_waits_and_no_pageable_copies(
+    gpu: PretendedGpu, changes: dict[str, Any]
+) -> None:
+    pair = Pair(problem_of(**changes))
+    on_cpu, first = pair.both("score", pair.weights, proposal(pair.keep))
+    assert first.val_loss == pytest.approx(on_cpu.val_loss, rel=1e-4)
+    assert first.val_accuracy == on_cpu.val_accuracy
+    gpu.reset_counts()
+    before = gpu.memory_allocated()
+    again = pair.gpu.score(pair.weights, proposal(~pair.keep, 0))
+    assert again.val_loss != first.val_loss
+    # A training and an evaluation are read; of each layer that is refitted, whether it could be.
+    assert gpu.waits.total() == 1 + 2 * ("score_steps" in changes) + 4 * ("refit" in changes)
+    assert gpu.pageable_copies.total() == 0
+    if "refit" not in changes:  # solutions are kept, up to a limit
+        assert gpu.memory_allocated() == before
+
+
+def test_scores_with_graphs_equal_scores_without(gpu: PretendedGpu) -> None:
+    problem = problem_of(score_steps=8)
+    pair = Pair(problem)
+    graphs = replace(pair.weights, compute=replace(problem.compute, cuda_graphs=True))
+    for number, keep in enumerate((pair.keep, ~pair.keep)):
+        launched = pair.gpu.score(pair.weights, proposal(keep, number))
+        replayed = pair.gpu.score(graphs, proposal(keep, number))
+        assert replayed.val_loss == launched.val_loss
+    assert gpu.replays == 2 * 5
+
+
+def test_whole_trainings_and_evaluations_are_the_cpus(gpu: PretendedGpu) -> None:
+    problem = problem_of()
+    pair = Pair(problem)
+    graphs = replace(pair.weights, compute=replace(problem.compute, cuda_graphs=True))
+    states: list[bytes] = []
+    for worker, weights in ((pair.cpu, pair.weights), (pair.gpu, graphs)):
+        state = None
+        for epoch in range(RECIPE.epochs):
+            state, report = worker.train_epoch(weights, pair.task, epoch, state, pair.weights)
+            assert report is not None
+        assert state is not None
+        states.append(state)
+    assert gpu.replays > 10
+    on_cpu, on_gpu = (state_from_bytes(state).network for state in states)
+    for name, weights in on_cpu.items():
+        assert on_gpu[name].device.type == "cpu"
+        assert torch.allclose(on_gpu[name], weights, rtol=1e-3, atol=1e-4), name
+    expected, found = pair.both("evaluate", pair.weights, pair.keep, states[0])
+    assert found.test["loss"] == pytest.approx(expected.test["loss"], rel=1e-5)
+    assert (found.parameters, found.file_bytes) == (expected.parameters, expected.file_bytes)
+    before, untrained = (
+        state_from_bytes(state).network
+        for state, _ in pair.both("untrained", pair.weights, pair.task)
+    )
+    assert all(torch.allclose(untrained[name], before[name], rtol=1e-5) for name in before)
+
+
+@pytest.mark.parametrize("criterion", ["l1", "fpgm", "bn_scale", "taylor"])
+def test_importance_is_the_cpus(gpu: PretendedGpu, criterion: str) -> None:
+    on_cpu, on_gpu = Pair(problem_of()).both("importance", Pair(problem_of()).weights, criterion, 0)
+    assert on_gpu == pytest.approx(on_cpu, rel=1e-3)
+
+
+def test_calibration_and_its_order_are_the_cpus(gpu: PretendedGpu) -> None:
+    pair = Pair(problem_of(importance="obs"))
+    on_cpu, on_gpu = pair.both("filter_order", pair.weights, "obs", 0)
+    assert on_gpu.importance == pytest.approx(on_cpu.importance, rel=1e-6)
+    for found, expected in zip(on_gpu.error_curves, on_cpu.error_curves, strict=True):
+        assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_finalists_are_rescored_and_compute_is_tried(gpu: PretendedGpu) -> None:
+    pair = Pair(problem_of(score_steps=4))
+    on_cpu, on_gpu = pair.both("rescore", pair.weights, pair.keep, (0, 1), "choose_val")
+    assert on_gpu.val_loss == pytest.approx(on_cpu.val_loss, rel=1e-4)
+    assert pair.gpu.native_dtype() == "bfloat16"
+    trial = pair.gpu.try_compute(ComputeConfig(cuda_graphs=True), pair.keep)
+    assert trial.error is None
+
+
+def test_latency_is_measured_by_the_gpus_own_clock(
+    gpu: PretendedGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fppmo_ray.pruning.latency.timing._TURNS", 1)
+    monkeypatch.setattr("fppmo_ray.pruning.latency.timing._SAMPLES", 1)
+    worker = Pair(problem_of())
+    [dense, pruned] = worker.gpu.latencies(worker.weights, [None, worker.keep])
+    assert all(latency.milliseconds > 0 for latency in (*dense, *pruned))
+    assert len(worker.gpu.time_masks(ComputeConfig(), [worker.keep], 1)) == 1
+
+
+def test_a_network_on_the_gpu_is_saved_and_loaded_on_the_cpu(
+    gpu: PretendedGpu, tmp_path: Path
+) -> None:
+    pair = Pair(problem_of())
+    tracing = pair.gpu._problem.tracing
+    pruned = extract(pair.gpu._dense, tracing, pair.keep)
+    saved = save_network(pruned, tmp_path / "net", tracing=tracing, keep=pair.keep)
+    loaded = load_network(saved, lambda: build_network("digits_cnn", 10))
+    for name, weights in extract(NETWORK, tracing, pair.keep).state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weights)
+
+
+def test_a_worker_is_held_to_its_share_of_the_memory(gpu: PretendedGpu) -> None:
+    Pair(problem_of())
+    assert gpu.limit == gpu.get_device_properties().total_memory // 2
+    assert Placement(gpus_per_worker=0.5).device_type == "cuda"
