@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fppmo_ray.distribution import Feedback, MaskOptimizer, OptimizerSettings, Proposal
     from fppmo_ray.pruning import extract, load_network, save_network, trace
+    from fppmo_ray.pruning.classifier import load_classifier
     from fppmo_ray.pruning.export import export_network
     from fppmo_ray.pruning.one_call import prune, prune_with_report
     from fppmo_ray.service.image_task import ImageClassification
@@ -48,6 +49,7 @@ _HOMES = {
     "Transform": "fppmo_ray.training",
     "export_network": "fppmo_ray.pruning.export",
     "extract": "fppmo_ray.pruning",
+    "load_classifier": "fppmo_ray.pruning.classifier",
     "load_dataset": "fppmo_ray.training",
     "load_network": "fppmo_ray.pruning",
     "prune": "fppmo_ray.pruning.one_call",
@@ -77,6 +79,7 @@ __all__ = [
     "Transform",
     "export_network",
     "extract",
+    "load_classifier",
     "load_dataset",
     "load_network",
     "prune",

@@ -34,7 +34,7 @@ def status(target: tyro.conf.Positional[str], /, *, address: str | None = None) 
 def export(
     run_dir: tyro.conf.Positional[str],
     /,
-    format: Literal["torch", "torchscript", "torch.export", "onnx"] = "torch",
+    format: Literal["torch", "safetensors", "torchscript", "torch.export", "onnx"] = "torch",
     output: Path = Path("exported"),
     macs_cut: float | None = None,
     constructor: str | None = None,
@@ -43,8 +43,9 @@ def export(
 
     Args:
         run_dir: The search's run directory, a folder or a URI.
-        format: ``torch`` writes the state dict and the recipe that rebuilds the network. The other
-            formats run without the network's class; their output is compared with the network's.
+        format: ``torch`` and ``safetensors`` write the state dict and the recipe that rebuilds the
+            network. The other formats run without the network's class; their output is compared
+            with the network's. All carry preprocessing and class names.
         output: The folder to write to. It is created if it does not exist.
         macs_cut: The budget whose network to export, if the search had several budgets.
         constructor: ``MODULE:FUNCTION``, a function without arguments that constructs the dense

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fppmo_ray.pruning.network_io import ExampleInputs, checked, flat_tensors, random_inputs
+from fppmo_ray.training import Interface
 
 ExchangeFormat = Literal["torchscript", "torch.export", "onnx"]
 
@@ -29,6 +31,10 @@ _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _Inputs = tuple[Tensor, ...]
 _Run = Callable[[_Inputs], list[Tensor]]
 """Takes inputs, and returns the outputs as a flat list."""
+_Metadata = Mapping[str, Any]
+_Opened = tuple[_Run, dict[str, Any]]
+EXTRA_FILE = "interface.json"
+"""Name of the file with the metadata inside TorchScript and torch.export files."""
 
 
 def export_network(
@@ -37,6 +43,7 @@ def export_network(
     *,
     format: ExchangeFormat,
     example_inputs: ExampleInputs,
+    interface: Interface | None = None,
 ) -> Path:
     """Write a network to a file that runs without its Python class, and verify the file.
 
@@ -51,6 +58,9 @@ def export_network(
             ``onnx`` (needs ``pip install 'fppmo-ray[export]'``). In ONNX one input is called
             ``images`` and one output ``logits``; several are ``input_0``, ``output_0`` and so on.
         example_inputs: Arguments of its forward, each with a batch axis, e.g. ``(1, 3, 32, 32)``.
+        interface: Preprocessing and class names, which the file then carries: ONNX as metadata with
+            one JSON value per entry, the others as one JSON object in the extra file
+            ``interface.json``. The shapes of inputs and outputs stand beside them.
 
     Returns:
         The path of the file.
@@ -72,8 +82,13 @@ def export_network(
     with _in_eval_mode_on_cpu(network), _without_torchs_own_warnings(), torch.no_grad():
         batches = {batch: _random(examples, batch) for batch in _BATCHES}
         expected = {batch: _run(network, inputs) for batch, inputs in batches.items()}
-        write(network, _random(examples, 2), target)
-        run = read(target)
+        metadata = {
+            **(interface or Interface()).to_json(),
+            "inputs": describe_tensors(examples),
+            "outputs": describe_tensors(expected[1]),
+        }
+        write(network, _random(examples, 2), target, metadata)
+        run, _ = read(target)
         for batch, outputs in expected.items():
             _check(run(batches[batch]), outputs, target)
     return target
@@ -109,25 +124,62 @@ def _check(outputs: list[Tensor], expected: list[Tensor], path: Path) -> None:
         )
 
 
-def _write_torchscript(network: nn.Module, inputs: _Inputs, path: Path) -> None:
+def describe_tensors(tensors: Iterable[Tensor]) -> list[dict[str, Any]]:
+    """Return shape and type of tensors as plain data, without the batch axis."""
+    return [
+        {"shape": list(tensor.shape[1:]), "dtype": str(tensor.dtype).removeprefix("torch.")}
+        for tensor in tensors
+    ]
+
+
+def open_exported(path: Path) -> _Opened:
+    """Return a function that runs an exported file, and the metadata that the file carries.
+
+    Args:
+        path: A file that ``export_network`` wrote.
+
+    Raises:
+        ValueError: there is no such file, or its suffix is not one of the formats.
+    """
+    format = next((name for name, suffix in SUFFIXES.items() if path.name.endswith(suffix)), None)
+    if format is None or not path.is_file():
+        raise ValueError(
+            f"expected a file with one of the suffixes {', '.join(SUFFIXES.values())}, got {path}"
+        )
+    if format == "onnx":
+        _require_onnx()
+    with _without_torchs_own_warnings():
+        return _WAYS[format][1](path)
+
+
+def _write_torchscript(
+    network: nn.Module, inputs: _Inputs, path: Path, metadata: _Metadata
+) -> None:
     # strict=False lets the network return dicts.
     script = torch.jit.trace(network, inputs, strict=False)  # type: ignore[no-untyped-call]
-    script.save(str(path))
+    script.save(str(path), _extra_files={EXTRA_FILE: json.dumps(metadata)})
 
 
-def _read_torchscript(path: Path) -> _Run:
-    loaded = torch.jit.load(str(path))  # type: ignore[no-untyped-call]
-    return lambda inputs: flat_tensors(loaded(*inputs))
+def _read_torchscript(path: Path) -> _Opened:
+    extra = {EXTRA_FILE: ""}
+    loaded = torch.jit.load(str(path), _extra_files=extra)  # type: ignore[no-untyped-call]
+    return lambda inputs: flat_tensors(loaded(*inputs)), _parsed(extra)
 
 
-def _write_exported(network: nn.Module, inputs: _Inputs, path: Path) -> None:
+def _write_exported(network: nn.Module, inputs: _Inputs, path: Path, metadata: _Metadata) -> None:
     program = torch.export.export(network, inputs, dynamic_shapes=_along_batches(inputs))
-    torch.export.save(program, path)
+    torch.export.save(program, path, extra_files={EXTRA_FILE: json.dumps(metadata)})
 
 
-def _read_exported(path: Path) -> _Run:
-    loaded = torch.export.load(path).module()
-    return lambda inputs: flat_tensors(loaded(*inputs))
+def _read_exported(path: Path) -> _Opened:
+    extra = {EXTRA_FILE: ""}
+    loaded = torch.export.load(path, extra_files=extra).module()
+    return lambda inputs: flat_tensors(loaded(*inputs)), _parsed(extra)
+
+
+def _parsed(extra: Mapping[str, str | bytes]) -> dict[str, Any]:
+    metadata: dict[str, Any] = json.loads(extra[EXTRA_FILE] or "{}")
+    return metadata
 
 
 def _along_batches(inputs: _Inputs) -> tuple[dict[int, Any], ...]:
@@ -135,7 +187,7 @@ def _along_batches(inputs: _Inputs) -> tuple[dict[int, Any], ...]:
     return tuple({0: batch} for _ in inputs)
 
 
-def _write_onnx(network: nn.Module, inputs: _Inputs, path: Path) -> None:
+def _write_onnx(network: nn.Module, inputs: _Inputs, path: Path, metadata: _Metadata) -> None:
     num_outputs = len(flat_tensors(network(*inputs)))
     program = torch.onnx.export(
         network,
@@ -147,27 +199,32 @@ def _write_onnx(network: nn.Module, inputs: _Inputs, path: Path) -> None:
         verbose=False,
     )
     assert program is not None
+    program.model.metadata_props.update(
+        {name: json.dumps(value) for name, value in metadata.items()}
+    )
     program.save(path)
 
 
-def _read_onnx(path: Path) -> _Run:
+def _read_onnx(path: Path) -> _Opened:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [given.name for given in session.get_inputs()]
+    entries = session.get_modelmeta().custom_metadata_map
 
     def run(inputs: _Inputs) -> list[Tensor]:
         given = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
         return [torch.from_numpy(output) for output in session.run(None, given)]
 
-    return run
+    return run, {name: json.loads(entries[name]) for name in entries}
 
 
 def _names(of_one: str, of_several: str, count: int) -> list[str]:
     return [of_one] if count == 1 else [f"{of_several}_{index}" for index in range(count)]
 
 
-_Way = tuple[Callable[[nn.Module, _Inputs, Path], None], Callable[[Path], _Run]]
+_Write = Callable[[nn.Module, _Inputs, Path, _Metadata], None]
+_Way = tuple[_Write, Callable[[Path], _Opened]]
 _WAYS: Mapping[ExchangeFormat, _Way] = {
     "torchscript": (_write_torchscript, _read_torchscript),
     "torch.export": (_write_exported, _read_exported),

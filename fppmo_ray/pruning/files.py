@@ -1,7 +1,8 @@
 """Pruned networks on disk: a state dict and a JSON recipe, safe to open, loaded without tracing.
 
 ``NAME.pt`` holds the tensors and is read with ``weights_only=True``. ``NAME.json`` lists the
-indices of the dense network that were kept along every tensor axis, and its constructor.
+indices of the dense network that were kept along every tensor axis, its constructor, and what the
+network expects and answers.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from torch import nn
 from fppmo_ray.distribution.space import BoolArray, IntArray
 from fppmo_ray.durable_files import write_whole
 from fppmo_ray.pruning.extract import Axis, Tracing, check_axes, select
+from fppmo_ray.training import Interface, interface_from_json
 
 _FORMAT = 1
+_SAFETENSORS = ".safetensors"
 _TRUSTED_MODULES = ("fppmo_ray.training.networks", "torchvision.models")
 
 
@@ -33,6 +36,7 @@ def save_network(
     tracing: Tracing,
     keep: BoolArray,
     source: Mapping[str, Any] | None = None,
+    interface: Interface | None = None,
 ) -> Path:
     """Write a pruned network as ``path``.pt and ``path``.json, each atomically.
 
@@ -44,6 +48,7 @@ def save_network(
         source: Constructor of the dense network: ``{"constructor":
             "fppmo_ray.training.networks:resnet56", "arguments": {...}}``. Without it,
             ``load_network`` must be given a constructor.
+        interface: Preprocessing and class names, which the JSON file then carries.
 
     Returns:
         The path of the JSON file, for ``load_network``.
@@ -68,6 +73,7 @@ def save_network(
         "weights": f"{stem.name}.pt",
         "sha256": hashlib.sha256(weights).hexdigest(),
         "source": dict(source or {}),
+        "interface": (interface or Interface()).to_json(),
         "macs": tracing.space.macs(keep),
         "dense_macs": tracing.space.dense_macs,
         "kept_channels": _kept_channels(tracing, kept),
@@ -77,6 +83,57 @@ def save_network(
     recipe_path = _with_suffix(stem, ".json")
     write_whole(recipe_path, json.dumps(recipe, indent=1).encode())
     return recipe_path
+
+
+def write_safetensors(recipe_path: Path, folder: Path) -> list[Path]:
+    """Write a saved network with its tensors in a safetensors file instead of a ``.pt`` file.
+
+    The file's header carries preprocessing and class names, one JSON value per entry; the JSON file
+    is that of ``save_network`` and loads with ``load_network``.
+
+    Args:
+        recipe_path: The JSON file of ``save_network``.
+        folder: Folder of the new files, which is created.
+
+    Returns:
+        The safetensors file and the JSON file.
+
+    Raises:
+        ValueError: a file is missing or damaged, or the package safetensors is not installed.
+    """
+    recipe = _read_recipe(recipe_path)
+    state = _read_weights(recipe_path.parent / recipe["weights"], recipe["sha256"])
+    header = {name: json.dumps(value) for name, value in recipe.get("interface", {}).items()}
+    tensors = {name: tensor.contiguous().clone() for name, tensor in state.items()}
+    content = _safetensors().save(tensors, metadata={"format": "pt", **header})
+    name = recipe_path.stem + _SAFETENSORS
+    recipe |= {"weights": name, "sha256": hashlib.sha256(content).hexdigest()}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / name, content)
+    write_whole(folder / recipe_path.name, json.dumps(recipe, indent=1).encode())
+    return [folder / name, folder / recipe_path.name]
+
+
+def read_interface(path: str | Path) -> Interface:
+    """Return preprocessing and class names of a network that ``save_network`` wrote.
+
+    Args:
+        path: The JSON file.
+
+    Raises:
+        ValueError: the file is missing or damaged.
+    """
+    return interface_from_json(_read_recipe(Path(path)).get("interface", {}))
+
+
+def _safetensors() -> Any:
+    try:
+        return importlib.import_module("safetensors.torch")
+    except ImportError as error:
+        raise ValueError(
+            "a safetensors file needs the package safetensors; pip install 'fppmo-ray[export]' "
+            "has it"
+        ) from error
 
 
 def load_network(path: str | Path, constructor: Callable[[], nn.Module] | None = None) -> nn.Module:
@@ -195,6 +252,9 @@ def _read_weights(path: Path, sha256: str) -> dict[str, Any]:
             f"{path} is damaged or of another save: its SHA-256 is {found[:12]}..., the JSON file "
             f"says {sha256[:12]}...; copy both files again"
         )
+    if path.suffix == _SAFETENSORS:
+        tensors: dict[str, Any] = _safetensors().load(content)
+        return tensors
     state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     return state
 

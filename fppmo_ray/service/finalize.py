@@ -16,6 +16,7 @@ from torch import nn
 from fppmo_ray.distribution import BoolArray, PruningSpace
 from fppmo_ray.distribution.limits import Resource, cost_of, dense_cost
 from fppmo_ray.pruning import check_equivalence, extract, save_network
+from fppmo_ray.pruning.export import describe_tensors
 from fppmo_ray.pruning.latency import Latency
 from fppmo_ray.service.ddp_training import train_whole
 from fppmo_ray.service.dense_weights import Context
@@ -88,10 +89,8 @@ def finalize(context: Context, found: Found, source: Mapping[str, Any] | None) -
         "compute": asdict(context.compute),
         "chosen": ", ".join(choice.chosen.name for choice in found.choices),
         "num_filters": problem.space.num_filters,
-        "inputs": [
-            {"shape": list(tensor.shape[1:]), "dtype": str(tensor.dtype).removeprefix("torch.")}
-            for tensor in problem.task.inputs()
-        ],
+        "inputs": describe_tensors(problem.task.inputs()),
+        "interface": problem.task.interface().to_json(),
         **({"task": started.identity["task"]} if "task" in started.identity else {}),
         "epochs_between_stages": settings.stage_epochs * (found.stages - 1),
         **_table_figures(context),
@@ -264,6 +263,7 @@ def _keep_network(
             tracing=context.problem.tracing,
             keep=keep,
             source=dict(source or {}),
+            interface=context.problem.task.interface(),
         )
         for name in names:
             context.run.write_artifact(name, (Path(folder) / name).read_bytes())

@@ -29,11 +29,13 @@ from fppmo_ray.training import (
     ImageArrays,
     ImageFiles,
     Images,
+    Interface,
     Shard,
     Splits,
     TrainingState,
     evaluate,
     example_batch,
+    interface_of,
     open_images,
     recalibrate_batchnorm,
     stratified_splits,
@@ -73,6 +75,10 @@ class ImageClassification:
     def inputs(self) -> tuple[Tensor, ...]:
         """Return a batch of one image, on the CPU."""
         return (example_batch(self.dataset),)
+
+    def interface(self) -> Interface:
+        """Return preprocessing and class names."""
+        return interface_of(self.dataset)
 
     def identity(self) -> dict[str, Any]:
         """Return a digest of images, labels, preparation and splits."""

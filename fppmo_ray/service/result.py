@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fppmo_ray.distribution import BoolArray
 from fppmo_ray.pruning import load_network
 from fppmo_ray.pruning.export import ExchangeFormat, export_network
+from fppmo_ray.pruning.files import read_interface, write_safetensors
 from fppmo_ray.service.journal.artifacts import (
     FPPMO,
     budgets_asked,
@@ -154,8 +155,9 @@ def _test_score(moment: dict[str, Any]) -> float:
     return metrics["accuracy"] if "accuracy" in metrics else metrics["score"]
 
 
-Format = Literal["torch"] | ExchangeFormat
-"""File formats; ``torch`` is the state dict and the recipe that rebuilds the network."""
+Format = Literal["torch", "safetensors"] | ExchangeFormat
+"""File formats; ``torch`` and ``safetensors`` are a state dict and the recipe that rebuilds the
+network."""
 
 
 def export_result(
@@ -190,8 +192,15 @@ def export_result(
         if format == "torch":
             output.mkdir(parents=True, exist_ok=True)
             return [Path(shutil.copy(path, output)) for path in (weights, recipe)]
+        if format == "safetensors":
+            return write_safetensors(recipe, output)
         target, inputs = output / recipe.stem, _example_inputs(run_dir)
-        return [export_network(network, target, format=format, example_inputs=inputs)]
+        interface = read_interface(recipe)
+        return [
+            export_network(
+                network, target, format=format, example_inputs=inputs, interface=interface
+            )
+        ]
 
 
 def load_constructor(name: str) -> Callable[[], nn.Module]:

@@ -18,7 +18,7 @@ from fppmo_ray.pruning.calibration import Calibration
 from fppmo_ray.pruning.compute_trial import ComputeTrial
 from fppmo_ray.service.settings import Placement, SearchSettings
 from fppmo_ray.service.worker_protocol import TrainingReport, TrainingTask
-from fppmo_ray.training import ComputeConfig, Shard, TrainingState, capture
+from fppmo_ray.training import ComputeConfig, Interface, Shard, TrainingState, capture
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -147,6 +147,9 @@ class Task(Protocol):
     def inputs(self) -> tuple[Tensor, ...]:
         """Return the arguments of the network's forward, with a batch axis, on the CPU."""
 
+    def interface(self) -> Interface:
+        """Return what networks of the task expect and answer, as far as it is known."""
+
     def identity(self) -> dict[str, Any]:
         """Return what distinguishes this task from others, as plain data for the journal."""
 
@@ -255,6 +258,10 @@ class FunctionTask:
     def functions(self) -> tuple[Callable[..., Any] | None, ...]:
         """Return the functions; None for each that was not given."""
         return self.score, self.fine_tune, self.test, self.recalibrate
+
+    def interface(self) -> Interface:
+        """Return nothing: only the functions know the data."""
+        return Interface()
 
     def identity(self) -> dict[str, Any]:
         """Return the names of the functions: nothing else can be known of them."""

@@ -52,10 +52,11 @@ from fppmo_ray.training.networks import (
     torchvision_source,
 )
 from fppmo_ray.training.preprocessing import (
+    Interface,
     Preprocessing,
     Transform,
-    preprocessing_from_json,
-    preprocessing_of,
+    interface_from_json,
+    interface_of,
     transform_of,
 )
 from fppmo_ray.training.recipe import Recipe, Schedule
@@ -78,6 +79,7 @@ __all__ = [
     "ImageFiles",
     "ImageSet",
     "Images",
+    "Interface",
     "Metrics",
     "Preprocessing",
     "RandomResizedCrop",
@@ -99,6 +101,8 @@ __all__ = [
     "example_batch",
     "fine_tune",
     "fold_batchnorm",
+    "interface_from_json",
+    "interface_of",
     "keep_freed_memory",
     "lay_out",
     "load_dataset",
@@ -107,8 +111,6 @@ __all__ = [
     "load_weights",
     "native_dtype",
     "open_images",
-    "preprocessing_from_json",
-    "preprocessing_of",
     "recalibrate_batchnorm",
     "source_of",
     "splits_from_files",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, get_args
 
 import torch
@@ -169,7 +169,7 @@ def transform_of(weights: object) -> Transform:
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """The whole way from an image to a network's input, and the names of its answers."""
+    """The whole way from an image to a network's input."""
 
     height: int
     """Height of the network's images in pixels."""
@@ -183,8 +183,6 @@ class Preprocessing:
     """Mean of each channel, of pixels in [0, 1]."""
     std: tuple[float, ...]
     """Standard deviation of each channel."""
-    class_names: tuple[str, ...] | None = None
-    """Name of each class, in the order of the logits."""
 
     def __call__(self, image: ImageSource) -> Tensor:
         """Return the network's input of an image, float32 ``(1, C, H, W)``.
@@ -215,42 +213,17 @@ class Preprocessing:
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as plain data, as exported files carry it."""
-        data = asdict(self)
-        view = data.pop("view")
         return {
-            "colour": data.pop("colour"),
-            "height": data.pop("height"),
-            "width": data.pop("width"),
+            "colour": self.colour,
+            "height": self.height,
+            "width": self.width,
             "crop": "squash" if isinstance(self.view, Squash) else "centre",
-            "resize": view.get("resize"),
-            "interpolation": view["interpolation"],
+            "resize": None if isinstance(self.view, Squash) else self.view.resize,
+            "interpolation": self.view.interpolation,
             "scale": 1 / 255,
-            **{name: list(data[name]) for name in ("mean", "std")},
-            "class_names": None if self.class_names is None else list(self.class_names),
+            "mean": list(self.mean),
+            "std": list(self.std),
         }
-
-
-def preprocessing_from_json(data: Mapping[str, Any]) -> Preprocessing:
-    """Return the record that ``Preprocessing.to_json`` described.
-
-    Raises:
-        ValueError: an entry is missing or does not fit.
-    """
-    try:
-        how: Any = {"interpolation": data["interpolation"]}
-        squash = data["crop"] == "squash"
-        names = data["class_names"]
-        return Preprocessing(
-            height=int(data["height"]),
-            width=int(data["width"]),
-            colour=data["colour"],
-            view=Squash(**how) if squash else CentreCrop(resize=data["resize"], **how),
-            mean=tuple(data["mean"]),
-            std=tuple(data["std"]),
-            class_names=None if names is None else tuple(names),
-        )
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"the record of a network's input does not fit: {error!r}") from error
 
 
 def preprocessing_of(dataset: Dataset) -> Preprocessing:
@@ -268,5 +241,50 @@ def preprocessing_of(dataset: Dataset) -> Preprocessing:
         view=images.view,
         mean=dataset.mean,
         std=dataset.std,
-        class_names=dataset.class_names,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interface:
+    """What a network expects and answers; it is handed out beside the weights."""
+
+    preprocessing: Preprocessing | None = None
+    """The way from an image to an input; None where only the caller's own code knows it."""
+    class_names: tuple[str, ...] | None = None
+    """Name of each class, in the order of the logits; None where they have no names."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what is known as plain data, in one flat object."""
+        data = {} if self.preprocessing is None else self.preprocessing.to_json()
+        return data if self.class_names is None else {**data, "class_names": [*self.class_names]}
+
+
+def interface_of(dataset: Dataset) -> Interface:
+    """Return what a network of a data set expects and answers."""
+    return Interface(preprocessing=preprocessing_of(dataset), class_names=dataset.class_names)
+
+
+def interface_from_json(data: Mapping[str, Any]) -> Interface:
+    """Return the record that ``Interface.to_json`` described; other entries are ignored.
+
+    Raises:
+        ValueError: an entry is missing or does not fit.
+    """
+    names = data.get("class_names")
+    class_names = None if names is None else tuple(map(str, names))
+    if "mean" not in data:
+        return Interface(class_names=class_names)
+    try:
+        how: Any = {"interpolation": data["interpolation"]}
+        squash = data["crop"] == "squash"
+        preprocessing = Preprocessing(
+            height=int(data["height"]),
+            width=int(data["width"]),
+            colour=data["colour"],
+            view=Squash(**how) if squash else CentreCrop(resize=data["resize"], **how),
+            mean=tuple(data["mean"]),
+            std=tuple(data["std"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"the record of a network's input does not fit: {error!r}") from error
+    return Interface(preprocessing=preprocessing, class_names=class_names)

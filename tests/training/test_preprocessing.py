@@ -25,11 +25,11 @@ from fppmo_ray.training import (
     Squash,
     build_network,
     evaluate,
+    interface_from_json,
+    interface_of,
     load_imagenet,
     load_weights,
     open_images,
-    preprocessing_from_json,
-    preprocessing_of,
 )
 from fppmo_ray.training.decoding import decode, decode_view
 from fppmo_ray.training.parquet import find_shards
@@ -87,7 +87,7 @@ def test_a_network_reads_its_accuracy_only_with_the_normalisation_of_its_trainin
         right == accuracy(resnet20, as_imagenet) == pytest.approx(0.815, abs=0.01)
     )  # 163 of the 200 images
     assert accuracy(network, as_imagenet) < right - 0.05
-    assert str(preprocessing_of(as_trained)) == (
+    assert str(interface_of(as_trained).preprocessing) == (
         "RGB centre 32 x 32 bilinear, mean 0.5 0.5 0.5, std 0.5 0.5 0.5"
     )
 
@@ -136,9 +136,9 @@ def test_the_caller_decides_on_size_crop_interpolation_colour_and_augmentation(
     for part in (dataset, files):
         [(batch, _)] = open_images(part.train, np.array([7]), part).batches(1)
         assert torch.allclose(batch[0], wanted, atol=1e-6)
-        assert torch.equal(preprocessing_of(part)(files.train.paths[7]), batch)
-        again = preprocessing_from_json(json.loads(json.dumps(preprocessing_of(part).to_json())))
-        assert again == preprocessing_of(part)
+        assert torch.equal(interface_of(part).preprocessing(files.train.paths[7]), batch)
+        again = interface_from_json(json.loads(json.dumps(interface_of(part).to_json())))
+        assert again == interface_of(part)
 
 
 def test_grey_networks_get_one_channel(jpegs: Path) -> None:
