@@ -217,8 +217,13 @@ WIDTHS = LayerES(filter_step=0.0, temperatures=(0.0, 0.0))
 stay in the order of their importance, and the first of them are kept. For networks with many more
 filters than proposals, where no single filter gets enough feedback."""
 
+LOCAL = LayerES(sigma=(0.25, 0.1), temperatures=(0.1, 0.03))
+"""Searches near the start, for one that is good already, such as the allocation."""
+
 RULES: dict[str, UpdateRule] = {
     "layer_es": LayerES(),
+    "local_es": LOCAL,
+    "local_widths": LayerES(filter_step=0.0, temperatures=(0.0, 0.0), sigma=(0.15, 0.06)),
     "widths": WIDTHS,
     "elite": Elite(),
     "random": RandomMasks(),

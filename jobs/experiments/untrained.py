@@ -232,6 +232,19 @@ class Study:
         distance = divergence(network, self.images.batches(_BATCH), self._answers)
         return Pruned(network=network, keep=keep, divergence=distance, seconds=seconds)
 
+    def network(self, keep: BoolArray, recalibrated_on: int | None = None) -> nn.Module:
+        """The network that a mask leaves, refitted and recalibrated.
+
+        Args:
+            keep: The mask, ``(num_filters,)``.
+            recalibrated_on: How many of the images recalibrate it; None: all.
+        """
+        network = extract(self.dense, self.tracing, keep)
+        self._refit(network, keep)
+        some = np.arange(len(self.images))[:recalibrated_on]
+        recalibrate_batchnorm(network, self.images.batches(_BATCH, some))
+        return network
+
     @property
     def order(self) -> FilterOrder:
         """The OBS order."""
