@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fppmo_ray.distribution.allocation import allocate, keep_most_important
 from fppmo_ray.distribution.budgets import Budgets
 from fppmo_ray.distribution.logits import (
     check_importance,
@@ -35,9 +34,9 @@ class MaskOptimizer:
         settings: How to search.
         warm_start: Keep-logits ``(num_filters,)`` of an earlier search over the same filters, to
             start from instead; the importance then only makes the importance-only mask.
-        error_curves: One array per group, as for ``allocate``: the search starts at the widths that
-            it finds, and the mask of these widths is among the finalists. None: the search starts
-            with the same share of every layer.
+        allocations: One mask ``(num_filters,)`` per budget, as ``allocation_masks`` finds them: the
+            search starts at the widths of the first, and they are among the finalists. None: the
+            search starts with the same share of every layer.
 
     Raises:
         ValueError: a cut cannot be reached under the space's limits, the space does not know the
@@ -50,20 +49,16 @@ class MaskOptimizer:
         importance: FloatArray,
         settings: OptimizerSettings,
         warm_start: FloatArray | None = None,
-        error_curves: Sequence[FloatArray] | None = None,
+        allocations: Sequence[BoolArray] | None = None,
     ) -> None:
         self.settings = settings
         self.merit = settings.merit(space)
         self._space = space
         self._budgets = Budgets.from_cuts(space, settings.macs_cuts, settings.further_cuts)
         check_importance(space, importance)
-        self._allocations: list[BoolArray] = []
-        """The mask of the allocated widths, by budget; none without error curves."""
-        if error_curves is not None:
-            self._allocations = [
-                keep_most_important(space, allocate(budget, error_curves), importance)
-                for budget in self._budgets.each
-            ]
+        self._allocations = list(allocations or ())
+        """The mask of the allocated widths, by budget."""
+        self._check_allocations()
         if warm_start is None:
             widths = space.widths(self._allocations[0]) if self._allocations else None
             start = self._budgets.start(importance, widths)
@@ -197,6 +192,23 @@ class MaskOptimizer:
         """
         budgets = range(len(self._budgets.each))
         return [item for budget in budgets for item in self._finalists_of(budget, num_samples)]
+
+    def _check_allocations(self) -> None:
+        """Refuse masks to start at that are not one per budget, within it."""
+        shape, expected = (self._space.num_filters,), len(self._budgets.each)
+        if not self._allocations:
+            return
+        if len(self._allocations) != expected or any(m.shape != shape for m in self._allocations):
+            raise ValueError(
+                f"allocations must be {expected} masks of shape {shape}, one per budget, got "
+                f"shapes {[mask.shape for mask in self._allocations]}; see allocation_masks"
+            )
+        for mask, budget in zip(self._allocations, self._budgets.each, strict=True):
+            if not budget.is_expected(self._space.widths(mask).astype(np.float64)):
+                raise ValueError(
+                    "allocations must meet the budgets of this search, one does not; "
+                    "allocation_masks finds such masks for the same settings"
+                )
 
     def _finalists_of(self, budget: int, num_samples: int) -> list[Finalist]:
         latest = self._beliefs[self._updates].keep_logits

@@ -218,12 +218,14 @@ stay in the order of their importance, and the first of them are kept. For netwo
 filters than proposals, where no single filter gets enough feedback."""
 
 LOCAL = LayerES(sigma=(0.25, 0.1), temperatures=(0.1, 0.03))
-"""Searches near the start, for one that is good already, such as the allocation."""
+"""Searches near its start, for a start that is good already, such as the allocation. The noise of
+LayerES is for equal shares, and leads such a search astray. On ResNet-20 (160 scores, cuts of 70
+and 80 %, one seed) neither other noise nor widths alone (sigma 0.15 to 0.06) found masks whose
+answers diverge less."""
 
 RULES: dict[str, UpdateRule] = {
     "layer_es": LayerES(),
     "local_es": LOCAL,
-    "local_widths": LayerES(filter_step=0.0, temperatures=(0.0, 0.0), sigma=(0.15, 0.06)),
     "widths": WIDTHS,
     "elite": Elite(),
     "random": RandomMasks(),

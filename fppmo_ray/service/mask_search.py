@@ -7,6 +7,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from fppmo_ray.distribution import Feedback, FloatArray, Proposal
+from fppmo_ray.service.allocations import choose_allocations
 from fppmo_ray.service.dense_weights import Context, dense_weights, measure_filters
 from fppmo_ray.service.finalists import Found, choose
 from fppmo_ray.service.pool.call import Call
@@ -37,9 +38,9 @@ def find_mask(
     """
     weights = dense_weights(context)
     order = measure_filters(context, weights)
-    curves = order.error_curves if context.settings.start == "allocation" else None
+    allocations = choose_allocations(context, weights, order)
     settings, space = context.settings.optimizer_settings(), context.problem.space
-    with running_model(space, order.importance, settings, warm_start, curves) as model:
+    with running_model(space, order.importance, settings, warm_start, allocations) as model:
         found = find_mask_with(model, context, weights, console=console)
         return replace(found, keep_logits=model.keep_logits())
 

@@ -14,6 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fppmo_ray.distribution import (
+    BoolArray,
     Feedback,
     Finalist,
     FloatArray,
@@ -61,7 +62,7 @@ class ProbabilityModel:
         importance: ``(num_filters,)``, finite and > 0: where the probabilities start.
         settings: How to search.
         warm_start: Keep-logits of an earlier stage to start from instead; None: the importance.
-        error_curves: One per group, to start at the allocation; None: with equal shares.
+        allocations: One mask per budget to start at; None: the search starts with equal shares.
     """
 
     def __init__(
@@ -70,11 +71,11 @@ class ProbabilityModel:
         importance: FloatArray,
         settings: OptimizerSettings,
         warm_start: FloatArray | None = None,
-        error_curves: Sequence[FloatArray] | None = None,
+        allocations: Sequence[BoolArray] | None = None,
     ) -> None:
         self._space = space
         self._rule = settings.rule
-        self._optimizer = MaskOptimizer(space, importance, settings, warm_start, error_curves)
+        self._optimizer = MaskOptimizer(space, importance, settings, warm_start, allocations)
 
     def __repr__(self) -> str:
         """Return the name that the Ray dashboard shows; Ray reads it once."""
@@ -138,7 +139,7 @@ class ModelHandle:
         importance: See ``ProbabilityModel``.
         settings: See ``ProbabilityModel``.
         warm_start: See ``ProbabilityModel``.
-        error_curves: See ``ProbabilityModel``.
+        allocations: See ``ProbabilityModel``.
     """
 
     def __init__(
@@ -147,9 +148,9 @@ class ModelHandle:
         importance: FloatArray,
         settings: OptimizerSettings,
         warm_start: FloatArray | None = None,
-        error_curves: Sequence[FloatArray] | None = None,
+        allocations: Sequence[BoolArray] | None = None,
     ) -> None:
-        self._arguments = (space, importance, settings, warm_start, error_curves)
+        self._arguments = (space, importance, settings, warm_start, allocations)
         self._told: list[Feedback] = []
         self._actor = self._start()
 
@@ -234,7 +235,7 @@ def running_model(
     importance: FloatArray,
     settings: OptimizerSettings,
     warm_start: FloatArray | None = None,
-    error_curves: Sequence[FloatArray] | None = None,
+    allocations: Sequence[BoolArray] | None = None,
 ) -> Iterator[ModelHandle]:
     """Yield a running probability-model actor, and stop it afterwards.
 
@@ -243,9 +244,9 @@ def running_model(
         importance: See ``ProbabilityModel``.
         settings: See ``ProbabilityModel``.
         warm_start: See ``ProbabilityModel``.
-        error_curves: See ``ProbabilityModel``.
+        allocations: See ``ProbabilityModel``.
     """
-    model = ModelHandle(space, importance, settings, warm_start, error_curves)
+    model = ModelHandle(space, importance, settings, warm_start, allocations)
     try:
         yield model
     finally:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
 from fppmo_ray.distribution import OptimizerSettings, RankBy
+from fppmo_ray.distribution.allocation import GAMMAS
 from fppmo_ray.distribution.limits import Resource
 from fppmo_ray.pruning.importance import Ordering
 from fppmo_ray.pruning.score import Fidelity
@@ -19,6 +21,7 @@ _AT_LEAST_1 = (
     *("rescore_seeds", "latency_batch", "calibration_images"),
 )
 _MIN_GENERATIONS = 2  # per stage: in a single one, no mask is sampled after an update
+_LONG_TRAINING = 6  # epochs, see gamma
 _WIDTH_MULTIPLES = {"cpu": 1, "cuda": 8}
 _CHOICES = {
     "importance": get_args(Ordering),
@@ -72,6 +75,10 @@ class SearchSettings:
     """Widths at which the search starts: the same share of every layer, or those that the error
     curves of a calibration give without scores. The mask of these widths is then always among the
     finalists, and its network in the closing table."""
+    gamma: float | tuple[float, ...] | None = None
+    """How much an allocation spares parameters, >= 0. Several: each is scored once, and every
+    budget starts at the best. None: 0.3, 1 and 3 are scored where networks are fine-tuned for
+    fewer than 6 epochs, else 3, since networks with more parameters recover better."""
     calibration_images: int = 1000
     """Number of search-train images that the dense network is calibrated on, for the importance
     obs, the start at the allocation and refits. All if there are fewer."""
@@ -151,6 +158,8 @@ class SearchSettings:
 
     def _check_start(self) -> None:
         """Refuse stages that start at an allocation, and nothing to start from without scores."""
+        for gamma in self.gammas() or (-1.0,):
+            _require(0 <= gamma < math.inf, "gamma", "finite and >= 0", self.gamma)
         if self.start == "allocation" and self.stages:
             raise ValueError(
                 "start allocation does not go with stages, each of which starts where the one "
@@ -161,6 +170,12 @@ class SearchSettings:
                 "proposals = 0 leaves the allocation alone, so start must be allocation, got "
                 f"{self.start}; give it, or at least {self.population} proposals"
             )
+
+    def gammas(self) -> tuple[float, ...]:
+        """Return the weights of the parameters to choose an allocation from."""
+        if self.gamma is None:
+            return GAMMAS if self.recipe.epochs < _LONG_TRAINING else GAMMAS[-1:]
+        return self.gamma if isinstance(self.gamma, tuple) else (self.gamma,)
 
     def on(self, device_type: str) -> SearchSettings:
         """Return the settings with the defaults of a device type, as they are journaled.

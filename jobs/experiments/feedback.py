@@ -41,7 +41,7 @@ from fppmo_ray.distribution import (
     OptimizerSettings,
     UpdateRule,
 )
-from fppmo_ray.distribution.allocation import allocate, keep_most_important
+from fppmo_ray.distribution.allocation import allocation_masks
 from fppmo_ray.job import run_job
 from fppmo_ray.pruning import trace
 from fppmo_ray.pruning.calibration.divergence import Answers, answers, divergence
@@ -208,9 +208,10 @@ class Subject:
 
     def finalists(self, method: str) -> dict[str, BoolArray]:
         """The masks that a method ends with, by name; the allocation is always among them."""
-        space, order = self.budget.space, self.study.order
-        widths = allocate(self.budget, order.error_curves, gamma=self.gamma)
-        allocation = keep_most_important(space, widths, order.importance)
+        order = self.study.order
+        [allocation] = allocation_masks(
+            [self.budget], order.error_curves, order.importance, gamma=self.gamma
+        )
         if method == _ALLOCATION:
             return {_ALLOCATION: allocation}
         name, scores = method.split()
@@ -239,7 +240,7 @@ class Subject:
         return divergence(self.study.network(keep), images.batches(_BATCH), known)
 
     def _searched(self, rule: UpdateRule, scores: int) -> dict[str, BoolArray]:
-        order = self.study.order
+        order, budgets = self.study.order, [self.budget]
         settings = OptimizerSettings(
             macs_cut=1 - self.budget.max_macs / self.budget.space.dense_macs,
             num_proposals=scores,
@@ -247,9 +248,8 @@ class Subject:
             seed=self.study.seed,
             capacity_weight=self.capacity_weight,
         )
-        search = MaskOptimizer(
-            self.budget.space, order.importance, settings, error_curves=order.error_curves
-        )
+        start = allocation_masks(budgets, order.error_curves, order.importance, gamma=self.gamma)
+        search = MaskOptimizer(self.budget.space, order.importance, settings, allocations=start)
         while not search.finished:
             for proposal in search.ask():
                 loss = self.score(proposal.keep)

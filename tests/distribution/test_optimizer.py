@@ -377,7 +377,7 @@ def test_masks_of_proposals_cannot_change_the_search():
         ({"macs_cut": 1.0}, r"macs_cut must be in \(0, 1\), got 1.0"),
         ({"population_size": 1}, "population_size must be at least 2"),
         ({"num_proposals": 15}, "num_proposals must be at least population_size = 16, got 15"),
-        ({"rule": "adam"}, "rule must be one of layer_es, widths, elite, random"),
+        ({"rule": "adam"}, "rule must be one of layer_es, local_es, widths, elite, random"),
         ({"lag": -1}, "lag must be at least 0, got -1"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"rank_by": "loss"}, "rank_by must be val_loss or val_accuracy, got 'loss'"),

@@ -9,7 +9,7 @@ import pytest
 from planted_optimum import packed, resnet20_landscape, run_to_end
 
 from fppmo_ray.distribution import Budget, MaskOptimizer, OptimizerSettings
-from fppmo_ray.distribution.allocation import allocate, keep_most_important
+from fppmo_ray.distribution.allocation import allocate, allocation_masks, keep_most_important
 from fppmo_ray.distribution.costs import TensorSize
 from fppmo_ray.distribution.logits import logits_at_widths, sigmoid
 
@@ -33,7 +33,10 @@ def allocation(macs_cut: float) -> np.ndarray:
 
 def optimizer(**changes) -> MaskOptimizer:
     settings = {"macs_cut": 0.57, "num_proposals": 32, "population_size": 8} | changes
-    return MaskOptimizer(SPACE, IMPORTANCE, OptimizerSettings(**settings), error_curves=CURVES)
+    asked = OptimizerSettings(**settings)
+    budgets = [Budget.from_cut(SPACE, cut) for cut in asked.macs_cuts]
+    masks = allocation_masks(budgets, CURVES, IMPORTANCE)
+    return MaskOptimizer(SPACE, IMPORTANCE, asked, allocations=masks)
 
 
 @pytest.mark.parametrize("macs_cut", [0.3, 0.57, 0.8])
@@ -87,3 +90,17 @@ def test_every_budget_has_its_own_allocation():
     assert set(found) == {0.4, 0.57}
     for macs_cut, keep in found.items():
         assert np.array_equal(keep, allocation(macs_cut))
+
+
+@pytest.mark.parametrize(
+    ("masks", "sentence"),
+    [
+        ([np.ones(3, bool)], r"must be 1 masks of shape \(\d+,\), one per budget, got shapes"),
+        ([allocation(0.57), allocation(0.57)], "must be 1 masks"),
+        ([allocation(0.3)], "must meet the budgets of this search, one does not"),
+    ],
+)
+def test_masks_that_a_search_cannot_start_at_are_refused(masks, sentence):
+    settings = OptimizerSettings(macs_cut=0.57, num_proposals=32)
+    with pytest.raises(ValueError, match=sentence):
+        MaskOptimizer(SPACE, IMPORTANCE, settings, allocations=masks)

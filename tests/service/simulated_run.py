@@ -91,10 +91,10 @@ def _without_ray(pools: Pools) -> Iterator[None]:
 
     @contextmanager
     def model_here(
-        space: Any, importance: Any, settings: Any, warm_start: Any, error_curves: Any
+        space: Any, importance: Any, settings: Any, warm_start: Any, allocations: Any
     ) -> Iterator[Any]:
         pools.warm_starts.append(warm_start)
-        yield ProbabilityModel(space, importance, settings, warm_start, error_curves)
+        yield ProbabilityModel(space, importance, settings, warm_start, allocations)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker_protocol.ray, "put", lambda value: value)

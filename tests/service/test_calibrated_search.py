@@ -14,7 +14,7 @@ from simulated_run import Killed, all_of, go_on, killed_after, told
 from fppmo_ray import Placement, Recipe, SearchResult, SearchSettings, load_dataset, search
 from fppmo_ray.distribution import Proposal
 from fppmo_ray.report import draw_figures, print_result, print_status, write_report
-from fppmo_ray.service.journal.facts import EpochFinished, Rescored
+from fppmo_ray.service.journal.facts import AllocationChosen, EpochFinished, Rescored
 from fppmo_ray.training import build_network
 
 SETTINGS = SearchSettings(
@@ -78,6 +78,25 @@ def test_with_proposals_the_allocation_is_a_row_of_the_table_beside_what_was_cho
     assert "allocation" in console.export_text()
 
 
+def test_the_allocation_is_the_one_that_scores_best(local_ray: None, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, macs_cut=0.8, proposals=0, score_images=400)
+    chosen = searched(tmp_path / "three", settings)
+    [fact] = all_of(tmp_path / "three", AllocationChosen)
+    assert settings.gammas() == (0.3, 1.0, 3.0)
+    assert len(fact.costs) == 3
+    assert fact.gamma == settings.gammas()[int(np.argmin(fact.costs))]
+    alone = searched(tmp_path / "one", replace(settings, gamma=fact.gamma))
+    assert np.array_equal(alone.best.keep, chosen.best.keep)
+    [fact] = all_of(tmp_path / "one", AllocationChosen)
+    assert fact.costs == []
+
+
+def test_before_a_long_training_the_allocation_spares_parameters() -> None:
+    assert replace(SETTINGS, recipe=Recipe(epochs=5)).gammas() == (0.3, 1.0, 3.0)
+    assert replace(SETTINGS, recipe=Recipe(epochs=6)).gammas() == (3.0,)
+    assert replace(SETTINGS, gamma=(0.0, 2.0)).gammas() == (0.0, 2.0)
+
+
 @pytest.mark.parametrize("proposals", [0, 12])
 def test_a_search_from_the_allocation_that_is_killed_ends_like_an_undisturbed_one(
     tmp_path: Path, proposals: int
@@ -110,6 +129,8 @@ def test_a_search_from_the_allocation_that_is_killed_ends_like_an_undisturbed_on
         ),
         ({"proposals": 16, "stages": (0.3,)}, "start allocation does not go with stages"),
         ({"proposals": 3}, "num_proposals must be at least population_size = 4"),
+        ({"gamma": -1.0}, "gamma must be finite and >= 0, got -1.0"),
+        ({"gamma": ()}, r"gamma must be finite and >= 0, got \(\)"),
         ({"calibration_images": 0}, "calibration_images must be >= 1"),
         ({"score_by": "guess"}, "score_by must be one of"),
         ({"importance": "best"}, "importance must be one of .*obs"),

@@ -133,6 +133,19 @@ class ImportanceMeasured:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AllocationChosen:
+    """The widths that a budget starts at were chosen among allocations."""
+
+    budget: int
+    """Number of the budget, counted from 0 by ascending cut."""
+    gamma: float
+    """Weight of the parameters in the chosen allocation."""
+    costs: list[float]
+    """Costs of the allocations that were scored, by ascending gamma; none where nothing was to be
+    chosen."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Updated:
     """The distribution moved; a summary for people, not needed to replay."""
 
@@ -195,6 +208,7 @@ Fact = (
     | EpochFinished
     | WeightsFrozen
     | ImportanceMeasured
+    | AllocationChosen
     | Proposal
     | Feedback
     | Updated

@@ -11,6 +11,7 @@ import pytest
 
 from fppmo_ray.distribution import Feedback, Merit, Proposal
 from fppmo_ray.service.journal.facts import (
+    AllocationChosen,
     Chosen,
     ComputeChosen,
     EpochFinished,
@@ -80,6 +81,7 @@ EVERY: list[Fact] = [
         at=1e9 + 0.5,
     ),
     Feedback(proposal_id=17, val_loss=-32.5),
+    AllocationChosen(budget=0, gamma=0.3, costs=[2.5, 2.25, 3.0]),
     Updated(generation=1, keep_share=[0.25, 1 / 3]),
     Rescored(
         finalist="mode",
