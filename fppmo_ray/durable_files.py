@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -12,14 +14,23 @@ def write_whole(path: Path, content: bytes) -> None:
     Args:
         path: The file, in a folder that exists.
         content: The new content.
+
+    Raises:
+        OSError: it cannot be written: the disk is full, or the folder is gone or read-only.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    sync_folder(path.parent)
+    with explain_write_errors(path):
+        try:
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except OSError:
+            with suppress(OSError):
+                partial.unlink()
+            raise
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -29,3 +40,19 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def explain_write_errors(path: Path) -> Iterator[None]:
+    """Raise errors of the file system as sentences with the file's path.
+
+    Args:
+        path: The file that is written inside.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise type(error)(
+            f"{path} cannot be written: {error.strerror or error}; what was written before is "
+            "safe; make room, or make the folder writable, and go on from there"
+        ) from error

@@ -89,7 +89,7 @@ def read_run(run_dir: str | Path) -> Run:
         name=storage.location.rstrip("/").rpartition("/")[2],
         facts=facts,
         history=history_of(facts),
-        figures=read_figures(run_dir) if storage.exists(RESULT) else None,
+        figures=read_figures(run_dir, facts) if storage.exists(RESULT) else None,
     )
 
 

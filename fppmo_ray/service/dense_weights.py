@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,6 +27,8 @@ from fppmo_ray.service.worker_protocol import (
     to_arrays,
 )
 from fppmo_ray.training import ComputeConfig, state_from_bytes
+
+logger = logging.getLogger(__name__)
 
 _IMPORTANCE, _CURVES = "importance.npy", "error_curves.npy"
 
@@ -79,23 +82,40 @@ def measure_filters(context: Context, weights: SharedWeights) -> FilterOrder:
         The importance, and no error curves where the settings need none.
 
     Raises:
+        ValueError: the kept files are gone or changed, and measured again they are others.
         RuntimeError: the criterion does not fit the network.
     """
+    run, known = context.run, context.run.all(ImportanceMeasured)
+    if known:
+        try:
+            return _read_filters(known[0], context)
+        except ValueError as error:
+            logger.warning("the importance is measured again: %s", error)
+    order = _measured(context, weights)
+    fact = _keep_filters(order, context)
+    if known and fact != known[0]:
+        raise ValueError(
+            f"the importance that {run.location} needs is gone, and measured again it is another; "
+            "resume on the kind of machine that began the search, or choose another run directory"
+        )
+    if not known:
+        run.record([fact])
+    return order
+
+
+def _keep_filters(order: FilterOrder, context: Context) -> ImportanceMeasured:
+    """Write the importance and the error curves as artifacts; return the fact that names them."""
     run = context.run
-    if known := run.all(ImportanceMeasured):
-        return _read_filters(known[0], context)
-    criterion, order = context.settings.importance, _measured(context, weights)
     fact = ImportanceMeasured(
-        criterion=criterion,
+        criterion=context.settings.importance,
         artifact=_IMPORTANCE,
         sha256=run.write_artifact(_IMPORTANCE, _to_bytes(order.importance)),
     )
-    if order.error_curves:
-        content = _to_bytes(np.concatenate(order.error_curves))
-        sha256 = run.write_artifact(_CURVES, content)
-        fact = replace(fact, curves_artifact=_CURVES, curves_sha256=sha256)
-    run.record([fact])
-    return order
+    if not order.error_curves:
+        return fact
+    content = _to_bytes(np.concatenate(order.error_curves))
+    sha256 = run.write_artifact(_CURVES, content)
+    return replace(fact, curves_artifact=_CURVES, curves_sha256=sha256)
 
 
 def _measured(context: Context, weights: SharedWeights) -> FilterOrder:

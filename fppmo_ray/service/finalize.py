@@ -98,12 +98,13 @@ def finalize(context: Context, found: Found, source: Mapping[str, Any] | None) -
         "score_noise": _score_noise(found),
         "scores": _score_costs(found),
     }
+    artifacts: dict[str, str] = {}
     for variant in variants:
         if variant.name == FPPMO:
-            _keep_network(context, variant, states[variant.task], source)
+            artifacts |= _keep_network(context, variant, states[variant.task], source)
     content = json.dumps(result, indent=2).encode()
-    sha256 = context.run.write_artifact(RESULT, content)
-    context.run.record([Finished(artifact=RESULT, sha256=sha256)])
+    artifacts[RESULT] = context.run.write_artifact(RESULT, content)
+    context.run.record([Finished(artifacts=artifacts)])
 
 
 def _check_exact(context: Context, variant: _Variant) -> None:
@@ -251,8 +252,8 @@ def _score_costs(found: Found) -> dict[str, Any]:
 
 def _keep_network(
     context: Context, variant: _Variant, state: bytes, source: Mapping[str, Any] | None
-) -> None:
-    """Save a chosen network's files as artifacts: first the weights, then the recipe."""
+) -> dict[str, str]:
+    """Save a chosen network's weights, then its recipe, as artifacts; return their SHA-256."""
     keep = variant.keep
     assert keep is not None  # what was chosen is a mask
     names = network_names(variant.macs_cut)
@@ -265,8 +266,10 @@ def _keep_network(
             source=dict(source or {}),
             interface=context.problem.task.interface(),
         )
-        for name in names:
-            context.run.write_artifact(name, (Path(folder) / name).read_bytes())
+        return {
+            name: context.run.write_artifact(name, (Path(folder) / name).read_bytes())
+            for name in names
+        }
 
 
 def _rebuild(context: Context, keep: BoolArray, state: bytes) -> nn.Module:

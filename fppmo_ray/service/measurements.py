@@ -223,7 +223,13 @@ def with_latency(
         return problem
     known = run.all(LatencyMeasured)
     fact = known[0] if known else _measure(problem.settings, run, pool, compute)
-    content = json.loads(run.read_artifact(fact.artifact, fact.sha256))
+    try:
+        content = json.loads(run.read_artifact(fact.artifact, fact.sha256))
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; times are never measured alike twice, so put the file back, or begin again "
+            "in another run directory"
+        ) from error
     table = LatencyTable.from_json(content["table"])
     space = replace(problem.space, latency=table)
     budgets_of(space, problem.settings)  # refuses what is out of reach on this device

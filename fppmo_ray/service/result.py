@@ -79,7 +79,7 @@ class SearchResult:
     @cached_property
     def figures(self) -> dict[str, Any]:
         """The content of result.json."""
-        return read_figures(self.run_dir)
+        return read_figures(self.run_dir, self._facts)
 
     @property
     def best(self) -> Best:

@@ -15,7 +15,6 @@ from fppmo_ray.service.dense_weights import Context
 from fppmo_ray.service.finalize import finalize
 from fppmo_ray.service.image_task import image_classification
 from fppmo_ray.service.job_client.submission import search_id
-from fppmo_ray.service.journal.facts import Finished
 from fppmo_ray.service.journal.run_directory import RunDirectory, open_run
 from fppmo_ray.service.mask_search import find_mask
 from fppmo_ray.service.measurements import choose_compute, with_latency
@@ -77,7 +76,7 @@ def search(
     problem = build_problem(network, task, settings, placement=placement)
     started = started_of(problem, search_id(run_dir), package_versions())
     with open_run(run_dir, resume=resume, started=started) as run:
-        if not run.all(Finished):
+        if not run.is_finished():
             _search(problem, run, run_dir, placement, source, console or Console())
     return SearchResult(run_dir, network)
 

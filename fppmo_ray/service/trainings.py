@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fppmo_ray.service.journal.facts import EpochFinished
-from fppmo_ray.service.journal.run_directory import RunDirectory
+from fppmo_ray.service.journal.run_directory import CHECKPOINTS, RunDirectory
 from fppmo_ray.service.pool.call import Call
 from fppmo_ray.service.pool.worker_pool import WorkerPool
 from fppmo_ray.service.worker_protocol import SharedWeights, TrainingReport, TrainingTask, Worker
@@ -130,4 +130,4 @@ def _epoch_call(training: Training, epoch: int, state: bytes | None) -> _EpochCa
 
 
 def _artifact(name: str, epoch: int) -> str:
-    return f"checkpoints/{name}-epoch{epoch}.pt"
+    return f"{CHECKPOINTS}/{name}-epoch{epoch}.pt"

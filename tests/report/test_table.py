@@ -156,7 +156,7 @@ def test_the_state_names_each_phase_of_a_search(tmp_path: Path) -> None:
         (rescored("mode", mask(0)), "choosing among the finalists"),
         (Chosen(finalist="mode", keep=mask(0)), "final fine-tuning"),
         (epoch("fppmo"), "final fine-tuning"),
-        (Finished(artifact="result.json", sha256="0"), "finished"),
+        (Finished(artifacts={"result.json": "0"}), "finished"),
     ]
     with open_run(tmp_path, resume=False, started=started_with()) as run:
         assert "state preparing" in status_of(tmp_path)

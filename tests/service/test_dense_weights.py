@@ -16,6 +16,8 @@ from simulated_training import SimulatedTrainer, TinyCNN
 
 from fppmo_ray import Recipe, SearchSettings
 from fppmo_ray.pruning import importance
+from fppmo_ray.pruning.calibration import FilterOrder
+from fppmo_ray.service import dense_weights
 from fppmo_ray.service.dense_weights import measure_filters
 from fppmo_ray.service.journal.facts import EpochFinished, ImportanceMeasured, WeightsFrozen
 from fppmo_ray.service.journal.run_directory import JOURNAL
@@ -150,9 +152,12 @@ def test_the_obs_order_and_its_error_curves_are_kept_and_read_again(tmp_path: Pa
     _, pools = go_on(tmp_path, settings)
     assert "importance obs" not in pools.all[0].names
     assert told(tmp_path) == whole
+    curves = (tmp_path / "error_curves.npy").read_bytes()
     (tmp_path / "error_curves.npy").write_bytes(b"other")
-    with pytest.raises(ValueError, match=r"error_curves\.npy is not the file that the journal"):
-        go_on(tmp_path, settings)
+    _, pools = go_on(tmp_path, settings)
+    assert pools.all[0].names == ["importance obs"]
+    assert (tmp_path / "error_curves.npy").read_bytes() == curves
+    assert told(tmp_path) == whole
 
 
 def test_error_curves_are_split_by_the_groups_sizes(tmp_path: Path) -> None:
@@ -181,6 +186,28 @@ def test_an_importance_that_was_measured_is_read_again(tmp_path: Path) -> None:
     go_on(tmp_path, SETTINGS)
     _, pools = go_on(tmp_path, SETTINGS)
     assert pools.all[0].names == []
-    (tmp_path / "importance.npy").write_bytes(b"other")
-    with pytest.raises(ValueError, match=r"importance\.npy is not the file that the journal names"):
+
+
+@pytest.mark.parametrize("content", [None, b"", b"other"])
+def test_an_importance_that_is_lost_is_measured_again(
+    tmp_path: Path, content: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on(tmp_path, SETTINGS)
+    file, whole = tmp_path / "importance.npy", told(tmp_path)
+    kept = file.read_bytes()
+
+    def lose() -> None:
+        file.unlink()
+        if content is not None:
+            file.write_bytes(content)
+
+    lose()
+    _, pools = go_on(tmp_path, SETTINGS)
+    assert file.read_bytes() == kept
+    assert pools.all[0].names == ["importance fpgm"]
+    assert told(tmp_path) == whole
+    lose()
+    other = FilterOrder(importance=np.ones(3), error_curves=())
+    monkeypatch.setattr(dense_weights, "_measured", lambda context, weights: other)
+    with pytest.raises(ValueError, match="is gone, and measured again it is another; resume on"):
         go_on(tmp_path, SETTINGS)

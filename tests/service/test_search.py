@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -175,6 +176,22 @@ def test_a_finished_search_resumes_to_its_result(finished: Path) -> None:
     before = (finished / JOURNAL).read_bytes()
     demo(finished, resume=True, proposals=PROPOSALS, workers=1)
     assert (finished / JOURNAL).read_bytes() == before
+
+
+@pytest.mark.slow
+def test_lost_results_of_a_finished_search_are_made_again(finished: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "damaged"
+    shutil.copytree(finished, run_dir)
+    (run_dir / "network.pt").write_bytes(b"other")
+    (run_dir / "result.json").unlink()
+    for checkpoint in run_dir.glob("checkpoints/fppmo-*.pt"):
+        checkpoint.unlink()
+    demo(run_dir, resume=True, proposals=PROPOSALS, workers=2)
+    for name in ("network.pt", "network.json"):
+        assert (run_dir / name).read_bytes() == (finished / name).read_bytes()
+    before, after = SearchResult(finished, DENSE), SearchResult(run_dir, DENSE)
+    assert after.best.test_accuracy == before.best.test_accuracy
+    assert [isinstance(fact, Finished) for fact in read_journal(run_dir)].count(True) == 2
 
 
 def test_another_search_in_the_same_directory_is_refused(finished: Path) -> None:

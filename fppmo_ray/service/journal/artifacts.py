@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from fppmo_ray.distribution import Proposal
-from fppmo_ray.service.journal.facts import Fact, latest_feedback
-from fppmo_ray.service.journal.run_directory import read_journal
-from fppmo_ray.service.journal.storage import open_storage
+from fppmo_ray.service.journal.facts import Fact, Finished, latest_feedback
+from fppmo_ray.service.journal.run_directory import (
+    facts_in,
+    read_checked,
+    read_journal,
+)
+from fppmo_ray.service.journal.storage import Storage, open_storage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,17 +48,44 @@ def name_for_budget(name: str, macs_cut: float | None) -> str:
     return name if macs_cut is None else f"{name}-{macs_cut}"
 
 
-def read_figures(run_dir: str | Path) -> dict[str, Any]:
+def read_figures(run_dir: str | Path, facts: Iterable[Fact] | None = None) -> dict[str, Any]:
     """Return the content of a run directory's result.json.
 
+    Args:
+        run_dir: Folder or URI of the search.
+        facts: The facts of its journal; None: they are read from it.
+
     Raises:
-        ValueError: the search has not finished.
+        ValueError: the search has not finished, or the file is not the one that it wrote.
     """
     storage = open_storage(run_dir)
     if not storage.exists(RESULT):
         raise ValueError(f"{storage.location} holds no {RESULT}: the search there has not finished")
-    figures: dict[str, Any] = json.loads(storage.read(RESULT))
+    facts = facts_in(storage) if facts is None else facts
+    content = _read_result(storage, RESULT, finished_artifacts(facts))
+    try:
+        figures = json.loads(content)
+    except (ValueError, RecursionError):
+        figures = None
+    if not isinstance(figures, dict):
+        raise ValueError(f"{storage.location}/{RESULT} is damaged: expected a JSON object")
     return figures
+
+
+def finished_artifacts(facts: Iterable[Fact]) -> dict[str, str]:
+    """Return the SHA-256 of every result by its name; nothing before the search has finished."""
+    finished = [fact for fact in facts if isinstance(fact, Finished)]
+    return finished[-1].artifacts if finished else {}
+
+
+def _read_result(storage: Storage, name: str, digests: Mapping[str, str]) -> bytes:
+    """Return the bytes of one of a search's results, checked if the journal names it."""
+    if name not in digests:
+        return storage.read(name)
+    try:
+        return read_checked(storage, name, digests[name])
+    except ValueError as error:
+        raise ValueError(f"{error}; --resume writes it again") from error
 
 
 @contextmanager
@@ -68,17 +99,20 @@ def network_files(
         macs_cut: The budget, if the search had several.
 
     Raises:
-        FileNotFoundError: a file was removed from an object store.
-        ValueError: the search has not finished, or it had no such budget.
+        FileNotFoundError: a file is missing that the journal does not name.
+        ValueError: the search has not finished, it had no such budget, or a file is not the one
+            that it wrote.
     """
     storage = open_storage(run_dir)
-    weights, recipe = names = network_names(_budget(read_figures(run_dir), macs_cut))
+    facts = facts_in(storage)
+    weights, recipe = names = network_names(_budget(read_figures(run_dir, facts), macs_cut))
+    contents = {name: _read_result(storage, name, finished_artifacts(facts)) for name in names}
     if storage.local is not None:
         yield storage.local / weights, storage.local / recipe
         return
     with TemporaryDirectory() as folder:
-        for name in names:
-            (Path(folder) / name).write_bytes(storage.read(name))
+        for name, content in contents.items():
+            (Path(folder) / name).write_bytes(content)
         yield Path(folder) / weights, Path(folder) / recipe
 
 

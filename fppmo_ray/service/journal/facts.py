@@ -193,12 +193,10 @@ class Chosen:
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """The result was written; nothing is left to do."""
+    """The results were written; nothing is left to do. Of several such facts the last counts."""
 
-    artifact: str
-    """Name of the result's file."""
-    sha256: str
-    """Digest of the file."""
+    artifacts: dict[str, str]
+    """SHA-256 of each file: the result, and the chosen networks' weights and recipes."""
 
 
 Fact = (

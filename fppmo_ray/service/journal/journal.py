@@ -6,14 +6,14 @@ import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from fppmo_ray.distribution import Feedback, Proposal
-from fppmo_ray.durable_files import sync_folder
+from fppmo_ray.durable_files import explain_write_errors, sync_folder
 from fppmo_ray.service.journal.facts import (
     FORMAT,
     Fact,
@@ -35,14 +35,14 @@ class Journal(Protocol):
         """Make lines durable.
 
         Raises:
-            RuntimeError: another driver has taken the search over.
+            RuntimeError: another driver has taken the search over, or the journal is gone.
         """
 
     def require_held(self) -> None:
-        """Check that this driver is still the only writer.
+        """Check that this driver is still the only writer of a journal that is there.
 
         Raises:
-            RuntimeError: another driver has taken the search over.
+            RuntimeError: another driver has taken the search over, or the journal is gone.
         """
 
 
@@ -198,19 +198,47 @@ def read_file(folder: Path) -> bytes | None:
 
 
 class FileJournal:
-    """A file that is appended to under a lock. Made by ``open_file``."""
+    """A file that is appended to under a lock. Made by ``open_file``.
 
-    def __init__(self, file: IO[bytes]) -> None:
+    Args:
+        file: The journal, open without a buffer at its end.
+        path: Its path.
+    """
+
+    def __init__(self, file: IO[bytes], path: Path) -> None:
         self._file = file
+        self._path = path
 
     def append(self, lines: bytes) -> None:
-        """See ``Journal.append``."""
-        self._file.write(lines)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """See ``Journal.append``.
+
+        Raises:
+            OSError: the disk is full or fails; the journal is left as it was.
+        """
+        end = self._file.tell()
+        with explain_write_errors(self._path):
+            try:
+                left = memoryview(lines)
+                while left:
+                    left = left[self._file.write(left) :]
+                os.fsync(self._file.fileno())
+            except OSError:
+                with suppress(OSError):
+                    self._file.truncate(end)
+                raise
+        self.require_held()
 
     def require_held(self) -> None:
-        """See ``Journal.require_held``: the lock holds as long as the process."""
+        """See ``Journal.require_held``; the lock holds as long as the process and the file."""
+        try:
+            is_there = os.path.samestat(self._path.stat(), os.fstat(self._file.fileno()))
+        except OSError:  # not found, or the network file system has lost it
+            is_there = False
+        if not is_there:
+            raise RuntimeError(
+                f"{self._path} is not the file any more that this search writes: the run directory "
+                "was deleted, moved, replaced or unmounted; put it back and go on with --resume"
+            )
 
 
 @contextmanager
@@ -219,15 +247,23 @@ def open_file(folder: Path) -> Iterator[tuple[FileJournal, bytes]]:
 
     Raises:
         ValueError: another driver holds it.
+        OSError: the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _LOCK).open("ab") as lock:
+    journal = folder / JOURNAL
+    with explain_write_errors(journal):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / _LOCK).open("ab")
+    with lock:
         _require_lock(lock, folder)
         lines = read_file(folder) or b""
-        with (folder / JOURNAL).open("ab") as file:
-            file.truncate(len(lines))
-            sync_folder(folder)
-            yield FileJournal(file), lines
+        with explain_write_errors(journal):
+            file = journal.open("ab", buffering=0)
+        with file:
+            with explain_write_errors(journal):
+                file.truncate(len(lines))
+                file.seek(0, os.SEEK_END)
+                sync_folder(folder)
+            yield FileJournal(file, journal), lines
 
 
 def _require_lock(lock: IO[bytes], folder: Path) -> None:

@@ -55,7 +55,12 @@ class LeaseJournal:
 
     def require_held(self) -> None:
         """See ``Journal.require_held``."""
-        highest = max(self._storage.names(_CLAIMS))
+        highest = max(self._storage.names(_CLAIMS), default=None)
+        if highest is None:
+            raise RuntimeError(
+                f"the journal in {self._storage.location} was deleted under the search; put it "
+                "back and go on with --resume"
+            )
         if highest != self._lease:
             raise RuntimeError(
                 f"another driver has taken over the search in {self._storage.location} "

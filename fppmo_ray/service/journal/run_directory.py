@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fppmo_ray.service.journal.facts import Fact, Started
+from fppmo_ray.service.journal.facts import EpochFinished, Fact, Finished, Started
 from fppmo_ray.service.journal.journal import (
     JOURNAL,
     Journal,
@@ -23,6 +24,11 @@ from fppmo_ray.service.journal.journal import (
 )
 from fppmo_ray.service.journal.leases import LEASES, open_lease, read_leases
 from fppmo_ray.service.journal.storage import Storage, open_storage
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINTS = "checkpoints"
+"""Folder of the trainings' checkpoints, below a run directory."""
 
 _AnyFact = TypeVar("_AnyFact", bound=Fact)
 
@@ -104,7 +110,9 @@ def open_run(
 
     Raises:
         ValueError: another driver writes in this folder; a search is here and ``resume`` is False,
-            or another one than ``started``; or ``resume`` is True and there is none.
+            or another one than ``started``; or ``resume`` is True and there is none; or the journal
+            is damaged.
+        OSError: the folder cannot be written.
         RuntimeError: another driver has opened this object store's run at the same time.
     """
     storage = open_storage(run_dir)
@@ -112,6 +120,7 @@ def open_run(
     with _open_journal(storage) as (journal, lines):
         facts = from_lines(lines, storage.location, _journal_name(storage))
         _require_wanted(facts, storage, resume)
+        _clear_orphans(storage, facts)
         run = RunDirectory(storage, journal, facts, last_checksum(lines))
         if started is not None:
             run.start(started)
@@ -195,14 +204,22 @@ class RunDirectory:
         Raises:
             ValueError: the artifact is gone, or its digest differs.
         """
-        target = f"{self.location}/{name}"
-        try:
-            content = self._storage.read(name)
-        except FileNotFoundError as error:
-            raise ValueError(f"{target} is named in the journal but does not exist") from error
-        if hashlib.sha256(content).hexdigest() != sha256:
-            raise ValueError(f"{target} is not the file that the journal names: SHA-256 differs")
-        return content
+        return read_checked(self._storage, name, sha256)
+
+    def is_finished(self) -> bool:
+        """Return whether the search has finished and all its results are there, unchanged.
+
+        A warning names what is missing or changed, and has to be made again.
+        """
+        if not self.all(Finished):
+            return False
+        for name, sha256 in self.all(Finished)[-1].artifacts.items():
+            try:
+                self.read_artifact(name, sha256)
+            except ValueError as error:
+                logger.warning("%s; the results are made again", error)
+                return False
+        return True
 
     def delete_artifact(self, name: str) -> None:
         """Remove an artifact that no later step reads, if it exists."""
@@ -223,6 +240,52 @@ class RunDirectory:
             return started
         _require_same(self.location, known[0].identity, started.identity)
         return known[0]
+
+
+def read_checked(storage: Storage, name: str, sha256: str) -> bytes:
+    """Return the bytes of an artifact that a fact names.
+
+    Args:
+        storage: The run directory.
+        name: Relative path.
+        sha256: Digest that the fact names.
+
+    Raises:
+        ValueError: the artifact is gone, or its digest differs.
+    """
+    place = f"{storage.location}/{name}"
+    try:
+        content = storage.read(name)
+    except FileNotFoundError as error:
+        raise ValueError(f"{place} is named in the journal but does not exist") from error
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ValueError(f"{place} is not the file that the journal names: SHA-256 differs")
+    return content
+
+
+def facts_in(storage: Storage) -> list[Fact]:
+    """Return the facts of a run directory's journal; none if it holds no journal.
+
+    Raises:
+        ValueError: the journal is damaged.
+    """
+    return _read(storage) or []
+
+
+def _clear_orphans(storage: Storage, facts: Sequence[Fact]) -> None:
+    """Remove files that killed drivers left: partial ones, and checkpoints that none goes on from.
+
+    A training goes on from its last checkpoint; a driver that is killed can leave the one before,
+    or one that no fact names yet.
+    """
+    last = {fact.task: fact.artifact for fact in facts if isinstance(fact, EpochFinished)}
+    for name in storage.names(CHECKPOINTS):
+        if f"{CHECKPOINTS}/{name}" not in last.values():
+            storage.delete(f"{CHECKPOINTS}/{name}")
+    if storage.local is not None:
+        for folder in (storage.local, storage.local / CHECKPOINTS):
+            for path in folder.glob("*.part"):
+                path.unlink(missing_ok=True)
 
 
 def _read(storage: Storage) -> list[Fact] | None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from urllib.parse import parse_qs, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
-from fppmo_ray.durable_files import write_whole
+from fppmo_ray.durable_files import explain_write_errors, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +153,8 @@ class LocalStorage:
     def write(self, name: str, content: bytes) -> None:
         """See ``Storage.write``."""
         target = self.local / name
-        target.parent.mkdir(parents=True, exist_ok=True)
+        with explain_write_errors(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
         write_whole(target, content)
 
     def exists(self, name: str) -> bool:

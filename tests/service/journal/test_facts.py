@@ -103,7 +103,7 @@ EVERY: list[Fact] = [
     ),
     Chosen(finalist="mode", keep=KEEP),
     Chosen(finalist="sample 3", keep=~KEEP, macs_cut=0.4),
-    Finished(artifact="result.json", sha256="23"),
+    Finished(artifacts={"result.json": "23", "network.pt": "45"}),
 ]
 
 
