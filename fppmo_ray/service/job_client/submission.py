@@ -18,7 +18,7 @@ from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile
 
 from fppmo_ray.service.job_client.search_jobs import SearchJob, search_jobs
-from fppmo_ray.service.journal.storage import local_folder, location_of, shows_credentials
+from fppmo_ray.service.journal.storage import local_folder, location_of, require_no_credentials
 
 # Ray 2.60's job server answers requests of more than 100 MiB with status 413. (The 500 MiB in its
 # documentation are the limit of ray.init.)
@@ -165,7 +165,9 @@ class Submission:
             raise ValueError(f"stop_wait must be >= 1 s, got {self.stop_wait}")
         if self._run_dir is not None:
             require_lasting(self._run_dir)
-            _require_no_credentials(self._run_dir)
+        for flag in self.flags:
+            for text in (flag, flag.partition("=")[2]):
+                require_no_credentials(text)
 
     @property
     def entrypoint(self) -> str:
@@ -278,15 +280,6 @@ def require_lasting(run_dir: str | Path) -> None:
             f"run directory {run_dir} is relative: in a submitted job it would lie in the job's "
             "working directory, which Ray deletes; give an absolute path on storage that lasts "
             "where the cluster's head sees it, or a URI such as s3://BUCKET/PATH"
-        )
-
-
-def _require_no_credentials(run_dir: str) -> None:
-    if shows_credentials(run_dir):
-        raise ValueError(
-            f"run directory {location_of(run_dir)} came with credentials, which everyone who sees "
-            "the cluster's jobs could read; leave them out and give the cluster's head a role, or "
-            "environment variables such as AWS_ACCESS_KEY_ID"
         )
 
 

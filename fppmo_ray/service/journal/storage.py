@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
-from urllib.parse import parse_qs, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 from fppmo_ray.durable_files import explain_write_errors, write_whole
 
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _SECRET = re.compile(r"key|secret|token|password|sig", re.IGNORECASE)
+_SECRET_OPTION = re.compile(rf"({_SECRET.pattern})[\w-]*=", re.IGNORECASE)  # of an endpoint's URL
 _BROKEN_URI = re.compile(r"(s3|gs|gcs|abfs|abfss|hdfs|file):/?(?!/)")
 _WAITS = 1.0, 2.0, 4.0, 8.0, 16.0, 32.0  # seconds, on top of the retries of the store's own client
 _DEFAULTS = {
@@ -85,31 +86,59 @@ def open_storage(run_dir: str | Path) -> Storage:
             ``s3://bucket/runs/mine``, ``gs://...``, ``s3://...?endpoint_override=http://host:9000``.
 
     Raises:
-        ValueError: the URI's scheme is unknown, its bucket is missing, or its store cannot be
-            reached or refuses the credentials.
+        ValueError: the URI holds credentials, its scheme is unknown, its bucket is missing, or its
+            store cannot be reached or refuses the credentials of the environment.
     """
     folder = local_folder(run_dir)
     if folder is not None:
         return LocalStorage(folder)
+    require_no_credentials(str(run_dir))
     return _open_object_store(str(run_dir), location_of(run_dir))
 
 
 def location_of(run_dir: str | Path) -> str:
-    """Return a run directory for the log: a URI without user, password and options."""
+    """Return a run directory for the log: a URI without password, keys and options."""
     text = str(run_dir)
     if local_folder(run_dir) is not None:
         return text
     parts = urlsplit(text)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
+    user, _, host = parts.netloc.rpartition("@")
+    name = "" if parts.scheme == "s3" else user.partition(":")[0]  # a container, in abfs
+    return f"{parts.scheme}://{name}{'@' * bool(name)}{host}{parts.path}".rstrip("/")
 
 
-def shows_credentials(run_dir: str | Path) -> bool:
-    """Return whether a URI holds a user, password or key that a reader could misuse."""
-    if local_folder(run_dir) is not None:
-        return False
-    parts = urlsplit(str(run_dir))
-    options = parse_qs(parts.query, keep_blank_values=True)
-    return "@" in parts.netloc or any(_SECRET.search(name) for name in options)
+def require_no_credentials(uri: str) -> None:
+    """Refuse a URI with a password or a key, which logs, process lists and journals would show.
+
+    The message repeats no part of it. Users alone are no credentials: a container in
+    ``abfs://CONTAINER@ACCOUNT...``, ``anonymous`` in ``gs://``, a user of HDFS.
+
+    Args:
+        uri: A URI, or any other text, which is accepted.
+
+    Raises:
+        ValueError: it holds credentials.
+    """
+    if _URI.match(uri) and _shows_credentials(uri):
+        raise ValueError(
+            f"a URI {uri.partition('://')[0]}://... came with credentials, which everyone who sees "
+            "the log, the processes or the cluster's jobs could read; leave them out and give the "
+            "machine a role, or environment variables such as AWS_ACCESS_KEY_ID"
+        )
+
+
+def _shows_credentials(uri: str) -> bool:
+    parts = urlsplit(uri)
+    user, _, host = parts.netloc.rpartition("@")
+    # A key with a slash in it ends the host early, and leaves "KEY:part of the secret" there.
+    port = re.sub(r"\[.*\]", "", host).partition(":")[2]
+    if ":" in user or (user and parts.scheme == "s3") or not re.fullmatch(r"\d*", port):
+        return True
+    options = parse_qsl(f"{parts.query}&{parts.fragment}", keep_blank_values=True)
+    return any(
+        _SECRET.search(name) or "@" in value or _SECRET_OPTION.search(value)
+        for name, value in options
+    )
 
 
 def local_folder(run_dir: str | Path) -> Path | None:

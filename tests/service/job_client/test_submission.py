@@ -256,12 +256,23 @@ def test_the_first_search_of_a_job_without_a_run_directory_has_the_jobs_id_again
 
 
 @pytest.mark.parametrize(
-    "run_dir",
-    ["s3://USER:WORD@bucket/run", "abfs://c@a.example/run", "s3://bucket/run?secret_key=WORD"],
+    "flags",
+    [
+        ("--run-dir", "s3://USER:WORD@bucket/run"),
+        ("--run-dir=s3://bucket/run?secret_key=WORD",),
+        ("--data", "abfs://c:WORD@a.example/data"),
+        ("--weights=s3://bucket/w?endpoint_override=http://USER:WORD@host",),
+    ],
 )
-def test_credentials_in_a_run_directory_are_refused_and_not_repeated(
-    project: Path, run_dir: str
+def test_credentials_in_flags_are_refused_and_not_repeated(
+    project: Path, flags: tuple[str, ...]
 ) -> None:
     with pytest.raises(ValueError, match="came with credentials") as refusal:
-        Submission(folder=project, job="jobs/digits.py", flags=("--run-dir", run_dir))
+        Submission(folder=project, job="jobs/digits.py", flags=flags)
     assert "WORD" not in str(refusal.value)
+
+
+def test_a_container_of_azure_is_no_credential(project: Path) -> None:
+    run_dir = "abfs://container@account.dfs.core.windows.net/run"
+    submission = Submission(folder=project, job="jobs/digits.py", flags=("--run-dir", run_dir))
+    assert submission.run_dir == run_dir
