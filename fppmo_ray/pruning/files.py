@@ -24,7 +24,7 @@ from fppmo_ray.durable_files import write_whole
 from fppmo_ray.pruning.extract import Axis, Tracing, check_axes, select
 from fppmo_ray.training import Interface, interface_from_json
 
-_FORMAT = 1
+_FORMAT = 2
 _SAFETENSORS = ".safetensors"
 _TRUSTED_MODULES = ("fppmo_ray.training.networks", "torchvision.models")
 
@@ -81,7 +81,7 @@ def save_network(
     }
     write_whole(_with_suffix(stem, ".pt"), weights)
     recipe_path = _with_suffix(stem, ".json")
-    write_whole(recipe_path, json.dumps(recipe, indent=1).encode())
+    _write_recipe(recipe_path, recipe)
     return recipe_path
 
 
@@ -110,7 +110,7 @@ def write_safetensors(recipe_path: Path, folder: Path) -> list[Path]:
     recipe |= {"weights": name, "sha256": hashlib.sha256(content).hexdigest()}
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / name, content)
-    write_whole(folder / recipe_path.name, json.dumps(recipe, indent=1).encode())
+    _write_recipe(folder / recipe_path.name, recipe)
     return [folder / name, folder / recipe_path.name]
 
 
@@ -150,10 +150,11 @@ def load_network(path: str | Path, constructor: Callable[[], nn.Module] | None =
     recipe = _read_recipe(Path(path))
     state = _read_weights(Path(path).parent / recipe["weights"], recipe["sha256"])
     make = constructor or _named_constructor(recipe["source"])
-    lengths, kept = _axes_from_json(recipe["axes"])
+    ranges = _axes_from_json(recipe["axes"])
     dense = make()
-    check_axes(dense, lengths)
-    network = select(dense, kept)
+    check_axes(dense, {axis: length for axis, (length, _) in ranges.items()})
+    kept = {axis: _from_ranges(text, length) for axis, (length, text) in ranges.items()}
+    network = select(dense, {axis: k for axis, k in kept.items() if len(k) < ranges[axis][0]})
     try:
         network.load_state_dict(state, strict=True)
     except RuntimeError as error:
@@ -184,16 +185,13 @@ def _axes_to_json(tracing: Tracing, kept: Mapping[Axis, IntArray]) -> list[dict[
     ]
 
 
-def _axes_from_json(entries: list[dict[str, Any]]) -> tuple[dict[Axis, int], dict[Axis, IntArray]]:
-    lengths: dict[Axis, int] = {}
-    kept: dict[Axis, IntArray] = {}
-    for entry in entries:
-        indices = _from_ranges(entry["kept"])
-        for tensor, axis in entry["tensors"]:
-            lengths[tensor, axis] = entry["length"]
-            if len(indices) < entry["length"]:
-                kept[tensor, axis] = indices
-    return lengths, kept
+def _axes_from_json(entries: list[dict[str, Any]]) -> dict[Axis, tuple[int, str]]:
+    """Return the length of every tensor axis in the dense network, and its kept indices as text."""
+    return {
+        (tensor, axis): (entry["length"], entry["kept"])
+        for entry in entries
+        for tensor, axis in entry["tensors"]
+    }
 
 
 def _to_ranges(indices: IntArray) -> str:
@@ -202,8 +200,12 @@ def _to_ranges(indices: IntArray) -> str:
     return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
-def _from_ranges(text: str) -> IntArray:
+def _from_ranges(text: str, length: int) -> IntArray:
+    """Return the indices that ``_to_ranges`` wrote, ascending in [0, length)."""
     bounds = [[int(bound) for bound in run.split("-")] for run in text.split(",")]
+    flat = [bound for run in bounds for bound in run]
+    if any(len(run) > 2 for run in bounds) or flat != sorted(set(flat)) or flat[-1] >= length:
+        raise ValueError(f"expected ascending indices below {length}, got {text:.40}")
     return np.concatenate([np.arange(run[0], run[-1] + 1, dtype=np.int64) for run in bounds])
 
 
@@ -227,7 +229,17 @@ def _named_constructor(source: Mapping[str, Any]) -> Callable[[], nn.Module]:
     if module_name == "torchvision.models":
         arguments["weights"] = None  # do not download weights that are overwritten
         arguments.pop("pretrained", None)
-    return lambda: make(**arguments)
+
+    def construct() -> nn.Module:
+        try:
+            network: nn.Module = make(**arguments)
+        except TypeError as error:
+            raise ValueError(
+                f"{function} takes other arguments than the file's: {error}"
+            ) from error
+        return network
+
+    return construct
 
 
 def _read_recipe(path: Path) -> dict[str, Any]:
@@ -235,11 +247,32 @@ def _read_recipe(path: Path) -> dict[str, Any]:
         raise ValueError(f"expected a network's JSON file at {path}, got none")
     try:
         recipe = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON file ({error}); it is damaged") from error
-    if not isinstance(recipe, dict) or recipe.get("format") != _FORMAT:
+    if not isinstance(recipe, dict) or "checksum" not in recipe:
         raise ValueError(f"{path} is not a network's JSON file of format {_FORMAT}")
+    if recipe.pop("checksum") != _checksum(recipe):
+        raise ValueError(
+            f"{path} was changed after it was written: its checksum does not fit; copy or export "
+            "it again"
+        )
+    if recipe.get("format") != _FORMAT:
+        raise ValueError(
+            f"{path} is of format {recipe.get('format')}, expected {_FORMAT}; read it with the "
+            "version of fppmo_ray that wrote it"
+        )
     return recipe
+
+
+def _write_recipe(path: Path, recipe: Mapping[str, Any]) -> None:
+    as_read = json.loads(json.dumps(recipe))  # JSON has no tuples and no numbers as keys
+    sealed = {**as_read, "checksum": _checksum(as_read)}
+    write_whole(path, json.dumps(sealed, indent=1).encode())
+
+
+def _checksum(recipe: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a recipe, however its file is laid out."""
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
 
 
 def _read_weights(path: Path, sha256: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from fppmo_ray.pruning import extract, load_network, save_network, trace
+from fppmo_ray.pruning.files import _write_recipe
 from fppmo_ray.training.networks import resnet20, resnet32
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -106,7 +108,7 @@ def test_damaged_files_are_refused(saved: Path) -> None:
     with pytest.raises(ValueError, match="is no JSON file"):
         load_network(saved)
     saved.write_text("{}")
-    with pytest.raises(ValueError, match="format 1"):
+    with pytest.raises(ValueError, match="format 2"):
         load_network(saved)
     saved.unlink()
     with pytest.raises(ValueError, match="got none"):
@@ -118,3 +120,52 @@ def test_saving_another_network_than_the_masks_is_refused(pruned, tmp_path: Path
     with pytest.raises(ValueError, match="expected a network whose"):
         save_network(network, tmp_path / "n", tracing=tracing, keep=np.ones_like(keep))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_every_change_of_the_json_file_shows(saved: Path) -> None:
+    content = saved.read_bytes()
+    places = range(0, len(content), 7)
+    for place in places:
+        changed = bytearray(content)
+        changed[place] ^= 1 << place % 7
+        if json.loads(content) == _json_or_none(changed):
+            continue  # another white space
+        saved.write_bytes(changed)
+        with pytest.raises(ValueError, match=r"no JSON file|checksum does not fit|of format 2"):
+            load_network(saved)
+    assert len(places) > 500
+
+
+def _json_or_none(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except ValueError:
+        return None
+
+
+@pytest.mark.parametrize("content", [b"[]", b"null", b"\xff", 99_999 * b"[", b'{"checksum": 0}'])
+def test_a_json_file_of_anything_else_is_refused(saved: Path, content: bytes) -> None:
+    saved.write_bytes(content)
+    with pytest.raises(ValueError, match=r"no JSON file|checksum does not fit|of format 2"):
+        load_network(saved)
+
+
+@pytest.mark.parametrize("kept", ["0-99999999999", "3-1", "0,0", "-1", "1-2-3", "a", "", "0-16"])
+def test_indices_out_of_range_are_refused_before_they_take_memory(saved: Path, kept: str) -> None:
+    recipe = json.loads(saved.read_text())
+    del recipe["checksum"]
+    entry = next(one for one in recipe["axes"] if one["length"] == 16)
+    entry["kept"] = kept
+    _write_recipe(saved, recipe)
+    with pytest.raises(ValueError, match=r"expected ascending indices below 16|invalid literal"):
+        load_network(saved)
+
+
+def test_arguments_that_the_constructor_does_not_take_are_a_sentence(pruned, tmp_path) -> None:
+    network, tracing, keep = pruned
+    source = SOURCE | {"arguments": {"colour": "red"}}
+    path = save_network(network, tmp_path / "n", tracing=tracing, keep=keep, source=source)
+    with pytest.raises(
+        ValueError, match=r"resnet20 takes other arguments than the file's: .*'colour'"
+    ):
+        load_network(path)
