@@ -1,9 +1,11 @@
 """Prune a network that classifies nothing: DnCNN, which takes the noise out of images.
 
     python jobs/denoise.py --data DIR --weights dncnn.pt --macs-cut 0.5 --run-dir runs/dncnn
+    python jobs/denoise.py ... --importance obs --start allocation --refit True --proposals 0
     fppmo-ray submit jobs/denoise.py ... --run-dir s3://BUCKET/PATH --address http://HEAD:8265
 
 A pattern for tasks of your own: what scores and what fine-tunes a network are plain methods here.
+The second command finds the widths without a score, from noisy images alone.
 The network is that of Zhang et al. 2017 (1608.03981), smaller by default; images have Gaussian
 noise of standard deviation 25 of 255, and a network's score is its PSNR in dB.
 """
@@ -38,6 +40,7 @@ _SIGMA = 25 / 255
 _BATCH = 64
 _HELD_OUT = 1000
 _SCORE_IMAGES = 250
+_CALIBRATION_IMAGES = 1000
 _LEARNING_RATE = 1e-3
 
 
@@ -74,9 +77,13 @@ class Denoising:
     steps: int
     """Steps of a whole training."""
 
+    def images(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield noisy training images, which calibrate the network; the clean ones are not used."""
+        return _noisy(self.train[:_CALIBRATION_IMAGES], seed=1)
+
     def recalibrate(self, network: nn.Module) -> None:
         """Re-estimate the batch-norm statistics of a pruned network on training images."""
-        recalibrate_batchnorm(network, _noisy(self.train[:256], network, seed=0))
+        recalibrate_batchnorm(network, _noisy(self.train[:256], seed=0, device=_device(network)))
 
     def score(self, network: nn.Module, seed: int) -> float:
         """Return the PSNR in dB on some of the held-out images.
@@ -97,7 +104,8 @@ class Denoising:
         optimizer = torch.optim.Adam(network.parameters(), lr=_LEARNING_RATE)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
         for rows in _rows(len(self.train), self.steps):
-            noisy, clean = next(_noisy(self.train[rows], network, seed=int(rows[0])))
+            batch = self.train[rows]
+            noisy, clean = next(_noisy(batch, seed=int(rows[0]), device=_device(network)))
             loss = F.mse_loss(network(noisy), clean)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -150,6 +158,7 @@ def main(
     task = FunctionTask(
         example_inputs=torch.zeros(1, channels, *denoising.train.shape[1:3]),
         score=denoising.score,
+        images=denoising.images,
         fine_tune=denoising.fine_tune,
         test=denoising.last_look,
         recalibrate=denoising.recalibrate,
@@ -182,10 +191,9 @@ def _rows(num_images: int, steps: int) -> Iterator[NDArray[np.int64]]:
 
 
 def _noisy(
-    images: NDArray[np.uint8], network: nn.Module, seed: int
+    images: NDArray[np.uint8], *, seed: int, device: torch.device | str = "cpu"
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches with noise and without, (n, C, H, W), on the network's device."""
-    device = next(network.parameters()).device
+    """Batches with noise and without, (n, C, H, W), on a device."""
     generator = torch.Generator().manual_seed(seed)
     for begin in range(0, len(images), _BATCH):
         pixels = torch.tensor(images[begin : begin + _BATCH]).permute(0, 3, 1, 2)
@@ -194,12 +202,16 @@ def _noisy(
         yield (clean + noise).to(device), clean.to(device)
 
 
+def _device(network: nn.Module) -> torch.device:
+    return next(network.parameters()).device
+
+
 @torch.no_grad()
 def _psnr(network: nn.Module, images: NDArray[np.uint8], seed: int) -> float:
     """The mean over images of -10 log10 of the mean squared error, pixels in [0, 1]."""
     found = [
         -10 * (network(noisy) - clean).square().mean(dim=(1, 2, 3)).log10()
-        for noisy, clean in _noisy(images, network, seed)
+        for noisy, clean in _noisy(images, seed=seed, device=_device(network))
     ]
     return float(torch.cat(found).mean())
 

@@ -309,12 +309,13 @@ class ImagesOnWorker:
         )
         return new_state, TrainingReport(loss=report.loss, seconds=report.seconds)
 
-    def evaluate(self, network: nn.Module, split: str) -> dict[str, float]:
+    def evaluate(self, network: nn.Module, split: str, dense: nn.Module) -> dict[str, float]:
         """Return loss and accuracy of a network.
 
         Args:
             network: On the worker's device.
             split: ``choose_val`` or ``test``.
+            dense: Not used: labels say how good a network is.
         """
         network.eval()
         return evaluate(network, self.images(split).batches(_EVALUATION_BATCH)).figures()

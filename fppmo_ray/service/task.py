@@ -17,11 +17,13 @@ from fppmo_ray.pruning import Score, Tracing, extract
 from fppmo_ray.pruning.calibration import Calibration
 from fppmo_ray.pruning.compute_trial import ComputeTrial
 from fppmo_ray.service.settings import Placement, SearchSettings
+from fppmo_ray.service.task_images import TaskImages
 from fppmo_ray.service.worker_protocol import TrainingReport, TrainingTask
 from fppmo_ray.training import ComputeConfig, Interface, Shard, TrainingState, capture
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
+_DIVERGENCE = "minus divergence"
 _CHOOSE_VAL, _TEST = 2, 3  # last numbers of seeds that no score of the search has
 
 
@@ -117,12 +119,13 @@ class TaskOnWorker(Protocol):
             shard: Which part of every batch this process takes.
         """
 
-    def evaluate(self, network: nn.Module, split: str) -> dict[str, float]:
+    def evaluate(self, network: nn.Module, split: str, dense: nn.Module) -> dict[str, float]:
         """Return figures of a network by name.
 
         Args:
             network: A network of the caller's own, which may be changed.
             split: ``choose_val`` or ``test``.
+            dense: The dense network.
         """
 
 
@@ -190,13 +193,15 @@ class Task(Protocol):
         """
 
 
+_OF_LABELS = ("score_steps", "rank_by", "baseline_epochs", "stages", "dtype", "autotune", "recipe")
+"""Settings that say how labelled images are scored and trained on, which a task's functions do."""
 _OF_IMAGES = (
-    *("score_steps", "rank_by", "capacity_weight", "baseline_epochs", "stages"),
-    *("score_images", "score_recalibrate_images", "rescore_images", "recalibrate_images"),
-    *("calibration_images", "refit", "score_by", "start"),
-    *("dtype", "autotune", "recipe"),
+    *("calibration_images", "refit", "start", "score_by"),
+    *("recalibrate_images", "score_recalibrate_images"),
 )
-"""Settings that say how images are scored and trained on, which a task's functions do."""
+"""Settings that say what a task's unlabelled images are used for."""
+_OF_DIVERGENCE = ("capacity_weight", "score_images", "rescore_images")
+"""Settings that say how the divergence on a task's images becomes a score."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -211,16 +216,28 @@ class FunctionTask:
 
     A search moves by the order of scores within a generation and never looks at ``test``.
 
+    With ``images``, the importance ``obs``, the start at the allocation and refits work as for
+    image classification, and a score is not needed: masks are then scored by how far the pruned
+    network's outputs on held-out images are from the dense network's.
+
     Raises:
-        ValueError: something that must be a function is none.
+        ValueError: something that must be a function is none, or there is neither a score nor
+            images.
     """
 
     example_inputs: Tensor | tuple[Tensor, ...]
     """What the network's forward takes, with a batch axis; only shapes and types matter."""
-    score: Callable[[nn.Module, int], float]
+    score: Callable[[nn.Module, int], float] | None = None
     """(network, seed) -> how good the network is, on held-out training data: finite, and higher is
     better. The seed is for what is random in it, such as the choice of data: all masks of a
-    generation have the same, finalists have others. The network is in eval mode."""
+    generation have the same, finalists have others. The network is in eval mode. None: minus the
+    divergence from the dense network on 15 % of the images: the Kullback-Leibler divergence at
+    temperature 4 for outputs of shape (n, classes >= 2), otherwise the mean squared error over the
+    variance of the dense network's output."""
+    images: Callable[[], Iterable[Any]] | None = None
+    """() -> batches of inputs, as the network takes them in training: tensors (n, C, H, W), or
+    tuples that begin with all inputs of the forward. Labels are not needed. Every worker calls it
+    once and holds all images in memory. A hundred give a result, a thousand a better one."""
     fine_tune: Callable[[nn.Module], None] | None = None
     """Trains a network in place, for as long as it should be trained in the end. None: networks are
     handed out without training. The network is in training mode."""
@@ -230,15 +247,20 @@ class FunctionTask:
     recalibrate: Callable[[nn.Module], None] | None = None
     """Mends in place what a cut breaks, without training, before a pruned network is scored,
     fine-tuned or tested: ``fppmo_ray.recalibrate_batchnorm``, say. A network with batch norms
-    scores badly without."""
+    scores badly without. None: batch norms are recalibrated on ``images``, if there are any."""
     measure: str = "score"
     """Name and unit of the number that ``score`` and ``test`` return, for tables: ``PSNR, dB``."""
 
     def __post_init__(self) -> None:
-        for name in ("score", "fine_tune", "test", "recalibrate"):
+        for name in ("score", "images", "fine_tune", "test", "recalibrate"):
             given = getattr(self, name)
-            if not callable(given) and (given is not None or name == "score"):
+            if given is not None and not callable(given):
                 raise ValueError(f"{name} of a task must be a function, got {given!r}")
+        if self.score is None and self.images is None:
+            raise ValueError(
+                "a task needs a score, or images on which pruned networks are compared with the "
+                "dense one; give at least one of them"
+            )
 
     @property
     def follows_compute(self) -> bool:
@@ -257,7 +279,7 @@ class FunctionTask:
 
     def functions(self) -> tuple[Callable[..., Any] | None, ...]:
         """Return the functions; None for each that was not given."""
-        return self.score, self.fine_tune, self.test, self.recalibrate
+        return self.score, self.images, self.fine_tune, self.test, self.recalibrate
 
     def interface(self) -> Interface:
         """Return nothing: only the functions know the data."""
@@ -265,9 +287,10 @@ class FunctionTask:
 
     def identity(self) -> dict[str, Any]:
         """Return the names of the functions: nothing else can be known of them."""
-        called = {name: _name(getattr(self, name)) for name in ("score", "fine_tune", "test")}
-        recalibrate = _name(self.recalibrate)
-        return {"task": {"measure": self.measure, **called, "recalibrate": recalibrate}}
+        names = ("score", "fine_tune", "test", "recalibrate", *(("images",) if self.images else ()))
+        called = {name: _name(getattr(self, name)) for name in names}
+        unnamed = self.measure == "score" and self.score is None and self.test is None
+        return {"task": {"measure": _DIVERGENCE if unnamed else self.measure, **called}}
 
     def checked_settings(self, settings: SearchSettings, placement: Placement) -> SearchSettings:
         """Return the settings with all of fine-tuning counted as one epoch.
@@ -277,25 +300,31 @@ class FunctionTask:
             placement: Where the search runs.
 
         Raises:
-            ValueError: they say how images are scored or trained on, or several workers are to
-                fine-tune together.
+            ValueError: they say how labelled images are scored or trained on, they need images
+                that the task does not have, or several workers are to fine-tune together.
         """
+        own = _OF_LABELS + (() if self.score is None else _OF_DIVERGENCE)
         defaults = {
             one.name: one.default if one.default_factory is MISSING else one.default_factory()
             for one in fields(SearchSettings)
-            if one.name in _OF_IMAGES
+            if one.name in (*own, *_OF_IMAGES)
         }
         changed = [name for name, value in defaults.items() if getattr(settings, name) != value]
-        if changed:
+        if wrong := [name for name in changed if name in own]:
             raise ValueError(
-                f"a task scores and trains by its own functions, so {', '.join(changed)} must be "
+                f"a task scores and trains by its own functions, so {', '.join(wrong)} must be "
                 "left at the default; do in score and fine_tune what they would do"
             )
-        needed = {"taylor": "the gradients", "obs": "a calibration"}.get(settings.importance)
-        if needed is not None:
+        if settings.importance == "taylor":
             raise ValueError(
-                f"importance {settings.importance} needs {needed} of classified images; for a task "
-                "give l1, l2, fpgm or bn_scale"
+                "importance taylor needs the gradients of classified images; for a task give l1, "
+                "l2, fpgm or bn_scale, or obs with images"
+            )
+        changed += ["importance obs"] if settings.importance == "obs" else []
+        if changed and self.images is None:
+            raise ValueError(
+                f"{', '.join(changed)} need images of the task, without labels; give "
+                "FunctionTask(images=...), or leave them at the default"
             )
         if placement.fine_tune_workers > 1:
             raise ValueError(
@@ -303,8 +332,10 @@ class FunctionTask:
                 f"1, got {placement.fine_tune_workers}"
             )
         recipe = replace(settings.recipe, epochs=0 if self.fine_tune is None else 1)
+        if self.score is None:
+            return replace(settings, recipe=recipe, score_by="divergence")
         # Weighing multiplies losses, which makes no sense for scores of any sign.
-        return replace(settings, recipe=recipe, capacity_weight=0.0)
+        return replace(settings, recipe=recipe, score_by="labels", capacity_weight=0.0)
 
     def check_network(self, network: nn.Module) -> None:
         """Accept every network: only the functions know what they need."""
@@ -313,7 +344,7 @@ class FunctionTask:
         self, tracing: Tracing, settings: SearchSettings, device: torch.device, *, threads: int
     ) -> FunctionsOnWorker:
         """Return the task on a worker's device; see ``Task.open``."""
-        return FunctionsOnWorker(self, tracing, settings.seed, device)
+        return FunctionsOnWorker(self, tracing, settings, device, threads=threads)
 
 
 class FunctionsOnWorker:
@@ -322,22 +353,48 @@ class FunctionsOnWorker:
     Args:
         task: The functions.
         tracing: Tracing of the dense network.
-        seed: Seed of fine-tuning and of the final figures.
+        settings: Seed of fine-tuning and of the final figures, and what images are used for.
         device: The worker's device.
+        threads: CPUs that calibrate.
     """
 
     latency_batches: Sequence[int] = (1,)  # how much memory a larger one needs is not known
 
     def __init__(
-        self, task: FunctionTask, tracing: Tracing, seed: int, device: torch.device
+        self,
+        task: FunctionTask,
+        tracing: Tracing,
+        settings: SearchSettings,
+        device: torch.device,
+        *,
+        threads: int,
     ) -> None:
         self._task = task
         self._tracing = tracing
-        self._seed = seed
+        self._settings = settings
+        self._seed = settings.seed
         self._device = device
+        self._images: TaskImages | None = None
+        if task.images is not None:
+            self._images = TaskImages(
+                self._given_images,
+                task.inputs(),
+                tracing,
+                settings,
+                device,
+                threads=threads,
+                holds_out=task.score is None,
+            )
 
     def load(self) -> None:
-        """Do nothing: the functions load their data."""
+        """Load the images, if there are any; the functions load their data themselves."""
+        if self._images is not None:
+            self._images.load()
+
+    def _given_images(self) -> Iterable[Any]:
+        assert self._task.images is not None
+        _set_seed((self._seed,))
+        return self._task.images()
 
     def inputs(self) -> tuple[Tensor, ...]:
         """Return the example inputs cut to one image, on the device."""
@@ -354,11 +411,20 @@ class FunctionsOnWorker:
     ) -> Score:
         """Score a mask by the user's function, which cannot tell a finalist but by its seed.
 
-        See ``TaskOnWorker.score``.
+        Without one, the score is minus the divergence from the dense network on the split. See
+        ``TaskOnWorker.score``.
         """
         begin = time.perf_counter()
-        found = self._score(self.pruned(dense, keep), seed)
-        return Score(val_loss=-found, val_accuracy=None, seconds=time.perf_counter() - begin)
+        rng, settings = np.random.default_rng(tuple(seed)), self._settings
+        is_proposal = split == "search_val"
+        count = settings.score_recalibrate_images if is_proposal else settings.recalibrate_images
+        network = self._pruned(dense, keep, count, rng)
+        if self._task.score is not None:
+            loss = -self._score(network, seed, self._task.score)
+        else:
+            assert self._images is not None  # a task has a score or images
+            loss = self._images.divergence(network, dense, split, rng)
+        return Score(val_loss=loss, val_accuracy=None, seconds=time.perf_counter() - begin)
 
     def try_compute(
         self, dense: nn.Module, keep: BoolArray, compute: ComputeConfig
@@ -372,21 +438,37 @@ class FunctionsOnWorker:
         return ComputeTrial(compute=compute, seconds=found.seconds, val_loss=found.val_loss)
 
     def pruned(self, dense: nn.Module, keep: BoolArray) -> nn.Module:
-        """Return the extracted network, recalibrated by the user's function.
+        """Return the extracted network, refitted, and recalibrated by the user's function.
 
-        See ``TaskOnWorker.pruned``.
+        Without one, batch norms are recalibrated on the images. See ``TaskOnWorker.pruned``.
         """
+        count, rng = self._settings.recalibrate_images, np.random.default_rng(self._seed)
+        return self._pruned(dense, keep, count, rng)
+
+    def _pruned(
+        self, dense: nn.Module, keep: BoolArray, count: int, rng: np.random.Generator
+    ) -> nn.Module:
+        """Return the network that a mask leaves, recalibrated on ``count`` images by default."""
         network = extract(dense, self._tracing, keep)
+        if self._images is not None and self._settings.refit:
+            self._images.refit(network, dense, keep)
         if self._task.recalibrate is not None:
             _set_seed((self._seed,))
             self._task.recalibrate(network)
+        elif self._images is not None:
+            drawn = rng.permutation(len(self._images.few))[:count]
+            self._images.recalibrate(network, np.sort(drawn))
         return network
 
     def importance_batches(self, seed: int) -> None:
         """Return None: there are no labelled images."""
 
-    def calibration(self, dense: nn.Module) -> None:
-        """Return None: only the functions know the data."""
+    def calibration(self, dense: nn.Module) -> Calibration | None:
+        """Return the calibration on the task's images; None: there are none.
+
+        See ``TaskOnWorker.calibration``.
+        """
+        return None if self._images is None else self._images.calibration(dense)
 
     def train_epoch(
         self,
@@ -409,19 +491,26 @@ class FunctionsOnWorker:
         report = TrainingReport(loss=None, seconds=time.perf_counter() - begin)
         return capture(network, None, 1), report
 
-    def evaluate(self, network: nn.Module, split: str) -> dict[str, float]:
+    def evaluate(self, network: nn.Module, split: str, dense: nn.Module) -> dict[str, float]:
         """Return the user's score, or test, of a network at a seed that no score has.
 
-        See ``TaskOnWorker.evaluate``.
+        Without a score it is minus the divergence on choose-val. See ``TaskOnWorker.evaluate``.
         """
         if split == "test" and self._task.test is not None:
             _set_seed((self._seed, 0, _TEST))
             return {"score": _as_number(self._task.test(network.eval()), "test")}
-        stream = _TEST if split == "test" else _CHOOSE_VAL
-        return {"score": self._score(network, (self._seed, 0, stream))}
+        seed = (self._seed, 0, _TEST if split == "test" else _CHOOSE_VAL)
+        if self._task.score is not None:
+            return {"score": self._score(network, seed, self._task.score)}
+        assert self._images is not None  # a task has a score or images
+        rng = np.random.default_rng(seed)
+        distance = self._images.divergence(network, dense, "choose_val", rng)
+        return {"score": 0.0 - distance}  # and not -0.0 for the dense network
 
-    def _score(self, network: nn.Module, seed: Sequence[int]) -> float:
-        return _as_number(self._task.score(network.eval(), _set_seed(seed)), "score")
+    def _score(
+        self, network: nn.Module, seed: Sequence[int], score: Callable[[nn.Module, int], float]
+    ) -> float:
+        return _as_number(score(network.eval(), _set_seed(seed)), "score")
 
 
 def _name(function: Any) -> str | None:

@@ -153,8 +153,8 @@ class PruningWorker:
         parameters = sum(parameter.numel() for parameter in network.parameters())
         file_bytes = _saved_bytes(network)
         return Evaluation(
-            choose_val=self._task.evaluate(network, "choose_val"),
-            test=self._task.evaluate(self._network(weights, keep, state), "test"),
+            choose_val=self._task.evaluate(network, "choose_val", self._dense),
+            test=self._task.evaluate(self._network(weights, keep, state), "test", self._dense),
             parameters=parameters,
             file_bytes=file_bytes,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,15 @@ from fppmo_ray.service.result import SearchResult
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
-def test_a_denoiser_keeps_its_psnr_above_that_of_the_noisy_images(tmp_path: Path) -> None:
-    settings = SearchSettings(macs_cut=0.5, proposals=4, population=4, rescore_seeds=1)
+@pytest.mark.parametrize(
+    "changes",
+    [{"proposals": 4}, {"proposals": 0, "importance": "obs", "start": "allocation", "refit": True}],
+    ids=["scored", "without scores"],
+)
+def test_a_denoiser_keeps_its_psnr_above_that_of_the_noisy_images(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    settings = SearchSettings(macs_cut=0.5, population=4, rescore_seeds=1, **changes)
     weights, run_dir = tmp_path / "dncnn.pt", tmp_path / "run"
     main(
         *(run_dir, weights, settings, Placement(workers=1)),

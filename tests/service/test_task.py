@@ -293,9 +293,13 @@ def test_a_first_score_that_hangs_ends_the_search_with_a_sentence(tmp_path: Path
         ({"baseline_epochs": 1, "dtype": "bfloat16"}, "baseline_epochs, dtype"),
         ({"recipe": Recipe(epochs=3)}, "recipe"),
         ({"importance": "taylor"}, "importance taylor"),
-        ({"importance": "obs"}, "importance obs needs a calibration .* give l1, l2, fpgm"),
-        ({"calibration_images": 100, "refit": True}, "calibration_images, refit"),
-        ({"score_by": "divergence", "start": "allocation"}, "start, score_by"),
+        ({"score_images": 100}, "score_images must be left"),
+        (
+            {"importance": "obs"},
+            r"importance obs need images .* give FunctionTask\(images=\.\.\.\)",
+        ),
+        ({"calibration_images": 100, "refit": True}, "calibration_images, refit need images"),
+        ({"score_by": "divergence", "start": "allocation"}, "start, score_by need images"),
     ],
 )
 def test_settings_of_images_are_refused_for_a_function_task(
@@ -312,10 +316,15 @@ def test_splits_are_refused_for_a_function_task(tmp_path: Path) -> None:
         search(blur(), task(), SETTINGS, run_dir=tmp_path / "run", splits=splits)
 
 
-@pytest.mark.parametrize("name", ["score", "fine_tune", "test", "recalibrate"])
+@pytest.mark.parametrize("name", ["score", "images", "fine_tune", "test", "recalibrate"])
 def test_a_value_that_is_not_a_function_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} of a task must be a function, got 3"):
         task(**{name: 3})
+
+
+def test_a_task_without_score_and_images_is_refused() -> None:
+    with pytest.raises(ValueError, match="a task needs a score, or images on which"):
+        task(score=None)
 
 
 def test_several_workers_cannot_share_the_fine_tuning_of_a_function_task() -> None:
