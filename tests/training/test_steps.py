@@ -194,3 +194,12 @@ def test_replayed_steps_learn_what_launched_ones_do_and_leave_nothing_behind(dty
             recalibrate_batchnorm(network, on_gpu.batches(100), dtype=dtype)
         losses.append(evaluate(network, on_gpu.batches(100)).loss)
     assert losses[1] == pytest.approx(losses[0], rel=1e-3 if dtype == "float32" else 5e-2)
+
+
+def test_a_few_steps_are_a_short_training_whose_peak_is_low(images: Images) -> None:
+    by_length, explicit = fresh(), fresh()
+    recipe = replace(RECIPE, learning_rate=None, epochs=100)
+    train_steps(by_length, images, recipe, steps=6, seed=(3, 1))
+    train_steps(explicit, images, replace(RECIPE, learning_rate=0.02), steps=6, seed=(3, 1))
+    assert images.num_training_batches(RECIPE.batch_size) == 6  # one epoch
+    assert same(learnt(by_length), learnt(explicit))
