@@ -44,7 +44,9 @@ class Context:
     pool: WorkerPool[Worker]
     """The workers, with nothing unfinished between two phases."""
     compute: ComputeConfig
-    """How all passes are computed."""
+    """How scores are computed, and everything but whole trainings."""
+    training_compute: ComputeConfig | None = None
+    """How whole trainings are computed; None: as scores."""
 
     @property
     def settings(self) -> SearchSettings:
@@ -168,7 +170,13 @@ def _train_baseline(context: Context, given: SharedWeights) -> SharedWeights:
         learning_rate=settings.baseline_learning_rate,
         distillation_weight=0.0,
     )
-    task = TrainingTask(name="baseline", keep=None, recipe=recipe, seed=settings.seed)
+    task = TrainingTask(
+        name="baseline",
+        keep=None,
+        recipe=recipe,
+        seed=settings.seed,
+        compute=context.training_compute,
+    )
     training = Training(task=task, weights=given, teacher=given)
     states = train_whole([training], context.problem, context.pool, context.run)
     return share_weights(trained_arrays(states[task.name]), context.compute)

@@ -87,6 +87,7 @@ def finalize(context: Context, found: Found, source: Mapping[str, Any] | None) -
     result = {
         "settings": settings.journaled(),
         "compute": asdict(context.compute),
+        "training_compute": asdict(context.training_compute or context.compute),
         "chosen": ", ".join(choice.chosen.name for choice in found.choices),
         "num_filters": problem.space.num_filters,
         "inputs": describe_tensors(problem.task.inputs()),
@@ -139,7 +140,13 @@ def _fine_tune(
     recipe, seed = context.settings.recipe, context.settings.seed
     trainings = [
         Training(
-            task=TrainingTask(name=variant.task, keep=variant.keep, recipe=recipe, seed=seed),
+            task=TrainingTask(
+                name=variant.task,
+                keep=variant.keep,
+                recipe=recipe,
+                seed=seed,
+                compute=context.training_compute,
+            ),
             weights=variant.weights,
             teacher=teacher,
         )

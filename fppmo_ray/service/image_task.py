@@ -17,7 +17,7 @@ from fppmo_ray.distribution import BoolArray, IntArray
 from fppmo_ray.pruning import Candidate, Score, Tracing, extract, score
 from fppmo_ray.pruning.calibration import Calibration, Refit
 from fppmo_ray.pruning.calibration.divergence import DenseAnswers
-from fppmo_ray.pruning.compute_trial import ComputeTrial, try_compute
+from fppmo_ray.pruning.compute_trial import ComputeTrial, Timed, try_compute, try_training
 from fppmo_ray.service.dense_calibration import DenseCalibration
 from fppmo_ray.service.settings import Placement, SearchSettings
 from fppmo_ray.service.task import Batches
@@ -239,11 +239,12 @@ class ImagesOnWorker:
         return score(self.candidate(dense, keep, seed=seed, split=split, compute=compute))
 
     def try_compute(
-        self, dense: nn.Module, keep: BoolArray, compute: ComputeConfig
+        self, dense: nn.Module, keep: BoolArray, compute: ComputeConfig, *, of: Timed = "score"
     ) -> ComputeTrial:
-        """Measure a score with a compute configuration: see ``pruning.compute_trial``."""
+        """Measure a score or an epoch: see ``pruning.compute_trial``."""
         split = "search_val"
-        return try_compute(self.candidate(dense, keep, seed=(0,), split=split, compute=compute))
+        candidate = self.candidate(dense, keep, seed=(0,), split=split, compute=compute)
+        return try_compute(candidate) if of == "score" else try_training(candidate)
 
     def pruned(self, dense: nn.Module, keep: BoolArray) -> nn.Module:
         """Return the extracted network, refitted if the settings say so, with its own statistics.

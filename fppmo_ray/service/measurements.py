@@ -14,7 +14,7 @@ import numpy as np
 from fppmo_ray.distribution import BoolArray
 from fppmo_ray.distribution.latency_table import LatencyTable
 from fppmo_ray.distribution.logits import uniform_priority
-from fppmo_ray.pruning.compute_trial import ComputeTrial
+from fppmo_ray.pruning.compute_trial import ComputeTrial, Timed
 from fppmo_ray.pruning.latency import MeasuredLatency
 from fppmo_ray.service.journal.facts import ComputeChosen, LatencyMeasured
 from fppmo_ray.service.journal.run_directory import RunDirectory
@@ -32,8 +32,12 @@ _AGREEMENT = 0.1  # largest relative difference of the losses of two configurati
 _LARGE_BATCH = 2500  # images per pass that keep a GPU busy
 
 
-def choose_compute(problem: Problem, run: RunDirectory, pool: WorkerPool[Worker]) -> ComputeConfig:
-    """Return the journal's compute configuration, or choose one and record it.
+def choose_compute(
+    problem: Problem, run: RunDirectory, pool: WorkerPool[Worker]
+) -> tuple[ComputeConfig, ComputeConfig]:
+    """Return how scores and how whole trainings are computed, from the journal if it says so.
+
+    Otherwise they are chosen and recorded.
 
     Args:
         problem: Its settings' ``dtype`` and ``autotune`` say how to choose.
@@ -44,10 +48,12 @@ def choose_compute(problem: Problem, run: RunDirectory, pool: WorkerPool[Worker]
         RuntimeError: the network cannot be scored at all, or the user's own task fails.
     """
     if known := run.all(ComputeChosen):
-        return ComputeConfig(**known[0].compute)
+        return _configs(known[0])
     keep = _some_mask(problem)
     if problem.task.follows_compute:
         chosen = decide(problem, pool, keep)
+        if problem.settings.autotune and problem.settings.recipe.epochs:
+            chosen = _with_training(chosen, problem, pool, keep)
     else:
         # One score now shows errors of a user's task before a whole generation fails by them.
         asked = problem.compute
@@ -57,7 +63,12 @@ def choose_compute(problem: Problem, run: RunDirectory, pool: WorkerPool[Worker]
         chosen = ComputeChosen(compute=asdict(problem.compute), trials=[], why=why)
     run.record([chosen])
     logger.info("compute  %s", chosen.why)
-    return ComputeConfig(**chosen.compute)
+    return _configs(chosen)
+
+
+def _configs(chosen: ComputeChosen) -> tuple[ComputeConfig, ComputeConfig]:
+    scores, trainings = chosen.compute, chosen.training
+    return ComputeConfig(**scores), ComputeConfig(**(scores if trainings is None else trainings))
 
 
 def is_settled(settings: SearchSettings) -> bool:
@@ -66,7 +77,7 @@ def is_settled(settings: SearchSettings) -> bool:
 
 
 def decide(problem: Problem, pool: WorkerPool[Worker], keep: BoolArray) -> ComputeChosen:
-    """Choose a compute configuration as the settings say.
+    """Choose how scores are computed as the settings say.
 
     Args:
         problem: With ``autotune`` in its settings, configurations are timed on a worker. Without
@@ -84,70 +95,107 @@ def decide(problem: Problem, pool: WorkerPool[Worker], keep: BoolArray) -> Compu
     call: Call[Worker, DType] = Call("dtype of the worker", lambda worker: worker.native_dtype())
     [native] = pool.run([call])
     if settings.autotune:
-        return choose_fastest(asked, changes_to_try(problem, native), _trials_on(pool, keep))
+        changes = changes_to_try(problem, native, of="score")
+        return choose_fastest(asked, changes, _trials_on(pool, keep, "score"), of="score")
     compute = replace(asked, dtype=native)
     units = "units" if native == "bfloat16" else "no units"
     why = f"{compute}: the worker's processor has {units} for bfloat16"
     return ComputeChosen(compute=asdict(compute), trials=[], why=why)
 
 
+def _with_training(
+    scores: ComputeChosen, problem: Problem, pool: WorkerPool[Worker], keep: BoolArray
+) -> ComputeChosen:
+    """Choose how whole trainings are computed too, by trials of their own.
+
+    Args:
+        scores: The choice for scores.
+        problem: The search.
+        pool: Idle workers.
+        keep: The mask of the network that is trained in measurements, bool ``(num_filters,)``.
+    """
+    tried = {trial["compute"]["dtype"] for trial in scores.trials}
+    native: DType = "bfloat16" if "bfloat16" in tried else "float32"
+    changes = changes_to_try(problem, native, of="epoch")
+    found = choose_fastest(problem.compute, changes, _trials_on(pool, keep, "epoch"), of="epoch")
+    return replace(
+        scores,
+        training=found.compute,
+        trials=[*scores.trials, *found.trials],
+        why=f"{scores.why}; {found.why}",
+    )
+
+
 def choose_fastest(
     compute: ComputeConfig,
     changes: list[list[Mapping[str, Any]]],
     measure: Callable[[ComputeConfig], ComputeTrial],
+    *,
+    of: Timed,
 ) -> ComputeChosen:
-    """Change one field after the other; keep a change that is faster and gives the same score.
+    """Change one field after the other; keep a change that is faster and gives the same loss.
 
     Args:
         compute: The first configuration, whose loss the others must agree with.
         changes: For each field, the changes of it to try.
         measure: Returns the trial of a configuration.
+        of: What the trials measure.
 
     Raises:
         RuntimeError: the first configuration fails.
     """
     first = best = measure(compute)
     if first.seconds is None:
-        raise RuntimeError(f"the network cannot be scored with {compute}: {first.error}")
+        done = "scored" if of == "score" else "trained"
+        raise RuntimeError(f"the network cannot be {done} with {compute}: {first.error}")
     trials = [first]
     for alternatives in changes:
         tried = [measure(replace(best.compute, **change)) for change in alternatives]
         trials += tried
         best = min([best, *_better(tried, best, first)], key=_seconds)
-    why = "; ".join(f"{item.compute}: {_seconds(item):.3g} s a score" for item in (best, first))
+    unit = "s a score" if of == "score" else "s an epoch"
+    why = "; ".join(f"{item.compute}: {_seconds(item):.3g} {unit}" for item in (best, first))
     return ComputeChosen(
-        compute=asdict(best.compute), trials=[asdict(trial) for trial in trials], why=why
+        compute=asdict(best.compute),
+        trials=[{"of": of, **asdict(trial)} for trial in trials],
+        why=why,
     )
 
 
-def changes_to_try(problem: Problem, native: DType) -> list[list[Mapping[str, Any]]]:
+def changes_to_try(problem: Problem, native: DType, *, of: Timed) -> list[list[Mapping[str, Any]]]:
     """Return, for each field of the configuration, the changes of it that may be faster.
 
     Args:
         problem: Its device type and score depth decide what can be faster; a dtype that was asked
             for is not changed.
         native: The fastest dtype that the worker's processor has units for.
+        of: What becomes faster.
     """
     tries_bfloat16 = problem.settings.dtype == "auto" and native == "bfloat16"
     dtypes: list[Mapping[str, Any]] = [{"dtype": "bfloat16"}] if tries_bfloat16 else []
     folding: list[Mapping[str, Any]] = [{"fold_batchnorm": True}]
+    large: list[Mapping[str, Any]] = [{"scoring_batch": _LARGE_BATCH}]
+    if of == "epoch":
+        large = folding = []
     if problem.device_type == "cpu":
         # Layouts are not tried: on CPUs channels last was always faster, up to three times.
         return [dtypes, folding, [{"threads": count} for count in _halves(problem.threads)]]
-    graphs: list[Mapping[str, Any]] = (
-        [{"cuda_graphs": True}] if problem.settings.score_steps else []
-    )
-    return [dtypes, [{"channels_last": False}], [{"scoring_batch": _LARGE_BATCH}], folding, graphs]
+    has_steps = bool(problem.settings.score_steps)
+    replays = has_steps if of == "score" else problem.fine_tune_workers == 1
+    graphs: list[Mapping[str, Any]] = [{"cuda_graphs": True}] if replays else []
+    return [dtypes, [{"channels_last": False}], large, folding, graphs]
 
 
 def _trials_on(
-    pool: WorkerPool[Worker], keep: BoolArray
+    pool: WorkerPool[Worker], keep: BoolArray, of: Timed
 ) -> Callable[[ComputeConfig], ComputeTrial]:
     def measure(compute: ComputeConfig) -> ComputeTrial:
-        call: Call[Worker, ComputeTrial] = Call(
-            f"trial of {compute}", lambda worker: worker.try_compute(compute, keep)
-        )
-        [trial] = pool.run([call])
+        def ask(worker: Worker) -> ComputeTrial:
+            if of == "score":
+                return worker.try_compute(compute, keep)
+            return worker.try_training(compute, keep)
+
+        [trial] = pool.run([Call(f"trial of {compute}", ask)])
         return trial
 
     return measure

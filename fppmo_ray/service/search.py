@@ -109,9 +109,15 @@ def _search(
             stop=stop,
         ) as pool,
     ):
-        compute = choose_compute(problem, run, pool)
+        compute, training_compute = choose_compute(problem, run, pool)
         problem = with_latency(problem, run, pool, compute)
-        context = Context(problem=problem, run=run, pool=pool, compute=compute)
+        context = Context(
+            problem=problem,
+            run=run,
+            pool=pool,
+            compute=compute,
+            training_compute=training_compute,
+        )
         if problem.settings.stages:
             found = find_mask_in_stages(context, run_dir, placement, console)
         else:

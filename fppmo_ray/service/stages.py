@@ -130,7 +130,7 @@ def _search_stage(
             stop=context.pool.stop,
         ) as pool,
     ):
-        stage = Context(problem=problem, run=run, pool=pool, compute=context.compute)
+        stage = replace(context, problem=problem, run=run, pool=pool)
         return find_mask(
             stage,
             console=console,
@@ -148,6 +148,7 @@ def _fine_tune(
         keep=keep,
         recipe=replace(settings.recipe, epochs=settings.stage_epochs),
         seed=settings.seed,
+        compute=context.training_compute,
     )
     training = Training(task=task, weights=weights, teacher=teacher)
     states = train_whole([training], problem, context.pool, context.run)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fppmo_ray.distribution import BoolArray
 from fppmo_ray.pruning import Score, Tracing, extract
 from fppmo_ray.pruning.calibration import Calibration
-from fppmo_ray.pruning.compute_trial import ComputeTrial
+from fppmo_ray.pruning.compute_trial import ComputeTrial, Timed
 from fppmo_ray.service.settings import Placement, SearchSettings
 from fppmo_ray.service.task_images import TaskImages
 from fppmo_ray.service.worker_protocol import TrainingReport, TrainingTask
@@ -63,14 +63,15 @@ class TaskOnWorker(Protocol):
         """
 
     def try_compute(
-        self, dense: nn.Module, keep: BoolArray, compute: ComputeConfig
+        self, dense: nn.Module, keep: BoolArray, compute: ComputeConfig, *, of: Timed = "score"
     ) -> ComputeTrial:
-        """Measure a score with a compute configuration.
+        """Measure a score, or an epoch of fine-tuning, with a compute configuration.
 
         Args:
             dense: The dense network.
-            keep: The mask to score, ``(num_filters,)``.
+            keep: The mask to score or train, ``(num_filters,)``.
             compute: The configuration to try.
+            of: What is measured.
         """
 
     def pruned(self, dense: nn.Module, keep: BoolArray) -> nn.Module:
@@ -427,7 +428,7 @@ class FunctionsOnWorker:
         return Score(val_loss=loss, val_accuracy=None, seconds=time.perf_counter() - begin)
 
     def try_compute(
-        self, dense: nn.Module, keep: BoolArray, compute: ComputeConfig
+        self, dense: nn.Module, keep: BoolArray, compute: ComputeConfig, *, of: Timed = "score"
     ) -> ComputeTrial:
         """Score a mask once, which finds an error in the functions before the search begins.
 

@@ -103,6 +103,11 @@ class PruningWorker:
         torch.set_num_threads(compute.threads)
         return self._task.try_compute(self._dense, keep, compute)
 
+    def try_training(self, compute: ComputeConfig, keep: BoolArray) -> ComputeTrial:
+        """See ``Worker.try_training``."""
+        torch.set_num_threads(compute.threads)
+        return self._task.try_compute(self._dense, keep, compute, of="epoch")
+
     def importance(self, weights: WeightsSnapshot, criterion: Criterion, seed: int) -> FloatArray:
         """See ``Worker.importance``."""
         batches = self._task.importance_batches(seed) if criterion == "taylor" else None
@@ -134,13 +139,16 @@ class PruningWorker:
         shard: Shard = WHOLE,
     ) -> tuple[bytes, TrainingReport | None]:
         """See ``Worker.train_epoch``."""
+        network = self._network(weights, task.keep, state)
+        compute = task.compute or weights.compute
+        torch.set_num_threads(compute.threads)
         new_state, report = self._task.train_epoch(
-            self._network(weights, task.keep, state),
+            network,
             task,
             epoch,
             None if state is None else state_from_bytes(state),
             teacher=self._teacher_with(teacher) if task.recipe.distillation_weight else None,
-            compute=weights.compute,
+            compute=compute,
             shard=shard,
         )
         return state_to_bytes(new_state), report

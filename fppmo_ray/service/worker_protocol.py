@@ -95,6 +95,8 @@ class TrainingTask:
     """How it is trained, and for how many epochs."""
     seed: int
     """Random seed, >= 0."""
+    compute: ComputeConfig | None = None
+    """How its passes are computed; None: as scores of the same weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +155,14 @@ class Worker(Protocol):
         Args:
             compute: The configuration to try.
             keep: The mask to score, ``(num_filters,)``.
+        """
+
+    def try_training(self, compute: ComputeConfig, keep: BoolArray) -> ComputeTrial:
+        """Measure an epoch of fine-tuning with a compute configuration.
+
+        Args:
+            compute: The configuration to try.
+            keep: The mask of the network to train, ``(num_filters,)``.
         """
 
     def native_dtype(self) -> DType:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -90,6 +90,8 @@ def train_epoch(
             f"the state's next epoch is {expected} of a recipe of {recipe.epochs} "
             f"(counted from 0), got epoch {epoch}"
         )
+    if shard.count > 1:
+        compute = replace(compute, cuda_graphs=False)  # the exchange of gradients is not captured
     # Rebuild the optimizer and restore it, so that any process can train any epoch.
     lay_out(network, compute)
     optimizer = make_optimizer(network, recipe)

@@ -229,7 +229,7 @@ class Comparison:
             open_run(run_dir, resume=None, started=started) as run,
             alone._pool(PruningWorker, problem, stop) as pool,
         ):
-            return choose_compute(problem, run, pool)
+            return choose_compute(problem, run, pool)[0]
 
     def _cell(self, case: Case, method: Method) -> Cell:
         return cell_of(case, method, self.network)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -12,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from fppmo_ray.pruning import Candidate, Fidelity, score, trace
-from fppmo_ray.pruning.compute_trial import try_compute
+from fppmo_ray.pruning.compute_trial import try_compute, try_training
 from fppmo_ray.training import (
     PLAIN_COMPUTE,
     ComputeConfig,
     Recipe,
+    StepTraining,
     build_network,
     example_batch,
     load_dataset,
@@ -81,14 +83,45 @@ def test_all_compute_configurations_give_the_same_score_within_a_third_of_its_no
         assert abs(loss(compute) - plain) < noise / 3, str(compute)
 
 
-def test_a_trial_counts_all_steps_of_a_score_but_trains_few(trained: Candidate) -> None:
-    few, many = (
-        try_compute(replace(trained, fidelity=Fidelity(steps=steps))) for steps in (4, 4000)
-    )
-    assert few.val_loss == many.val_loss  # both after four steps
-    assert few.seconds is not None
-    assert many.seconds is not None
-    assert many.seconds > 20 * few.seconds
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """A clock that only training steps move: by 1 s each, and by 100 s at the first of a run."""
+    clock = {"now": 0.0}
+    run_to = StepTraining.run_to
+
+    def timed(training: StepTraining, step: int) -> None:
+        run_to(training, 0)
+        clock["now"] += 100 * (step > 0) + step
+
+    monkeypatch.setattr(StepTraining, "run_to", timed)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock["now"])
+    return clock
+
+
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize("steps", [0, 4, 15, 4000])
+def test_a_trial_of_a_score_counts_the_start_once_and_every_step(
+    trained: Candidate, steps: int
+) -> None:
+    trial = try_compute(replace(trained, fidelity=Fidelity(steps=steps)))
+    assert trial.seconds == pytest.approx(100 * (steps > 0) + steps)
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_trial_of_an_epoch_counts_the_start_once_and_every_step(trained: Candidate) -> None:
+    trial = try_training(replace(trained, recipe=Recipe(batch_size=20)))
+    assert trial.seconds == pytest.approx(100 + 900 // 20)
+
+
+def test_a_trial_of_an_epoch_trains_with_the_teacher(trained: Candidate) -> None:
+    losses = {
+        weight: try_training(
+            replace(trained, recipe=Recipe(batch_size=64, distillation_weight=weight))
+        ).val_loss
+        for weight in (0.0, 0.5)
+    }
+    assert losses[0.0] != losses[0.5]
+    assert all(loss is not None and 0 < loss < 3 for loss in losses.values())
 
 
 class Undecided(nn.Module):

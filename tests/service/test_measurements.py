@@ -12,7 +12,7 @@ import pytest
 import torch
 from inline_pool import InlinePool
 
-from fppmo_ray import FunctionTask, Placement, SearchSettings, load_dataset
+from fppmo_ray import FunctionTask, Placement, Recipe, SearchSettings, load_dataset
 from fppmo_ray.distribution import BoolArray
 from fppmo_ray.pruning.compute_trial import ComputeTrial
 from fppmo_ray.service.image_task import image_classification
@@ -37,7 +37,7 @@ def chosen(trials: Mapping[ComputeConfig, tuple[float, float] | str], ways: Sequ
             return ComputeTrial(compute=compute, seconds=None, val_loss=None, error=outcome)
         return ComputeTrial(compute=compute, seconds=outcome[0], val_loss=outcome[1])
 
-    return choose_fastest(PLAIN_COMPUTE, [[way] for way in ways], measure)
+    return choose_fastest(PLAIN_COMPUTE, [[way] for way in ways], measure, of="score")
 
 
 def test_each_change_that_is_faster_is_kept_one_after_the_other() -> None:
@@ -121,7 +121,28 @@ def test_autotune_tries_no_other_dtype_than_the_one_asked_for_or_without_units(
     settings: dict[str, Any], placement: dict[str, Any], native: DType, changes: list[Any]
 ) -> None:
     asked = SearchSettings(macs_cut=0.5, autotune=True, **settings)
-    assert changes_to_try(problem(asked, Placement(**placement)), native) == changes
+    assert changes_to_try(problem(asked, Placement(**placement)), native, of="score") == changes
+
+
+@pytest.mark.parametrize(
+    ("placement", "changes"),
+    [
+        (Placement(cpus_per_worker=2), [[BFLOAT16], [], [{"threads": 1}]]),
+        (
+            Placement(gpus_per_worker=1.0),
+            [[BFLOAT16], [{"channels_last": False}], [], [], [{"cuda_graphs": True}]],
+        ),
+        (
+            Placement(gpus_per_worker=1.0, fine_tune_workers=4),
+            [[BFLOAT16], [{"channels_last": False}], [], [], []],
+        ),
+    ],
+)
+def test_trainings_are_tried_with_what_changes_their_speed(
+    placement: Placement, changes: list[Any]
+) -> None:
+    asked = SearchSettings(macs_cut=0.5, autotune=True, score_steps=0)
+    assert changes_to_try(problem(asked, placement), "bfloat16", of="epoch") == changes
 
 
 def test_the_configuration_asked_for_has_the_dtype_and_the_threads_of_a_worker() -> None:
@@ -147,6 +168,10 @@ class FoldingWorker:
         seconds = 1.0 if compute.fold_batchnorm else 2.0
         return ComputeTrial(compute=compute, seconds=seconds, val_loss=2.0)
 
+    def try_training(self, compute: ComputeConfig, keep: BoolArray) -> ComputeTrial:
+        seconds = 10.0 if compute.dtype == "bfloat16" else 20.0
+        return ComputeTrial(compute=compute, seconds=seconds, val_loss=2.0)
+
 
 @pytest.mark.parametrize(
     ("settings", "native", "compute", "called"),
@@ -159,10 +184,10 @@ class FoldingWorker:
             {"autotune": True},
             "float32",
             ComputeConfig(fold_batchnorm=True),
-            ["native_dtype", "try_compute", "try_compute"],
+            ["native_dtype", "try_compute", "try_compute", "try_training"],
         ),
         (
-            {"autotune": True, "dtype": "bfloat16"},
+            {"autotune": True, "recipe": Recipe(epochs=0), "dtype": "bfloat16"},
             "bfloat16",
             ComputeConfig(dtype="bfloat16", fold_batchnorm=True),
             ["native_dtype", "try_compute", "try_compute"],
@@ -179,28 +204,49 @@ def test_the_worker_s_processor_decides_on_the_dtype_and_nothing_is_timed_withou
     asked = SearchSettings(macs_cut=0.5, **settings)
     pool: Any = InlinePool(FoldingWorker(native))
     with simulated_run(tmp_path, asked.optimizer_settings()) as run:
-        assert choose_compute(problem(asked, Placement()), run, pool) == compute
+        assert choose_compute(problem(asked, Placement()), run, pool)[0] == compute
         assert [call.kind for call in pool.submitted] == called
         [fact] = run.all(ComputeChosen)
         assert fact.compute == asdict(compute)
+
+
+def test_scores_and_trainings_get_the_configuration_that_each_is_fastest_with(
+    tmp_path: Path,
+) -> None:
+    asked = SearchSettings(macs_cut=0.5, autotune=True)
+    pool: Any = InlinePool(FoldingWorker("bfloat16"))
+    with simulated_run(tmp_path, asked.optimizer_settings()) as run:
+        chosen = choose_compute(problem(asked, Placement()), run, pool)
+        assert chosen == (ComputeConfig(fold_batchnorm=True), ComputeConfig(dtype="bfloat16"))
+        assert choose_compute(problem(asked, Placement()), run, pool) == chosen  # as journaled
+        [fact] = run.all(ComputeChosen)
+    assert [trial["of"] for trial in fact.trials] == ["score"] * 3 + ["epoch"] * 2
+    assert fact.why.endswith(
+        "float32, channels last, scored by 250, 1 thread: 2 s a score; "
+        "bfloat16, channels last, scored by 250, 1 thread: 10 s an epoch; "
+        "float32, channels last, scored by 250, 1 thread: 20 s an epoch"
+    )
 
 
 def test_autotune_times_scores_on_a_worker_and_journals_all_trials(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-    asked = SearchSettings(macs_cut=0.5, autotune=True, score_images=100)
+    asked = SearchSettings(macs_cut=0.5, autotune=True, score_images=100, recipe=Recipe(epochs=1))
     asked_problem = problem(asked, Placement())
     pool: Any = InlinePool(PruningWorker(asked_problem, 0))
     with simulated_run(tmp_path, asked.optimizer_settings()) as run:
-        compute = choose_compute(asked_problem, run, pool)
+        compute, training = choose_compute(asked_problem, run, pool)
         [fact] = run.all(ComputeChosen)
     native = native_dtype(torch.device("cpu"))
     dtypes = ["float32", *["bfloat16"] * (native == "bfloat16")]
-    tried = [ComputeConfig(**trial["compute"]) for trial in fact.trials]
+    tried = [ComputeConfig(**trial["compute"]) for trial in fact.trials if trial["of"] == "score"]
     assert [trial.dtype for trial in tried[: len(dtypes)]] == dtypes
     assert len(tried) == len(dtypes) + 1  # and folded batch norms
     assert compute in tried
+    trained = [ComputeConfig(**trial["compute"]) for trial in fact.trials if trial["of"] == "epoch"]
+    assert [compute.dtype for compute in trained] == dtypes
+    assert training in trained
     assert all(trial["seconds"] > 0 for trial in fact.trials)
 
 
@@ -212,7 +258,7 @@ def test_a_resumed_search_keeps_its_compute_configuration_without_measuring(
     with simulated_run(tmp_path, asked.optimizer_settings()) as run:
         run.record([fact])
         nobody: Any = None  # to measure it
-        assert choose_compute(problem(asked, Placement()), run, nobody) == BOTH
+        assert choose_compute(problem(asked, Placement()), run, nobody) == (BOTH, BOTH)
     assert read_journal(tmp_path)[-1] == fact
 
 
@@ -225,7 +271,7 @@ def test_a_task_of_functions_is_scored_once_so_that_its_errors_show_at_the_start
     of_functions = build_problem(network, task, asked)
     pool: Any = InlinePool(FoldingWorker("bfloat16"))
     with simulated_run(tmp_path / "good", asked.optimizer_settings()) as run:
-        assert choose_compute(of_functions, run, pool) == ComputeConfig(dtype="float32")
+        assert choose_compute(of_functions, run, pool)[0] == ComputeConfig(dtype="float32")
         assert [call.name for call in pool.submitted] == ["first score of the task"]
     broken: Any = InlinePool(FoldingWorker("bfloat16"), lambda call: "ValueError('odd')")
     with simulated_run(tmp_path / "bad", asked.optimizer_settings()) as run:

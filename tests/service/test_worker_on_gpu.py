@@ -115,12 +115,12 @@ def test_scores_with_graphs_equal_scores_without(gpu: PretendedGpu) -> None:
 def test_whole_trainings_and_evaluations_are_the_cpus(gpu: PretendedGpu) -> None:
     problem = problem_of()
     pair = Pair(problem)
-    graphs = replace(pair.weights, compute=replace(problem.compute, cuda_graphs=True))
+    graphs = replace(pair.task, compute=replace(problem.compute, cuda_graphs=True))
     states: list[bytes] = []
-    for worker, weights in ((pair.cpu, pair.weights), (pair.gpu, graphs)):
+    for worker, task in ((pair.cpu, pair.task), (pair.gpu, graphs)):
         state = None
         for epoch in range(RECIPE.epochs):
-            state, report = worker.train_epoch(weights, pair.task, epoch, state, pair.weights)
+            state, report = worker.train_epoch(pair.weights, task, epoch, state, pair.weights)
             assert report is not None
         assert state is not None
         states.append(state)
@@ -160,6 +160,10 @@ def test_finalists_are_rescored_and_compute_is_tried(gpu: PretendedGpu) -> None:
     assert pair.gpu.native_dtype() == "bfloat16"
     trial = pair.gpu.try_compute(ComputeConfig(cuda_graphs=True), pair.keep)
     assert trial.error is None
+    before = gpu.replays
+    trial = pair.gpu.try_training(ComputeConfig(cuda_graphs=True), pair.keep)
+    assert trial.error is None
+    assert gpu.replays - before == (5 - 3) + (5 - 3) + (15 - 3)
 
 
 def test_latency_is_measured_by_the_gpus_own_clock(

@@ -58,11 +58,13 @@ class ComputeChosen:
     """How all passes of the search are computed, whatever a later measurement would say."""
 
     compute: dict[str, Any]
-    """Fields of the ``ComputeConfig``."""
+    """Fields of the ``ComputeConfig`` of scores."""
     trials: list[dict[str, Any]]
     """Measurements, in order; none unless autotuning was asked for."""
     why: str
     """Reason for people."""
+    training: dict[str, Any] | None = None
+    """Fields of the ``ComputeConfig`` of whole trainings; None: that of scores."""
 
 
 @dataclass(frozen=True, kw_only=True)
