@@ -6,7 +6,7 @@ import fnmatch
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
@@ -24,7 +24,8 @@ from fppmo_ray.pruning.dependency import (
     independent,
     record_pass,
 )
-from fppmo_ray.pruning.extract import Axis, Side, layer_of, named_tensors
+from fppmo_ray.pruning.dependency.widths import Decision, with_units
+from fppmo_ray.pruning.extract import Axis, NumberKey, Side, layer_of, named_tensors
 from fppmo_ray.pruning.network_io import FORWARD_ERRORS, OutputError
 
 
@@ -66,6 +67,14 @@ class Coupling:
     """Tensors that the inference of one image allocates."""
     moments: list[tuple[int, ...]]
     """Sets of these tensors, by index, that are alive together."""
+    num_units: int
+    """All units are smaller than this."""
+    decisions: list[Decision]
+    """Comparisons of widths by the network's code in eval mode; their lengths hold units."""
+    numbers: dict[NumberKey, IntArray]
+    """Units of every number of a module that its code uses as a width."""
+    guesses: dict[NumberKey, IntArray]
+    """The same of numbers that no code has read, but of whose length all axes are one."""
 
 
 def couple(model: nn.Module, inputs: tuple[Tensor, ...]) -> Coupling:
@@ -90,6 +99,7 @@ def couple(model: nn.Module, inputs: tuple[Tensor, ...]) -> Coupling:
     costs = _costs(dependencies)
     tensors = named_tensors(model)
     units, memory = dependencies.units, dependencies.memory
+    used, guessed = _numbers(dependencies)
     return Coupling(
         axes=[
             CoupledAxis(
@@ -106,7 +116,37 @@ def couple(model: nn.Module, inputs: tuple[Tensor, ...]) -> Coupling:
         constant_macs=macs - sum(cost.macs for cost in costs),
         tensors=[_coupled_tensor(units, allocation) for allocation in memory.allocations],
         moments=memory.largest_moments(),
+        num_units=len(units),
+        decisions=[
+            replace(
+                decision,
+                left=with_units(decision.left, units.roots),
+                right=with_units(decision.right, units.roots),
+            )
+            for decision in dependencies.log.decisions
+        ],
+        numbers=used,
+        guesses=guessed,
     )
+
+
+def _numbers(
+    dependencies: Dependencies,
+) -> tuple[dict[NumberKey, IntArray], dict[NumberKey, IntArray]]:
+    """The units of numbers that the code used as widths, and of those that may be widths."""
+    units, read = dependencies.units, dependencies.log.read
+    used: dict[NumberKey, IntArray] = {}
+    guessed: dict[NumberKey, IntArray] = {}
+    for key, length in dependencies.numbers.items():
+        if not length.is_number:
+            continue
+        if int(length.positions[0]) in read:
+            used[key] = units.roots(length.positions)
+            continue
+        axes = [units.roots(along) for along in dependencies.made[key[0], len(length.positions)]]
+        if axes and all(np.array_equal(axes[0], axis) for axis in axes):
+            guessed[key] = axes[0]
+    return used, guessed
 
 
 @contextmanager

@@ -63,6 +63,20 @@ class AxisUnits:
         return np.append(keep, True)[self.units]  # unit -1 reads the appended True
 
 
+NumberKey = tuple[str, str, int | None]
+"""Name of a module, one of its attributes, and the index in it if it is a tuple or list."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NumberUnits:
+    """An integer that a module keeps and that states a width."""
+
+    number: NumberKey
+    """Where it is kept."""
+    units: IntArray
+    """The filter of every channel that it counts, as in ``AxisUnits``."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tracing:
     """A traced network as plain numpy data, from which ``extract`` prunes without re-tracing."""
@@ -73,6 +87,22 @@ class Tracing:
     """Every (tensor, axis) that holds at least one filter of the space."""
     left_whole: tuple[str, ...] = ()
     """Names of the groups that cannot be pruned exactly and are not part of the space."""
+    numbers: tuple[NumberUnits, ...] = ()
+    """Every integer of a module that states a width of the space."""
+
+    def widths_of_numbers(self, keep: BoolArray) -> dict[NumberKey, int]:
+        """Return the values of the integers that state widths, where a mask changes them.
+
+        Args:
+            keep: The mask, bool ``(num_filters,)``, True = kept.
+        """
+        flags = np.append(keep, True)  # unit -1 reads the appended True
+        widths = {part.number: int(flags[part.units].sum()) for part in self.numbers}
+        return {
+            part.number: widths[part.number]
+            for part in self.numbers
+            if widths[part.number] != len(part.units)
+        }
 
     @cached_property
     def axis_lengths(self) -> Mapping[Axis, int]:
@@ -146,7 +176,7 @@ def extract(model: nn.Module, tracing: Tracing, keep: BoolArray) -> nn.Module:
     """
     kept = tracing.kept_indices(keep)
     check_axes(model, tracing.axis_lengths)
-    return select(model, kept)
+    return select(model, kept, tracing.widths_of_numbers(keep))
 
 
 def check_axes(model: nn.Module, axis_lengths: Mapping[Axis, int]) -> None:
@@ -171,12 +201,17 @@ def check_axes(model: nn.Module, axis_lengths: Mapping[Axis, int]) -> None:
 
 
 @torch.no_grad()
-def select(model: nn.Module, kept: Mapping[Axis, IntArray]) -> nn.Module:
+def select(
+    model: nn.Module,
+    kept: Mapping[Axis, IntArray],
+    numbers: Mapping[NumberKey, int] | None = None,
+) -> nn.Module:
     """Copy a network, selecting indices along some axes.
 
     Args:
         model: The dense network; not changed.
         kept: Indices to select along every (tensor, axis) that loses some.
+        numbers: New values of integers that modules keep.
     """
     tensors = named_tensors(model)
     indices = _on_devices(kept, tensors)
@@ -188,10 +223,17 @@ def select(model: nn.Module, kept: Mapping[Axis, IntArray]) -> nn.Module:
         model, {id(tensor): _like(tensor, sliced.get(name)) for name, tensor in tensors.items()}
     )
     changed = {id(tensors[name]) for name in sliced}
-    for name, module in model.named_modules():
+    for holder, module in model.named_modules():
         own = chain(module._parameters.values(), module._buffers.values())
         if any(id(tensor) in changed for tensor in own):
-            _read_widths(smaller.get_submodule(layer_of(f"{name}.")))
+            _read_widths(smaller.get_submodule(layer_of(f"{holder}.")))
+    for (holder, attribute, place), width in (numbers or {}).items():
+        state = vars(smaller.get_submodule(holder))
+        if place is None:
+            state[attribute] = width
+        else:
+            parts = [width if i == place else part for i, part in enumerate(state[attribute])]
+            state[attribute] = type(state[attribute])(parts)
     return smaller
 
 
@@ -312,6 +354,10 @@ def _read_widths(layer: nn.Module) -> None:
         layer.out_features, layer.in_features = layer.weight.shape
     elif isinstance(layer, nn.PReLU):
         layer.num_parameters = len(layer.weight)
+    elif isinstance(layer, nn.GroupNorm):
+        per_group = layer.num_channels // layer.num_groups
+        layer.num_channels = len(layer.weight)
+        layer.num_groups = layer.num_channels // per_group
     elif isinstance(layer, nn.modules.batchnorm._NormBase):
         state = layer.running_mean if layer.weight is None else layer.weight
         assert state is not None  # a norm without state has no axis to slice

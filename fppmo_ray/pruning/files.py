@@ -21,6 +21,7 @@ from torch import nn
 
 from fppmo_ray.distribution.space import BoolArray, IntArray
 from fppmo_ray.durable_files import write_whole
+from fppmo_ray.pruning.dependency.sizes import module_numbers
 from fppmo_ray.pruning.extract import Axis, Tracing, check_axes, select
 from fppmo_ray.training import Interface, interface_from_json
 
@@ -78,6 +79,7 @@ def save_network(
         "dense_macs": tracing.space.dense_macs,
         "kept_channels": _kept_channels(tracing, kept),
         "axes": _axes_to_json(tracing, kept),
+        "numbers": [[*number, n] for number, n in tracing.widths_of_numbers(keep).items()],
     }
     write_whole(_with_suffix(stem, ".pt"), weights)
     recipe_path = _with_suffix(stem, ".json")
@@ -154,7 +156,14 @@ def load_network(path: str | Path, constructor: Callable[[], nn.Module] | None =
     dense = make()
     check_axes(dense, {axis: length for axis, (length, _) in ranges.items()})
     kept = {axis: _from_ranges(text, length) for axis, (length, text) in ranges.items()}
-    network = select(dense, {axis: k for axis, k in kept.items() if len(k) < ranges[axis][0]})
+    numbers = {(name, attribute, index): n for name, attribute, index, n in recipe["numbers"]}
+    if unknown := numbers.keys() - module_numbers(dense).keys():
+        raise ValueError(
+            f"{path} holds another network than the constructor makes, whose modules keep no "
+            f"number {unknown}"
+        )
+    narrower = {axis: k for axis, k in kept.items() if len(k) < ranges[axis][0]}
+    network = select(dense, narrower, numbers)
     try:
         network.load_state_dict(state, strict=True)
     except RuntimeError as error:

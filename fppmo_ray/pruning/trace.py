@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from fppmo_ray.distribution.space import ChannelGroup, PruningSpace
+from fppmo_ray.distribution.space import ChannelGroup, IntArray, PruningSpace
 from fppmo_ray.pruning.costs import activations, layer_costs, tensor_sizes
 from fppmo_ray.pruning.coupling import (
     CandidateGroup,
@@ -25,7 +25,7 @@ from fppmo_ray.pruning.equivalence import (
     proof_batch,
     randomised_copy,
 )
-from fppmo_ray.pruning.extract import AxisUnits, Tracing
+from fppmo_ray.pruning.extract import AxisUnits, NumberKey, NumberUnits, Tracing
 from fppmo_ray.pruning.network_io import ExampleInputs
 
 __all__ = ["Tracing", "trace"]
@@ -63,9 +63,11 @@ def trace(
         twin = randomised_copy(model)
         coupling = couple(twin, inputs)
         float_bytes = next(model.parameters()).element_size()
-        survey = _Survey(twin, inputs, coupling, float_bytes)
+        survey = _Survey(twin, inputs, coupling, float_bytes, coupling.numbers)
         candidates, unsound = candidate_groups(coupling, ignored)
         sound = survey.sound(candidates, unsound)
+        if sound:
+            survey = survey.with_sound_guesses(sound)
     reasons = "; ".join(f"{name} ({reason})" for name, reason in unsound.items())
     if not sound:
         raise ValueError(
@@ -90,6 +92,8 @@ class _Survey:
     """The coupled axes of the network."""
     float_bytes: int
     """Bytes per number of the network itself; the twin has eight."""
+    numbers: Mapping[NumberKey, IntArray]
+    """Units of the modules' numbers that state widths."""
 
     def sound(
         self, candidates: list[CandidateGroup], unsound: dict[str, str]
@@ -138,6 +142,17 @@ class _Survey:
         accepted = self._bisect(candidates[:half], accepted, unsound)
         return self._bisect(candidates[half:], accepted, unsound)
 
+    def with_sound_guesses(self, chosen: list[CandidateGroup]) -> _Survey:
+        """Return a survey that also mends numbers which may be widths, if that proves right.
+
+        Args:
+            chosen: The groups of the space.
+        """
+        guessing = replace(self, numbers={**self.numbers, **self.coupling.guesses})
+        if len(guessing.tracing(chosen).numbers) == len(self.tracing(chosen).numbers):
+            return self
+        return self if guessing._reason(chosen) else guessing
+
     def _reason(self, chosen: list[CandidateGroup]) -> str | None:
         """Why these groups cannot be pruned together; None if they can."""
         return disagreement(self.twin, self.tracing(chosen), self.inputs)
@@ -153,8 +168,8 @@ class _Survey:
             ChannelGroup(name=group.name, num_filters=len(group.units)) for group in chosen
         )
         order = np.concatenate([np.array(group.units, dtype=np.int64) for group in chosen])
-        highest = max(int(part.units.max()) for part in self.coupling.axes)
-        filter_of_unit = np.full(highest + 2, -1, dtype=np.int64)  # unit -1 reads the last entry
+        # Unit -1 reads the last entry.
+        filter_of_unit = np.full(self.coupling.num_units + 1, -1, dtype=np.int64)
         filter_of_unit[order] = np.arange(len(order))
         slices = tuple(
             AxisUnits(tensor=part.axis[0], axis=part.axis[1], units=units, side=part.side)
@@ -167,7 +182,12 @@ class _Survey:
         tensors, moments = self.coupling.tensors, self.coupling.moments
         made = activations(tensors, moments, filter_of_unit, groups, self.float_bytes)
         space = PruningSpace(groups, costs, self.coupling.constant_macs, *sizes, made)
-        return Tracing(space=space, slices=slices, left_whole=left_whole)
+        numbers = tuple(
+            NumberUnits(number=number, units=counted)
+            for number, units in self.numbers.items()
+            if ((counted := filter_of_unit[units]) >= 0).any()
+        )
+        return Tracing(space=space, slices=slices, left_whole=left_whole, numbers=numbers)
 
 
 def _check_convolutional(model: nn.Module) -> None:

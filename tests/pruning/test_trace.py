@@ -133,12 +133,26 @@ class Normalised(Net):
 
 
 class GroupNormed(Net):
-    def __init__(self) -> None:
+    def __init__(self, groups: int = 4, affine: bool = True) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(2, 8)
+        self.norm = nn.GroupNorm(groups, 8, affine=affine)
 
     def between(self, features: Tensor) -> Tensor:
         return self.norm(features)
+
+
+class GroupNormedBlock(Net):
+    """A grouped layer between two norms: pairs of channels go with pairs of the other half."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.inside = nn.GroupNorm(4, 8), nn.GroupNorm(8, 8)
+        self.grouped = nn.Conv2d(8, 8, 3, padding=1, groups=2)
+        self.out = nn.Conv2d(8, 8, 1)
+
+    def between(self, features: Tensor) -> Tensor:
+        inner = self.inside(self.grouped(self.before(features).relu()))
+        return features + self.out(inner.relu())
 
 
 class Padded(Net):
@@ -308,6 +322,10 @@ EXACT = {
     "gate": (Gated, {"first": 4, "second": 6}),
     "excitation": (Excited, {"first": 8, "second": 6, "squeeze": 4}),
     "depthwise transposed": (DepthwiseTransposed, {"first": 8, "second": 6}),
+    "group norm": (GroupNormed, {"first": 4, "second": 6}),
+    "group norm of single channels": (lambda: GroupNormed(8), {"first": 8, "second": 6}),
+    "group norm without weights": (lambda: GroupNormed(2, False), {"first": 2, "second": 6}),
+    "group norm of a residual stream": (GroupNormedBlock, {"first": 2, "second": 6, "grouped": 4}),
     "grouped transposed": (GroupedTransposed, {"first": 4, "second": 6, "up": 6}),
 }
 
@@ -353,7 +371,7 @@ def test_the_units_of_a_flattened_layer_are_written_out() -> None:
     ("make", "reason"),
     [
         (Normalised, "mixed with one another"),
-        (GroupNormed, "normalised together"),
+        (lambda: GroupNormed(1), "normalised together"),
         (LayerNormed, "normalised together"),
         (Standardised, "mixed with one another"),
         (Heads, "the smaller network raises RuntimeError"),

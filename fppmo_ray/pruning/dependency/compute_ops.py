@@ -106,8 +106,22 @@ def batch_norm(op: Operation) -> list[Channels]:
 
 
 def group_norm(op: Operation) -> list[Channels]:
-    """Keep all channels, since those of a group are normalised together."""
-    return _keeping(op, range(1, len(op.first.shape)), _NORMALISED)
+    """Unite the channels of each norm group, which are normalised together.
+
+    Whole norm groups can go, so a single one stays.
+    """
+    first, groups = op.first, op.arguments["group"]
+    state = [tensor for name in ("weight", "bias") if (tensor := op.tensor(name)) is not None]
+    along = op.units.join(
+        [first.channels.get(1), *(tensor.channels.get(0) for tensor in state)], _JOINED
+    )
+    if along is not None and groups == 1:
+        op.units.keep(along, _NORMALISED)
+    elif along is not None and groups < len(along):
+        rows = along.reshape(groups, -1)
+        op.units.unite(np.broadcast_to(rows[:, :1], rows.shape), rows)
+        op.doubt(along, _NORMALISED)
+    return _keeping(op, range(2, len(first.shape)), _NORMALISED)
 
 
 def layer_norm(op: Operation) -> list[Channels]:

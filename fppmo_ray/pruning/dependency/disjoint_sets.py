@@ -32,6 +32,10 @@ class DisjointSets:
         self._inputs: set[int] = set()
         self._outputs: set[int] = set()
 
+    def __len__(self) -> int:
+        """Return the number of positions."""
+        return len(self._parents)
+
     def new(self, count: int) -> IntArray:
         """Add positions, each a unit of its own, and return them as ``(count,)``."""
         first = len(self._parents)

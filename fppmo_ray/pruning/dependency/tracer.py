@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules import module as module_hooks
+from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -20,7 +23,15 @@ from fppmo_ray.distribution.space import IntArray
 from fppmo_ray.pruning.dependency.disjoint_sets import DisjointSets
 from fppmo_ray.pruning.dependency.operation import Operation, Product, TracedTensor
 from fppmo_ray.pruning.dependency.rules import apply_rule, operation_name
-from fppmo_ray.pruning.extract import Axis
+from fppmo_ray.pruning.dependency.sizes import (
+    SizeMode,
+    layer_numbers,
+    module_numbers,
+    relate_compared,
+    tracked_numbers,
+)
+from fppmo_ray.pruning.dependency.widths import Length, WidthLog
+from fppmo_ray.pruning.extract import Axis, NumberKey
 from fppmo_ray.pruning.network_io import flat_tensors
 
 RETURNED = "the network returns it"
@@ -104,6 +115,13 @@ class Dependencies:
     """The units that these positions form."""
     products: list[Product]
     """The products of the last pass that read a tracked tensor."""
+    numbers: dict[NumberKey, Length]
+    """Integers that modules keep, each with positions of its own or of the weight that it sizes."""
+    made: dict[tuple[str, int], list[IntArray]] = field(default_factory=lambda: defaultdict(list))
+    """Positions along the axes of all tensors that a module's own code made, by the module's name
+    and the length of the axis."""
+    log: WidthLog = field(default_factory=WidthLog)
+    """What the network's code did with sizes and numbers in the last pass, and read in any."""
     memory: MemoryTracker = field(default_factory=MemoryTracker)
     """The allocations of the last pass."""
 
@@ -117,7 +135,27 @@ def independent(model: nn.Module) -> Dependencies:
         for axis, length in enumerate(tensor.shape)
         if length > 1
     }
-    return Dependencies(positions, units, [])
+    return Dependencies(positions, units, [], _numbers(model, positions, units))
+
+
+def _numbers(
+    model: nn.Module, positions: dict[Axis, IntArray], units: DisjointSets
+) -> dict[NumberKey, Length]:
+    """The integers that modules keep, those of torch's layers as lengths of their weights."""
+    values = module_numbers(model)
+    fresh = np.split(units.new(sum(values.values())), np.cumsum(list(values.values()))[:-1])
+    found = {key: Length(own, is_number=True) for key, own in zip(values, fresh, strict=False)}
+    for name, layer in model.named_modules():
+        tensor = "running_mean" if getattr(layer, "weight", None) is None else "weight"
+        full_name = f"{name}.{tensor}" if name else tensor
+        axes = {axis: along for (owner, axis), along in positions.items() if owner == full_name}
+        for attribute, along in layer_numbers(layer, axes).items():
+            key = (name, attribute, None)
+            if key in found and values[key] == len(along):
+                found[key] = Length(along)
+        if isinstance(layer, _ConvNd):
+            found.pop((name, "groups", None), None)  # extraction sets it
+    return found
 
 
 @torch.no_grad()
@@ -133,6 +171,7 @@ def record_pass(dependencies: Dependencies, model: nn.Module, inputs: tuple[Tens
         RuleError: a rule failed, which is a bug in this package.
     """
     dependencies.products.clear()
+    dependencies.log.decisions.clear()
     dependencies.memory = MemoryTracker()
     tracer = _Tracer(dependencies)
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
@@ -145,8 +184,11 @@ def record_pass(dependencies: Dependencies, model: nn.Module, inputs: tuple[Tens
         dependencies.memory.ignore([tensor])
     images = [(tensor, TracedTensor(tuple(tensor.shape))) for tensor in inputs]
     dependencies.memory.record("image", images)
-    with _module_stack(tracer.modules), tracer:
+    sizes = SizeMode(tracer.traced, dependencies.units, dependencies.log)
+    numbers = tracked_numbers(model, dependencies.numbers, dependencies.log)
+    with _module_stack(model, tracer.modules), numbers, sizes, tracer:
         output = model(*inputs)
+    relate_compared(dependencies.log, dependencies.units)
     for tensor in flat_tensors(output):
         for along in tracer.traced.get(tensor, TracedTensor(())).channels.values():
             dependencies.units.keep(along, RETURNED)
@@ -159,7 +201,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.dependencies = dependencies
         self.traced: Any = WeakTensorKeyDictionary()
-        self.modules: list[str] = [""]
+        self.modules: list[tuple[str, str]] = [("", "")]
 
     def __torch_dispatch__(
         self,
@@ -177,7 +219,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             arguments=arguments,
             outputs=tuple(tuple(tensor.shape) for tensor in tensors),
             units=self.dependencies.units,
-            module=self.modules[-1],
+            module=self.modules[-1][1],
             products=self.dependencies.products,
         )
         read = op.tensors
@@ -185,8 +227,10 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             is_weight = all(tensor.is_weight for tensor in read)
             for tensor, channels in zip(tensors, apply_rule(func, op), strict=True):
                 self.traced[tensor] = TracedTensor(tuple(tensor.shape), channels, is_weight)
+                for along in channels.values():
+                    self.dependencies.made[self.modules[-1][0], len(along)].append(along)
         results = [(tensor, self._traced(tensor)) for tensor in tensors]
-        self.dependencies.memory.record(self.modules[-1], results)
+        self.dependencies.memory.record(self.modules[-1][1], results)
         return result
 
     def _arguments(
@@ -217,11 +261,12 @@ def _results(result: Any) -> Iterator[Any]:
 
 
 @contextmanager
-def _module_stack(stack: list[str]) -> Iterator[None]:
-    """Keep the class names of the running modules on the stack, the innermost last."""
+def _module_stack(model: nn.Module, stack: list[tuple[str, str]]) -> Iterator[None]:
+    """Keep names and classes of the running modules on the stack, the innermost last."""
+    names = {id(module): name for name, module in model.named_modules()}
 
     def enter(module: nn.Module, _: Any) -> None:
-        stack.append(type(module).__name__)
+        stack.append((names.get(id(module), ""), type(module).__name__))
 
     def leave(*_: Any) -> None:
         stack.pop()
