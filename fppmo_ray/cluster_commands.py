@@ -11,6 +11,7 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fppmo_ray.service.job_client.search_jobs import (
     SearchJob,
@@ -73,7 +74,8 @@ def list_searches(*, address: str | None = None) -> None:
         jobs = search_jobs(client)
     table = Table("search", "job", "state", "since", "run directory", box=None)
     for job in jobs:
-        table.add_row(job.search_id, job.job, job.state, _since(job), job.run_dir or "-")
+        cells = (job.search_id, job.job, job.state, _since(job), job.run_dir or "-")
+        table.add_row(*map(Text, cells))  # not str, whose brackets would be markup
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 

@@ -155,4 +155,4 @@ def show_result(run_dir: str | Path) -> None:
     print_result(run_dir, console)
     folder = local_folder(run_dir)
     place = location_of(run_dir) if folder is None else folder.resolve()
-    console.print(f"run directory: {place}", soft_wrap=True)
+    console.print(f"run directory: {place}", soft_wrap=True, markup=False)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fppmo_ray.distribution import Feedback, Proposal
-from fppmo_ray.report.result_rows import ACCURACY
+from fppmo_ray.report.result_rows import ACCURACY, label_of
 from fppmo_ray.report.run import Run, costs_of, finalists, read_run, scores_by_worker
 from fppmo_ray.service.journal.artifacts import DENSE, FPPMO, IMPORTANCE_ONLY
 from fppmo_ray.service.journal.facts import Updated
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MAX_GROUP_LABELS = 40
+
+LITERAL: dict[Any, Any] = {"text.parse_math": False}
+"""Matplotlib's settings of every figure: a dollar sign in a name begins no formula."""
 
 
 def draw_figures(run_dir: str | Path) -> None:
@@ -38,6 +41,7 @@ def draw_figures(run_dir: str | Path) -> None:
     Raises:
         ValueError: the run directory holds no journal, or nothing has been scored yet.
     """
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     run = read_run(run_dir)
@@ -57,10 +61,11 @@ def draw_figures(run_dir: str | Path) -> None:
         drawings["front"] = draw_front
     storage = open_storage(run_dir)
     for name, draw in drawings.items():
-        figure = Figure(figsize=(7, 4.2), layout="constrained")
-        draw(figure, run)
-        image = io.BytesIO()
-        figure.savefig(image, dpi=120)
+        with rc_context(LITERAL):
+            figure = Figure(figsize=(7, 4.2), layout="constrained")
+            draw(figure, run)
+            image = io.BytesIO()
+            figure.savefig(image, dpi=120)
         storage.write(f"{name}.png", image.getvalue())
 
 
@@ -164,7 +169,7 @@ def draw_probabilities(figure: Figure, run: Run) -> None:
     image = axes.imshow(prune_prob, aspect="auto", vmin=0, vmax=1, cmap="viridis", extent=extent)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(groups) <= _MAX_GROUP_LABELS:
-        axes.set_yticks(range(len(groups)), groups, fontsize=6)
+        axes.set_yticks(range(len(groups)), list(map(label_of, groups)), fontsize=6)
     figure.colorbar(image, ax=axes, label="P(filter is removed)")
 
 
@@ -183,7 +188,7 @@ def draw_widths(figure: Figure, run: Run) -> None:
     axes.bar(places, list(chosen.values()), width=0.6, color="tab:blue", label="FPPMO")
     axes.plot(places, list(plain.values()), "_", color="tab:orange", label=IMPORTANCE_ONLY, mew=2)
     if len(dense) <= _MAX_GROUP_LABELS:
-        axes.set_xticks(places, list(dense), rotation=90, fontsize=7)
+        axes.set_xticks(places, list(map(label_of, dense)), rotation=90, fontsize=7)
     axes.set(ylabel="filters", title="Widths before and after")
     axes.legend()
 
@@ -206,7 +211,8 @@ def draw_timeline(figure: Figure, run: Run) -> None:
     busy = sum(seconds for of_worker in spans.values() for _, seconds in of_worker)
     idle = max(0.0, 1 - busy / ((end - begin) * len(workers))) if end > begin else 0.0
     failed = sum(isinstance(fact, Feedback) and fact.failed for fact in run.facts)
-    axes.set_yticks(range(len(workers)), [name.partition("@")[0] for name in workers], fontsize=7)
+    names = [label_of(name.partition("@")[0]) for name in workers]
+    axes.set_yticks(range(len(workers)), names, fontsize=7)
     axes.set(xlabel="seconds", ylabel="worker")
     axes.set_title(f"Scores by worker: {100 * idle:.1f} % idle, {failed} failed")
 

@@ -17,6 +17,7 @@ from fppmo_ray.report.result_rows import (
     ACCURACY,
     cut_table,
     on_test,
+    plain,
     size_columns,
     sizes,
     table_sentence,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 _INK = "#010203"  # replaced in the SVG text by the page's text colour
 _RC: dict[Any, Any] = {
+    **drawings.LITERAL,
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     **dict.fromkeys(
@@ -121,7 +123,7 @@ def write_comparison(run_dirs: Sequence[str | Path], output: Path) -> list[Path]
     rows = [[run.name, *row] for run in finished for row in _result_rows(run)]
     columns = ("run", *_result_columns(finished[0])) if finished else ()
     unfinished = [run.name for run in runs if run.figures is None]
-    note = f"<p>Not finished: {escape(', '.join(unfinished))}</p>" if unfinished else ""
+    note = f"<p>Not finished: {_text(', '.join(unfinished))}</p>" if unfinished else ""
     parts = [_table(columns, rows), note, _figures(figures.values())]
     return _write(output, f"{len(runs)} searches", parts, figures)
 
@@ -160,10 +162,10 @@ def _svg(name: str, draw: Callable[[Figure, Any], None], drawn: Any) -> str:
 def _result(run: Run) -> list[str]:
     if run.figures is None:
         return ["<p>The search has not finished.</p>"]
-    chosen = escape(str(run.figures["chosen"]))
+    chosen = _text(run.figures["chosen"])
     note = (
         "<p>Before and after equal fine-tuning (dense: after as much extra training): "
-        f"{escape(on_test(run.figures))}; chosen: {chosen}.</p>"
+        f"{_text(on_test(run.figures))}; chosen: {chosen}.</p>"
     )
     return [
         "<h2>Result</h2>",
@@ -176,7 +178,7 @@ def _result(run: Run) -> list[str]:
 def _cuts(figures: dict[str, Any]) -> list[str]:
     columns, rows = cut_table(figures)
     sentence = table_sentence(figures)
-    note = [f"<p>{escape(sentence[0].upper() + sentence[1:])}.</p>"] if sentence else []
+    note = [f"<p>{_text(sentence[0].upper() + sentence[1:])}.</p>"] if sentence else []
     return ["<h3>Cut besides MACs</h3>", _table(columns, rows), *note] if rows else []
 
 
@@ -219,11 +221,14 @@ def _spread(values: Sequence[float], digits: int) -> str:
     return f"{fmean(values):.{digits}f}{behind}"
 
 
+def _text(value: object) -> str:
+    """Return a value as text of the page."""
+    return escape(plain(str(value)))
+
+
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    body = "".join(
-        f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows
-    )
+    head = "".join(f"<th>{_text(column)}</th>" for column in columns)
+    body = "".join(f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>" for row in rows)
     return (
         f'<div class="wide"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
@@ -242,7 +247,7 @@ def _write(output: Path, title: str, parts: Sequence[str], figures: dict[str, st
     if output.suffix != ".html":
         raise ValueError(f"the page's name must end in .html, got {output}")
     output.parent.mkdir(parents=True, exist_ok=True)
-    heading = escape(title)
+    heading = _text(title)
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

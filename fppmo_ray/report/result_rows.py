@@ -12,6 +12,25 @@ _Figures = dict[str, Any]
 _TOP5 = "top5_accuracy"
 
 
+_MAX_LABEL = 40
+
+
+def plain(text: str) -> str:
+    """Return text whose control characters, line ends and halves of surrogate pairs are escaped.
+
+    No file of SVG or HTML may hold them, and in a terminal they are commands.
+    """
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+def label_of(name: str) -> str:
+    """Return a name as a label of a figure: plain, and cut where it is long."""
+    shown = plain(name)
+    return shown if len(shown) <= _MAX_LABEL else f"{shown[: _MAX_LABEL - 1]}…"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measure:
     """The figure by which people compare networks: accuracy, or the score of the user's task."""
@@ -72,7 +91,7 @@ def measure_of(recorded: Mapping[str, Any]) -> Measure:
     task = recorded.get("task")
     if task is None:
         return ACCURACY
-    name, _, unit = task["measure"].partition(", ")
+    name, _, unit = label_of(task["measure"]).partition(", ")
     return Measure(name=name, unit=unit, entry="score", scale=1)
 
 

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from fppmo_ray.distribution import BoolArray, Feedback, Proposal
-from fppmo_ray.report.result_rows import Measure, measure_of
+from fppmo_ray.report.result_rows import Measure, label_of, measure_of
 from fppmo_ray.service.journal.artifacts import RESULT, history_of, read_figures
 from fppmo_ray.service.journal.facts import Chosen, Fact, Rescored, Started
 from fppmo_ray.service.journal.run_directory import read_journal
@@ -86,7 +86,7 @@ def read_run(run_dir: str | Path) -> Run:
         )
     return Run(
         location=storage.location.rstrip("/"),
-        name=storage.location.rstrip("/").rpartition("/")[2],
+        name=label_of(storage.location.rstrip("/").rpartition("/")[2]),
         facts=facts,
         history=history_of(facts),
         figures=read_figures(run_dir, facts) if storage.exists(RESULT) else None,
@@ -97,7 +97,7 @@ def with_distinct_names(runs: Sequence[Run]) -> list[Run]:
     """Return the runs, named by as many last parts of their locations as distinguish them."""
     parts = [run.location.split("/") for run in runs]
     for count in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-count:]) for part in parts]
+        names = [label_of("/".join(part[-count:])) for part in parts]
         if len(set(names)) == len(names):
             break
     return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]

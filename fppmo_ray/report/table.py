@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fppmo_ray.distribution import Feedback, Proposal
 from fppmo_ray.distribution.limits import Resource
@@ -14,6 +15,7 @@ from fppmo_ray.report.result_rows import (
     cut_table,
     measure_of,
     on_test,
+    plain,
     size_columns,
     sizes,
     table_sentence,
@@ -50,13 +52,13 @@ def print_result(run_dir: str | Path, console: Console) -> None:
     name = location_of(run_dir).rpartition("/")[2]
     dense, *others = figures["variants"]
     measure = measure_of(figures)
-    table = Table(title=f"{name}: {on_test(figures)}; chosen: {figures['chosen']}")
+    table = Table(title=_literal(f"{name}: {on_test(figures)}; chosen: {figures['chosen']}"))
     for column in ("network", "before fine-tuning", "after", *size_columns(dense)):
-        table.add_column(column, justify="left" if column == "network" else "right")
+        table.add_column(_literal(column), justify="left" if column == "network" else "right")
     table.add_row("dense", measure.text(dense, "before"), "", *sizes(dense))
     table.add_row("dense, same extra training", "", measure.text(dense, "after"), *sizes(dense))
     for row in others:
-        title = title_of(row)
+        title = _literal(title_of(row))
         table.add_row(title, *(measure.text(row, at) for at in ("before", "after")), *sizes(row))
     console.print(table)
     _print_cuts(figures, console)
@@ -67,6 +69,11 @@ def print_result(run_dir: str | Path, console: Console) -> None:
     console.print(_cost_line(figures))
 
 
+def _literal(text: str) -> Text:
+    """Return text for a table, whose brackets are no markup."""
+    return Text(plain(text))
+
+
 def _print_cuts(figures: dict[str, Any], console: Console) -> None:
     columns, rows = cut_table(figures)
     if not rows:
@@ -75,10 +82,10 @@ def _print_cuts(figures: dict[str, Any], console: Console) -> None:
     for column in columns:
         table.add_column(column, justify="left" if column == "network" else "right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(_literal, row))
     console.print(table)
     if sentence := table_sentence(figures):
-        console.print(sentence)
+        console.print(plain(sentence), markup=False)
 
 
 def _cost_line(figures: dict[str, Any]) -> str:
@@ -109,11 +116,11 @@ def print_status(run_dir: str | Path, console: Console) -> None:
         ValueError: the run directory holds no journal.
     """
     facts = read_journal(run_dir)
-    table = Table(title=location_of(run_dir), show_header=False)
+    table = Table(title=_literal(location_of(run_dir)), show_header=False)
     table.add_column()
     table.add_column()
     for name, value in status_lines(facts):
-        table.add_row(name, value)
+        table.add_row(_literal(name), _literal(value))
     console.print(table)
     for place in begun_stages(run_dir):
         print_status(place, console)

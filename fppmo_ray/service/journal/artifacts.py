@@ -155,8 +155,13 @@ def history_of(facts: Iterable[Fact]) -> pd.DataFrame:
             "budget": proposals[item.proposal_id].macs_cut,
             "macs": proposals[item.proposal_id].macs,
             "parameters": proposals[item.proposal_id].parameters,
-            **{name: getattr(item, name) for name in _COLUMNS[5:]},
+            **{name: _encodable(getattr(item, name)) for name in _COLUMNS[5:]},
         }
         for item in latest_feedback(facts).values()
     ]
     return pd.DataFrame(rows, columns=_COLUMNS).sort_values("id", ignore_index=True)
+
+
+def _encodable(value: Any) -> Any:
+    """Return a value, in a text with halves of surrogate pairs escaped: pandas takes none."""
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
