@@ -26,7 +26,8 @@ from fppmo_ray.pruning.dependency import (
 )
 from fppmo_ray.pruning.dependency.widths import Decision, with_units
 from fppmo_ray.pruning.extract import Axis, NumberKey, Side, layer_of, named_tensors
-from fppmo_ray.pruning.network_io import FORWARD_ERRORS, OutputError
+from fppmo_ray.pruning.network_io import FORWARD_ERRORS
+from fppmo_ray.training.outputs import OutputError
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

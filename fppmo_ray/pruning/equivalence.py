@@ -23,9 +23,9 @@ from fppmo_ray.pruning.network_io import (
     FORWARD_ERRORS,
     ExampleInputs,
     checked,
-    flat_tensors,
     random_inputs,
 )
+from fppmo_ray.training.outputs import flat_tensors
 
 TOLERANCE = 1e-9
 """Largest allowed error, relative to the largest magnitude of the output."""

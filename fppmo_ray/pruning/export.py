@@ -14,8 +14,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from fppmo_ray.pruning.network_io import ExampleInputs, checked, flat_tensors, random_inputs
+from fppmo_ray.pruning.network_io import ExampleInputs, checked, random_inputs
 from fppmo_ray.training import Interface
+from fppmo_ray.training.outputs import flat_tensors
 
 ExchangeFormat = Literal["torchscript", "torch.export", "onnx"]
 

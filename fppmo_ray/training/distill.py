@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, count
 from typing import Any
@@ -22,9 +22,11 @@ from torch.nn import functional as F
 
 from fppmo_ray.training.compute import PLAIN_COMPUTE, in_mode, lay_out
 from fppmo_ray.training.dataset import IntArray
-from fppmo_ray.training.images import Batch, Images, Seed
-from fppmo_ray.training.recipe import Recipe, learning_rate_at
-from fppmo_ray.training.sgd import make_optimizer
+from fppmo_ray.training.images import Images, Seed
+from fppmo_ray.training.inputs import Inputs, inputs_of
+from fppmo_ray.training.outputs import flat_tensors
+from fppmo_ray.training.recipe import Recipe, learning_rate_at, peak_rate
+from fppmo_ray.training.sgd import make_optimizer, set_learning_rate
 
 FEW_IMAGES = Recipe(batch_size=100, learning_rate=0.02, distillation_weight=1.0)
 """The recipe for a few hundred steps. ResNet-20 pruned by 57 %, 1,000 images: a peak of 0.05
@@ -53,11 +55,13 @@ def distill(
     matches: Sequence[FeatureMatch] = (),
     feature_weight: float = FEATURE_WEIGHT,
     recipe: Recipe = FEW_IMAGES,
+    num_inputs: int = 1,
 ) -> None:
     """Train the student, in place, to answer as the teacher does.
 
     The loss is ``T^2 KL(softmax(teacher / T) || softmax(student / T))`` for outputs of shape
-    (n, classes), otherwise the squared error over the variance of the teacher's output; plus
+    (n, classes), otherwise the squared error over the variance of the teacher's output, summed over
+    the output tensors; plus
     ``feature_weight`` times the mean of that squared error over the matches. Do not recalibrate the
     batch norms afterwards: it costs 1.5 to 2 points.
 
@@ -71,6 +75,7 @@ def distill(
         feature_weight: Weight of the features, >= 0.
         recipe: Gives the learning rate, its schedule, momentum, weight decay, temperature and
             gradient clipping. Labels are not used.
+        num_inputs: How many tensors the networks' forward takes.
 
     Raises:
         ValueError: ``steps`` or the weight is negative, or there are fewer batches than steps.
@@ -78,6 +83,7 @@ def distill(
     """
     if steps < 0 or not feature_weight >= 0:
         raise ValueError(f"steps and feature_weight must be >= 0, got {steps} and {feature_weight}")
+    recipe = replace(recipe, learning_rate=peak_rate(recipe, epochs=1))
     lay_out(student, PLAIN_COMPUTE)
     optimizer = make_optimizer(student, recipe)
     stream = iter(batches)
@@ -86,10 +92,9 @@ def distill(
             batch = next(stream, None)
             if batch is None:
                 raise ValueError(f"{steps} steps need as many batches, got {step}")
-            images = batch if isinstance(batch, Tensor) else batch[0]
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate_at(recipe, step / steps)
-            loss = _loss(student, teacher, images, matches, feature_weight, recipe)
+            set_learning_rate(optimizer, learning_rate_at(recipe, step / steps))
+            inputs = inputs_of(batch, num_inputs)
+            loss = _loss(student, teacher, inputs, matches, feature_weight, recipe)
             if not math.isfinite(float(loss.detach())):
                 raise RuntimeError(
                     f"the distillation diverged: the loss became {float(loss.detach())} at step "
@@ -102,8 +107,10 @@ def distill(
             optimizer.step()
 
 
-def endless_batches(images: Images, batch_size: int, *, seed: Seed) -> Iterator[Batch]:
-    """Yield augmented batches of the images, epoch after epoch.
+def endless_batches(
+    images: Images | Inputs, batch_size: int, *, seed: Seed
+) -> Iterator[tuple[Tensor, ...]]:
+    """Yield batches of the images, augmented if they have labels, epoch after epoch.
 
     Args:
         images: The few images.
@@ -124,11 +131,16 @@ def answer_distance(output: Tensor, target: Tensor, temperature: float) -> Tenso
         temperature: Softens the probabilities of logits, > 0; the result is times its square.
     """
     output, target = output.float(), target.float()
-    if target.dim() != 2 or target.shape[1] == 1:
+    if not are_logits(target):
         return relative_error(output, target)
     logs, wished = (F.log_softmax(tensor / temperature, dim=1) for tensor in (output, target))
     distance = F.kl_div(logs, wished, log_target=True, reduction="batchmean")
     return distance * temperature**2
+
+
+def are_logits(output: Tensor) -> bool:
+    """Return whether an output is taken for logits: it has the shape (n, classes >= 2)."""
+    return output.dim() == 2 and output.shape[1] > 1
 
 
 def relative_error(output: Tensor, target: Tensor) -> Tensor:
@@ -145,7 +157,7 @@ def relative_error(output: Tensor, target: Tensor) -> Tensor:
 def _loss(
     student: nn.Module,
     teacher: nn.Module,
-    images: Tensor,
+    inputs: Sequence[Tensor],
     matches: Sequence[FeatureMatch],
     feature_weight: float,
     recipe: Recipe,
@@ -153,10 +165,13 @@ def _loss(
     used = matches if feature_weight > 0 else ()
     names = [match.module for match in used]
     with _outputs_of(teacher, names) as wished, torch.no_grad():
-        target = teacher(images)
+        targets = flat_tensors(teacher(*inputs))
     with _outputs_of(student, names) as features:
-        output = student(images)
-    loss = answer_distance(output, target, recipe.distillation_temperature)
+        outputs = flat_tensors(student(*inputs))
+    temperature = recipe.distillation_temperature
+    loss = torch.zeros((), device=inputs[0].device)
+    for output, target in zip(outputs, targets, strict=True):
+        loss = loss + answer_distance(output, target, temperature)
     for match in used:
         feature = wished[match.module]
         if match.channels is not None:

@@ -199,3 +199,31 @@ def test_it_needs_no_ray():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "False"
+
+
+def test_distillation_brings_the_network_closer_to_the_dense_one_on_other_images():
+    network = Small()
+    recalibrate_batchnorm(network, [images()])
+    unseen = torch.randn(200, 3, 8, 8, generator=torch.Generator().manual_seed(9))
+    targets = answers(network, [unseen])
+
+    def distance(distill_steps: int) -> float:
+        smaller = prune(network, IMAGE, images(), macs_cut=0.6, distill_steps=distill_steps)
+        return divergence(smaller, [unseen], targets)
+
+    assert distance(60) < 0.8 * distance(0)
+    assert distance(3) == distance(3)
+
+
+def test_the_images_of_the_distillation_are_augmented_if_asked_for():
+    seen = []
+
+    def flipped(batch: torch.Tensor) -> torch.Tensor:
+        seen.append(batch)
+        return batch.flip(3)
+
+    report = prune_with_report(Small(), IMAGE, images(), distill_steps=2, augment=flipped)
+    assert [tuple(batch.shape) for batch in seen] == [(96, 3, 8, 8)] * 2
+    assert report.seconds["distill"] > 0
+    with pytest.raises(ValueError, match="distill_steps must be >= 0, got -1"):
+        prune(Small(), IMAGE, images(), distill_steps=-1)

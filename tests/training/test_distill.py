@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from itertools import islice, repeat
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 from fppmo_ray.training import Augmentation, Dataset, ImageArrays, open_images
 from fppmo_ray.training.distill import (
+    FEW_IMAGES,
     FeatureMatch,
     answer_distance,
     distill,
@@ -128,3 +130,32 @@ def test_the_batches_of_a_few_images_never_end_and_follow_the_seed():
     assert [len(part) for part, _ in first] == [4] * 7
     assert all(torch.equal(a[0], b[0]) for a, b in zip(first, same, strict=True))
     assert not torch.equal(first[0][0], other[0][0])
+
+
+class TwoHeads(nn.Module):
+    """Takes two images and answers with logits and a number."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.first, self.head, self.number = nn.Conv2d(3, 4, 3), nn.Linear(4, 5), nn.Linear(4, 1)
+
+    def forward(self, left, right):
+        features = F.relu(self.first(left) + self.first(right)).mean((2, 3))
+        return {"logits": self.head(features), "number": self.number(features)}
+
+
+def test_networks_of_several_inputs_and_outputs_are_distilled_by_all_of_them():
+    teacher, student = TwoHeads(0), TwoHeads(1)
+    left, right = batches(2, seed=5)
+
+    def errors() -> list[float]:
+        with torch.no_grad():
+            own, other = student(left, right), teacher(left, right)
+        return [float(answer_distance(own[name], other[name], 4.0)) for name in own]
+
+    before = errors()
+    pairs = [(one, other, "a name") for one, other in zip(batches(60), batches(60, 1), strict=True)]
+    recipe = replace(FEW_IMAGES, clip_norm=1.0)
+    distill(student, teacher, pairs, steps=60, num_inputs=2, recipe=recipe)
+    assert all(after < 0.9 * first for after, first in zip(errors(), before, strict=True))

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from fppmo_ray.distribution.space import IntArray
-from fppmo_ray.pruning.network_io import flat_tensors
 from fppmo_ray.training.compute import in_mode
 from fppmo_ray.training.distill import answer_distance
 from fppmo_ray.training.images import Images
 from fppmo_ray.training.inputs import Inputs, inputs_of
+from fppmo_ray.training.outputs import flat_tensors
 
 TEMPERATURE = 4.0
 """Softens both networks' probabilities. Among 16 masks near the optimum of ResNet-20, the

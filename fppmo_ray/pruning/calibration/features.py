@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 
@@ -16,7 +17,7 @@ from fppmo_ray.training.distill import FeatureMatch
 
 
 def last_feature_match(
-    pruned: nn.Module, dense: nn.Module, tracing: Tracing, keep: BoolArray, image: Tensor
+    pruned: nn.Module, dense: nn.Module, tracing: Tracing, keep: BoolArray, *inputs: Tensor
 ) -> list[FeatureMatch]:
     """The last feature map before the network's answer, as a place for ``distill`` to compare.
 
@@ -28,16 +29,16 @@ def last_feature_match(
         dense: The traced network.
         tracing: Its tracing.
         keep: The mask, ``(num_filters,)``, True = kept.
-        image: A batch of one image (1, C, H, W) on the networks' device.
+        *inputs: The forward's inputs for a batch of one image, on the networks' device.
 
     Returns:
         One match; none where there is no such map, or its channels cannot be told apart.
     """
-    maps = _feature_maps(dense, image)
+    maps = _feature_maps(dense, inputs)
     if not maps:
         return []
     name, channels = maps[-1]
-    left = dict(_feature_maps(pruned, image))[name]
+    left = dict(_feature_maps(pruned, inputs))[name]
     if left == channels:
         return [FeatureMatch(module=name)]
     # The map's channels are those of the last layer before it that makes as many.
@@ -53,7 +54,7 @@ def last_feature_match(
 
 
 @torch.no_grad()
-def _feature_maps(network: nn.Module, image: Tensor) -> list[tuple[str, int]]:
+def _feature_maps(network: nn.Module, inputs: Sequence[Tensor]) -> list[tuple[str, int]]:
     """Modules that make maps of more than one pixel, with their channels, in order of their end."""
     found: list[tuple[str, int, Tensor]] = []
 
@@ -66,5 +67,5 @@ def _feature_maps(network: nn.Module, image: Tensor) -> list[tuple[str, int]]:
             if name:
                 handle = module.register_forward_hook(partial(note, name))
                 hooks.callback(handle.remove)
-        answer = network(image)
+        answer = network(*inputs)
     return [(name, channels) for name, channels, output in found if output is not answer]

@@ -32,7 +32,7 @@ from fppmo_ray.pruning.dependency.sizes import (
 )
 from fppmo_ray.pruning.dependency.widths import Length, WidthLog
 from fppmo_ray.pruning.extract import Axis, NumberKey
-from fppmo_ray.pruning.network_io import flat_tensors
+from fppmo_ray.training.outputs import flat_tensors
 
 RETURNED = "the network returns it"
 """Why the channels of a network's outputs stay."""
