@@ -16,6 +16,7 @@ from fppmo_ray.distribution import BoolArray
 from fppmo_ray.pruning import Score, Tracing, extract
 from fppmo_ray.pruning.calibration import Calibration
 from fppmo_ray.pruning.compute_trial import ComputeTrial, Timed
+from fppmo_ray.service.process_state import seed_everything
 from fppmo_ray.service.settings import Placement, SearchSettings
 from fppmo_ray.service.task_images import TaskImages
 from fppmo_ray.service.worker_protocol import TrainingReport, TrainingTask
@@ -212,8 +213,10 @@ class FunctionTask:
     Workers call the functions, each with a network of its own: a copy on the worker's device, which
     they may change. They travel as Ray pickles functions, with all that they refer to; large data
     is better loaded by them, on the worker. An exception that they raise counts as an error of the
-    mask if another worker raises it too. torch's generators are seeded before every call, so a
-    function that draws from nothing else gives the same result again.
+    mask if another worker raises it too. The generators of torch, numpy and Python are seeded
+    before every call, and what an earlier call changed in the process (flags, threads, environment,
+    working directory) is undone: a function that keeps no state of its own gives the same result
+    again.
 
     A search moves by the order of scores within a generation and never looks at ``test``.
 
@@ -523,9 +526,9 @@ def _name(function: Any) -> str | None:
 
 
 def _set_seed(seed: Sequence[int]) -> int:
-    """Make a seed of 32 bits from several numbers, give it to torch's generators, return it."""
+    """Make a seed of 32 bits from several numbers, give it to all generators, return it."""
     number = int(np.random.SeedSequence(tuple(seed)).generate_state(1)[0])
-    torch.manual_seed(number)
+    seed_everything(number)
     return number
 
 

@@ -25,6 +25,7 @@ from fppmo_ray.pruning.latency import (
 )
 from fppmo_ray.service.pool.worker_group import WorkerInfo, worker_info, worker_name
 from fppmo_ray.service.problem import Problem
+from fppmo_ray.service.process_state import ProcessState
 from fppmo_ray.service.worker_protocol import (
     Evaluation,
     TrainingReport,
@@ -62,6 +63,7 @@ class PruningWorker:
         self._slot = slot
         self._problem = problem
         self._device = claim_device(problem)
+        self._process = ProcessState()
         self._dense = copy.deepcopy(problem.network).to(self._device).eval()
         self._dense_sha256: str | None = None
         """Digest of the snapshot that the dense network holds; None: the problem's weights."""
@@ -100,12 +102,12 @@ class PruningWorker:
 
     def try_compute(self, compute: ComputeConfig, keep: BoolArray) -> ComputeTrial:
         """See ``Worker.try_compute``."""
-        torch.set_num_threads(compute.threads)
+        self._begin(compute)
         return self._task.try_compute(self._dense, keep, compute)
 
     def try_training(self, compute: ComputeConfig, keep: BoolArray) -> ComputeTrial:
         """See ``Worker.try_training``."""
-        torch.set_num_threads(compute.threads)
+        self._begin(compute)
         return self._task.try_compute(self._dense, keep, compute, of="epoch")
 
     def importance(self, weights: WeightsSnapshot, criterion: Criterion, seed: int) -> FloatArray:
@@ -179,7 +181,7 @@ class PruningWorker:
         self, compute: ComputeConfig, batch: int, seed: int
     ) -> MeasuredLatency:
         """See ``Worker.measure_latency_table``."""
-        torch.set_num_threads(compute.threads)
+        self._begin(compute)
         tracing, inputs = self._problem.tracing, self._task.inputs()
         return measure_latency_table(self._dense, tracing, inputs, batch=batch, seed=seed)
 
@@ -187,7 +189,7 @@ class PruningWorker:
         self, compute: ComputeConfig, masks: Sequence[BoolArray], batch: int
     ) -> list[int]:
         """See ``Worker.time_masks``."""
-        torch.set_num_threads(compute.threads)
+        self._begin(compute)
         tracing, inputs = self._problem.tracing, self._task.inputs()
         return time_masks(self._dense, tracing, inputs, masks, batch=batch)
 
@@ -197,9 +199,14 @@ class PruningWorker:
         dense = self._with(weights)
         return self._task.score(dense, keep, seed=seed, split=split, compute=weights.compute)
 
+    def _begin(self, compute: ComputeConfig) -> None:
+        """Undo what earlier calls may have changed in the process, and set torch's threads."""
+        self._process.restore()
+        torch.set_num_threads(compute.threads)
+
     def _with(self, weights: WeightsSnapshot) -> nn.Module:
-        """Return the dense network with a snapshot's weights, and set torch's threads."""
-        torch.set_num_threads(weights.compute.threads)
+        """Return the dense network with a snapshot's weights, in a process as it began."""
+        self._begin(weights.compute)
         if self._dense_sha256 != weights.sha256:
             # Another object: a task keeps what it has computed of the network that it was given.
             self._dense, self._dense_sha256 = self._copy_with(weights), weights.sha256

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import random
 import shutil
 import time
 from pathlib import Path
@@ -261,6 +264,40 @@ def test_the_latency_of_a_function_tasks_network_is_measured_too() -> None:
     assert [layer.layer for layer in found.table.layers] == ["0", "3", "6"]
     masks = [np.ones(16, dtype=bool)] * 2
     assert len(PruningWorker(problem, 0).time_masks(problem.compute, masks, 2)) == 2
+
+
+def leaking_score(network: nn.Module, seed: int) -> float:
+    """Depends on whatever an earlier call left behind, and leaves a lot."""
+    found = (
+        *(torch.rand(()).item(), np.random.rand(), random.random()),  # noqa: NPY002
+        *(torch.is_grad_enabled(), torch.get_default_dtype().itemsize, torch.get_num_threads()),
+        *("LEAKED" in os.environ, torch.are_deterministic_algorithms_enabled()),
+    )
+    torch.set_grad_enabled(False)
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(2)
+    torch.use_deterministic_algorithms(True)
+    os.environ["LEAKED"] = "1"
+    return math.fsum(math.sqrt(place + 2) * figure for place, figure in enumerate(found))
+
+
+def test_a_score_does_not_depend_on_what_ran_before_in_the_process() -> None:
+    leaking = task(score=leaking_score, fine_tune=None, recalibrate=None)
+    problem = build_problem(blur(), leaking, SETTINGS)
+    weights, keep = weights_of(problem.network, problem), np.ones(16, dtype=bool)
+    threads = torch.get_num_threads()
+    worker = PruningWorker(problem, 0)
+    try:
+        scores = [worker.rescore(weights, keep, (5,), "search_val").val_loss for _ in range(3)]
+        other = worker.rescore(weights, keep, (6,), "search_val").val_loss
+        figures = [worker.evaluate(weights, keep, None).test for _ in range(2)]
+    finally:
+        worker.native_dtype()
+        worker.try_compute(problem.compute, keep)
+        worker.time_masks(problem.compute, [keep], 1)  # restores the process
+        torch.set_num_threads(threads)
+    assert scores[0] == scores[1] == scores[2] != other
+    assert figures[0] == figures[1]
 
 
 @pytest.mark.slow
