@@ -8,7 +8,7 @@ import platform
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from typing import Any
 
@@ -34,28 +34,51 @@ _NATIVE_LINE = re.compile(
 def connection(placement: Placement) -> Iterator[None]:
     """Join the cluster that ``RAY_ADDRESS`` names, or start Ray here for as long as it is needed.
 
-    A Ray that is already initialised is used as it is and left running.
+    A Ray that is already initialised is used as it is and left running. One that is started here
+    listens on the loopback interface only.
 
     Args:
         placement: The workers, whose resources are compared with the cluster's.
 
     Raises:
+        ValueError: workers do not fit on this machine, and Ray was started here.
         RuntimeError: in place of Ray's own errors, which any call may raise on a lost cluster.
     """
-    started_here = not ray.is_initialized()
-    if started_here:
-        # By default ray.init joins the Ray that was last started on this machine, which may belong
-        # to another search and end with it.
-        address = os.environ.get("RAY_ADDRESS") or "local"
-        ray.init(address=address, log_to_driver=True, configure_logging=False)
+    connects = not ray.is_initialized()
+    # By default ray.init joins the Ray that was last started on this machine, which may belong to
+    # another search and end with it.
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    if connects:
+        with _on_loopback() if address == "local" else nullcontext():
+            ray.init(address=address, log_to_driver=True, configure_logging=False)
         _show_worker_output(_line_filter())
     try:
         with explain_ray_errors():
-            _check_resources(placement)
+            _check_resources(placement, is_alone=connects and address == "local")
             yield
     finally:
-        if started_here:
+        if connects:
             ray.shutdown()
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Let a Ray that is started in this block listen on the loopback interface only.
+
+    Its servers bind to the address of its node. ``ray.init`` replaces a loopback address that it is
+    given by that of the network, except where a Ray cannot have other nodes, as on macOS.
+    """
+    try:
+        from ray._private import ray_constants
+    except ImportError:  # in another version of Ray: it listens where it wants
+        yield
+        return
+    before = getattr(ray_constants, "ENABLE_RAY_CLUSTER", None)
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _show_worker_output(lines_to_show: Callable[[Mapping[str, Any]], list[str]]) -> None:
@@ -108,8 +131,16 @@ def _line_filter() -> Callable[[Mapping[str, Any]], list[str]]:
     return lines_to_show
 
 
-def _check_resources(placement: Placement) -> None:
-    """Warn about GPUs that no worker uses, and about workers that fit on no node."""
+def _check_resources(placement: Placement, *, is_alone: bool) -> None:
+    """Warn about GPUs that no worker uses, and about workers that the cluster has no room for.
+
+    Args:
+        placement: The workers.
+        is_alone: Whether no other node will ever join.
+
+    Raises:
+        ValueError: there is no room and will never be.
+    """
     nodes = node_resources()
     gpus = sum(node.get("GPU", 0.0) for node in nodes)
     if gpus and not placement.gpus_per_worker:
@@ -117,13 +148,40 @@ def _check_resources(placement: Placement) -> None:
             "the cluster has %g GPUs and the workers use none; set gpus_per_worker to use them",
             gpus,
         )
-    if not any(placement.demand.fits(node) for node in nodes):
-        logger.warning(
-            "no node has room for a worker: each asks for %s; %s; the search waits for a larger "
-            "node to join; if none will, lower cpus_per_worker or gpus_per_worker",
-            placement.demand,
-            describe_cluster(),
+    if not any(placement.demand.count_on(node) >= 1 for node in nodes):
+        _no_room(
+            f"no node has room for a worker: each asks for {placement.demand}",
+            "a larger node",
+            "lower cpus_per_worker or gpus_per_worker",
+            is_alone=is_alone,
         )
+    replicas, each = placement.fine_tune_workers, placement.replica_demand
+    room = sum(each.count_on(node) for node in nodes)
+    if room < replicas > 1:
+        _no_room(
+            f"there is room for {room} of {replicas} workers that fine-tune together: each asks "
+            f"for {each}",
+            "further nodes",
+            "lower fine_tune_workers or cpus_per_worker",
+            is_alone=is_alone,
+        )
+
+
+def _no_room(lack: str, missing: str, way_out: str, *, is_alone: bool) -> None:
+    """Refuse workers without room, or warn about them where nodes may join.
+
+    Args:
+        lack: The workers that have no room.
+        missing: The nodes that would have room for them.
+        way_out: Settings to change.
+        is_alone: Whether no other node will ever join.
+    """
+    lack = f"{lack}; {describe_cluster()}"
+    if is_alone:
+        raise ValueError(
+            f"{lack}; {way_out}, or set RAY_ADDRESS to a cluster, since this Ray has no other nodes"
+        )
+    logger.warning("%s; the search waits for %s to join; if none will, %s", lack, missing, way_out)
 
 
 def package_versions() -> dict[str, str]:

@@ -133,6 +133,7 @@ logger = logging.getLogger(__name__)
 
 _LOOK_UP_S = 1.0  # longest delay until a finished epoch or a stop is noticed
 _MAX_FAILURES = 3  # groups in a row that finish no epoch: then it is no accident
+_MAX_MINUTES_WITHOUT_ROOM = 10  # of a group; a node that an autoscaler adds takes less
 
 
 def train_whole(
@@ -312,11 +313,14 @@ def _fit(train: Callable[[], None], problem: Problem) -> None:
     Raises:
         TrainingFailedError: one of them failed, or was lost.
     """
-    from ray.train import RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     on_gpus = problem.device_type == "cuda"
     demand: dict[str, float] = {"CPU": problem.threads, **({"GPU": 1} if on_gpus else {})}
+    # Ray Train would wait for room for ever, a minute at a time, without a line to the driver.
+    retries = _MAX_MINUTES_WITHOUT_ROOM - 1
+    failures: Any = FailureConfig(controller_failure_limit=retries)  # type: ignore[call-arg]
     with tempfile.TemporaryDirectory() as folder:  # wanted by Ray Train
         TorchTrainer(
             train,
@@ -325,7 +329,7 @@ def _fit(train: Callable[[], None], problem: Problem) -> None:
                 use_gpu=on_gpus,
                 resources_per_worker=demand,
             ),
-            run_config=RunConfig(name="fine-tuning", storage_path=folder),
+            run_config=RunConfig(name="fine-tuning", storage_path=folder, failure_config=failures),
         ).fit()
 
 

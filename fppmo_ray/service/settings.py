@@ -306,6 +306,11 @@ class Placement:
         """Resources that the cluster is asked for, for each worker."""
         return Demand(cpus=self.cpus_per_worker, gpus=self.gpus_per_worker)
 
+    @property
+    def replica_demand(self) -> Demand:
+        """Resources of each of several processes that train a network together."""
+        return Demand(cpus=self.cpus_per_worker, gpus=1.0 if self.gpus_per_worker else 0.0)
+
     def time_limits(self) -> TimeLimits:
         """Return how long the calls of workers may run, for a pool of its own."""
         scores = ("try_compute", "score", "rescore")

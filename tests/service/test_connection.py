@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import os
 import re
 import subprocess
@@ -12,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from fppmo_ray.service.connection import _line_filter, connection
+from fppmo_ray.service.connection import _check_resources, _line_filter, connection
+from fppmo_ray.service.pool.cluster import Demand
 from fppmo_ray.service.settings import Placement
 
 SCRIPT = """
@@ -20,6 +23,7 @@ import logging, sys, warnings
 import torch
 from torch import nn
 from fppmo_ray import FunctionTask, Placement, SearchSettings, search
+from fppmo_ray.service.connection import connection
 
 def score(network, seed):
     print(f"printed with seed {seed}")
@@ -30,38 +34,102 @@ def score(network, seed):
 if __name__ == "__main__":
     torch.manual_seed(0)
     layers = nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 1, 3)
-    search(
-        nn.Sequential(*layers),
-        FunctionTask(example_inputs=torch.zeros(1, 1, 8, 8), score=score),
-        SearchSettings(macs_cut=0.4, proposals=16, population=8, importance="l1"),
-        run_dir=sys.argv[1],
-        placement=Placement(workers=2),
-    )
+    with connection(Placement()):
+        search(
+            nn.Sequential(*layers),
+            FunctionTask(example_inputs=torch.zeros(1, 1, 8, 8), score=score),
+            SearchSettings(macs_cut=0.4, proposals=16, population=8, importance="l1"),
+            run_dir=sys.argv[1],
+            placement=Placement(workers=2),
+        )
+        print("searched", flush=True)
+        sys.stdin.read()
 """
+LOOPBACK = {
+    "0100007F": "127.0.0.1",
+    "0000000000000000FFFF00000100007F": "::ffff:127.0.0.1",
+    "00000000000000000000000001000000": "::1",
+}
+
+
+def processes_below(process: int) -> set[int]:
+    """The process and all that it started, by /proc."""
+    parents = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            parents[int(folder.name)] = int(
+                (folder / "stat").read_text().rpartition(")")[2].split()[1]
+            )
+    found, new = set(), {process}
+    while new:
+        found |= new
+        new = {child for child, parent in parents.items() if parent in new}
+    return found
+
+
+def listening_addresses(process: int) -> list[str]:
+    """The addresses of all TCP sockets on which a process or one that it started listens."""
+    sockets = set()
+    for each in processes_below(process):
+        for link in Path(f"/proc/{each}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                sockets.add(os.readlink(link))
+    found = []
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{process}/net/{table}").read_text().splitlines()[1:]:
+            entries = line.split()
+            if entries[3] == "0A" and f"socket:[{entries[9]}]" in sockets:
+                address = entries[1].partition(":")[0]
+                found.append(LOOPBACK.get(address, address))
+    return found
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[str]]:
+    """What a search prints to stderr, and the addresses on which its own Ray listens."""
+    folder = tmp_path_factory.mktemp("searched")
+    (folder / "theirs.py").write_text(SCRIPT)
+    with (folder / "stderr").open("w") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "theirs.py", "run"],
+            cwd=folder,
+            env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        )
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        addresses = listening_addresses(process.pid) if Path("/proc/net/tcp").exists() else []
+        rest, _ = process.communicate()
+    printed = (folder / "stderr").read_text()
+    assert (process.returncode, said + rest) == (0, "searched\n"), printed
+    return printed, addresses
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="finds sockets in /proc")
+def test_a_ray_that_a_search_starts_listens_on_loopback_only(
+    searched: tuple[str, list[str]],
+) -> None:
+    _, addresses = searched
+    assert len(addresses) >= 5  # the driver, two workers, raylet and GCS at least
+    assert {*addresses} <= {*LOOPBACK.values()}
 
 
 def test_prints_warnings_and_logs_of_a_score_function_appear_once_on_the_drivers_stderr(
-    tmp_path: Path,
+    searched: tuple[str, list[str]],
 ) -> None:
-    (tmp_path / "theirs.py").write_text(SCRIPT)
-    done = subprocess.run(
-        [sys.executable, "theirs.py", "run"],
-        cwd=tmp_path,
-        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == ""
-    of_workers = re.findall(r"^\w+\(\d, cpu\): (.*)$", done.stderr, flags=re.MULTILINE)
+    printed, _ = searched
+    of_workers = re.findall(r"^\w+\(\d, cpu\): (.*)$", printed, flags=re.MULTILINE)
     assert Counter(re.sub(r"^/.*/|\d+", "", line) for line in of_workers) == {
         "printed with seed ": 1,
         "theirs.py:: UserWarning: warned": 1,
         '  warnings.warn("warned")': 1,
         "logged": 1,
     }
-    assert "pid=" not in done.stderr  # Ray's own prefix
-    assert "repeated" not in done.stderr
+    assert "pid=" not in printed  # Ray's own prefix
+    assert "repeated" not in printed
 
 
 def batch(*lines: str, pid: object = 17, actor: str | None = "PruningWorker(0, cpu)") -> dict:
@@ -121,3 +189,50 @@ def test_workers_that_fit_are_not_warned_about(caplog: pytest.LogCaptureFixture)
     with caplog.at_level(logging.WARNING), connection(Placement(cpus_per_worker=2)):
         pass
     assert caplog.records == []
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize(
+    ("placement", "sentence"),
+    [
+        (
+            Placement(gpus_per_worker=1),
+            r"no node has room for a worker: each asks for 1 CPU and 1 GPU; the cluster has 2 CPUs "
+            r"and 0 GPUs .*; lower cpus_per_worker or gpus_per_worker, or set RAY_ADDRESS to a ",
+        ),
+        (
+            Placement(fine_tune_workers=3),
+            r"there is room for 2 of 3 workers that fine-tune together: each asks for 1 CPU and 0 "
+            r"GPUs; the cluster has 2 CPUs .*; lower fine_tune_workers or cpus_per_worker, or set ",
+        ),
+    ],
+)
+def test_workers_without_room_are_refused_where_no_node_can_join_and_else_warned_about(
+    placement: Placement, sentence: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        _check_resources(placement, is_alone=True)
+    _check_resources(placement, is_alone=False)
+    [message] = [record.getMessage() for record in caplog.records]
+    assert message.startswith(sentence[:70])
+    assert re.search(
+        r"; the search waits for (a larger node|further nodes) to join; if non", message
+    )
+    caplog.clear()
+    _check_resources(Placement(workers=9, fine_tune_workers=2), is_alone=True)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("demand", "count"),
+    [
+        (Demand(cpus=3), 2),
+        (Demand(cpus=0.1), 70),
+        (Demand(gpus=0.3), 6),
+        (Demand(cpus=1, gpus=1), 2),
+        (Demand(cpus=8), 0),
+        (Demand(), math.inf),
+    ],
+)
+def test_a_node_has_room_for_whole_workers(demand: Demand, count: float) -> None:
+    assert demand.count_on({"CPU": 7.0, "GPU": 2.0, "memory": 1e9}) == count

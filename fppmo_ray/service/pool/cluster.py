@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 logger = logging.getLogger(__name__)
+
+_RESOLUTION = 10_000  # Ray counts resources in units of 0.0001
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +29,17 @@ class Demand:
     def __str__(self) -> str:
         return _describe(self.cpus, self.gpus)
 
-    def fits(self, node: Mapping[str, float]) -> bool:
-        """Whether a node with these resources has room for a worker when nothing else runs."""
-        return self.cpus <= node.get("CPU", 0.0) and self.gpus <= node.get("GPU", 0.0)
+    def count_on(self, node: Mapping[str, float]) -> float:
+        """Number of workers that a node with these resources has room for when nothing else runs.
+
+        Infinite for workers that need nothing.
+        """
+        room = [
+            round(node.get(name, 0.0) * _RESOLUTION) // round(amount * _RESOLUTION)
+            for name, amount in (("CPU", self.cpus), ("GPU", self.gpus))
+            if amount
+        ]
+        return min(room, default=math.inf)
 
 
 def node_resources() -> list[dict[str, float]]:
