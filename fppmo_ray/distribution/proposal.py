@@ -14,6 +14,19 @@ from numpy.typing import NDArray
 
 from fppmo_ray.distribution.space import BoolArray
 
+_LARGEST = 1e100
+
+
+def fault_of(figure: float) -> str | None:
+    """Return what forbids a number as a figure of a score, such as ``not finite``; else None.
+
+    Figures are averaged and squared, which numbers near the largest float would overflow.
+    """
+    if abs(figure) <= _LARGEST:
+        return None
+    is_infinite = abs(figure) == math.inf or figure != figure  # NaN alone differs from itself
+    return "not finite" if is_infinite else f"beyond {_LARGEST:g} in size"
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Proposal:
@@ -42,7 +55,7 @@ class Feedback:
     A failed proposal is a state, never a fake value: with ``error`` set, the figures are None.
 
     Raises:
-        ValueError: a figure is missing or not finite, or a failure has figures.
+        ValueError: a figure is missing, not finite or absurdly large, or a failure has figures.
     """
 
     proposal_id: int
@@ -80,10 +93,11 @@ class Feedback:
             value = getattr(self, name)
             if value is None and name == "val_accuracy":
                 continue
-            if value is None or not math.isfinite(value):
+            fault = "missing" if value is None else fault_of(value)
+            if fault is not None:
                 raise ValueError(
-                    f"{name} of proposal {self.proposal_id} must be finite, got {value}; "
-                    "report a failed proposal with error='...' and no score"
+                    f"{name} of proposal {self.proposal_id} must be finite, got {value}, which is "
+                    f"{fault}; report a failed proposal with error='...' and no score"
                 )
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ import numpy as np
 from torch import nn
 
 from fppmo_ray.distribution import BoolArray, IntArray
+from fppmo_ray.distribution.proposal import fault_of
 from fppmo_ray.pruning.calibration import Refit
 from fppmo_ray.pruning.calibration.divergence import TEMPERATURE, DenseAnswers
 from fppmo_ray.pruning.extract import extract
@@ -91,11 +91,12 @@ class Score:
     @property
     def error(self) -> str | None:
         """A sentence if a figure is not finite, which makes the score a failure; else None."""
-        if math.isfinite(self.val_loss) and math.isfinite(self.val_accuracy or 0.0):
+        fault = fault_of(self.val_loss) or fault_of(self.val_accuracy or 0.0)
+        if fault is None:
             return None
         if self.val_accuracy is None:
-            return f"the score is not finite: {-self.val_loss}"
-        return f"the score is not finite: loss {self.val_loss}, accuracy {self.val_accuracy}"
+            return f"the score is {fault}: {-self.val_loss}"
+        return f"the score is {fault}: loss {self.val_loss}, accuracy {self.val_accuracy}"
 
 
 def score(candidate: Candidate) -> Score:

@@ -53,10 +53,12 @@ def trace(
 
     Raises:
         ValueError: the network has no convolution, no group that can be pruned or no layer of an
-            ignored name, or does not run on a batch of two of the example inputs.
+            ignored name, does not run on a batch of two of the example inputs, or has a parameter
+            or a batch-norm statistic that is not finite.
         fppmo_ray.pruning.dependency.RuleError: a dependency rule failed, which is a bug.
     """
     _check_convolutional(model)
+    _check_finite(model)
     ignored = ignored_modules(model, ignore)
     inputs = proof_batch(example_inputs)
     with torch.random.fork_rng(devices=[]):
@@ -78,6 +80,18 @@ def trace(
         message = f"channel groups left whole, since they cannot be pruned exactly: {reasons}"
         warnings.warn(message, stacklevel=2)
     return survey.tracing(sound, tuple(unsound))
+
+
+def _check_finite(model: nn.Module) -> None:
+    """Refuse weights that make every score NaN; other buffers, such as masks, may be infinite."""
+    statistics = [item for item in model.named_buffers() if "running_" in item[0]]
+    for name, tensor in [*model.named_parameters(), *statistics]:
+        num_bad = int((~torch.isfinite(tensor)).sum()) if tensor.is_floating_point() else 0
+        if num_bad:
+            raise ValueError(
+                f"{name} of the network holds {num_bad} values of {tensor.numel()} that are NaN or "
+                "infinite; load weights of a training that has not diverged"
+            )
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
@@ -533,6 +534,8 @@ def _set_seed(seed: Sequence[int]) -> int:
 
 
 def _as_number(found: object, name: str) -> float:
-    if isinstance(found, Real) or (isinstance(found, Tensor) and found.numel() == 1):
-        return float(found)
-    raise TypeError(f"{name} of the task must return a number, got {type(found).__name__}")
+    is_scalar = isinstance(found, Tensor | np.ndarray) and math.prod(found.shape) == 1
+    value = found.item() if is_scalar else found  # type: ignore[attr-defined]
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return float(value)
+    raise TypeError(f"{name} of the task must return a number, got {type(value).__name__}")

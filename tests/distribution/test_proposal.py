@@ -15,6 +15,8 @@ from fppmo_ray.distribution.proposal import MaskLog
         {"val_loss": float("nan"), "val_accuracy": 0.5},
         {"val_loss": 1.0, "val_accuracy": float("inf")},
         {"val_accuracy": 0.5},
+        {"val_loss": 1.7e308},
+        {"val_loss": -1.1e100},
         {},
     ],
 )
@@ -54,3 +56,12 @@ def test_logged_masks_come_back_as_copies():
     assert log.mask(1).tolist() == masks[1].tolist()
     log.mask(0)[:] = False
     assert log.mask(0).tolist() == masks[0].tolist()
+
+
+def test_figures_are_as_small_or_as_large_as_their_means_and_squares_allow():
+    for loss in (5e-324, -1e100, 1e100, 0.0):
+        assert Feedback(proposal_id=4, val_loss=loss).val_loss == loss
+    with pytest.raises(
+        ValueError, match=r"got 1\.7e\+308, which is beyond 1e\+100 in size; report"
+    ):
+        Feedback(proposal_id=4, val_loss=1.7e308)

@@ -553,3 +553,23 @@ class Reading(nn.Module):
 def test_what_cannot_be_traced_is_refused_with_a_sentence(make, inputs, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         trace(make(), inputs)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["0.weight", "0.bias", "1.weight", "1.running_var", "3.weight"])
+def test_a_weight_that_is_not_finite_is_named(name: str, value: float) -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1)
+    ).eval()
+    trace(network, IMAGE)
+    tensor = network.state_dict()[name]
+    tensor.view(-1)[:2] = value
+    sentence = f"{name} of the network holds 2 values of {tensor.numel()} that are NaN or infinite"
+    with pytest.raises(ValueError, match=sentence):
+        trace(network, IMAGE)
+
+
+def test_masks_of_minus_infinity_in_buffers_are_no_fault() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    network.register_buffer("causal", torch.full((2, 2), -torch.inf))
+    assert trace(network, IMAGE).space.num_filters == 8

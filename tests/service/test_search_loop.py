@@ -85,6 +85,7 @@ BAD_SCORES = {
     3: Score(val_loss=math.nan, val_accuracy=0.1, seconds=1.0),
     5: Score(val_loss=1.0, val_accuracy=math.inf, seconds=1.0),
     7: Score(val_loss=-math.inf, val_accuracy=None, seconds=1.0),
+    9: Score(val_loss=-1.7e308, val_accuracy=None, seconds=1.0),
 }
 
 
@@ -101,8 +102,9 @@ def test_a_score_that_is_not_finite_is_a_failure_of_its_proposal(tmp_path: Path)
         3: "the score is not finite: loss nan, accuracy 0.1",
         5: "the score is not finite: loss 1.0, accuracy inf",
         7: "the score is not finite: inf",
+        9: "the score is beyond 1e+100 in size: 1.7e+308",
     }
-    assert Counter(item.val_loss for item in feedback) == {None: 3, 1.0: 21}
+    assert Counter(item.val_loss for item in feedback) == {None: 4, 1.0: 20}
     assert {item.steps for item in feedback} == {2}
 
 

@@ -37,7 +37,7 @@ from fppmo_ray.service.journal.facts import EpochFinished, Started
 from fppmo_ray.service.journal.journal import to_lines
 from fppmo_ray.service.journal.run_directory import read_journal
 from fppmo_ray.service.problem import Problem, build_problem
-from fppmo_ray.service.task import FunctionsOnWorker, TaskOnWorker
+from fppmo_ray.service.task import FunctionsOnWorker, TaskOnWorker, _as_number
 from fppmo_ray.service.worker import PruningWorker
 from fppmo_ray.service.worker_protocol import WeightsSnapshot, Worker, digest, to_arrays
 from fppmo_ray.training import build_network
@@ -298,6 +298,36 @@ def test_a_score_does_not_depend_on_what_ran_before_in_the_process() -> None:
         torch.set_num_threads(threads)
     assert scores[0] == scores[1] == scores[2] != other
     assert figures[0] == figures[1]
+
+
+@pytest.mark.parametrize(
+    "found", [0.5, np.float32(0.5), np.array([0.5]), torch.tensor(0.5), torch.tensor([[0.5]])]
+)
+def test_a_score_may_be_any_number(found: Any) -> None:
+    assert _as_number(found, "score") == 0.5
+    assert _as_number(2, "score") == 2.0
+
+
+@pytest.mark.parametrize(
+    ("found", "kind"),
+    [
+        (None, "NoneType"),
+        (True, "bool"),
+        (np.bool_(True), "bool"),
+        (torch.tensor(True), "bool"),
+        ("0.5", "str"),
+        ((0.5, 0.6), "tuple"),
+        ({"psnr": 0.5}, "dict"),
+        (0.5j, "complex"),
+        (torch.tensor(0.5j), "complex"),
+        (torch.zeros(2), "Tensor"),
+        (np.zeros(0), "ndarray"),
+        (np.array(["a"]), "str"),
+    ],
+)
+def test_a_score_of_another_type_is_named(found: Any, kind: str) -> None:
+    with pytest.raises(TypeError, match=f"score of the task must return a number, got {kind}"):
+        _as_number(found, "score")
 
 
 @pytest.mark.slow

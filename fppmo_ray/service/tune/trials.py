@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -15,6 +14,7 @@ from ray import tune
 from torch import nn
 
 from fppmo_ray.distribution import Feedback, Proposal
+from fppmo_ray.distribution.proposal import fault_of
 from fppmo_ray.pruning import ScoreInRungs, extract
 from fppmo_ray.service.image_task import ImageClassification
 from fppmo_ray.service.journal.facts import pack_mask, unpack_mask
@@ -194,7 +194,7 @@ def feedback_from(proposal_id: int, result: Mapping[str, Any]) -> Feedback:
     """
     for name in ("val_loss", "val_accuracy"):
         value = result.get(name)
-        if not isinstance(value, Real) or not math.isfinite(value):
+        if not isinstance(value, Real) or fault_of(float(value)) is not None:
             sentence = f"its trial must report {name} as a finite number, got {value}"
             return Feedback(proposal_id=proposal_id, error=sentence)
     steps = result.get("steps", 0)
