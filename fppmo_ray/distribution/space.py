@@ -61,6 +61,9 @@ class ChannelGroup:
     ``max_keep`` is lower."""
     max_keep: int | None = None
     """Most filters that a mask may keep, in [min_keep, num_filters]; None: all."""
+    floor: int = 1
+    """Fewest filters with which the network still computes the same, at least 1: its code decides
+    otherwise below. ``min_keep`` is never less."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_keep <= self.num_filters:
@@ -240,7 +243,7 @@ class PruningSpace:
             groups=tuple(
                 replace(
                     group,
-                    min_keep=(least := max(1, math.ceil(low * group.num_filters))),
+                    min_keep=(least := max(group.floor, math.ceil(low * group.num_filters))),
                     multiple=multiple,
                     max_keep=None if high == 1 else max(least, int(high * group.num_filters)),
                 )
@@ -299,10 +302,13 @@ class PruningSpace:
         """Return the SHA-256 of the space; a search resumes only with the space that it began with.
 
         The sizes of tensors and activations are left out, since they follow from the network, and
-        so is the latency table, which is an artifact of its own.
+        so is the latency table, which is an artifact of its own. Floors stand in ``min_keep``.
         """
+        groups = [asdict(group) for group in self.groups]
+        for group in groups:
+            group.pop("floor")
         data = {
-            "groups": [asdict(group) for group in self.groups],
+            "groups": groups,
             "layer_costs": [asdict(cost) for cost in self.layer_costs],
             "constant_macs": self.constant_macs,
         }

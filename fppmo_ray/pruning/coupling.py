@@ -229,6 +229,8 @@ class CandidateGroup:
     """Its units; each becomes one filter of the group."""
     doubt: str | None
     """The reason why its removal is doubtful, None if it is not."""
+    floor: int = 1
+    """Fewest filters with which the network's code decides as in the dense network."""
 
     @property
     def name(self) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from fppmo_ray.distribution.space import BoolArray, PruningSpace
+from fppmo_ray.distribution.space import BoolArray, IntArray, PruningSpace
 from fppmo_ray.pruning.costs import first_of, run_and_count
 from fppmo_ray.pruning.extract import Tracing, copy_network, extract, named_tensors
 from fppmo_ray.pruning.network_io import (
@@ -158,6 +158,20 @@ def random_mask(space: PruningSpace, rng: np.random.Generator) -> BoolArray:
     for offset, group in zip(space.offsets, space.groups, strict=True):
         stays, goes = rng.choice(group.num_filters, size=2, replace=False)
         keep[offset + stays], keep[offset + goes] = True, False
+    return keep
+
+
+def mask_of_widths(space: PruningSpace, widths: IntArray, rng: np.random.Generator) -> BoolArray:
+    """Return a mask that keeps so many random filters of each group.
+
+    Args:
+        space: The space of the mask.
+        widths: Kept filters per group, ``(num_groups,)``.
+        rng: Source of its randomness.
+    """
+    keep = np.zeros(space.num_filters, dtype=np.bool_)
+    for offset, group, width in zip(space.offsets, space.groups, widths, strict=True):
+        keep[offset + rng.choice(group.num_filters, size=width, replace=False)] = True
     return keep
 
 

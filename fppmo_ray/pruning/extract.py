@@ -156,6 +156,12 @@ def check_mask(space: PruningSpace, keep: BoolArray) -> None:
                 f"the mask removes all {group.num_filters} filters of group {group.name}; "
                 "keep at least one"
             )
+        if width < group.floor:
+            raise ValueError(
+                f"the mask keeps {width} filters of group {group.name}, expected {group.floor} or "
+                "more: the network's code decides by this width, and with fewer it would be "
+                "another network"
+            )
 
 
 @torch.no_grad()

@@ -22,11 +22,19 @@ from fppmo_ray.pruning.coupling import (
 )
 from fppmo_ray.pruning.equivalence import (
     disagreement,
+    mask_of_widths,
     proof_batch,
     randomised_copy,
 )
 from fppmo_ray.pruning.extract import AxisUnits, NumberKey, NumberUnits, Tracing
 from fppmo_ray.pruning.network_io import ExampleInputs
+from fppmo_ray.pruning.width_decisions import (
+    WidthDecision,
+    changing_widths,
+    smallest_floor,
+    usual_widths,
+    width_decisions,
+)
 
 __all__ = ["Tracing", "trace"]
 
@@ -68,8 +76,8 @@ def trace(
         survey = _Survey(twin, inputs, coupling, float_bytes, coupling.numbers)
         candidates, unsound = candidate_groups(coupling, ignored)
         sound = survey.sound(candidates, unsound)
-        if sound:
-            survey = survey.with_sound_guesses(sound)
+        sound = survey.within_decisions(sound, unsound)
+        survey, sound = survey.at_extremes(sound, unsound)
     reasons = "; ".join(f"{name} ({reason})" for name, reason in unsound.items())
     if not sound:
         raise ValueError(
@@ -79,6 +87,13 @@ def trace(
     if unsound:
         message = f"channel groups left whole, since they cannot be pruned exactly: {reasons}"
         warnings.warn(message, stacklevel=2)
+    floors = [f"{group.name} ({group.floor})" for group in sound if group.floor > 1]
+    if floors:
+        warnings.warn(
+            "the network's code decides by widths and would be another with fewer filters; channel "
+            f"groups keep at least so many: {', '.join(floors)}",
+            stacklevel=2,
+        )
     return survey.tracing(sound, tuple(unsound))
 
 
@@ -156,20 +171,110 @@ class _Survey:
         accepted = self._bisect(candidates[:half], accepted, unsound)
         return self._bisect(candidates[half:], accepted, unsound)
 
-    def with_sound_guesses(self, chosen: list[CandidateGroup]) -> _Survey:
-        """Return a survey that also mends numbers which may be widths, if that proves right.
+    def within_decisions(
+        self, chosen: list[CandidateGroup], unsound: dict[str, str]
+    ) -> list[CandidateGroup]:
+        """Return the groups with floors above which the network's code decides as when dense.
+
+        A decision counts only if a network in which it turns out differently computes something
+        else. Groups for which there is no floor are left out.
 
         Args:
-            chosen: The groups of the space.
+            chosen: The groups to limit.
+            unsound: Names of groups that must stay, with the reason; changed in place.
         """
-        guessing = replace(self, numbers={**self.numbers, **self.coupling.guesses})
-        if len(guessing.tracing(chosen).numbers) == len(self.tracing(chosen).numbers):
-            return self
-        return self if guessing._reason(chosen) else guessing
+        harmless: set[int] = set()
+        while chosen:
+            low, high = _widths(chosen)
+            decisions = self._decisions(chosen)
+            open_ones = [one for one in decisions if id(one.source) not in harmless]
+            harmful = self._harmful(chosen, open_ones, harmless)
+            if harmful is None:
+                return chosen
+            floor = smallest_floor(harmful, low, high)
+            if floor is not None:
+                group, width = floor
+                chosen = [*chosen]
+                chosen[group] = replace(chosen[group], floor=width)
+            else:
+                reason = f"the network's code decides by its width in {harmful.place}"
+                unsound.update({chosen[group].name: reason for group in harmful.groups})
+                chosen = [c for index, c in enumerate(chosen) if index not in harmful.groups]
+        return chosen
 
-    def _reason(self, chosen: list[CandidateGroup]) -> str | None:
-        """Why these groups cannot be pruned together; None if they can."""
-        return disagreement(self.twin, self.tracing(chosen), self.inputs)
+    def _harmful(
+        self, chosen: list[CandidateGroup], decisions: list[WidthDecision], harmless: set[int]
+    ) -> WidthDecision | None:
+        """The first decision that makes another network; the others are added to ``harmless``."""
+        low, high = _widths(chosen)
+        everywhere = range(len(chosen))
+        for widths, changed in changing_widths(decisions, low, high, everywhere):
+            if self._reason(chosen, widths) is None:
+                harmless.update(id(decision.source) for decision in changed)
+                continue
+            for decision in changed:
+                alone = next(changing_widths([decision], low, high, decision.groups), None)
+                if alone is None or self._reason(chosen, alone[0]) is not None:
+                    return decision
+                harmless.add(id(decision.source))
+            return changed[0]  # each is harmless alone, but not with the others
+        return None
+
+    def at_extremes(
+        self, chosen: list[CandidateGroup], unsound: dict[str, str]
+    ) -> tuple[_Survey, list[CandidateGroup]]:
+        """Prove the groups at their smallest widths and at equal ones.
+
+        Decisions by widths that were not seen, as those of ``squeeze`` and of compiled code, show
+        at these. Groups that fail are given a floor, or left out.
+
+        Args:
+            chosen: The groups to prove.
+            unsound: Names of groups that must stay, with the reason; changed in place.
+
+        Returns:
+            A survey that mends modules' numbers that may be widths too, if that proves right, and
+            the groups.
+        """
+        while chosen:
+            low, high = _widths(chosen)
+            equal = np.clip(max(2, int(high.min()) - 1, int(low.max())), low, high)
+            guessing = replace(self, numbers={**self.numbers, **self.coupling.guesses})
+            if guessing._reason(chosen, low, equal) is None:
+                return guessing, chosen
+            if self.coupling.guesses and self._reason(chosen, low, equal) is None:
+                return self, chosen
+            kept: list[CandidateGroup] = []
+            for index, candidate in enumerate(chosen):
+                alone = np.where(np.arange(len(high)) == index, low, high)
+                together = np.where(np.arange(len(high)) <= index, equal, high)
+                reason = self._reason(chosen, alone, together)
+                if reason is None:
+                    kept.append(candidate)
+                elif 2 * candidate.floor < len(candidate.units):
+                    kept.append(replace(candidate, floor=2 * candidate.floor))
+                else:
+                    unsound[candidate.name] = reason
+            chosen = kept
+        return self, chosen
+
+    def _reason(self, chosen: list[CandidateGroup], *widths: IntArray) -> str | None:
+        """Why these groups cannot be pruned together, at random or given widths; None if so."""
+        tracing, rng = self.tracing(chosen), np.random.default_rng(0)
+        space = tracing.space
+        if not widths:
+            widths = tuple(usual_widths(self._decisions(chosen), space.dense_widths, rng))
+        masks = [mask_of_widths(space, width, rng) for width in widths]
+        return disagreement(self.twin, tracing, self.inputs, masks)
+
+    def _decisions(self, chosen: list[CandidateGroup]) -> list[WidthDecision]:
+        """The decisions that masks of these groups may change."""
+        decisions, (low, high) = self.coupling.decisions, _widths(chosen)
+        return [
+            decision
+            for decision in width_decisions(decisions, self._filter_of_unit(chosen), high)
+            if decision.can_change(low, high)
+        ]
 
     def tracing(self, chosen: list[CandidateGroup], left_whole: tuple[str, ...] = ()) -> Tracing:
         """Return the tracing in which these groups can be pruned and all other units are kept.
@@ -179,12 +284,15 @@ class _Survey:
             left_whole: Names of the groups that cannot be pruned.
         """
         groups = tuple(
-            ChannelGroup(name=group.name, num_filters=len(group.units)) for group in chosen
+            ChannelGroup(
+                name=group.name,
+                num_filters=len(group.units),
+                min_keep=group.floor,
+                floor=group.floor,
+            )
+            for group in chosen
         )
-        order = np.concatenate([np.array(group.units, dtype=np.int64) for group in chosen])
-        # Unit -1 reads the last entry.
-        filter_of_unit = np.full(self.coupling.num_units + 1, -1, dtype=np.int64)
-        filter_of_unit[order] = np.arange(len(order))
+        filter_of_unit = self._filter_of_unit(chosen)
         slices = tuple(
             AxisUnits(tensor=part.axis[0], axis=part.axis[1], units=units, side=part.side)
             for part in self.coupling.axes
@@ -202,6 +310,19 @@ class _Survey:
             if ((counted := filter_of_unit[units]) >= 0).any()
         )
         return Tracing(space=space, slices=slices, left_whole=left_whole, numbers=numbers)
+
+    def _filter_of_unit(self, chosen: list[CandidateGroup]) -> IntArray:
+        """Index into a mask of these groups per unit, -1 = always kept; unit -1 reads the last."""
+        order = np.concatenate([np.array(group.units, dtype=np.int64) for group in chosen])
+        filter_of_unit = np.full(self.coupling.num_units + 1, -1, dtype=np.int64)
+        filter_of_unit[order] = np.arange(len(order))
+        return filter_of_unit
+
+
+def _widths(chosen: list[CandidateGroup]) -> tuple[IntArray, IntArray]:
+    """Smallest and dense width per group, each ``(num_groups,)``."""
+    low = np.array([group.floor for group in chosen], dtype=np.int64)
+    return low, np.array([len(group.units) for group in chosen], dtype=np.int64)
 
 
 def _check_convolutional(model: nn.Module) -> None:
