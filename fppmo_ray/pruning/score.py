@@ -28,6 +28,7 @@ from fppmo_ray.training import (
     lay_out,
     recalibrate_batchnorm,
 )
+from fppmo_ray.training.distill import FEW_IMAGES
 
 # Recalibration batch: it divides the usual image counts, and statistics of 250 images are steady.
 _BATCH = 250
@@ -62,8 +63,8 @@ class Candidate:
     fidelity: Fidelity
     """How much work to do."""
     recipe: Recipe
-    """Recipe of the fine-tuning steps. Its distillation is not used, since the teacher would double
-    the steps' cost."""
+    """Recipe of the fine-tuning steps by labels. Its distillation is not used, since the teacher
+    would double the steps' cost."""
     seed: tuple[int, ...] = (0,)
     """Random seed that decides which images are drawn and their order."""
     compute: ComputeConfig = PLAIN_COMPUTE
@@ -74,6 +75,9 @@ class Candidate:
     answers: DenseAnswers | None = None
     """The dense network's answers to the held-out images: the loss is then the divergence from
     them. None: the loss is the cross-entropy with the labels."""
+    few_images: Images | None = None
+    """The calibration images: the steps are then a distillation of the dense network's answers to
+    them, by ``FEW_IMAGES`` and after the recalibration. None: the steps are by labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,24 +140,31 @@ class ScoreInRungs:
         if candidate.refit is not None:
             candidate.refit(self.network, keep)
         lay_out(self.network, candidate.compute)
+        few, labels_alone = candidate.few_images, replace(candidate.recipe, distillation_weight=0.0)
         self._training = StepTraining(
             self.network,
-            search_train,
-            replace(candidate.recipe, distillation_weight=0.0),
+            search_train if few is None else few,
+            labels_alone if few is None else FEW_IMAGES,
             steps=fidelity.steps,
             seed=int(rng.integers(2**31)),
             compute=candidate.compute,
+            teacher=None if few is None else dense,
         )
+        if few is not None:
+            self.recalibrate()  # and not after the distillation, which it would cost two points
 
     def measure_at(self, rung: int) -> Metrics:
         """Train until ``rung`` steps are done in total, recalibrate, and evaluate.
+
+        A distillation is recalibrated before its first step instead.
 
         Raises:
             ValueError: more than ``rung`` steps are done already, or the fidelity has fewer.
             RuntimeError: the steps diverged, or the loss is not finite.
         """
         self.train_to(rung)
-        self.recalibrate()
+        if self._candidate.few_images is None:
+            self.recalibrate()
         return self.look()
 
     def train_to(self, rung: int) -> None:

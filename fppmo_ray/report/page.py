@@ -16,6 +16,7 @@ from fppmo_ray.report import drawings
 from fppmo_ray.report.result_rows import (
     ACCURACY,
     cut_table,
+    moments_of,
     on_test,
     plain,
     size_columns,
@@ -68,6 +69,8 @@ figure svg { display: block; width: 100%; height: auto; font-family: inherit }
 summary { cursor: pointer; margin-top: 1rem }
 pre { overflow-x: auto; background: var(--soft); padding: 0.75rem; border-radius: 6px }
 """
+
+_UNFINISHED: dict[str, Any] = {"variants": []}
 
 
 def write_report(run_dir: str | Path, output: Path) -> list[Path]:
@@ -185,14 +188,16 @@ def _cuts(figures: dict[str, Any]) -> list[str]:
 def _result_columns(run: Run) -> list[str]:
     [dense] = run.named(DENSE)
     unit = f", {run.measure.unit}" if run.measure.unit else ""
-    return ["network", f"before{unit}", f"after{unit}", *size_columns(dense)]
+    moments = [f"{moment}{unit}" for moment in moments_of(run.figures or _UNFINISHED)]
+    return ["network", *moments, *size_columns(dense)]
 
 
 def _result_rows(run: Run) -> list[list[str]]:
-    variants = (run.figures or {}).get("variants", [])
+    figures = run.figures or _UNFINISHED
+    moments = moments_of(figures)
     return [
-        [title_of(row), *(run.measure.text(row, at) for at in ("before", "after")), *sizes(row)]
-        for row in variants
+        [title_of(row), *(run.measure.text(row, at) for at in moments), *sizes(row)]
+        for row in figures["variants"]
     ]
 
 

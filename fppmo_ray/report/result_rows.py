@@ -67,8 +67,11 @@ class Measure:
 
         Args:
             row: The network's row of result.json.
-            moment: ``before`` or ``after`` fine-tuning.
+            moment: ``before`` fine-tuning, ``distilled`` or ``after``; the text is empty if the
+                network was not tested then.
         """
+        if moment not in row:
+            return ""
         figures = [self.of(row, moment)]
         if (top5 := row[moment]["test"].get(_TOP5)) is not None:
             figures.append(self.scale * top5)
@@ -93,6 +96,17 @@ def measure_of(recorded: Mapping[str, Any]) -> Measure:
         return ACCURACY
     name, _, unit = label_of(task["measure"]).partition(", ")
     return Measure(name=name, unit=unit, entry="score", scale=1)
+
+
+def moments_of(figures: Mapping[str, Any]) -> dict[str, str]:
+    """Return the moments at which networks were tested, each with the name of its column.
+
+    Args:
+        figures: The content of result.json.
+    """
+    has_distilled = any("distilled" in row for row in figures["variants"])
+    distilled = {"distilled": "after distillation"} if has_distilled else {}
+    return {"before": "before fine-tuning", **distilled, "after": "after"}
 
 
 def on_test(figures: Mapping[str, Any]) -> str:

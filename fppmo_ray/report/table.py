@@ -14,6 +14,7 @@ from fppmo_ray.distribution.limits import Resource
 from fppmo_ray.report.result_rows import (
     cut_table,
     measure_of,
+    moments_of,
     on_test,
     plain,
     size_columns,
@@ -53,13 +54,15 @@ def print_result(run_dir: str | Path, console: Console) -> None:
     dense, *others = figures["variants"]
     measure = measure_of(figures)
     table = Table(title=_literal(f"{name}: {on_test(figures)}; chosen: {figures['chosen']}"))
-    for column in ("network", "before fine-tuning", "after", *size_columns(dense)):
+    moments = moments_of(figures)
+    for column in ("network", *moments.values(), *size_columns(dense)):
         table.add_column(_literal(column), justify="left" if column == "network" else "right")
-    table.add_row("dense", measure.text(dense, "before"), "", *sizes(dense))
-    table.add_row("dense, same extra training", "", measure.text(dense, "after"), *sizes(dense))
+    for title, moment in (("dense", "before"), ("dense, same extra training", "after")):
+        texts = [measure.text(dense, at) if at == moment else "" for at in moments]
+        table.add_row(title, *texts, *sizes(dense))
     for row in others:
-        title = _literal(title_of(row))
-        table.add_row(title, *(measure.text(row, at) for at in ("before", "after")), *sizes(row))
+        texts = [measure.text(row, at) for at in moments]
+        table.add_row(_literal(title_of(row)), *texts, *sizes(row))
     console.print(table)
     _print_cuts(figures, console)
     if epochs := figures.get("epochs_between_stages", 0):

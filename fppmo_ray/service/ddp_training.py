@@ -221,7 +221,7 @@ def _resumed(
     unfinished = []
     for training in trainings:
         name, num_epochs = training.task.name, training.task.recipe.epochs
-        epoch, state = resume_point(name, run)
+        epoch, state = resume_point(training, run)
         if state is not None and epoch >= num_epochs:
             states[name] = state
         else:

@@ -38,9 +38,10 @@ from fppmo_ray.service.journal.facts import (
     latest_feedback,
 )
 from fppmo_ray.service.pool.call import Call
-from fppmo_ray.service.trainings import Training
+from fppmo_ray.service.trainings import Training, train_side_by_side
 from fppmo_ray.service.worker_protocol import Evaluation, SharedWeights, TrainingTask, Worker
 from fppmo_ray.training import state_from_bytes
+from fppmo_ray.training.distill import FEW_IMAGES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,8 @@ def finalize(context: Context, found: Found, source: Mapping[str, Any] | None) -
     for variant in variants:
         if variant.name == FPPMO:
             _check_exact(context, variant)
-    states = _fine_tune(context, found.given, variants)
+    distilled = _distill(context, found.given, variants)
+    states = _fine_tune(context, found.given, variants, distilled)
     settings, problem = context.settings, context.problem
     [started] = context.run.all(Started)
     result = {
@@ -95,14 +97,18 @@ def finalize(context: Context, found: Found, source: Mapping[str, Any] | None) -
         **({"task": started.identity["task"]} if "task" in started.identity else {}),
         "epochs_between_stages": settings.stage_epochs * (found.stages - 1),
         **_table_figures(context),
-        "variants": _figures(context, variants, states),
+        "variants": _figures(context, variants, distilled, states),
         "score_noise": _score_noise(found),
         "scores": _score_costs(found),
     }
     artifacts: dict[str, str] = {}
     for variant in variants:
         if variant.name == FPPMO:
-            artifacts |= _keep_network(context, variant, states[variant.task], source)
+            for is_distilled, networks in ((False, states), (True, distilled)):
+                if variant.task in networks:
+                    names = network_names(variant.macs_cut, distilled=is_distilled)
+                    state = networks[variant.task]
+                    artifacts |= _keep_network(context, variant, state, source, names)
     content = json.dumps(result, indent=2).encode()
     artifacts[RESULT] = context.run.write_artifact(RESULT, content)
     context.run.record([Finished(artifacts=artifacts)])
@@ -133,8 +139,37 @@ def _variants(found: Found) -> list[_Variant]:
     return variants
 
 
-def _fine_tune(
+def _distill(
     context: Context, teacher: SharedWeights, variants: Sequence[_Variant]
+) -> dict[str, bytes]:
+    """Distil every pruned network, if asked to; return the states to train on from, by task."""
+    steps, seed = context.settings.distill_steps, context.settings.seed
+    if not steps:
+        return {}
+    trainings = {
+        variant.task: Training(
+            task=TrainingTask(
+                name=f"{variant.task}-distilled",
+                keep=variant.keep,
+                recipe=replace(FEW_IMAGES, epochs=1),
+                seed=seed,
+                distill_steps=steps,
+            ),
+            weights=variant.weights,
+            teacher=teacher,
+        )
+        for variant in variants
+        if variant.same_as is None and variant.keep is not None
+    }
+    states = train_side_by_side(list(trainings.values()), context.pool, context.run)
+    return {name: states[training.task.name] for name, training in trainings.items()}
+
+
+def _fine_tune(
+    context: Context,
+    teacher: SharedWeights,
+    variants: Sequence[_Variant],
+    distilled: Mapping[str, bytes],
 ) -> dict[str, bytes]:
     """Return the final training state of every variant, by its task."""
     recipe, seed = context.settings.recipe, context.settings.seed
@@ -149,6 +184,7 @@ def _fine_tune(
             ),
             weights=variant.weights,
             teacher=teacher,
+            start=distilled.get(variant.task),
         )
         for variant in variants
         if variant.same_as is None
@@ -159,15 +195,23 @@ def _fine_tune(
 def _figures(
     context: Context,
     variants: Sequence[_Variant],
-    states: dict[str, bytes],
+    distilled: Mapping[str, bytes],
+    states: Mapping[str, bytes],
 ) -> list[dict[str, Any]]:
-    evaluations = context.pool.run(
-        [
-            _evaluation(variant, state)
-            for variant in variants
-            for state in (None, states[variant.task])  # before and after
-        ]
-    )
+    moments = [
+        (variant, moment, state)
+        for variant in variants
+        for moment, state in (
+            ("before", None),
+            ("distilled", distilled.get(variant.task)),
+            ("after", states[variant.task]),
+        )
+        if moment != "distilled" or state is not None
+    ]
+    found = context.pool.run([_evaluation(variant, state) for variant, _, state in moments])
+    evaluated: dict[tuple[str, float | None], dict[str, Evaluation]] = {}
+    for (variant, moment, _), evaluation in zip(moments, found, strict=True):
+        evaluated.setdefault((variant.name, variant.macs_cut), {})[moment] = evaluation
     masks = [variant.keep for variant in variants]
     # Alone, and in one call, so that nothing else slows the networks down.
     weights = variants[0].weights.shared
@@ -176,12 +220,10 @@ def _figures(
     )
     [latencies] = context.pool.run([call])
     return [
-        _row(context, variant, latency, {"before": before, "after": after})
+        _row(context, variant, latency, evaluated[variant.name, variant.macs_cut])
         | ({"cuts": cuts} if cuts else {})
-        for variant, latency, cuts, before, after in zip(
-            *(variants, latencies, _cut_figures(context, masks)),
-            *(evaluations[::2], evaluations[1::2]),
-            strict=True,
+        for variant, latency, cuts in zip(
+            variants, latencies, _cut_figures(context, masks), strict=True
         )
     ]
 
@@ -258,12 +300,15 @@ def _score_costs(found: Found) -> dict[str, Any]:
 
 
 def _keep_network(
-    context: Context, variant: _Variant, state: bytes, source: Mapping[str, Any] | None
+    context: Context,
+    variant: _Variant,
+    state: bytes,
+    source: Mapping[str, Any] | None,
+    names: tuple[str, str],
 ) -> dict[str, str]:
     """Save a chosen network's weights, then its recipe, as artifacts; return their SHA-256."""
     keep = variant.keep
     assert keep is not None  # what was chosen is a mask
-    names = network_names(variant.macs_cut)
     with tempfile.TemporaryDirectory() as folder:
         save_network(
             _rebuild(context, keep, state),

@@ -18,6 +18,7 @@ from fppmo_ray.pruning import Candidate, Score, Tracing, extract, score
 from fppmo_ray.pruning.calibration import Calibration, Refit
 from fppmo_ray.pruning.calibration.divergence import DenseAnswers
 from fppmo_ray.pruning.compute_trial import ComputeTrial, Timed, try_compute, try_training
+from fppmo_ray.pruning.distillation import distill_pruned
 from fppmo_ray.service.dense_calibration import DenseCalibration
 from fppmo_ray.service.settings import Placement, SearchSettings
 from fppmo_ray.service.task import Batches
@@ -176,7 +177,8 @@ class ImagesOnWorker:
         self._device = device
         self._threads = threads
         self.images = cache(self._open)
-        """Returns the images of ``search_train``, ``search_val``, ``choose_val`` or ``test``."""
+        """Returns the images of ``search_train``, ``search_val``, ``choose_val`` or ``test``, or
+        those of search-train that calibrate (``calibration``)."""
         self._calibration = DenseCalibration(tracing, self._calibration_images, threads=threads)
         self._dense_answers: dict[str, DenseAnswers] = {}
         """The last dense network's answers, by split."""
@@ -210,6 +212,7 @@ class ImagesOnWorker:
             compute: How passes are computed.
         """
         settings = self._settings
+        distils = settings.score_by == "divergence" and settings.score_steps > 0
         return Candidate(
             dense=dense,
             tracing=self._tracing,
@@ -224,6 +227,7 @@ class ImagesOnWorker:
             compute=compute,
             refit=self._refit(dense),
             answers=self._answers(dense, split),
+            few_images=self.images("calibration") if distils else None,
         )
 
     def score(
@@ -310,6 +314,13 @@ class ImagesOnWorker:
         )
         return new_state, TrainingReport(loss=report.loss, seconds=report.seconds)
 
+    def distill(
+        self, network: nn.Module, dense: nn.Module, keep: BoolArray, *, steps: int, seed: int
+    ) -> None:
+        """Distil on the calibration images, augmented; see ``TaskOnWorker.distill``."""
+        few = self.images("calibration")
+        distill_pruned(network, dense, self._tracing, keep, few, steps=steps, seed=seed)
+
     def evaluate(self, network: nn.Module, split: str, dense: nn.Module) -> dict[str, float]:
         """Return loss and accuracy of a network.
 
@@ -350,8 +361,12 @@ class ImagesOnWorker:
     def _open(self, split: str) -> Images:
         dataset = self._task.dataset
         source = dataset.test if split == "test" else dataset.train
-        is_test = split == "test"
-        rows = np.arange(len(source.labels)) if is_test else getattr(self._task.splits, split)
+        if split == "test":
+            rows = np.arange(len(source.labels))
+        elif split == "calibration":
+            rows = self._task.splits.search_train[self._drawn(self._settings.calibration_images)]
+        else:
+            rows = getattr(self._task.splits, split)
         return open_images(source, rows, dataset, self._device, decoding_threads=self._threads)
 
 

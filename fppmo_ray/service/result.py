@@ -52,6 +52,8 @@ class Best:
     """Figure on the test split before fine-tuning: accuracy in [0, 1], or the task's own score."""
     test_score: float
     """The same figure after fine-tuning."""
+    test_score_distilled: float | None = None
+    """The same figure after distillation, before fine-tuning; None: nothing was distilled."""
 
     @property
     def test_accuracy_before(self) -> float:
@@ -124,16 +126,18 @@ class SearchResult:
     def _facts(self) -> list[Fact]:
         return read_journal(self.run_dir)
 
-    def network(self, macs_cut: float | None = None) -> nn.Module:
+    def network(self, macs_cut: float | None = None, *, distilled: bool = False) -> nn.Module:
         """Return the smaller, fine-tuned network, in eval mode on the CPU.
 
         Args:
             macs_cut: Budget of the network; None: the only one.
+            distilled: Whether to return the network after distillation and before fine-tuning.
 
         Raises:
-            ValueError: the search had no such budget, or several budgets and ``macs_cut`` is None.
+            ValueError: the search had no such budget, or several budgets and ``macs_cut`` is None;
+                or it distilled no network.
         """
-        with network_files(self.run_dir, macs_cut) as (_, recipe):
+        with network_files(self.run_dir, macs_cut, distilled=distilled) as (_, recipe):
             return load_network(recipe, constructor=lambda: copy.deepcopy(self.dense).cpu())
 
 
@@ -147,6 +151,7 @@ def _best(row: dict[str, Any], chosen: Chosen, figures: dict[str, Any]) -> Best:
         widths=row["widths"],
         test_score_before=_test_score(row["before"]),
         test_score=_test_score(row["after"]),
+        test_score_distilled=_test_score(row["distilled"]) if "distilled" in row else None,
     )
 
 

@@ -122,6 +122,19 @@ class TaskOnWorker(Protocol):
             shard: Which part of every batch this process takes.
         """
 
+    def distill(
+        self, network: nn.Module, dense: nn.Module, keep: BoolArray, *, steps: int, seed: int
+    ) -> None:
+        """Train a pruned network, in place, to answer as the dense one on the calibration images.
+
+        Args:
+            network: What the mask leaves, refitted and recalibrated.
+            dense: The dense network.
+            keep: The mask, ``(num_filters,)``.
+            steps: Number of steps.
+            seed: Random seed.
+        """
+
     def evaluate(self, network: nn.Module, split: str, dense: nn.Module) -> dict[str, float]:
         """Return figures of a network by name.
 
@@ -196,14 +209,14 @@ class Task(Protocol):
         """
 
 
-_OF_LABELS = ("score_steps", "rank_by", "baseline_epochs", "stages", "dtype", "autotune", "recipe")
+_OF_LABELS = ("rank_by", "baseline_epochs", "stages", "dtype", "autotune", "recipe")
 """Settings that say how labelled images are scored and trained on, which a task's functions do."""
 _OF_IMAGES = (
-    *("calibration_images", "refit", "start", "score_by"),
+    *("calibration_images", "refit", "start", "score_by", "distill_steps"),
     *("recalibrate_images", "score_recalibrate_images"),
 )
 """Settings that say what a task's unlabelled images are used for."""
-_OF_DIVERGENCE = ("capacity_weight", "score_images", "rescore_images")
+_OF_DIVERGENCE = ("score_steps", "capacity_weight", "score_images", "rescore_images")
 """Settings that say how the divergence on a task's images becomes a score."""
 
 
@@ -428,6 +441,9 @@ class FunctionsOnWorker:
             loss = -self._score(network, seed, self._task.score)
         else:
             assert self._images is not None  # a task has a score or images
+            if settings.score_steps:
+                number = int(rng.integers(2**31))
+                self.distill(network, dense, keep, steps=settings.score_steps, seed=number)
             loss = self._images.divergence(network, dense, split, rng)
         return Score(val_loss=loss, val_accuracy=None, seconds=time.perf_counter() - begin)
 
@@ -495,6 +511,13 @@ class FunctionsOnWorker:
         self._task.fine_tune(network)
         report = TrainingReport(loss=None, seconds=time.perf_counter() - begin)
         return capture(network, None, 1), report
+
+    def distill(
+        self, network: nn.Module, dense: nn.Module, keep: BoolArray, *, steps: int, seed: int
+    ) -> None:
+        """Distil on the task's calibration images, as they are; see ``TaskOnWorker.distill``."""
+        assert self._images is not None  # or the settings are refused
+        self._images.distill(network, dense, keep, steps=steps, seed=seed)
 
     def evaluate(self, network: nn.Module, split: str, dense: nn.Module) -> dict[str, float]:
         """Return the user's score, or test, of a network at a seed that no score has.

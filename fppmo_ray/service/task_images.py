@@ -14,6 +14,7 @@ from fppmo_ray.distribution import BoolArray, IntArray
 from fppmo_ray.pruning import Tracing
 from fppmo_ray.pruning.calibration import Calibration
 from fppmo_ray.pruning.calibration.divergence import ANSWER_BATCH, DenseAnswers, divergence
+from fppmo_ray.pruning.distillation import distill_pruned
 from fppmo_ray.service.dense_calibration import DenseCalibration
 from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.training import recalibrate_batchnorm
@@ -52,6 +53,7 @@ class TaskImages:
     ) -> None:
         self._given = given
         self._examples = examples
+        self._tracing = tracing
         self._settings = settings
         self._device = device
         self._holds_out = holds_out
@@ -118,6 +120,25 @@ class TaskImages:
             known = self._answers[split] = DenseAnswers(dense, images, self._num_inputs)
         batches = images.batches(ANSWER_BATCH, drawn)
         return divergence(network, batches, known.of(drawn), self._num_inputs)
+
+    def distill(
+        self, network: nn.Module, dense: nn.Module, keep: BoolArray, *, steps: int, seed: int
+    ) -> None:
+        """Distil a pruned network on the calibration images, in place.
+
+        Args:
+            network: What the mask leaves of the dense network.
+            dense: The dense network.
+            keep: The mask, ``(num_filters,)``.
+            steps: Number of steps.
+            seed: Random seed.
+        """
+        distill_pruned(
+            *(network, dense, self._tracing, keep, self.few),
+            steps=steps,
+            seed=seed,
+            num_inputs=self._num_inputs,
+        )
 
     @cached_property
     def _splits(self) -> dict[str, Inputs]:

@@ -27,6 +27,8 @@ class Training:
     """The dense weights that the network is cut from."""
     teacher: SharedWeights
     """The dense weights to distil from, if the recipe distils."""
+    start: bytes | None = None
+    """Training state before the first epoch; None: that of the network as it is cut."""
 
 
 def train_side_by_side(
@@ -48,7 +50,7 @@ def train_side_by_side(
         pool.submit(call)
 
     for training in trainings:
-        epoch, before = resume_point(training.task.name, run)
+        epoch, before = resume_point(training, run)
         if before is not None and epoch >= training.task.recipe.epochs:
             states[training.task.name] = before
         else:
@@ -67,16 +69,17 @@ def train_side_by_side(
     return states
 
 
-def resume_point(name: str, run: RunDirectory) -> tuple[int, bytes | None]:
+def resume_point(training: Training, run: RunDirectory) -> tuple[int, bytes | None]:
     """Return the next epoch of a training, and the state before it from the last checkpoint left.
 
     A journal that was cut back names checkpoints that later ones replaced. Training is a function
     of seed and recipe, so doing epochs again gives the same facts.
 
     Args:
-        name: Name of the training.
+        training: The training.
         run: Where its checkpoints are.
     """
+    name = training.task.name
     for fact in reversed(run.all(EpochFinished)):
         if fact.task != name:
             continue
@@ -84,7 +87,7 @@ def resume_point(name: str, run: RunDirectory) -> tuple[int, bytes | None]:
             return fact.epoch + 1, run.read_artifact(fact.artifact, fact.sha256)
         except ValueError as error:
             logger.warning("%s is trained again from before epoch %d: %s", name, fact.epoch, error)
-    return 0, None
+    return 0, training.start
 
 
 def keep_epoch(
@@ -121,6 +124,9 @@ def keep_epoch(
 
 def _epoch_call(training: Training, epoch: int, state: bytes | None) -> _EpochCall:
     task, weights, teacher = training.task, training.weights.shared, training.teacher.shared
+    if task.distill_steps:
+        name = f"distillation of {task.name}"
+        return Call(name, lambda worker: worker.distill(weights, task, teacher))
     if task.recipe.epochs == 0:
         return Call(f"start of {task.name}", lambda worker: worker.untrained(weights, task))
     return Call(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -154,6 +155,17 @@ class PruningWorker:
             shard=shard,
         )
         return state_to_bytes(new_state), report
+
+    def distill(
+        self, weights: WeightsSnapshot, task: TrainingTask, teacher: WeightsSnapshot
+    ) -> tuple[bytes, TrainingReport | None]:
+        """See ``Worker.distill``."""
+        assert task.keep is not None  # the dense network has nothing to learn from itself
+        network, dense = self._network(weights, task.keep, None), self._teacher_with(teacher)
+        begin = time.perf_counter()
+        self._task.distill(network, dense, task.keep, steps=task.distill_steps, seed=task.seed)
+        report = TrainingReport(loss=None, seconds=time.perf_counter() - begin)
+        return state_to_bytes(capture(network, None, 0)), report
 
     def evaluate(
         self, weights: WeightsSnapshot, keep: BoolArray | None, state: bytes | None

@@ -95,6 +95,9 @@ class TrainingTask:
     """How it is trained, and for how many epochs."""
     seed: int
     """Random seed, >= 0."""
+    distill_steps: int = 0
+    """Steps of distillation on the calibration images, which are then the only epoch; 0: the
+    recipe's epochs."""
     compute: ComputeConfig | None = None
     """How its passes are computed; None: as scores of the same weights."""
 
@@ -214,6 +217,17 @@ class Worker(Protocol):
             state: Training state before the epoch; None: the network before training.
             teacher: The dense weights to distil from, if the recipe distils.
             shard: Which part of every batch this process takes.
+        """
+
+    def distill(
+        self, weights: WeightsSnapshot, task: TrainingTask, teacher: WeightsSnapshot
+    ) -> tuple[bytes, TrainingReport | None]:
+        """Distil a pruned network on the calibration images; return the state to train on from.
+
+        Args:
+            weights: The dense weights that the network is cut from.
+            task: The network and the number of steps.
+            teacher: The dense weights to distil from.
         """
 
     def evaluate(

@@ -7,6 +7,7 @@ import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,12 @@ class SimulatedTrainer:
         )
         loss = seed_of(what, digest({k: v.numpy() for k, v in new.network.items()})) / 2**32
         return state_to_bytes(new), TrainingReport(loss=loss, seconds=0.0)
+
+    def distill(
+        self, weights: WeightsSnapshot, task: TrainingTask, teacher: WeightsSnapshot
+    ) -> tuple[bytes, TrainingReport]:
+        state, report = self.train_epoch(weights, task, 0, None, teacher)
+        return state_to_bytes(replace(state_from_bytes(state), epochs_done=0)), report
 
     def _network(self, weights: WeightsSnapshot, keep: np.ndarray | None) -> nn.Module:
         network = copy.deepcopy(self._problem.network)

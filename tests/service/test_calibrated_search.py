@@ -15,7 +15,7 @@ from fppmo_ray import Placement, Recipe, SearchResult, SearchSettings, load_data
 from fppmo_ray.distribution import Proposal
 from fppmo_ray.report import draw_figures, print_result, print_status, write_report
 from fppmo_ray.service.journal.facts import AllocationChosen, EpochFinished, Rescored
-from fppmo_ray.training import build_network
+from fppmo_ray.training import build_network, evaluate, open_images
 
 SETTINGS = SearchSettings(
     macs_cut=0.5,
@@ -43,7 +43,7 @@ def searched(run_dir: Path, settings: SearchSettings) -> SearchResult:
 def test_without_proposals_the_allocation_is_fine_tuned_and_no_mask_scored(
     local_ray: None, tmp_path: Path
 ) -> None:
-    result = searched(tmp_path / "run", replace(SETTINGS, proposals=0))
+    result = searched(tmp_path / "run", replace(SETTINGS, proposals=0, distill_steps=4))
     rows = {row["name"]: row for row in result.figures["variants"]}
     assert list(rows) == ["dense", "importance-only", "allocation", "fppmo"]
     assert result.best.finalist == "allocation"
@@ -51,13 +51,25 @@ def test_without_proposals_the_allocation_is_fine_tuned_and_no_mask_scored(
     assert rows["allocation"]["after"] == rows["fppmo"]["after"]
     assert all_of(tmp_path / "run", Proposal) == all_of(tmp_path / "run", Rescored) == []
     trained = {fact.task for fact in all_of(tmp_path / "run", EpochFinished)}
-    assert trained == {"baseline", "dense", "importance-only", "fppmo"}
+    distilled = {"importance-only-distilled", "fppmo-distilled"}
+    assert trained == {"baseline", "dense", "importance-only", "fppmo", *distilled}
+    assert "distilled" not in rows["dense"]
+    assert rows["allocation"]["distilled"] == rows["fppmo"]["distilled"]
+    figures = [rows["fppmo"][at]["test"]["accuracy"] for at in ("before", "distilled", "after")]
+    assert len(set(figures)) == 3
+    assert result.best.test_score_distilled == figures[1]
+    test = open_images(load_dataset("digits").test, None, load_dataset("digits"))
+    networks = result.network(distilled=True), result.network()
+    for network, figure in zip(networks, figures[1:], strict=True):
+        assert evaluate(network, test.batches(250)).accuracy == pytest.approx(figure, abs=1e-6)
     assert len(result.history) == 0
     console = Console(record=True, width=160)
     print_result(result.run_dir, console)
     print_status(result.run_dir, console)
     text = console.export_text()
     assert "chosen: allocation" in text
+    assert "after distillation" in text
+    assert f"{100 * figures[1]:.2f}" in text
     assert "no scores" in text
     draw_figures(result.run_dir)
     assert "allocation" in write_report(result.run_dir, tmp_path / "report.html")[0].read_text()
@@ -132,6 +144,7 @@ def test_a_search_from_the_allocation_that_is_killed_ends_like_an_undisturbed_on
         ({"gamma": -1.0}, "gamma must be finite and >= 0, got -1.0"),
         ({"gamma": ()}, r"gamma must be finite and >= 0, got \(\)"),
         ({"calibration_images": 0}, "calibration_images must be >= 1"),
+        ({"distill_steps": -1}, "distill_steps must be >= 0, got -1"),
         ({"score_by": "guess"}, "score_by must be one of"),
         ({"importance": "best"}, "importance must be one of .*obs"),
     ],

@@ -125,6 +125,16 @@ def test_the_images_are_asked_for_once_and_a_refit_makes_up_for_what_was_removed
     assert losses[2] == losses[3] < 0.1 * losses[0]
 
 
+def test_a_score_may_be_a_short_distillation() -> None:
+    keep = np.arange(12) % 2 == 0
+    losses = []
+    for steps in (0, 30, 30):
+        problem = problem_of(score_steps=steps, refit=False)
+        worker, weights = PruningWorker(problem, 0), snapshot(problem, Sharpener())
+        losses.append(worker.score(weights, proposal_of(keep)).val_loss)
+    assert losses[1] == losses[2] < 0.8 * losses[0]
+
+
 class Sum(nn.Module):
     """Takes two images."""
 
@@ -158,11 +168,13 @@ def test_too_few_images_to_hold_some_out_are_refused() -> None:
 
 def test_widths_are_found_without_any_score(local_ray: None, tmp_path: Path) -> None:
     one = Placement(workers=1)
-    result = search(Sharpener(), task(), SETTINGS, run_dir=tmp_path / "run", placement=one)
-    rows = {row["name"]: row["after"]["test"]["score"] for row in result.figures["variants"]}
-    assert result.best.finalist == "allocation"
-    assert rows["dense"] == 0.0
-    assert -0.5 < rows["fppmo"] < 0
+    settings = replace(SETTINGS, distill_steps=40)
+    result = search(Sharpener(), task(), settings, run_dir=tmp_path / "run", placement=one)
+    best, dense = result.best, result.figures["variants"][0]
+    assert best.finalist == "allocation"
+    assert dense["after"]["test"]["score"] == 0.0
+    assert -0.5 < best.test_score_before < best.test_score < 0
+    assert best.test_score_distilled == best.test_score  # without fine_tune, it is the end
     console = Console(record=True, width=160)
     print_result(result.run_dir, console)
     assert "minus divergence on test" in console.export_text()

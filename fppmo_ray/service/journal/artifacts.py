@@ -32,9 +32,14 @@ ALLOCATION = "allocation"
 """The networks of the final table."""
 
 
-def network_names(macs_cut: float | None = None) -> tuple[str, str]:
-    """Return the file names of a chosen network's weights and recipe, for its budget if several."""
-    stem = name_for_budget("network", macs_cut)
+def network_names(macs_cut: float | None = None, *, distilled: bool = False) -> tuple[str, str]:
+    """Return the file names of a chosen network's weights and recipe.
+
+    Args:
+        macs_cut: Its budget, if the search has several.
+        distilled: Whether it is the network after distillation and before fine-tuning.
+    """
+    stem = name_for_budget("network-distilled" if distilled else "network", macs_cut)
     return f"{stem}.pt", f"{stem}.json"
 
 
@@ -90,22 +95,30 @@ def _read_result(storage: Storage, name: str, digests: Mapping[str, str]) -> byt
 
 @contextmanager
 def network_files(
-    run_dir: str | Path, macs_cut: float | None = None
+    run_dir: str | Path, macs_cut: float | None = None, *, distilled: bool = False
 ) -> Iterator[tuple[Path, Path]]:
     """Yield weights and recipe of a smaller network, as files of this machine.
 
     Args:
         run_dir: Run directory of a finished search.
         macs_cut: The budget, if the search had several.
+        distilled: Whether to yield the network after distillation and before fine-tuning.
 
     Raises:
         FileNotFoundError: a file is missing that the journal does not name.
-        ValueError: the search has not finished, it had no such budget, or a file is not the one
-            that it wrote.
+        ValueError: the search has not finished, it had no such budget or no distillation, or a file
+            is not the one that it wrote.
     """
     storage = open_storage(run_dir)
     facts = facts_in(storage)
-    weights, recipe = names = network_names(_budget(read_figures(run_dir, facts), macs_cut))
+    figures = read_figures(run_dir, facts)
+    if distilled and not figures["settings"].get("distill_steps"):
+        raise ValueError(
+            f"the search in {storage.location} distilled no network; take the final one, or search "
+            "with distill_steps"
+        )
+    budget = _budget(figures, macs_cut)
+    weights, recipe = names = network_names(budget, distilled=distilled)
     contents = {name: _read_result(storage, name, finished_artifacts(facts)) for name in names}
     if storage.local is not None:
         yield storage.local / weights, storage.local / recipe
