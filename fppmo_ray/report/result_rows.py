@@ -105,7 +105,7 @@ def moments_of(figures: Mapping[str, Any]) -> dict[str, str]:
         figures: The content of result.json.
     """
     has_distilled = any("distilled" in row for row in figures["variants"])
-    distilled = {"distilled": "after distillation"} if has_distilled else {}
+    distilled = {"distilled": "distilled"} if has_distilled else {}
     return {"before": "before fine-tuning", **distilled, "after": "after"}
 
 

@@ -68,6 +68,22 @@ def test_the_closing_table_sets_the_four_networks_side_by_side(tmp_path: Path) -
     ) in lines
 
 
+def test_distilled_networks_have_a_figure_between_those_before_and_after(tmp_path: Path) -> None:
+    pruned = row("fppmo", 0.7, 0.86, 17_200_000)
+    pruned["distilled"] = {"test": {"accuracy": 0.8425}}
+    result = {
+        "chosen": "allocation",
+        "variants": [row("dense", 0.87, 0.88, 40_000_000), pruned],
+        "score_noise": None,
+        "scores": {"scored": 0, "failed": 0, "mean_seconds": None},
+    }
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    lines = [" ".join(line.replace("│", " ").split()) for line in printed(tmp_path).splitlines()]
+    assert "dense 87.00 40.00 0.0 % 123,456 500 65.5 1.50 20.25" in lines
+    assert "FPPMO 70.00 84.25 86.00 17.20 57.0 % 123,456 500 65.5 1.50 20.25" in lines
+    assert "distilled" in printed(tmp_path)
+
+
 def test_top5_accuracies_stand_behind_those_of_the_first_guess(tmp_path: Path) -> None:
     variants = [row("dense", 0.7737, 0.7702, 40_000_000), row("fppmo", 0.7, 0.76, 17_200_000)]
     for variant, top5 in zip(variants, (0.9355, 0.9301), strict=True):

@@ -68,7 +68,6 @@ def test_without_proposals_the_allocation_is_fine_tuned_and_no_mask_scored(
     print_status(result.run_dir, console)
     text = console.export_text()
     assert "chosen: allocation" in text
-    assert "after distillation" in text
     assert f"{100 * figures[1]:.2f}" in text
     assert "no scores" in text
     draw_figures(result.run_dir)
