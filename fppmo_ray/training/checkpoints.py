@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from fppmo_ray.training.images import Seed
 from fppmo_ray.training.recipe import Recipe
 
 _WRAPPERS = ("state_dict", "model", "net")
+_DIGEST_BYTES = 64  # of SHA-256, in hexadecimal
 _NUM_NAMED = 3  # tensors that an error message lists; it counts the rest
 
 
@@ -107,7 +109,10 @@ def _read(path: Path) -> object:
             "save network.state_dict() with torch.save"
         ) from error
     # On bytes that are no checkpoint, torch.load raises any of these.
-    except (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError) as error:
+    except (
+        *(RuntimeError, OSError, EOFError, ValueError, LookupError),
+        *(TypeError, AttributeError),
+    ) as error:
         raise ValueError(f"{path} is corrupt or truncated; fetch or save it again") from error
 
 
@@ -204,7 +209,10 @@ def write_checkpoint(path: Path, state: TrainingState, run: Mapping[str, Any]) -
         state: The state to write.
         run: The training's identity, from ``training_identity``.
     """
-    write_whole(path, _to_bytes({**_as_dict(state), "run": dict(run)}))
+    content = _to_bytes({**_as_dict(state), "run": dict(run)})
+    # A zip file ends with a comment and, before it, its length: torch.load reads the file as ever.
+    sealed = content[:-2] + _DIGEST_BYTES.to_bytes(2, "little")
+    write_whole(path, sealed + _digest(sealed))
 
 
 def read_checkpoint(path: Path, run: Mapping[str, Any]) -> TrainingState | None:
@@ -219,7 +227,10 @@ def read_checkpoint(path: Path, run: Mapping[str, Any]) -> TrainingState | None:
     """
     if not path.is_file():
         return None
-    content = _from_bytes(path.read_bytes(), str(path))
+    sealed = path.read_bytes()
+    if _digest(sealed[:-_DIGEST_BYTES]) != sealed[-_DIGEST_BYTES:]:
+        raise ValueError(f"{path} is corrupt or truncated; delete it to start anew")
+    content = _from_bytes(sealed, str(path))
     state = _from_dict(content, str(path))
     stored = content.get("run", {})
     differing = [name for name in run if stored.get(name) != run[name]]
@@ -230,6 +241,10 @@ def read_checkpoint(path: Path, run: Mapping[str, Any]) -> TrainingState | None:
             f"run's is {run[name]}; use another checkpoint file or delete this one"
         )
     return state
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()
 
 
 def _copy(tensor: Tensor) -> Tensor:
@@ -266,7 +281,11 @@ def _to_bytes(content: dict[str, Any]) -> bytes:
 def _from_bytes(content: bytes, source: str) -> dict[str, Any]:
     try:
         loaded = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
+    # On bytes that are no checkpoint, torch.load raises any of these.
+    except (
+        *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError),
+        *(TypeError, AttributeError),
+    ) as error:
         raise ValueError(f"{source} is corrupt or truncated; delete it to start anew") from error
     if not isinstance(loaded, dict):
         raise ValueError(f"{source} holds a {type(loaded).__name__}, expected a training state")

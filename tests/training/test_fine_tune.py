@@ -25,6 +25,7 @@ from fppmo_ray.training import (
     train_epoch,
     train_steps,
 )
+from fppmo_ray.training.checkpoints import capture, read_checkpoint, write_checkpoint
 
 RECIPE = Recipe(epochs=3, batch_size=32, learning_rate=0.05, distillation_weight=0.0)
 VARIANTS = {
@@ -162,6 +163,25 @@ def test_a_checkpoint_of_another_run_is_refused(images, tmp_path):
         fine_tune(fresh(), images, replace(recipe, momentum=0.8), seed=1, checkpoint=path)
     with pytest.raises(ValueError, match="the training state holds the weights of another network"):
         fine_tune(build_network("digits_cnn", 10), images, recipe, seed=1, checkpoint=path)
+
+
+def test_every_change_of_a_checkpoint_shows_and_torch_still_reads_it(tmp_path):
+    network = nn.Sequential(nn.Conv2d(1, 4, 3))
+    path, run = tmp_path / "checkpoint.pt", {"seed": 1}
+    write_checkpoint(path, capture(network, None, 3), run)
+    content = path.read_bytes()
+    assert torch.load(path, weights_only=True)["epochs_done"] == 3
+    for place in range(0, len(content), 13):
+        changed = bytearray(content)
+        changed[place] ^= 1 << place % 8
+        for damaged in (changed, content[:place]):
+            path.write_bytes(damaged)
+            with pytest.raises(ValueError, match=r"checkpoint\.pt is corrupt or truncated; delete"):
+                read_checkpoint(path, run)
+    path.write_bytes(content)
+    state = read_checkpoint(path, run)
+    assert state is not None
+    assert torch.equal(state.network["0.weight"], network[0].weight)
 
 
 def test_a_corrupt_checkpoint_is_refused(images, tmp_path):
