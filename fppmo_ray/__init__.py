@@ -16,9 +16,19 @@ if TYPE_CHECKING:
     from fppmo_ray.pruning.export import export_network
     from fppmo_ray.pruning.one_call import prune, prune_with_report
     from fppmo_ray.service.image_task import ImageClassification
+    from fppmo_ray.service.resources import Resources
     from fppmo_ray.service.result import SearchResult
-    from fppmo_ray.service.search import search
-    from fppmo_ray.service.settings import Placement, SearchSettings
+    from fppmo_ray.service.search import run_search, search
+    from fppmo_ray.service.setting_groups import (
+        Baseline,
+        Calibration,
+        Gradual,
+        Numerics,
+        Sampler,
+        Scoring,
+        Space,
+    )
+    from fppmo_ray.service.settings import SearchSettings
     from fppmo_ray.service.task import FunctionTask, Task
     from fppmo_ray.training import (
         Dataset,
@@ -32,18 +42,25 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
+    "Baseline": "fppmo_ray.service.setting_groups",
+    "Calibration": "fppmo_ray.service.setting_groups",
     "Dataset": "fppmo_ray.training",
     "Feedback": "fppmo_ray.distribution",
     "FunctionTask": "fppmo_ray.service.task",
+    "Gradual": "fppmo_ray.service.setting_groups",
     "ImageArrays": "fppmo_ray.training",
     "ImageClassification": "fppmo_ray.service.image_task",
     "MaskOptimizer": "fppmo_ray.distribution",
+    "Numerics": "fppmo_ray.service.setting_groups",
     "OptimizerSettings": "fppmo_ray.distribution",
-    "Placement": "fppmo_ray.service.settings",
     "Proposal": "fppmo_ray.distribution",
     "Recipe": "fppmo_ray.training",
+    "Resources": "fppmo_ray.service.resources",
+    "Sampler": "fppmo_ray.service.setting_groups",
+    "Scoring": "fppmo_ray.service.setting_groups",
     "SearchResult": "fppmo_ray.service.result",
     "SearchSettings": "fppmo_ray.service.settings",
+    "Space": "fppmo_ray.service.setting_groups",
     "Splits": "fppmo_ray.training",
     "Task": "fppmo_ray.service.task",
     "Transform": "fppmo_ray.training",
@@ -55,6 +72,7 @@ _HOMES = {
     "prune": "fppmo_ray.pruning.one_call",
     "prune_with_report": "fppmo_ray.pruning.one_call",
     "recalibrate_batchnorm": "fppmo_ray.training",
+    "run_search": "fppmo_ray.service.search",
     "save_network": "fppmo_ray.pruning",
     "search": "fppmo_ray.service.search",
     "trace": "fppmo_ray.pruning",
@@ -62,18 +80,25 @@ _HOMES = {
 }
 
 __all__ = [
+    "Baseline",
+    "Calibration",
     "Dataset",
     "Feedback",
     "FunctionTask",
+    "Gradual",
     "ImageArrays",
     "ImageClassification",
     "MaskOptimizer",
+    "Numerics",
     "OptimizerSettings",
-    "Placement",
     "Proposal",
     "Recipe",
+    "Resources",
+    "Sampler",
+    "Scoring",
     "SearchResult",
     "SearchSettings",
+    "Space",
     "Splits",
     "Task",
     "Transform",
@@ -85,6 +110,7 @@ __all__ = [
     "prune",
     "prune_with_report",
     "recalibrate_batchnorm",
+    "run_search",
     "save_network",
     "search",
     "trace",

@@ -28,33 +28,29 @@ def demo(
         seed: Random seed of the whole search, >= 0.
     """
     # Imported late, because the command line must start quickly without Ray and torch.
+    from fppmo_ray.service.resources import Resources
     from fppmo_ray.service.search import search
-    from fppmo_ray.service.settings import Placement, SearchSettings
+    from fppmo_ray.service.setting_groups import Baseline, Numerics, Scoring
     from fppmo_ray.training import Recipe, load_dataset, stratified_splits
     from fppmo_ray.training.networks import build_network, source_of
 
     run_dir = run_dir or f"runs/digits-{datetime.now():%Y%m%d-%H%M%S}"
     resuming = resume_mode(run_dir, resume=resume, resume_or_start=resume_or_start)
-    settings = SearchSettings(
-        macs_cut=0.65,
-        proposals=proposals,
-        seed=seed,
-        score_steps=10,
-        score_recalibrate_images=500,
-        score_images=500,
-        baseline_epochs=12,
-        dtype="float32",  # the same figures on every machine
-        recipe=Recipe(epochs=12, batch_size=64),
-    )
     dataset = load_dataset("digits")
     search(
         build_network("digits_cnn", 10, seed=seed),
         dataset,
-        settings,
         run_dir=run_dir,
+        macs_cut=0.65,
+        proposals=proposals,
+        seed=seed,
+        scoring=Scoring(score_steps=10, score_recalibrate_images=500, score_images=500),
+        fine_tune=Recipe(epochs=12, batch_size=64),
+        baseline=Baseline(baseline_epochs=12),
+        numerics=Numerics(dtype="float32"),  # the same figures on every machine
         # Large held-out shares: the usual tenth of 1,437 images is too small to rank masks.
         splits=stratified_splits(dataset.train.labels, search_val=0.25, choose_val=0.15, seed=seed),
-        placement=Placement(workers=workers),
+        resources=Resources(workers=workers),
         resume=resuming,
         source=source_of("digits_cnn", 10),
     )

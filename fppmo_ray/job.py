@@ -17,7 +17,7 @@ from rich.console import Console
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from fppmo_ray.service.job_client import submission
-from fppmo_ray.service.journal.run_directory import require_fit
+from fppmo_ray.service.journal.run_directory import Resume, require_fit
 from fppmo_ray.service.journal.storage import local_folder, location_of
 from fppmo_ray.service.stopping import SearchStopped, signals_stop_searches
 
@@ -125,7 +125,7 @@ def require_lasting(run_dir: str | Path) -> None:
         submission.require_lasting(run_dir)
 
 
-def resume_mode(run_dir: str | Path, *, resume: bool, resume_or_start: bool = False) -> bool | None:
+def resume_mode(run_dir: str | Path, *, resume: bool, resume_or_start: bool = False) -> Resume:
     """Return ``search``'s argument ``resume``; refuse an unfit run directory before data is loaded.
 
     Args:
@@ -134,14 +134,14 @@ def resume_mode(run_dir: str | Path, *, resume: bool, resume_or_start: bool = Fa
         resume_or_start: Resume the search in it if there is one. For jobs that a cluster restarts.
 
     Returns:
-        True or False; None with ``resume_or_start``, where the search decides as late as it can: a
-        cluster may restart a job whose first instance still runs and is about to begin.
+        True or False; ``auto`` with ``resume_or_start``, where the search decides as late as it
+        can: a cluster may restart a job whose first instance still runs and is about to begin.
 
     Raises:
         ValueError: the run directory does not last, cannot be reached, or does not fit the flags.
     """
     require_lasting(run_dir)
-    wanted = None if resume_or_start and not resume else resume
+    wanted: Resume = "auto" if resume_or_start and not resume else resume
     require_fit(run_dir, resume=wanted)
     return wanted
 

@@ -25,7 +25,7 @@ import ray
 import torch
 from torch import nn
 
-from fppmo_ray import Dataset, Placement, Recipe, Splits, load_dataset
+from fppmo_ray import Dataset, Recipe, Resources, Splits, load_dataset
 from fppmo_ray.durable_files import write_whole
 from fppmo_ray.job import require_lasting, run_job
 from fppmo_ray.service.connection import connection
@@ -128,7 +128,7 @@ class Trainer:
 def main(
     data: Path,
     output: Path,
-    placement: Placement,
+    resources: Resources,
     recipe: Recipe = RECIPE,
     *,
     network: str = "resnet56",
@@ -142,7 +142,7 @@ def main(
     Args:
         data: Folder with CIFAR-10 as parquet files or in torchvision's layout.
         output: Folder for weights, rows and figures.
-        placement: CPUs and GPUs of the one worker that trains.
+        resources: CPUs and GPUs of the one worker that trains.
         recipe: How the network is trained; it learns from labels alone.
         network: Which network: resnet20, 32, 44, 56 or 110 (``_b``: projection shortcuts), or
             vgg16_bn.
@@ -164,7 +164,7 @@ def main(
     if weights is not None:
         load_weights(dense, weights)
     splits = _splits(dataset.train.labels, search_val_rows, seed)
-    compute = ComputeConfig(dtype=dtype, threads=placement.cpus_per_worker)
+    compute = ComputeConfig(dtype=dtype, threads=resources.cpus)
     identity = {
         **training_identity(recipe, compute, seed),
         "network": network,
@@ -172,16 +172,16 @@ def main(
     }
     output.mkdir(parents=True, exist_ok=True)
     state = read_checkpoint(output / "checkpoint.pt", identity)
-    with connection(placement):
+    with connection(resources):
         trainer = (
             ray.remote(Trainer)
             .options(
-                num_cpus=placement.cpus_per_worker,
-                num_gpus=placement.gpus_per_worker,
+                num_cpus=resources.cpus,
+                num_gpus=resources.gpus,
                 max_restarts=-1,  # a lost worker is replaced and does the epoch again
                 max_task_retries=-1,
             )
-            .remote(dense, dataset, splits, recipe, compute, seed, placement.device_type)
+            .remote(dense, dataset, splits, recipe, compute, seed, resources.device_type)
         )
         figures = _train(trainer, output, state, identity, recipe.epochs)
     np.save(output / "search_val_rows.npy", held_out_rows(splits))

@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fppmo_ray import Dataset, Placement, SearchSettings, Splits, Transform, load_dataset, search
+from fppmo_ray import (
+    Dataset,
+    Resources,
+    SearchSettings,
+    Splits,
+    Transform,
+    load_dataset,
+    run_search,
+)
 from fppmo_ray.job import resume_mode, run_job, show_result
 from fppmo_ray.training import build_network, load_weights, source_of, splits_from_files
 
@@ -18,7 +26,7 @@ def main(
     data: Path,
     run_dir: str,
     settings: SearchSettings,
-    placement: Placement,
+    resources: Resources,
     transform: Transform = Transform(),  # noqa: B008 (frozen)
     *,
     network: str = "resnet56",
@@ -35,7 +43,7 @@ def main(
         run_dir: Folder for journal, checkpoints, network and figures, or a URI such as
             s3://BUCKET/PATH.
         settings: What to search for.
-        placement: Where it runs.
+        resources: Where it runs.
         transform: How images become the network's input, by default as the public ResNets were
             trained.
         network: Which network to prune: resnet20, 32, 44, 56 or 110 (``_b``: projection shortcuts),
@@ -49,19 +57,19 @@ def main(
         resume_or_start: The same, but begin it where there is none yet.
     """
     resuming = resume_mode(run_dir, resume=resume, resume_or_start=resume_or_start)
-    if weights is None and not settings.baseline_epochs:
+    if weights is None and not settings.baseline.baseline_epochs:
         raise ValueError("an untrained network tells nothing: give --weights or --baseline-epochs")
     dataset = load_dataset("cifar10", data, transform)
     dense = build_network(network, dataset.num_classes, seed=settings.seed)
     if weights is not None:
         load_weights(dense, weights)
-    search(
+    run_search(
         dense,
         dataset,
         settings,
         run_dir=run_dir,
         splits=_splits(dataset, search_val_rows, choose_val_rows, settings.seed),
-        placement=placement,
+        resources=resources,
         resume=resuming,
         source=source_of(network, dataset.num_classes),
     )

@@ -26,11 +26,11 @@ from torch.nn import functional as F
 from fppmo_ray import (
     FunctionTask,
     ImageArrays,
-    Placement,
+    Resources,
     SearchSettings,
     load_dataset,
     recalibrate_batchnorm,
-    search,
+    run_search,
 )
 from fppmo_ray.durable_files import write_whole
 from fppmo_ray.job import resume_mode, run_job, show_result
@@ -117,7 +117,7 @@ def main(
     run_dir: str,
     weights: Path,
     settings: SearchSettings,
-    placement: Placement,
+    resources: Resources,
     *,
     dataset: DatasetName = "cifar10",
     data: Path | None = None,
@@ -134,7 +134,7 @@ def main(
         weights: File of the dense network's weights; where there is none, the network is trained
             first, here, and the file written.
         settings: What to search for.
-        placement: Where it runs.
+        resources: Where it runs.
         dataset: Where the images are from.
         data: The data set's folder.
         width: Filters of each layer; the paper has 64.
@@ -164,7 +164,7 @@ def main(
         recalibrate=denoising.recalibrate,
         measure="PSNR, dB",
     )
-    search(dense, task, settings, run_dir=run_dir, placement=placement, resume=resuming)
+    run_search(dense, task, settings, run_dir=run_dir, resources=resources, resume=resuming)
     show_result(run_dir)
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fppmo_ray import Placement, Recipe, SearchSettings, Transform, search
+from fppmo_ray import Recipe, Resources, Sampler, Scoring, SearchSettings, Transform, run_search
 from fppmo_ray.job import resume_mode, run_job, show_result
 from fppmo_ray.training import (
     build_torchvision_network,
@@ -32,12 +32,14 @@ RECIPE = Recipe(
 )
 SETTINGS = SearchSettings(
     macs_cut=0.5,
-    rule="widths",  # a ResNet-50 has 40 filters for each of 640 proposals
-    score_images=1500,
-    recalibrate_images=2500,
-    score_recalibrate_images=500,
-    rescore_images=5000,
-    recipe=RECIPE,
+    fine_tune=RECIPE,
+    sampler=Sampler(rule="widths"),
+    scoring=Scoring(
+        score_images=1500,
+        recalibrate_images=2500,
+        score_recalibrate_images=500,
+        rescore_images=5000,
+    ),
 )
 """Where they differ from the defaults, for a thousand classes."""
 
@@ -45,7 +47,7 @@ SETTINGS = SearchSettings(
 def main(
     data: Path,
     run_dir: str,
-    placement: Placement,
+    resources: Resources,
     settings: SearchSettings = SETTINGS,
     transform: Transform = Transform(),  # noqa: B008 (frozen)
     *,
@@ -62,7 +64,7 @@ def main(
         data: Folder with train/<class>/* and val/<class>/*, the same on every node.
         run_dir: Folder for journal, checkpoints, network and figures, or a URI such as
             s3://BUCKET/PATH.
-        placement: Where it runs.
+        resources: Where it runs.
         settings: What to search for.
         transform: How images become the network's input.
         network: Which of torchvision's classification networks to prune.
@@ -73,13 +75,13 @@ def main(
         resume_or_start: The same, but begin it where there is none yet.
     """
     resuming = resume_mode(run_dir, resume=resume, resume_or_start=resume_or_start)
-    if weights is None and not settings.baseline_epochs:
+    if weights is None and not settings.baseline.baseline_epochs:
         raise ValueError("an untrained network tells nothing: give --weights or --baseline-epochs")
     dataset = load_imagenet(data, transform)
     dense = build_torchvision_network(network, dataset.num_classes, seed=settings.seed)
     if weights is not None:
         load_weights(dense, weights)
-    search(
+    run_search(
         dense,
         dataset,
         settings,
@@ -90,7 +92,7 @@ def main(
             choose_val=choose_val,
             seed=settings.seed,
         ),
-        placement=placement,
+        resources=resources,
         resume=resuming,
         source=torchvision_source(network, dataset.num_classes),
     )

@@ -17,7 +17,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler
 from rich.console import Console
 from rich.table import Table
 
-from fppmo_ray import Dataset, Placement, SearchSettings, Splits, load_dataset, save_network
+from fppmo_ray import Dataset, Resources, SearchSettings, Splits, load_dataset, save_network
 from fppmo_ray.job import require_lasting, run_job
 from fppmo_ray.service.connection import connection
 from fppmo_ray.service.stopping import SearchStopped
@@ -41,7 +41,7 @@ def main(
     data: Path,
     run_dir: Path,
     settings: SearchSettings,
-    placement: Placement,
+    resources: Resources,
     *,
     weights: Path,
     network: str = "resnet56",
@@ -59,7 +59,7 @@ def main(
         data: Folder with CIFAR-10 as parquet files or in torchvision's layout.
         run_dir: Folder of Tune's experiment and of the network, which every node sees.
         settings: What to search for; Tune trains no baseline and rescores no finalists.
-        placement: Where it runs; as many trials at a time as workers. Tune has no timeouts.
+        resources: Where it runs; as many trials at a time as workers. Tune has no timeouts.
         weights: The network's trained weights.
         network: Which network to prune: resnet20, 32, 44, 56 or 110 (``_b``: projection shortcuts),
             or vgg16_bn.
@@ -69,7 +69,7 @@ def main(
         resume: Go on with the experiment in the run directory.
         resume_or_start: The same, but begin it where there is none yet.
     """
-    if placement.score_timeout is not None or placement.call_timeout is not None:
+    if resources.score_timeout is not None or resources.call_timeout is not None:
         raise ValueError(
             "Tune has no limit for a trial's time: leave --score-timeout and --call-timeout out"
         )
@@ -82,17 +82,17 @@ def main(
     load_weights(dense, weights)
     splits = _splits(dataset, search_val_rows, settings.seed)
     task = image_classification(dataset, splits, seed=settings.seed)
-    problem = build_problem(dense, task, settings, placement=placement)
+    problem = build_problem(dense, task, settings, resources=resources)
     trainable = prune_trainable(problem, rungs)
     searcher = FPPMOSearch.for_problem(problem, rungs)
     if resume:
         searcher.restore_from_dir(str(run_dir))  # refuses other settings; Tune would ignore them
-    with connection(placement), _stopped_by_sigterm():
+    with connection(resources), _stopped_by_sigterm():
         if resume:
             tuner = tune.Tuner.restore(str(run_dir), trainable)
         else:
             scheduler = _asha(searcher, len(rungs))
-            tuner = _tuner(trainable, searcher, scheduler, placement.workers, run_dir)
+            tuner = _tuner(trainable, searcher, scheduler, resources.workers, run_dir)
         best = ranked_trials(problem, tuner.fit())
     _require_end(searcher, run_dir, settings.proposals)
     _show(best[:_NUM_SHOWN], problem)

@@ -12,6 +12,7 @@ import pytest
 from fppmo_ray.distribution import Feedback, Proposal
 from fppmo_ray.service.journal.facts import EpochFinished, Started
 from fppmo_ray.service.journal.run_directory import open_run
+from fppmo_ray.service.setting_groups import Scoring
 from fppmo_ray.service.settings import SearchSettings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -34,7 +35,7 @@ def fppmo_ray(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def unfinished(tmp_path: Path) -> Path:
     """Write a search that has scored two of 32 proposals, the better one with the higher loss."""
-    settings = SearchSettings(macs_cut=0.5, proposals=32, capacity_weight=1.0)
+    settings = SearchSettings(macs_cut=0.5, proposals=32, scoring=Scoring(capacity_weight=1.0))
     proposals = [
         Proposal(
             proposal_id=i,

@@ -137,7 +137,7 @@ def test_a_latency_cut_needs_no_macs_cut_beside_it() -> None:
 
 
 def test_stages_are_given_with_commas_too() -> None:
-    assert parsed("--macs-cut", "0.57").stages == ()
+    assert parsed("--macs-cut", "0.57").gradual.stages == ()
     stages = in_stages(parsed("--macs-cut", "0.57", "--stages", "0.25,0.45,0.57"))
     assert [stage.macs_cut for stage in stages] == [0.25, 0.45, 0.57]
     assert len(in_stages(parsed("--macs-cut", "0.57", "--stages", "0.25"))) == 2

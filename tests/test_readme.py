@@ -14,7 +14,7 @@ from torch import nn
 
 import fppmo_ray
 import fppmo_ray.distribution
-from fppmo_ray import Placement
+from fppmo_ray import SearchSettings
 from fppmo_ray.pruning import trace
 from fppmo_ray.service.image_task import image_classification
 from fppmo_ray.service.problem import build_problem
@@ -56,22 +56,27 @@ def test_the_lines_about_resnet50_make_a_problem_that_can_be_searched(
             for number in range(20):
                 image = Image.new("RGB", (40, 30), (label * 200, number * 10, 0))
                 image.save(tmp_path / "imagenet" / part / name / f"{number}.jpg")
-    asked: list[tuple[Any, ...]] = []
+    asked: list[dict[str, Any]] = []
 
     class Result:
         def network(self) -> str:
             return "smaller"
 
-    def search(*arguments: Any, placement: Placement, **_: Any) -> Result:
-        asked.append((*arguments, placement))
+    def search(network: nn.Module, data: Any, *, run_dir: str, **given: Any) -> Result:
+        asked.append({"network": network, "data": data, **given})
         return Result()
 
     monkeypatch.setattr(fppmo_ray, "search", search, raising=False)
     names: dict[str, Any] = {}
     exec(example, names)
     assert names["smaller"] == "smaller"
-    [(network, data, settings, gpus)] = asked
-    problem = build_problem(network, image_classification(data), settings, placement=gpus)
+    [given] = asked
+    network, task, gpus = (
+        given.pop("network"),
+        image_classification(given.pop("data")),
+        given.pop("resources"),
+    )
+    problem = build_problem(network, task, SearchSettings(**given), resources=gpus)
     space = problem.tracing.space
     assert {group.multiple for group in space.groups} == {8}
     assert space.dense_macs == 1_814_073_344 - 998 * 512  # ResNet-18's, but for the classes

@@ -199,7 +199,7 @@ def _state(facts: list[Fact], settings: dict[str, Any]) -> str:
         return "choosing among the finalists"
     if _count(facts, Proposal):
         return "searching"
-    if settings["stages"] and _count(facts, ImportanceMeasured):
+    if settings["gradual"]["stages"] and _count(facts, ImportanceMeasured):
         return "searching in stages: each has a run directory below, stage-1, stage-2 ..."
     return "preparing"
 

@@ -40,7 +40,7 @@ def choose_allocations(
         RuntimeError: every allocation of a budget failed.
     """
     settings, space = context.settings, context.problem.space
-    if settings.start != "allocation":
+    if settings.sampler.start != "allocation":
         return None
     budgets = budgets_of(space, settings)
     by_gamma = {

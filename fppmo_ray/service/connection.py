@@ -15,7 +15,7 @@ from typing import Any
 import ray
 
 from fppmo_ray.service.pool.cluster import describe_cluster, explain_ray_errors, node_resources
-from fppmo_ray.service.settings import Placement
+from fppmo_ray.service.resources import Resources
 
 logger = logging.getLogger(__name__)
 
@@ -31,14 +31,14 @@ _NATIVE_LINE = re.compile(
 
 
 @contextmanager
-def connection(placement: Placement) -> Iterator[None]:
+def connection(resources: Resources) -> Iterator[None]:
     """Join the cluster that ``RAY_ADDRESS`` names, or start Ray here for as long as it is needed.
 
     A Ray that is already initialised is used as it is and left running. One that is started here
     listens on the loopback interface only.
 
     Args:
-        placement: The workers, whose resources are compared with the cluster's.
+        resources: The workers, whose resources are compared with the cluster's.
 
     Raises:
         ValueError: workers do not fit on this machine, and Ray was started here.
@@ -54,7 +54,7 @@ def connection(placement: Placement) -> Iterator[None]:
         _show_worker_output(_line_filter())
     try:
         with explain_ray_errors():
-            _check_resources(placement, is_alone=connects and address == "local")
+            _check_resources(resources, is_alone=connects and address == "local")
             yield
     finally:
         if connects:
@@ -131,11 +131,11 @@ def _line_filter() -> Callable[[Mapping[str, Any]], list[str]]:
     return lines_to_show
 
 
-def _check_resources(placement: Placement, *, is_alone: bool) -> None:
+def _check_resources(resources: Resources, *, is_alone: bool) -> None:
     """Warn about GPUs that no worker uses, and about workers that the cluster has no room for.
 
     Args:
-        placement: The workers.
+        resources: The workers.
         is_alone: Whether no other node will ever join.
 
     Raises:
@@ -143,26 +143,26 @@ def _check_resources(placement: Placement, *, is_alone: bool) -> None:
     """
     nodes = node_resources()
     gpus = sum(node.get("GPU", 0.0) for node in nodes)
-    if gpus and not placement.gpus_per_worker:
+    if gpus and not resources.gpus:
         logger.warning(
-            "the cluster has %g GPUs and the workers use none; set gpus_per_worker to use them",
+            "the cluster has %g GPUs and the workers use none; --gpus-per-worker gives them some",
             gpus,
         )
-    if not any(placement.demand.count_on(node) >= 1 for node in nodes):
+    if not any(resources.demand.count_on(node) >= 1 for node in nodes):
         _no_room(
-            f"no node has room for a worker: each asks for {placement.demand}",
+            f"no node has room for a worker: each asks for {resources.demand}",
             "a larger node",
-            "lower cpus_per_worker or gpus_per_worker",
+            "lower --cpus-per-worker or --gpus-per-worker",
             is_alone=is_alone,
         )
-    replicas, each = placement.fine_tune_workers, placement.replica_demand
+    replicas, each = resources.fine_tune_workers, resources.replica_demand
     room = sum(each.count_on(node) for node in nodes)
     if room < replicas > 1:
         _no_room(
             f"there is room for {room} of {replicas} workers that fine-tune together: each asks "
             f"for {each}",
             "further nodes",
-            "lower fine_tune_workers or cpus_per_worker",
+            "lower --fine-tune-workers or --cpus-per-worker",
             is_alone=is_alone,
         )
 

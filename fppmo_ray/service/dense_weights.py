@@ -62,7 +62,7 @@ def dense_weights(context: Context) -> SharedWeights:
         RuntimeError: training diverged.
     """
     weights = share_weights(to_arrays(context.problem.network), context.compute)
-    if context.settings.baseline_epochs:
+    if context.settings.baseline.baseline_epochs:
         weights = _train_baseline(context, weights)
     _freeze(weights.snapshot.sha256, context.run)
     return weights
@@ -109,7 +109,7 @@ def _keep_filters(order: FilterOrder, context: Context) -> ImportanceMeasured:
     """Write the importance and the error curves as artifacts; return the fact that names them."""
     run = context.run
     fact = ImportanceMeasured(
-        criterion=context.settings.importance,
+        criterion=context.settings.sampler.importance,
         artifact=_IMPORTANCE,
         sha256=run.write_artifact(_IMPORTANCE, _to_bytes(order.importance)),
     )
@@ -122,9 +122,9 @@ def _keep_filters(order: FilterOrder, context: Context) -> ImportanceMeasured:
 
 def _measured(context: Context, weights: SharedWeights) -> FilterOrder:
     """Let a worker measure the importance, and the error curves where they are needed."""
-    criterion, seed = context.settings.importance, context.settings.seed
+    criterion, seed = context.settings.sampler.importance, context.settings.seed
     name = f"importance {criterion}"
-    if criterion == "obs" or context.settings.start == "allocation":
+    if criterion == "obs" or context.settings.sampler.start == "allocation":
         calibrate: Call[Worker, FilterOrder] = Call(
             name, lambda worker: worker.filter_order(weights.shared, criterion, seed)
         )
@@ -165,9 +165,9 @@ def _train_baseline(context: Context, given: SharedWeights) -> SharedWeights:
     settings = context.settings
     # Without a teacher: the network before training would hold it back.
     recipe = replace(
-        settings.recipe,
-        epochs=settings.baseline_epochs,
-        learning_rate=settings.baseline_learning_rate,
+        settings.fine_tune,
+        epochs=settings.baseline.baseline_epochs,
+        learning_rate=settings.baseline.baseline_learning_rate,
         distillation_weight=0.0,
     )
     task = TrainingTask(

@@ -132,7 +132,7 @@ def _rescore(finalists: Sequence[Finalist], context: Context, weights: SharedWei
     run, pool = context.run, context.pool
     known = {(*_key_of_fact(fact), fact.split, fact.repeat) for fact in run.all(Rescored)}
     in_flight: dict[Call[Worker, Score], _Rescoring] = {}
-    for repeat in range(context.settings.rescore_seeds):
+    for repeat in range(context.settings.scoring.rescore_seeds):
         for finalist in finalists:
             for split in _splits_of(finalist):
                 rescore = (*_key(finalist), split, repeat)

@@ -95,7 +95,7 @@ def finalize(context: Context, found: Found, source: Mapping[str, Any] | None) -
         "inputs": describe_tensors(problem.task.inputs()),
         "interface": problem.task.interface().to_json(),
         **({"task": started.identity["task"]} if "task" in started.identity else {}),
-        "epochs_between_stages": settings.stage_epochs * (found.stages - 1),
+        "epochs_between_stages": settings.gradual.stage_epochs * (found.stages - 1),
         **_table_figures(context),
         "variants": _figures(context, variants, distilled, states),
         "score_noise": _score_noise(found),
@@ -143,7 +143,7 @@ def _distill(
     context: Context, teacher: SharedWeights, variants: Sequence[_Variant]
 ) -> dict[str, bytes]:
     """Distil every pruned network, if asked to; return the states to train on from, by task."""
-    steps, seed = context.settings.distill_steps, context.settings.seed
+    steps, seed = context.settings.calibration.distill_steps, context.settings.seed
     if not steps:
         return {}
     trainings = {
@@ -172,7 +172,7 @@ def _fine_tune(
     distilled: Mapping[str, bytes],
 ) -> dict[str, bytes]:
     """Return the final training state of every variant, by its task."""
-    recipe, seed = context.settings.recipe, context.settings.seed
+    recipe, seed = context.settings.fine_tune, context.settings.seed
     trainings = [
         Training(
             task=TrainingTask(

@@ -20,7 +20,8 @@ from fppmo_ray.pruning.calibration.divergence import DenseAnswers
 from fppmo_ray.pruning.compute_trial import ComputeTrial, Timed, try_compute, try_training
 from fppmo_ray.pruning.distillation import distill_pruned
 from fppmo_ray.service.dense_calibration import DenseCalibration
-from fppmo_ray.service.settings import Placement, SearchSettings
+from fppmo_ray.service.resources import Resources
+from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.task import Batches
 from fppmo_ray.service.worker_protocol import TrainingReport, TrainingTask, digest
 from fppmo_ray.training import (
@@ -89,19 +90,19 @@ class ImageClassification:
         """Return nothing: no function is the user's own."""
         return ()
 
-    def checked_settings(self, settings: SearchSettings, placement: Placement) -> SearchSettings:
+    def checked_settings(self, settings: SearchSettings, resources: Resources) -> SearchSettings:
         """Return the settings unchanged.
 
         Args:
             settings: The user's settings.
-            placement: Where the search runs.
+            resources: Where the search runs.
 
         Raises:
             ValueError: the splits name rows that the data set does not have, or a batch cannot be
                 divided evenly among the workers that fine-tune together.
         """
         _check_rows(self.splits, len(self.dataset.train))
-        Shard(0, placement.fine_tune_workers).batch_size(settings.recipe.batch_size)
+        Shard(0, resources.fine_tune_workers).batch_size(settings.fine_tune.batch_size)
         return settings
 
     @torch.no_grad()
@@ -212,7 +213,7 @@ class ImagesOnWorker:
             compute: How passes are computed.
         """
         settings = self._settings
-        distils = settings.score_by == "divergence" and settings.score_steps > 0
+        distils = settings.scoring.score_by == "divergence" and settings.scoring.score_steps > 0
         return Candidate(
             dense=dense,
             tracing=self._tracing,
@@ -222,7 +223,7 @@ class ImagesOnWorker:
             fidelity=(
                 settings.rescore_fidelity() if split == "choose_val" else settings.fidelity()
             ),
-            recipe=settings.recipe,
+            recipe=settings.fine_tune,
             seed=tuple(seed),
             compute=compute,
             refit=self._refit(dense),
@@ -260,7 +261,7 @@ class ImagesOnWorker:
         network = extract(dense, self._tracing, keep)
         if (refit := self._refit(dense)) is not None:
             refit(network, keep)
-        count = self._settings.recalibrate_images
+        count = self._settings.scoring.recalibrate_images
         drawn = self.images("search_train").batches(_RECALIBRATION_BATCH, self._drawn(count))
         recalibrate_batchnorm(network, drawn)
         return network
@@ -274,10 +275,12 @@ class ImagesOnWorker:
         return self._calibration.of(dense)
 
     def _calibration_images(self) -> tuple[Images, IntArray]:
-        return self.images("search_train"), self._drawn(self._settings.calibration_images)
+        return self.images("search_train"), self._drawn(
+            self._settings.calibration.calibration_images
+        )
 
     def _refit(self, dense: nn.Module) -> Refit | None:
-        return self._calibration.refit(dense) if self._settings.refit else None
+        return self._calibration.refit(dense) if self._settings.calibration.refit else None
 
     def importance_batches(self, seed: int) -> Batches:
         """Return a few labelled batches of search-train.
@@ -285,7 +288,7 @@ class ImagesOnWorker:
         Args:
             seed: Seed of the images that are drawn.
         """
-        images, batch = self.images("search_train"), self._settings.recipe.batch_size
+        images, batch = self.images("search_train"), self._settings.fine_tune.batch_size
         drawn = np.random.default_rng(seed).permutation(len(images))[: batch * _TAYLOR_BATCHES]
         return images.batches(batch, np.sort(drawn))
 
@@ -339,7 +342,7 @@ class ImagesOnWorker:
             dense: The dense network.
             split: The images.
         """
-        if self._settings.score_by == "labels":
+        if self._settings.scoring.score_by == "labels":
             return None
         known = self._dense_answers.get(split)
         if known is None or known.dense is not dense:
@@ -364,7 +367,9 @@ class ImagesOnWorker:
         if split == "test":
             rows = np.arange(len(source.labels))
         elif split == "calibration":
-            rows = self._task.splits.search_train[self._drawn(self._settings.calibration_images)]
+            rows = self._task.splits.search_train[
+                self._drawn(self._settings.calibration.calibration_images)
+            ]
         else:
             rows = getattr(self._task.splits, split)
         return open_images(source, rows, dataset, self._device, decoding_threads=self._threads)

@@ -52,7 +52,7 @@ def choose_compute(
     keep = _some_mask(problem)
     if problem.task.follows_compute:
         chosen = decide(problem, pool, keep)
-        if problem.settings.autotune and problem.settings.recipe.epochs:
+        if problem.settings.numerics.autotune and problem.settings.fine_tune.epochs:
             chosen = _with_training(chosen, problem, pool, keep)
     else:
         # One score now shows errors of a user's task before a whole generation fails by them.
@@ -73,7 +73,7 @@ def _configs(chosen: ComputeChosen) -> tuple[ComputeConfig, ComputeConfig]:
 
 def is_settled(settings: SearchSettings) -> bool:
     """Return whether the settings alone fix the compute configuration."""
-    return settings.dtype != "auto" and not settings.autotune
+    return settings.numerics.dtype != "auto" and not settings.numerics.autotune
 
 
 def decide(problem: Problem, pool: WorkerPool[Worker], keep: BoolArray) -> ComputeChosen:
@@ -94,7 +94,7 @@ def decide(problem: Problem, pool: WorkerPool[Worker], keep: BoolArray) -> Compu
         return ComputeChosen(compute=asdict(asked), trials=[], why=f"{asked}, as asked for")
     call: Call[Worker, DType] = Call("dtype of the worker", lambda worker: worker.native_dtype())
     [native] = pool.run([call])
-    if settings.autotune:
+    if settings.numerics.autotune:
         changes = changes_to_try(problem, native, of="score")
         return choose_fastest(asked, changes, _trials_on(pool, keep, "score"), of="score")
     compute = replace(asked, dtype=native)
@@ -171,7 +171,7 @@ def changes_to_try(problem: Problem, native: DType, *, of: Timed) -> list[list[M
         native: The fastest dtype that the worker's processor has units for.
         of: What becomes faster.
     """
-    tries_bfloat16 = problem.settings.dtype == "auto" and native == "bfloat16"
+    tries_bfloat16 = problem.settings.numerics.dtype == "auto" and native == "bfloat16"
     dtypes: list[Mapping[str, Any]] = [{"dtype": "bfloat16"}] if tries_bfloat16 else []
     folding: list[Mapping[str, Any]] = [{"fold_batchnorm": True}]
     large: list[Mapping[str, Any]] = [{"scoring_batch": _LARGE_BATCH}]
@@ -180,7 +180,7 @@ def changes_to_try(problem: Problem, native: DType, *, of: Timed) -> list[list[M
     if problem.device_type == "cpu":
         # Layouts are not tried: on CPUs channels last was always faster, up to three times.
         return [dtypes, folding, [{"threads": count} for count in _halves(problem.threads)]]
-    has_steps = bool(problem.settings.score_steps)
+    has_steps = bool(problem.settings.scoring.score_steps)
     replays = has_steps if of == "score" else problem.fine_tune_workers == 1
     graphs: list[Mapping[str, Any]] = [{"cuda_graphs": True}] if replays else []
     return [dtypes, [{"channels_last": False}], large, folding, graphs]

@@ -12,7 +12,8 @@ from fppmo_ray.distribution import Budget, PruningSpace
 from fppmo_ray.pruning import Tracing, trace
 from fppmo_ray.pruning.extract import copy_network
 from fppmo_ray.service.journal.facts import Started
-from fppmo_ray.service.settings import Placement, SearchSettings
+from fppmo_ray.service.resources import Resources
+from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.task import Task
 from fppmo_ray.service.worker_protocol import digest, to_arrays
 from fppmo_ray.training import ComputeConfig
@@ -71,7 +72,7 @@ def build_problem(
     task: Task,
     settings: SearchSettings,
     *,
-    placement: Placement | None = None,
+    resources: Resources | None = None,
 ) -> Problem:
     """Trace a network and check that it, the task and the settings fit together.
 
@@ -79,13 +80,13 @@ def build_problem(
         network: The trained network; it stays unchanged.
         task: What the network is for.
         settings: What to search for, and how masks are scored.
-        placement: Where scores are computed; by default on one CPU.
+        resources: Where scores are computed; by default on one CPU.
 
     Raises:
         ValueError: they do not fit, the network cannot be pruned, or the budget cannot be reached.
     """
-    placement = placement or Placement()
-    settings = task.checked_settings(settings.on(placement.device_type), placement)
+    resources = resources or Resources()
+    settings = task.checked_settings(settings.on(resources.device_type), resources)
     network = copy_network(network).cpu()  # workers unpickle it on devices of their own
     tracing = _limited_tracing(network, task, settings)
     task.check_network(network)
@@ -94,10 +95,10 @@ def build_problem(
         tracing=tracing,
         task=task,
         settings=settings,
-        device_type=placement.device_type,
-        threads=placement.cpus_per_worker,
-        gpu_share=placement.gpus_per_worker,
-        fine_tune_workers=placement.fine_tune_workers,
+        device_type=resources.device_type,
+        threads=resources.cpus,
+        gpu_share=resources.gpus,
+        fine_tune_workers=resources.fine_tune_workers,
     )
 
 
@@ -144,12 +145,12 @@ def budgets_of(space: PruningSpace, settings: SearchSettings) -> list[Budget]:
 
 def _limited_tracing(network: nn.Module, task: Task, settings: SearchSettings) -> Tracing:
     """Trace a network, and put the limits of the settings on the widths."""
-    tracing = trace(network, task.inputs(), ignore=settings.ignore)
-    assert settings.width_multiple is not None  # the device type has decided it
+    tracing = trace(network, task.inputs(), ignore=settings.space.ignore)
+    assert settings.space.multiple is not None  # the device type has decided it
     space = tracing.space.with_limits(
-        min_keep=settings.min_keep,
-        multiple=settings.width_multiple,
-        layers=settings.layer_limits,
+        min_keep=settings.space.min_keep,
+        multiple=settings.space.multiple,
+        layers=settings.space.layer_limits,
     )
     budgets_of(space, settings)  # refuses what these limits cannot reach
     return replace(tracing, space=space)

@@ -15,49 +15,90 @@ from fppmo_ray.service.dense_weights import Context
 from fppmo_ray.service.finalize import finalize
 from fppmo_ray.service.image_task import image_classification
 from fppmo_ray.service.job_client.submission import search_id
-from fppmo_ray.service.journal.run_directory import RunDirectory, open_run
+from fppmo_ray.service.journal.run_directory import Resume, RunDirectory, open_run
 from fppmo_ray.service.mask_search import find_mask
 from fppmo_ray.service.measurements import choose_compute, with_latency
 from fppmo_ray.service.pool.pickle_by_value import pickled_by_value
 from fppmo_ray.service.pool.worker_pool import worker_pool
 from fppmo_ray.service.problem import Problem, build_problem, started_of
+from fppmo_ray.service.resources import Resources
 from fppmo_ray.service.result import SearchResult
 from fppmo_ray.service.search_loop import count_scored
-from fppmo_ray.service.settings import Placement, SearchSettings
+from fppmo_ray.service.setting_groups import (
+    Baseline,
+    Calibration,
+    Gradual,
+    Numerics,
+    Sampler,
+    Scoring,
+    Space,
+)
+from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.stages import find_mask_in_stages
 from fppmo_ray.service.stopping import stop_on_signal
 from fppmo_ray.service.task import Task
 from fppmo_ray.service.worker import PruningWorker
-from fppmo_ray.training import Dataset, Splits
+from fppmo_ray.training import Dataset, Recipe, Splits
 
 
 def search(
     network: nn.Module,
-    task: Dataset | Task,
-    settings: SearchSettings,
+    data: Dataset | Task,
     *,
     run_dir: Path | str,
+    macs_cut: float | tuple[float, ...] = SearchSettings.macs_cut,
+    params_cut: float | None = SearchSettings.params_cut,
+    latency_cut: float | None = SearchSettings.latency_cut,
+    latency_batch: int = SearchSettings.latency_batch,
+    memory_cut: float | None = SearchSettings.memory_cut,
+    proposals: int = SearchSettings.proposals,
+    seed: int = SearchSettings.seed,
+    space: Space = SearchSettings.space,
+    sampler: Sampler = SearchSettings.sampler,
+    scoring: Scoring = SearchSettings.scoring,
+    calibration: Calibration = SearchSettings.calibration,
+    fine_tune: Recipe = SearchSettings.fine_tune,
+    baseline: Baseline = SearchSettings.baseline,
+    gradual: Gradual = SearchSettings.gradual,
+    numerics: Numerics = SearchSettings.numerics,
+    resources: Resources | None = None,
     splits: Splits | None = None,
-    placement: Placement | None = None,
-    resume: bool | None = False,
+    resume: Resume = "auto",
     source: Mapping[str, Any] | None = None,
     console: Console | None = None,
 ) -> SearchResult:
     """Search for the filters to remove from a trained network, remove them, and fine-tune it.
 
+    ``search(network, data, run_dir="runs/mine", macs_cut=0.57)`` removes 57 % of the network's
+    multiply-accumulates. The parameters from ``macs_cut`` to ``numerics`` are the fields of
+    ``SearchSettings``, which documents each of them.
+
     Args:
         network: The trained network; it stays unchanged.
-        task: What the network is for: images and classes, whose test part is read once, for the
-            final figures; or a task such as ``FunctionTask``, which scores and fine-tunes by
-            functions of your own.
-        settings: What to search for.
+        data: Images and classes, whose test part is read once, for the final figures; or a task
+            such as ``FunctionTask``, which scores and fine-tunes by functions of your own.
         run_dir: Folder for the journal, the checkpoints and the result, or a URI of any pyarrow
             filesystem: ``s3://bucket/path``, ``gs://...``.
+        macs_cut: Share of the multiply-accumulates to remove, in (0, 1), or several shares.
+        params_cut: Share of the parameters to remove.
+        latency_cut: Share of the latency to remove.
+        latency_batch: Batch size at which latency is measured.
+        memory_cut: Share of the peak memory of activations to remove.
+        proposals: Number of masks to score.
+        seed: Random seed of masks, scores and training, >= 0.
+        space: What a mask may remove.
+        sampler: How masks are proposed.
+        scoring: How masks are scored.
+        calibration: The pass over unlabelled images, and what is computed from it.
+        fine_tune: How networks are trained.
+        baseline: Training of the dense network before it is pruned.
+        gradual: Whether and how the network is pruned in several stages.
+        numerics: Number formats and kernels.
+        resources: How many workers of what size; by default two of one CPU.
         splits: Rows of the training images that the network may train on, and two held-out sets;
             by default 90, 6 and 4 % of every class.
-        placement: How many workers of what size; by default two of one CPU.
-        resume: True: resume the search in ``run_dir``; False: begin one; None: resume it if there
-            is one, else begin.
+        resume: ``auto``: resume the search in ``run_dir`` if there is one, else begin it; True:
+            there must be one; False: there must be none.
         source: How to construct the dense network, for the saved recipe:
             ``{"constructor": "module:function", "arguments": {...}}``.
         console: Where live progress is drawn, if it is a terminal.
@@ -70,14 +111,69 @@ def search(
         RuntimeError: the search cannot go on: training diverged, all proposals failed.
         SearchStopped: SIGTERM or SIGINT asked for it; what was running is finished and recorded.
     """
-    placement = placement or Placement()
-    _warn_of_idle_workers(placement.workers, settings.population)
-    task = _task_of(task, splits, settings.seed)
-    problem = build_problem(network, task, settings, placement=placement)
+    settings = SearchSettings(
+        macs_cut=macs_cut,
+        params_cut=params_cut,
+        latency_cut=latency_cut,
+        latency_batch=latency_batch,
+        memory_cut=memory_cut,
+        proposals=proposals,
+        seed=seed,
+        space=space,
+        sampler=sampler,
+        scoring=scoring,
+        calibration=calibration,
+        fine_tune=fine_tune,
+        baseline=baseline,
+        gradual=gradual,
+        numerics=numerics,
+    )
+    return run_search(
+        network,
+        data,
+        settings,
+        run_dir=run_dir,
+        resources=resources,
+        splits=splits,
+        resume=resume,
+        source=source,
+        console=console,
+    )
+
+
+def run_search(
+    network: nn.Module,
+    data: Dataset | Task,
+    settings: SearchSettings,
+    *,
+    run_dir: Path | str,
+    resources: Resources | None = None,
+    splits: Splits | None = None,
+    resume: Resume = "auto",
+    source: Mapping[str, Any] | None = None,
+    console: Console | None = None,
+) -> SearchResult:
+    """Search with all settings in one record, as jobs hold them; see ``search``.
+
+    Args:
+        network: The trained network; it stays unchanged.
+        data: Images and classes, or a task of your own.
+        settings: What to search for.
+        run_dir: Folder or URI for all that the search leaves.
+        resources: How many workers of what size; by default two of one CPU.
+        splits: Rows of the training images, as for ``search``.
+        resume: Whether to resume a search or to begin one.
+        source: How to construct the dense network.
+        console: Where live progress is drawn, if it is a terminal.
+    """
+    resources = resources or Resources()
+    _warn_of_idle_workers(resources.workers, settings.sampler.population)
+    task = _task_of(data, splits, settings.seed)
+    problem = build_problem(network, task, settings, resources=resources)
     started = started_of(problem, search_id(run_dir), package_versions())
     with open_run(run_dir, resume=resume, started=started) as run:
         if not run.is_finished():
-            _search(problem, run, run_dir, placement, source, console or Console())
+            _search(problem, run, run_dir, resources, source, console or Console())
     return SearchResult(run_dir, network)
 
 
@@ -85,27 +181,27 @@ def _search(
     problem: Problem,
     run: RunDirectory,
     run_dir: Path | str,
-    placement: Placement,
+    resources: Resources,
     source: Mapping[str, Any] | None,
     console: Console,
 ) -> None:
     """Run every phase of a search; each starts from what the journal already holds of it."""
 
     def how_far() -> str:
-        if problem.settings.stages:
+        if problem.settings.gradual.stages:
             return "the stages before this one are finished"
         return f"{count_scored(run)} of {problem.settings.proposals} proposals are scored"
 
     with (
-        connection(placement),
+        connection(resources),
         pickled_by_value(problem.network, *problem.task.functions()),
         stop_on_signal(how_far) as stop,
         worker_pool(
             PruningWorker,
             problem,
-            num_workers=placement.workers,
-            demand=placement.demand,
-            limits=placement.time_limits(),
+            num_workers=resources.workers,
+            demand=resources.demand,
+            limits=resources.time_limits(),
             stop=stop,
         ) as pool,
     ):
@@ -118,19 +214,19 @@ def _search(
             compute=compute,
             training_compute=training_compute,
         )
-        if problem.settings.stages:
-            found = find_mask_in_stages(context, run_dir, placement, console)
+        if problem.settings.gradual.stages:
+            found = find_mask_in_stages(context, run_dir, resources, console)
         else:
             found = find_mask(context, console=console)
         finalize(context, found, source)
 
 
-def _task_of(task: Dataset | Task, splits: Splits | None, seed: int) -> Task:
-    if isinstance(task, Dataset):
-        return image_classification(task, splits, seed=seed)
+def _task_of(data: Dataset | Task, splits: Splits | None, seed: int) -> Task:
+    if isinstance(data, Dataset):
+        return image_classification(data, splits, seed=seed)
     if splits is not None:
         raise ValueError("splits divide a data set; a task chooses the data it looks at itself")
-    return task
+    return data
 
 
 def _warn_of_idle_workers(workers: int, population: int) -> None:
@@ -138,5 +234,5 @@ def _warn_of_idle_workers(workers: int, population: int) -> None:
         warnings.warn(
             f"{workers} workers will wait for each other at every generation of {population} "
             f"proposals; use at most {population // 2}, or a population of {4 * workers} or more",
-            stacklevel=3,
+            stacklevel=4,
         )

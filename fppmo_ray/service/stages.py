@@ -28,7 +28,8 @@ from fppmo_ray.service.journal.run_directory import open_run, stage_run_dir
 from fppmo_ray.service.mask_search import find_mask
 from fppmo_ray.service.pool.worker_pool import worker_pool
 from fppmo_ray.service.problem import Problem, started_of
-from fppmo_ray.service.settings import Placement, SearchSettings, in_stages
+from fppmo_ray.service.resources import Resources
+from fppmo_ray.service.settings import SearchSettings, in_stages
 from fppmo_ray.service.trainings import Training
 from fppmo_ray.service.worker import PruningWorker
 from fppmo_ray.service.worker_protocol import (
@@ -42,14 +43,14 @@ from fppmo_ray.training import state_from_bytes
 
 
 def find_mask_in_stages(
-    context: Context, run_dir: Path | str, placement: Placement, console: Console
+    context: Context, run_dir: Path | str, resources: Resources, console: Console
 ) -> Found:
     """Search in stages of ascending cuts, from where the journals end.
 
     Args:
         context: The whole search, its pool with nothing unfinished.
         run_dir: Its run directory; the stages' lie below.
-        placement: Workers of every stage.
+        resources: Workers of every stage.
         console: Where live progress is drawn, if it is a terminal.
 
     Raises:
@@ -65,7 +66,7 @@ def find_mask_in_stages(
     for number, settings in enumerate(stages, start=1):
         problem = _stage_problem(context, settings, keep, weights)
         with context.pool.away():
-            found = _search_stage(problem, context, number, run_dir, placement, console, warm_start)
+            found = _search_stage(problem, context, number, run_dir, resources, console, warm_start)
         searches += found.searches
         chosen = found.choices[0].chosen
         assert found.keep_logits is not None  # stages are searched by the probability model
@@ -94,7 +95,7 @@ def _stage_problem(
     dense = copy.deepcopy(whole.network)
     load_arrays(dense, weights.snapshot.arrays)
     network = extract(dense, whole.tracing, keep)
-    tracing = trace(network, whole.task.inputs(), ignore=settings.ignore)
+    tracing = trace(network, whole.task.inputs(), ignore=settings.space.ignore)
     space = whole.space.within(keep)
     if not np.array_equal(tracing.space.dense_widths, space.dense_widths):
         raise RuntimeError(
@@ -102,8 +103,8 @@ def _stage_problem(
             f"{_described(tracing.space)} instead of {_described(space)}; search without stages"
         )
     macs_left = (1 - settings.only_macs_cut()) * whole.space.dense_macs
-    settings = replace(
-        settings, macs_cut=1 - macs_left / space.dense_macs, baseline_epochs=0, autotune=False
+    settings = settings.changed(
+        macs_cut=1 - macs_left / space.dense_macs, baseline_epochs=0, autotune=False
     )
     return replace(whole, network=network, tracing=replace(tracing, space=space), settings=settings)
 
@@ -113,20 +114,20 @@ def _search_stage(
     context: Context,
     number: int,
     run_dir: Path | str,
-    placement: Placement,
+    resources: Resources,
     console: Console,
     warm_start: FloatArray | None,
 ) -> Found:
     [whole] = context.run.all(Started)
     started = started_of(problem, f"{whole.search_id}-stage-{number}", whole.versions)
     with (
-        open_run(stage_run_dir(run_dir, number), resume=None, started=started) as run,
+        open_run(stage_run_dir(run_dir, number), resume="auto", started=started) as run,
         worker_pool(
             PruningWorker,
             problem,
-            num_workers=placement.workers,
-            demand=placement.demand,
-            limits=placement.time_limits(),
+            num_workers=resources.workers,
+            demand=resources.demand,
+            limits=resources.time_limits(),
             stop=context.pool.stop,
         ) as pool,
     ):
@@ -146,7 +147,7 @@ def _fine_tune(
     task = TrainingTask(
         name=f"stage-{number}",
         keep=keep,
-        recipe=replace(settings.recipe, epochs=settings.stage_epochs),
+        recipe=replace(settings.fine_tune, epochs=settings.gradual.stage_epochs),
         seed=settings.seed,
         compute=context.training_compute,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, Protocol
 
@@ -18,7 +18,8 @@ from fppmo_ray.pruning import Score, Tracing, extract
 from fppmo_ray.pruning.calibration import Calibration
 from fppmo_ray.pruning.compute_trial import ComputeTrial, Timed
 from fppmo_ray.service.process_state import seed_everything
-from fppmo_ray.service.settings import Placement, SearchSettings
+from fppmo_ray.service.resources import Resources
+from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.task_images import TaskImages
 from fppmo_ray.service.worker_protocol import TrainingReport, TrainingTask
 from fppmo_ray.training import ComputeConfig, Interface, Shard, TrainingState, capture
@@ -175,15 +176,15 @@ class Task(Protocol):
     def functions(self) -> tuple[Callable[..., Any] | None, ...]:
         """Return the user's functions, which have to travel to the workers."""
 
-    def checked_settings(self, settings: SearchSettings, placement: Placement) -> SearchSettings:
+    def checked_settings(self, settings: SearchSettings, resources: Resources) -> SearchSettings:
         """Return the settings as this task reads them.
 
         Args:
             settings: The user's settings.
-            placement: Where the search runs.
+            resources: Where the search runs.
 
         Raises:
-            ValueError: a setting or the placement does not fit the task.
+            ValueError: a setting or the resources does not fit the task.
         """
 
     def check_network(self, network: nn.Module) -> None:
@@ -209,7 +210,7 @@ class Task(Protocol):
         """
 
 
-_OF_LABELS = ("rank_by", "baseline_epochs", "stages", "dtype", "autotune", "recipe")
+_OF_LABELS = ("rank_by", "baseline_epochs", "stages", "dtype", "autotune", "fine_tune")
 """Settings that say how labelled images are scored and trained on, which a task's functions do."""
 _OF_IMAGES = (
     *("calibration_images", "refit", "start", "score_by", "distill_steps"),
@@ -310,50 +311,47 @@ class FunctionTask:
         unnamed = self.measure == "score" and self.score is None and self.test is None
         return {"task": {"measure": _DIVERGENCE if unnamed else self.measure, **called}}
 
-    def checked_settings(self, settings: SearchSettings, placement: Placement) -> SearchSettings:
+    def checked_settings(self, settings: SearchSettings, resources: Resources) -> SearchSettings:
         """Return the settings with all of fine-tuning counted as one epoch.
 
         Args:
             settings: The user's settings.
-            placement: Where the search runs.
+            resources: Where the search runs.
 
         Raises:
             ValueError: they say how labelled images are scored or trained on, they need images
                 that the task does not have, or several workers are to fine-tune together.
         """
         own = _OF_LABELS + (() if self.score is None else _OF_DIVERGENCE)
-        defaults = {
-            one.name: one.default if one.default_factory is MISSING else one.default_factory()
-            for one in fields(SearchSettings)
-            if one.name in (*own, *_OF_IMAGES)
-        }
-        changed = [name for name, value in defaults.items() if getattr(settings, name) != value]
+        given, defaults = settings.flat(), SearchSettings(macs_cut=0.5).flat()
+        names = [name for name in defaults if name in (*own, *_OF_IMAGES)]
+        changed = [name for name in names if given[name] != defaults[name]]
         if wrong := [name for name in changed if name in own]:
             raise ValueError(
                 f"a task scores and trains by its own functions, so {', '.join(wrong)} must be "
                 "left at the default; do in score and fine_tune what they would do"
             )
-        if settings.importance == "taylor":
+        if settings.sampler.importance == "taylor":
             raise ValueError(
                 "importance taylor needs the gradients of classified images; for a task give l1, "
                 "l2, fpgm or bn_scale, or obs with images"
             )
-        changed += ["importance obs"] if settings.importance == "obs" else []
+        changed += ["importance obs"] if settings.sampler.importance == "obs" else []
         if changed and self.images is None:
             raise ValueError(
                 f"{', '.join(changed)} need images of the task, without labels; give "
                 "FunctionTask(images=...), or leave them at the default"
             )
-        if placement.fine_tune_workers > 1:
+        if resources.fine_tune_workers > 1:
             raise ValueError(
                 "a task fine-tunes by its own function, in one process; leave fine_tune_workers at "
-                f"1, got {placement.fine_tune_workers}"
+                f"1, got {resources.fine_tune_workers}"
             )
-        recipe = replace(settings.recipe, epochs=0 if self.fine_tune is None else 1)
+        recipe = replace(settings.fine_tune, epochs=0 if self.fine_tune is None else 1)
         if self.score is None:
-            return replace(settings, recipe=recipe, score_by="divergence")
+            return settings.changed(fine_tune=recipe, score_by="divergence")
         # Weighing multiplies losses, which makes no sense for scores of any sign.
-        return replace(settings, recipe=recipe, score_by="labels", capacity_weight=0.0)
+        return settings.changed(fine_tune=recipe, score_by="labels", capacity_weight=0.0)
 
     def check_network(self, network: nn.Module) -> None:
         """Accept every network: only the functions know what they need."""
@@ -435,15 +433,19 @@ class FunctionsOnWorker:
         begin = time.perf_counter()
         rng, settings = np.random.default_rng(tuple(seed)), self._settings
         is_proposal = split == "search_val"
-        count = settings.score_recalibrate_images if is_proposal else settings.recalibrate_images
+        count = (
+            settings.scoring.score_recalibrate_images
+            if is_proposal
+            else settings.scoring.recalibrate_images
+        )
         network = self._pruned(dense, keep, count, rng)
         if self._task.score is not None:
             loss = -self._score(network, seed, self._task.score)
         else:
             assert self._images is not None  # a task has a score or images
-            if settings.score_steps:
+            if settings.scoring.score_steps:
                 number = int(rng.integers(2**31))
-                self.distill(network, dense, keep, steps=settings.score_steps, seed=number)
+                self.distill(network, dense, keep, steps=settings.scoring.score_steps, seed=number)
             loss = self._images.divergence(network, dense, split, rng)
         return Score(val_loss=loss, val_accuracy=None, seconds=time.perf_counter() - begin)
 
@@ -463,7 +465,7 @@ class FunctionsOnWorker:
 
         Without one, batch norms are recalibrated on the images. See ``TaskOnWorker.pruned``.
         """
-        count, rng = self._settings.recalibrate_images, np.random.default_rng(self._seed)
+        count, rng = self._settings.scoring.recalibrate_images, np.random.default_rng(self._seed)
         return self._pruned(dense, keep, count, rng)
 
     def _pruned(
@@ -471,7 +473,7 @@ class FunctionsOnWorker:
     ) -> nn.Module:
         """Return the network that a mask leaves, recalibrated on ``count`` images by default."""
         network = extract(dense, self._tracing, keep)
-        if self._images is not None and self._settings.refit:
+        if self._images is not None and self._settings.calibration.refit:
             self._images.refit(network, dense, keep)
         if self._task.recalibrate is not None:
             _set_seed((self._seed,))

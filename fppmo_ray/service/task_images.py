@@ -113,7 +113,11 @@ class TaskImages:
             rng: Draws the images, where fewer are to be looked at than there are.
         """
         images, settings = self._splits[split], self._settings
-        count = settings.score_images if split == "search_val" else settings.rescore_images
+        count = (
+            settings.scoring.score_images
+            if split == "search_val"
+            else settings.scoring.rescore_images
+        )
         drawn = np.sort(rng.permutation(len(images))[:count])
         known = self._answers.get(split)
         if known is None or known.dense is not dense:
@@ -151,7 +155,7 @@ class TaskImages:
                 f"images that calibrate and score must be at least 3, got {len(images)}; give 100 "
                 "or more"
             )
-        rest = order[2 * held_out :][: self._settings.calibration_images]
+        rest = order[2 * held_out :][: self._settings.calibration.calibration_images]
         return {
             "search_val": images.at(order[:held_out]),
             "choose_val": images.at(order[held_out : 2 * held_out]),

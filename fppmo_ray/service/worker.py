@@ -80,7 +80,10 @@ class PruningWorker:
     def ready(self) -> WorkerInfo:
         """See ``Worker.ready``."""
         self._task.load()
-        if self._problem.settings.refit and not self._problem.settings.baseline_epochs:
+        if (
+            self._problem.settings.calibration.refit
+            and not self._problem.settings.baseline.baseline_epochs
+        ):
             # Now, because the time of a score is limited.
             self._dense_sha256 = digest(to_arrays(self._dense))
             self._task.calibration(self._dense)
@@ -89,7 +92,9 @@ class PruningWorker:
     def score(self, weights: WeightsSnapshot, proposal: Proposal) -> Feedback:
         """See ``Worker.score``."""
         found = self._score(weights, proposal.keep, proposal.score_seed, "search_val")
-        return feedback_of(proposal.proposal_id, found, steps=self._problem.settings.score_steps)
+        return feedback_of(
+            proposal.proposal_id, found, steps=self._problem.settings.scoring.score_steps
+        )
 
     def rescore(
         self, weights: WeightsSnapshot, keep: BoolArray, seed: Sequence[int], split: str
@@ -291,7 +296,7 @@ def claim_device(problem: Problem) -> torch.device:
     if gpu is None:
         raise RuntimeError(
             "this worker holds a GPU of the cluster but torch sees no CUDA device; "
-            "install a CUDA build of torch on the node, or set gpus_per_worker to 0"
+            "install a CUDA build of torch on the node, or set --gpus-per-worker to 0"
         )
     if problem.gpu_share < 1:
         device_module(gpu).set_per_process_memory_fraction(problem.gpu_share)

@@ -28,7 +28,7 @@ from fppmo_ray.distribution import (
     Width,
 )
 from fppmo_ray.service.journal.facts import Started
-from fppmo_ray.service.journal.run_directory import RunDirectory, open_run
+from fppmo_ray.service.journal.run_directory import Resume, RunDirectory, open_run
 from fppmo_ray.service.pool.call import Call
 from fppmo_ray.service.pool.cluster import Demand, explain_ray_errors
 from fppmo_ray.service.pool.worker_group import WorkerInfo, worker_info
@@ -171,7 +171,7 @@ def simulated_model(settings: OptimizerSettings) -> Iterator[ModelHandle]:
 
 @contextmanager
 def simulated_run(
-    run_dir: Path | str, settings: OptimizerSettings, *, resume: bool | None = False
+    run_dir: Path | str, settings: OptimizerSettings, *, resume: Resume = False
 ) -> Iterator[RunDirectory]:
     """Yield the run directory of a simulated search, as its one writer.
 

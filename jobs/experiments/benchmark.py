@@ -27,7 +27,7 @@ from speed.scaling import scaling_table
 from speed.scoring import scoring_tables
 from speed.subject import Plan
 
-from fppmo_ray import Placement, extract, trace
+from fppmo_ray import Resources, extract, trace
 from fppmo_ray.distribution import (
     ChannelGroup,
     Feedback,
@@ -91,16 +91,16 @@ def main(
         for network in networks:
             console.print(layouts_table(network, proposals, plan))
     else:
-        console.print(_pieces_table(networks, proposals, Placement(workers=workers), plan))
+        console.print(_pieces_table(networks, proposals, Resources(workers=workers), plan))
 
 
 def _pieces_table(
-    networks: tuple[str, ...], proposals: int, placement: Placement, plan: Plan
+    networks: tuple[str, ...], proposals: int, resources: Resources, plan: Plan
 ) -> Table:
     table = Table("what", "measured", "goal", title=f"{torch.get_num_threads()} threads")
     figures = [*_model_figures(), *_extract_figures()]
     for network in networks:
-        figures += _score_figures(network, random_search(network, proposals, plan, placement))
+        figures += _score_figures(network, random_search(network, proposals, plan, resources))
     for figure in figures:
         table.add_row(figure.what, figure.value, figure.goal)
     return table

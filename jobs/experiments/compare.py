@@ -55,7 +55,7 @@ from rivals.methods import (
 )
 from rivals.table import comparison_tables
 
-from fppmo_ray import Dataset, Placement, SearchSettings, Splits, load_dataset
+from fppmo_ray import Dataset, Resources, SearchSettings, Splits, load_dataset
 from fppmo_ray.distribution import BoolArray
 from fppmo_ray.job import require_lasting, run_job
 from fppmo_ray.service.connection import connection, package_versions
@@ -84,7 +84,7 @@ def main(
     cells: Path,
     work_dir: Path,
     settings: SearchSettings,
-    placement: Placement,
+    resources: Resources,
     *,
     network: str = "resnet20",
     search_val_rows: Path | None = None,
@@ -101,7 +101,7 @@ def main(
         work_dir: Folder for journals and checkpoints of what is being measured; all workers must
             see it.
         settings: Of all searches; its seed is not used.
-        placement: Where the work runs.
+        resources: Where the work runs.
         network: Which network to prune: resnet20, 32, 44, 56 or 110 (``_b``: projection shortcuts),
             or vgg16_bn.
         search_val_rows: .npy file of training rows that the weights have never seen; by default
@@ -122,11 +122,11 @@ def main(
         weights=weights,
         rows=(search_val_rows, choose_val_rows),
         settings=settings,
-        placement=placement,
+        resources=resources,
         cells=cells,
         work_dir=work_dir.resolve(),
     )
-    with connection(placement), stopped_by_signal(cells) as stop:
+    with connection(resources), stopped_by_signal(cells) as stop:
         for seed in seeds:
             comparison.measure(seed, wanted, stop)
     show(cells)
@@ -146,7 +146,7 @@ def _check(settings: SearchSettings, seeds: Sequence[int]) -> None:
         raise ValueError(
             f"a comparison has several seeds: give --seeds, not --seed {settings.seed}"
         )
-    if settings.baseline_epochs:
+    if settings.baseline.baseline_epochs:
         raise ValueError("a comparison starts from --weights, so --baseline-epochs must be 0")
     if not seeds:
         raise ValueError("a comparison needs at least one seed")
@@ -163,7 +163,7 @@ class Comparison:
     rows: tuple[Path | None, Path | None]
     """Files of search-val and choose-val."""
     settings: SearchSettings
-    placement: Placement
+    resources: Resources
     cells: Path
     work_dir: Path
 
@@ -197,7 +197,7 @@ class Comparison:
     def _pool(
         self, worker: Callable[[Problem, int], W], problem: Problem, stop: StopRequest
     ) -> AbstractContextManager[WorkerPool[W]]:
-        workers, demand = self.placement.workers, self.placement.demand
+        workers, demand = self.resources.workers, self.resources.demand
         return worker_pool(worker, problem, num_workers=workers, demand=demand, stop=stop)
 
     def _case(self, seed: int, stop: StopRequest) -> Case:
@@ -205,7 +205,7 @@ class Comparison:
         dense = build_network(self.network, self.dataset.num_classes, seed=seed)
         load_weights(dense, self.weights)
         task = image_classification(self.dataset, self._splits(seed), seed=seed)
-        problem = build_problem(dense, task, settings, placement=self.placement)
+        problem = build_problem(dense, task, settings, resources=self.resources)
         return Case(problem=problem, compute=self._compute(problem, stop))
 
     def _splits(self, seed: int) -> Splits | None:
@@ -224,9 +224,9 @@ class Comparison:
             return ComputeConfig(**record.key["compute"])
         run_dir = self.work_dir / f"compute-{digest(problem.identity())}"
         started = started_of(problem, search_id(run_dir), package_versions())
-        alone = replace(self, placement=replace(self.placement, workers=1))
+        alone = replace(self, resources=replace(self.resources, workers=1))
         with (
-            open_run(run_dir, resume=None, started=started) as run,
+            open_run(run_dir, resume="auto", started=started) as run,
             alone._pool(PruningWorker, problem, stop) as pool,
         ):
             return choose_compute(problem, run, pool)[0]
@@ -259,7 +259,7 @@ class Comparison:
         logger.info("search  %s", cell.name)
         run_dir = self._folder(cell) / "search"
         own_case = replace(case, problem=problem)
-        return search_choice(own_case, method.name, pool, run_dir, self.placement)
+        return search_choice(own_case, method.name, pool, run_dir, self.resources)
 
     def _chosen(
         self, case: Case, found: Mapping[Method, Choice], pool: WorkerPool[Worker]
@@ -282,7 +282,7 @@ class Comparison:
     def _tuning(self, case: Case, cell: Cell, choice: Choice) -> Measurement[TuningWorker]:
         task = TuningTask(
             keep=choice.keep,
-            recipe=case.settings.recipe,
+            recipe=case.settings.fine_tune,
             seed=case.settings.seed,
             compute=case.compute,
             folder=self._folder(cell) / "tuning",

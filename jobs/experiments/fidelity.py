@@ -44,7 +44,7 @@ from cells import (
 from rich.console import Console
 from trained import Trained, choose_compute, fixed_key, known_compute
 
-from fppmo_ray import Placement, SearchSettings
+from fppmo_ray import Resources, SearchSettings
 from fppmo_ray.distribution import Budget
 from fppmo_ray.job import require_lasting, run_job
 from fppmo_ray.pruning import importance
@@ -60,7 +60,7 @@ _SAY_EVERY_S = 60.0
 def main(
     trained: Trained,
     settings: SearchSettings,
-    placement: Placement,
+    resources: Resources,
     plan: Plan,
     *,
     searches: tuple[str, ...] = (),
@@ -74,7 +74,7 @@ def main(
         settings: Budget, recipe, images and compute configuration, as of a search. Settings of
             proposals, rule, finalists and baseline play no part. ``--proposals`` is the number of
             scores whose cost is printed; ``--rank-by`` is the figure of a score that is judged.
-        placement: The workers.
+        resources: The workers.
         plan: How much is measured.
         searches: Run directories of finished searches for the same cut. Half of the masks are
             taken from these searches and from their neighbourhood. The cells keep the masks, so a
@@ -85,23 +85,23 @@ def main(
     """
     for folder in (cells, work_dir or cells):
         require_lasting(folder)
-    if settings.recipe.epochs < 1:
+    if settings.fine_tune.epochs < 1:
         raise ValueError("--fine-tune-epochs must be at least 1: the truth is a fine-tuned network")
     settings.only_macs_cut()  # refuses several
-    problem = trained.problem(settings, placement)
+    problem = trained.problem(settings, resources)
     study = Study(
         problem=problem,
         compute=known_compute(problem, cells),
         masks=_masks(problem, searches, plan.masks, cells),
         plan=plan,
         seed=settings.seed,
-        score_timeout=placement.score_timeout,
+        score_timeout=resources.score_timeout,
         work_dir=(work_dir or cells / "under-way").resolve(),
     )
-    study = _measure_missing(study, placement, cells)
+    study = _measure_missing(study, resources, cells)
     shown = agreement_tables(
         list(done(cells, tasks(study)).values()),
-        rank_by=settings.rank_by,
+        rank_by=settings.scoring.rank_by,
         proposals=settings.proposals,
         capacity_weight=settings.optimizer_settings().capacity_weight,
     )
@@ -145,16 +145,16 @@ def _masks_of(problem: Problem, searches: Sequence[str], num_masks: int) -> list
     return different + near_masks(budget, found, num_near, settings.seed, taken=different)
 
 
-def _measure_missing(study: Study, placement: Placement, folder: Path) -> Study:
+def _measure_missing(study: Study, resources: Resources, folder: Path) -> Study:
     """Do what is missing; the study with the compute configuration that it was done with."""
     with (
-        connection(placement),
+        connection(resources),
         stopped_by_signal(folder) as stop,
         worker_pool(
             FidelityWorker,
             study.problem,
-            num_workers=placement.workers,
-            demand=placement.demand,
+            num_workers=resources.workers,
+            demand=resources.demand,
             stop=stop,
         ) as pool,
     ):
@@ -164,7 +164,7 @@ def _measure_missing(study: Study, placement: Placement, folder: Path) -> Study:
             study = replace(study, compute=compute)
         todo = tasks(study)
         records = done(folder, todo)
-        say = _progress(study, todo, records, placement.workers)
+        say = _progress(study, todo, records, resources.workers)
         say()
 
         def take(cell: Cell, record: Record) -> None:

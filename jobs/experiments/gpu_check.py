@@ -34,7 +34,7 @@ from speed.subject import Plan, Subject, make_subject
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fppmo_ray import Placement, Recipe
+from fppmo_ray import Recipe, Resources
 from fppmo_ray.durable_files import write_whole
 from fppmo_ray.job import run_job
 from fppmo_ray.service.connection import package_versions
@@ -244,8 +244,8 @@ class Checks:
         ray.init(address="local", include_dashboard=False, log_to_driver=False)
         try:
             for count in _SHARES:
-                placement = Placement(workers=count, gpus_per_worker=1 / count)
-                history = random_search(self._size.small, 128, self._plan, placement)
+                resources = Resources(workers=count, gpus=1 / count)
+                history = random_search(self._size.small, 128, self._plan, resources)
                 found[f"{count} workers"] = scores_per_second(history)
         finally:
             ray.shutdown()

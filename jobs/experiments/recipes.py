@@ -37,7 +37,7 @@ from rich.console import Console
 from rich.table import Table
 from trained import Trained, choose_compute, fixed_key, known_compute
 
-from fppmo_ray import Placement, SearchSettings
+from fppmo_ray import Resources, SearchSettings
 from fppmo_ray.distribution import Budget
 from fppmo_ray.job import require_lasting, run_job
 from fppmo_ray.pruning import importance
@@ -134,7 +134,7 @@ def look(tuner: Tuner, tuned: Tuned) -> Mapping[str, Any]:
 def main(
     trained: Trained,
     settings: SearchSettings,
-    placement: Placement,
+    resources: Resources,
     plan: Plan,
     *,
     cells: Path,
@@ -147,7 +147,7 @@ def main(
         trained: The network that is pruned, and its data.
         settings: Budget, recipe and compute configuration, as of a search. Settings of scores and
             proposals only play a part in the choice of the compute configuration.
-        placement: The workers.
+        resources: The workers.
         plan: What is measured.
         cells: Work folder with a file for each fine-tuning.
         searches: Run directories of finished searches for the same cut. The mask that each chose
@@ -157,11 +157,11 @@ def main(
     """
     for folder in (cells, work_dir or cells):
         require_lasting(folder)
-    if settings.recipe.epochs < 1:
+    if settings.fine_tune.epochs < 1:
         raise ValueError("--fine-tune-epochs must be at least 1: recipes fine-tune")
     for variant in plan.variants:
-        recipe_of(variant, settings.recipe)  # raises if it is none
-    problem = trained.problem(settings, placement)
+        recipe_of(variant, settings.fine_tune)  # raises if it is none
+    problem = trained.problem(settings, resources)
     selection = Selection(
         problem=problem,
         masks=_masks(problem, searches),
@@ -169,8 +169,8 @@ def main(
         cells=cells,
         work_dir=(work_dir or cells / "under-way").resolve(),
     )
-    with connection(placement), stopped_by_signal(cells) as stop:
-        compute = _measure_missing(selection, placement, stop)
+    with connection(resources), stopped_by_signal(cells) as stop:
+        compute = _measure_missing(selection, resources, stop)
     found = [find(cells, item.cell) for item in _measurements(selection, compute)]
     tables = recipe_tables([record for record in found if record is not None])
     Console(width=150).print(*tables, sep="\n")
@@ -185,10 +185,10 @@ def _masks(problem: Problem, searches: Sequence[str]) -> list[Mask]:
 
 
 def _measure_missing(
-    selection: Selection, placement: Placement, stop: StopRequest
+    selection: Selection, resources: Resources, stop: StopRequest
 ) -> ComputeConfig:
     """Measure what is missing; return the compute configuration of all cells."""
-    compute = _compute(selection, placement, stop)
+    compute = _compute(selection, resources, stop)
 
     def clear(cell: Cell, _: Record) -> None:
         shutil.rmtree(folder_under_way(selection.work_dir, cell), ignore_errors=True)
@@ -196,8 +196,8 @@ def _measure_missing(
     with worker_pool(
         TuningWorker,
         selection.problem,
-        num_workers=placement.workers,
-        demand=placement.demand,
+        num_workers=resources.workers,
+        demand=resources.demand,
         stop=stop,
     ) as pool:
         measurements = _measurements(selection, compute)
@@ -205,14 +205,14 @@ def _measure_missing(
     return compute
 
 
-def _compute(selection: Selection, placement: Placement, stop: StopRequest) -> ComputeConfig:
+def _compute(selection: Selection, resources: Resources, stop: StopRequest) -> ComputeConfig:
     """The compute configuration of the cells that are there; else chosen as a search would."""
     problem, cells = selection.problem, selection.cells
     compute = known_compute(problem, cells)
     if compute is not None:
         return compute
     with worker_pool(
-        PruningWorker, problem, num_workers=1, demand=placement.demand, stop=stop
+        PruningWorker, problem, num_workers=1, demand=resources.demand, stop=stop
     ) as pool:
         return choose_compute(problem, cells, pool, selection.masks[0].keep)
 
@@ -224,7 +224,7 @@ def _measurements(
     plan, fixed = selection.plan, fixed_key(selection.problem)
     for seed in plan.seeds:
         for variant in plan.variants:
-            recipe = recipe_of(variant, selection.problem.settings.recipe)
+            recipe = recipe_of(variant, selection.problem.settings.fine_tune)
             for number, mask in enumerate(selection.masks):
                 key = {
                     **fixed,

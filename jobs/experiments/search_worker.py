@@ -109,7 +109,7 @@ class SearchWorker:
             return None
         figures = {
             "found": self._found(task, optimizer),
-            "generations": _generation_means(scores, task.settings.population),
+            "generations": _generation_means(scores, task.settings.sampler.population),
             "scores": len(scores),
         }
         return Measured(figures=figures, seconds=sum(seconds for *_, seconds in scores))
@@ -118,7 +118,9 @@ class SearchWorker:
         settings = replace(task.settings.optimizer_settings(), rule=task.rule)
         tracing = self._problem.tracing
         return MaskOptimizer(
-            tracing.space, importance(self._dense, tracing, task.settings.importance), settings
+            tracing.space,
+            importance(self._dense, tracing, task.settings.sampler.importance),
+            settings,
         )
 
     def _score(self, task: SearchTask, proposal: Proposal) -> Score:
@@ -136,7 +138,7 @@ class SearchWorker:
                 *(task.compute, keep, "choose_val", settings.rescore_fidelity()),
                 (settings.seed, repeat, _LOOK_STREAM),
             )
-            for repeat in range(settings.rescore_seeds)
+            for repeat in range(settings.scoring.rescore_seeds)
         ]
         widths = self._problem.tracing.space.widths(keep).tolist()
         losses, accuracies = zip(*map(_figures, looks), strict=True)

@@ -35,7 +35,7 @@ from rich.table import Table
 from search_worker import SearchTask, SearchWorker
 from trained import Trained, choose_compute, fixed_key, known_compute
 
-from fppmo_ray import Placement, SearchSettings
+from fppmo_ray import Resources, SearchSettings
 from fppmo_ray.distribution import RULES, Budget, UpdateRule
 from fppmo_ray.job import require_lasting, run_job
 from fppmo_ray.service.connection import connection
@@ -45,7 +45,7 @@ from fppmo_ray.training import ComputeConfig
 
 DEFAULT = "default"
 _KEYED = (
-    *("macs_cut", "min_keep", "width_multiple", "importance", "proposals", "population", "lag"),
+    *("macs_cut", "min_keep", "multiple", "importance", "proposals", "population", "lag"),
     *("rank_by", "score_images", "score_recalibrate_images", "rescore_images", "rescore_seeds"),
 )
 """The settings that the result of a search depends on; recalibrate_images is in every key."""
@@ -100,18 +100,19 @@ def way_of(variant: str, default: SearchSettings) -> Way:
         ValueError: the variant names no such setting, or a value that the setting cannot have.
     """
     changes = dict(map(_split, variant.split(","))) if variant != DEFAULT else {}
-    of_search = {field.name for field in fields(SearchSettings)}
-    settings = replace(default, **_values(changes.keys() & of_search, changes, default))
-    rule: Any = RULES[settings.rule]
+    given = default.flat()
+    settings = default.changed(**_values(changes.keys() & given, changes, given))
+    rule: Any = RULES[settings.sampler.rule]
     of_rule = {field.name for field in fields(rule)}
-    unknown = changes.keys() - of_search - of_rule
+    unknown = changes.keys() - given - of_rule
     if unknown:
         names = ", ".join(sorted(unknown)).replace("_", "-")
         steps = ", ".join(sorted(of_rule)).replace("_", "-")
         raise ValueError(
-            f"expected settings of a search or steps of rule {settings.rule} ({steps}), got {names}"
+            f"expected settings of a search or steps of rule {settings.sampler.rule} ({steps}), "
+            f"got {names}"
         )
-    steps_of_rule = _values(changes.keys() & of_rule, changes, rule)
+    steps_of_rule = _values(changes.keys() & of_rule, changes, vars(rule))
     return Way(settings=settings, rule=replace(rule, **steps_of_rule))
 
 
@@ -122,8 +123,8 @@ def _split(part: str) -> tuple[str, str]:
     return name.replace("-", "_"), value
 
 
-def _values(names: set[str], changes: dict[str, str], default: object) -> dict[str, Any]:
-    return {name: _value(name, changes[name], getattr(default, name)) for name in sorted(names)}
+def _values(names: set[str], changes: dict[str, str], given: dict[str, Any]) -> dict[str, Any]:
+    return {name: _value(name, changes[name], given[name]) for name in sorted(names)}
 
 
 def _value(name: str, text: str, before: object) -> Any:
@@ -141,7 +142,7 @@ def _value(name: str, text: str, before: object) -> Any:
 def main(
     trained: Trained,
     settings: SearchSettings,
-    placement: Placement,
+    resources: Resources,
     plan: Plan,
     *,
     cells: Path,
@@ -152,7 +153,7 @@ def main(
     Args:
         trained: The network that is pruned, and its data.
         settings: The default search. Settings of fine-tuning play no part.
-        placement: The workers.
+        resources: The workers.
         plan: What is measured.
         cells: Work folder with a file for each search.
         work_dir: Folder for the scores of running searches, which all workers must see; by default
@@ -160,25 +161,25 @@ def main(
     """
     for folder in (cells, work_dir or cells):
         require_lasting(folder)
-    if settings.score_steps or settings.stages:
+    if settings.scoring.score_steps or settings.gradual.stages:
         raise ValueError("searches are compared at --score-steps 0 and without --stages")
     settings.only_macs_cut()  # refuses several
-    settings = settings.on(placement.device_type)
+    settings = settings.on(resources.device_type)
     ways = {variant: way_of(variant, settings) for variant in plan.variants}
-    problem = trained.problem(settings, placement)
+    problem = trained.problem(settings, resources)
     folder = (work_dir or cells / "under-way").resolve()
 
     def clear(cell: Cell, _: Record) -> None:
         shutil.rmtree(folder_under_way(folder, cell), ignore_errors=True)
 
     with (
-        connection(placement),
+        connection(resources),
         stopped_by_signal(cells) as stop,
         worker_pool(
             SearchWorker,
             problem,
-            num_workers=placement.workers,
-            demand=placement.demand,
+            num_workers=resources.workers,
+            demand=resources.demand,
             stop=stop,
         ) as pool,
     ):
@@ -222,11 +223,11 @@ def _measurement(cell: Cell, task: SearchTask) -> Measurement[SearchWorker]:
 
 def _key(variant: str, way: Way, seed: int) -> dict[str, Any]:
     settings = way.settings
-    search = {name: getattr(settings, name) for name in _KEYED}
+    search = {name: settings.flat()[name] for name in _KEYED}
     weight = settings.optimizer_settings().capacity_weight
     return {
         "variant": variant,
-        "rule": {"name": settings.rule, **asdict(way.rule)},  # type: ignore[call-overload]
+        "rule": {"name": settings.sampler.rule, **asdict(way.rule)},  # type: ignore[call-overload]
         "search": {**search, "capacity_weight": weight},
         "seed": seed,
     }

@@ -67,7 +67,7 @@ def _title(runs: list[dict[str, Any]]) -> str:
 
 
 def _costs(run: dict[str, Any]) -> str:
-    return f"{run['scores']['scored']} x {run['settings']['score_steps']}"
+    return f"{run['scores']['scored']} x {run['settings']['scoring']['score_steps']}"
 
 
 def _lines(budgets: list[float | None]) -> Iterator[tuple[str, str, str, float | None]]:

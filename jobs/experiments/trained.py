@@ -10,7 +10,7 @@ from typing import Any
 
 from cells import Cell, Measured, find, keep
 
-from fppmo_ray import Placement, SearchSettings, load_dataset
+from fppmo_ray import Resources, SearchSettings, load_dataset
 from fppmo_ray.distribution import BoolArray
 from fppmo_ray.service.image_task import image_classification
 from fppmo_ray.service.measurements import decide
@@ -38,12 +38,12 @@ class Trained:
     """Which network is pruned: resnet20, 32, 44, 56 or 110 (``_b``: projection shortcuts), or
     vgg16_bn."""
 
-    def problem(self, settings: SearchSettings, placement: Placement) -> Problem:
+    def problem(self, settings: SearchSettings, resources: Resources) -> Problem:
         """Return the problem that workers get.
 
         Args:
             settings: Settings of the search.
-            placement: The workers.
+            resources: The workers.
         """
         dataset = load_dataset("cifar10", self.data)
         dense = build_network(self.network, dataset.num_classes)
@@ -55,7 +55,7 @@ class Trained:
             seed=settings.seed,
         )
         task = image_classification(dataset, splits)
-        return build_problem(dense, task, settings, placement=placement)
+        return build_problem(dense, task, settings, resources=resources)
 
 
 def fixed_key(problem: Problem) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def fixed_key(problem: Problem) -> dict[str, Any]:
         "space": problem.tracing.space.fingerprint(),
         **problem.task.identity(),  # the digest of the data
         "device_type": problem.device_type,
-        "recalibrate_images": problem.settings.recalibrate_images,
+        "recalibrate_images": problem.settings.scoring.recalibrate_images,
     }
 
 
@@ -101,5 +101,9 @@ def choose_compute(
 
 def _compute_cell(problem: Problem) -> Cell:
     settings = problem.settings
-    asked = {"dtype": settings.dtype, "autotune": settings.autotune, "threads": problem.threads}
+    asked = {
+        "dtype": settings.numerics.dtype,
+        "autotune": settings.numerics.autotune,
+        "threads": problem.threads,
+    }
     return Cell(name="compute", key={**fixed_key(problem), **asked})

@@ -9,7 +9,7 @@ import pytest
 from job_files import job_words, parse_job, shell_commands
 from manifests import CLUSTER, documents, unknown_ray_options
 
-from fppmo_ray import Placement, SearchSettings
+from fppmo_ray import Resources, SearchSettings
 
 README = (CLUSTER / "README.md").read_text()
 COMMANDS = [*shell_commands(README), *re.findall(r"`([a-z]+ [^`\n]*)`", README)]
@@ -25,7 +25,7 @@ def test_the_ray_jobs_entrypoint_is_a_command_line_of_the_job() -> None:
     arguments = parse_job(entrypoint())
     assert arguments["resume_or_start"] is True
     assert arguments["run_dir"] == "s3://BUCKET/runs/resnet56"
-    assert arguments["placement"] == Placement(workers=8, gpus_per_worker=1)
+    assert arguments["resources"] == Resources(workers=8, gpus=1)
     assert isinstance(arguments["settings"], SearchSettings)
 
 
@@ -37,8 +37,8 @@ def test_a_flag_that_the_job_does_not_have_is_refused(capsys: pytest.CaptureFixt
 
 def test_the_workers_of_the_examples_are_those_of_the_clusters_and_never_idle() -> None:
     arguments = parse_job(entrypoint())
-    assert arguments["placement"].workers == 8
-    assert arguments["settings"].population >= 4 * arguments["placement"].workers
+    assert arguments["resources"].workers == 8
+    assert arguments["settings"].sampler.population >= 4 * arguments["resources"].workers
     for name in ("aws.yaml", "gcp.yaml"):
         [config] = documents(CLUSTER / name)
         assert config["max_workers"] == 8
@@ -49,7 +49,7 @@ def test_the_workers_of_the_examples_are_those_of_the_clusters_and_never_idle() 
 @pytest.mark.parametrize("command", WITH_JOBS)
 def test_a_search_in_the_readme_is_a_command_line_of_its_job(command: str) -> None:
     arguments = parse_job(job_words(command))
-    assert arguments["placement"].workers == 8
+    assert arguments["resources"].workers == 8
     assert re.match(r"/|s3://", arguments["run_dir"])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ def small_problem(few_images: Path, weights: Path, settings: SearchSettings) -> 
 
     Its residual stream stays whole, since Torch-Pruning cannot cut it.
     """
-    settings = replace(settings, ignore=("conv1",))
+    settings = settings.changed(ignore=("conv1",))
     dense = build_network("resnet20", 10)
     load_weights(dense, weights)
     train, val, choose = np.split(np.arange(228), [128, 188])

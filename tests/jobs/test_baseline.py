@@ -11,7 +11,7 @@ import pytest
 import ray
 import torch
 
-from fppmo_ray import Placement, Recipe, load_dataset
+from fppmo_ray import Recipe, Resources, load_dataset
 from fppmo_ray.training import (
     ComputeConfig,
     build_network,
@@ -53,7 +53,7 @@ def test_the_job_trains_once_and_holds_a_tenth_of_every_class_out(
     def run(seed: int, epochs: int = 2) -> dict[str, bytes]:
         recipe = Recipe(epochs=epochs, batch_size=64, distillation_weight=0.0)
         baseline.main(
-            few_images, tmp_path, Placement(workers=1), recipe, network="resnet20", seed=seed
+            few_images, tmp_path, Resources(workers=1), recipe, network="resnet20", seed=seed
         )
         return {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
@@ -87,7 +87,7 @@ def test_a_killed_training_continues_after_its_last_checkpoint(
     few_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(output: Path) -> bytes:
-        baseline.main(few_images, output, Placement(workers=1), RECIPE, network="resnet20")
+        baseline.main(few_images, output, Resources(workers=1), RECIPE, network="resnet20")
         return (output / "weights.pt").read_bytes()
 
     whole = run(tmp_path / "whole")
@@ -124,4 +124,4 @@ def test_a_baseline_without_epochs_or_with_a_teacher_is_refused(
     tmp_path: Path, recipe: Recipe, complaint: str
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
-        baseline.main(tmp_path, tmp_path, Placement(), recipe)
+        baseline.main(tmp_path, tmp_path, Resources(), recipe)

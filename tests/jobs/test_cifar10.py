@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from fppmo_ray import Placement, Recipe, SearchSettings, load_network
+from fppmo_ray import Recipe, Resources, Sampler, Scoring, SearchSettings, load_network
 from fppmo_ray.service.journal.artifacts import read_history
 from fppmo_ray.service.journal.facts import ComputeChosen
 from fppmo_ray.service.journal.run_directory import read_journal
@@ -22,13 +22,15 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 SETTINGS = SearchSettings(
     macs_cut=0.57,
     proposals=4,
-    population=4,
-    score_steps=1,
-    recalibrate_images=64,
-    score_recalibrate_images=64,
-    score_images=32,
-    rescore_seeds=1,
-    recipe=Recipe(epochs=1, batch_size=64),
+    fine_tune=Recipe(epochs=1, batch_size=64),
+    sampler=Sampler(population=4),
+    scoring=Scoring(
+        score_steps=1,
+        recalibrate_images=64,
+        score_recalibrate_images=64,
+        score_images=32,
+        rescore_seeds=1,
+    ),
 )
 
 
@@ -38,7 +40,7 @@ def test_the_job_ends_with_a_network_of_less_than_half_the_macs(
     few_images: Path, weights: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    job.main(few_images, run_dir, SETTINGS, Placement(), network="resnet20", weights=weights)
+    job.main(few_images, run_dir, SETTINGS, Resources(), network="resnet20", weights=weights)
     history = read_history(run_dir)
     assert history["val_accuracy"].notna().all()
     assert (history["macs"] <= 0.43 * 40_551_040).all()  # ResNet-20, option A
@@ -52,22 +54,22 @@ def test_the_job_ends_with_a_network_of_less_than_half_the_macs(
 
 def test_an_untrained_network_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give --weights or --baseline-epochs"):
-        job.main(tmp_path, tmp_path / "run", SETTINGS, Placement())
+        job.main(tmp_path, tmp_path / "run", SETTINGS, Resources())
 
 
 def test_an_unfit_run_directory_is_refused_before_the_data_is_read(tmp_path: Path) -> None:
     no_data = tmp_path / "no data"
     with pytest.raises(ValueError, match=r"--resume: .* holds no journal"):
-        job.main(no_data, str(tmp_path / "run"), SETTINGS, Placement(), resume=True)
+        job.main(no_data, str(tmp_path / "run"), SETTINGS, Resources(), resume=True)
     with pytest.raises(ValueError, match=r"cannot be used: .*Unrecognized filesystem"):
-        job.main(no_data, "nowhere://bucket/run", SETTINGS, Placement())
+        job.main(no_data, "nowhere://bucket/run", SETTINGS, Resources())
 
 
 def test_another_networks_checkpoint_is_refused(
     few_images: Path, weights: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match="holds the weights of another network"):
-        job.main(few_images, tmp_path / "run", SETTINGS, Placement(), weights=weights)
+        job.main(few_images, tmp_path / "run", SETTINGS, Resources(), weights=weights)
 
 
 def test_overlapping_rows_are_refused(few_images: Path, weights: Path, tmp_path: Path) -> None:
@@ -79,7 +81,7 @@ def test_overlapping_rows_are_refused(few_images: Path, weights: Path, tmp_path:
             few_images,
             tmp_path / "run",
             SETTINGS,
-            Placement(),
+            Resources(),
             network="resnet20",
             weights=weights,
             search_val_rows=first,

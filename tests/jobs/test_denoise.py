@@ -9,7 +9,7 @@ import pytest
 import torch
 from denoise import DnCNN, main
 
-from fppmo_ray import Placement, SearchSettings
+from fppmo_ray import Resources, SearchSettings
 from fppmo_ray.service.result import SearchResult
 
 
@@ -23,10 +23,10 @@ from fppmo_ray.service.result import SearchResult
 def test_a_denoiser_keeps_its_psnr_above_that_of_the_noisy_images(
     tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    settings = SearchSettings(macs_cut=0.5, population=4, rescore_seeds=1, **changes)
+    settings = SearchSettings(macs_cut=0.5).changed(population=4, rescore_seeds=1, **changes)
     weights, run_dir = tmp_path / "dncnn.pt", tmp_path / "run"
     main(
-        *(run_dir, weights, settings, Placement(workers=1)),
+        *(run_dir, weights, settings, Resources(workers=1)),
         dataset="digits",
         width=12,
         depth=4,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import imagenet as job
 import pytest
 import torch
 
-from fppmo_ray import Placement, Recipe, SearchSettings, Transform, load_network
+from fppmo_ray import Recipe, Resources, SearchSettings, Transform, load_network
 from fppmo_ray.training import build_torchvision_network
 
 SIZES = {
@@ -23,8 +22,7 @@ SIZES = {
 @pytest.fixture(scope="module")
 def settings() -> SearchSettings:
     """The job's own, with next to no work."""
-    return replace(
-        job.SETTINGS,
+    return job.SETTINGS.changed(
         proposals=4,
         population=2,
         dtype="float32",
@@ -33,7 +31,7 @@ def settings() -> SearchSettings:
         score_images=40,
         rescore_images=40,
         rescore_seeds=1,
-        recipe=Recipe(epochs=1, batch_size=40, learning_rate=0.01),
+        fine_tune=Recipe(epochs=1, batch_size=40, learning_rate=0.01),
     )
 
 
@@ -55,7 +53,7 @@ def test_the_job_halves_a_resnet_and_tells_top_1_and_top_5(
 ) -> None:
     run_dir = tmp_path / "run"
     job.main(
-        *(image_folder, run_dir, Placement(workers=1), settings),
+        *(image_folder, run_dir, Resources(workers=1), settings),
         network="resnet18",
         weights=resnet18,
         **SIZES,
@@ -94,5 +92,5 @@ def test_what_does_not_fit_is_refused_before_ray_is_asked(
 ) -> None:
     flags = {"network": "resnet18", "weights": resnet18, **SIZES, **changes}
     with pytest.raises(ValueError, match=complaint):
-        job.main(image_folder, tmp_path / "run", Placement(workers=1), settings, **flags)
+        job.main(image_folder, tmp_path / "run", Resources(workers=1), settings, **flags)
     assert not (tmp_path / "run").exists()

@@ -12,7 +12,7 @@ import pytest
 import torch
 import tune_cifar10 as job
 
-from fppmo_ray import Placement, Recipe, SearchSettings, load_network
+from fppmo_ray import Recipe, Resources, Sampler, Scoring, SearchSettings, load_network
 from fppmo_ray.service.stopping import SearchStopped
 from fppmo_ray.service.tune import FPPMOSearch
 
@@ -20,12 +20,11 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 SETTINGS = SearchSettings(
     macs_cut=0.57,
     proposals=2,
-    population=2,
-    score_steps=2,
-    recalibrate_images=64,
-    score_recalibrate_images=64,
-    score_images=32,
-    recipe=Recipe(epochs=0, batch_size=32),
+    fine_tune=Recipe(epochs=0, batch_size=32),
+    sampler=Sampler(population=2),
+    scoring=Scoring(
+        score_steps=2, recalibrate_images=64, score_recalibrate_images=64, score_images=32
+    ),
 )
 RUNGS = (0, 1, 2)
 
@@ -39,7 +38,7 @@ def flags(few_images: Path, weights: Path) -> dict[str, Any]:
         "weights": weights,
         "network": "resnet20",
         "rungs": RUNGS,
-        "placement": Placement(workers=1),
+        "resources": Resources(workers=1),
     }
 
 
@@ -101,8 +100,8 @@ def test_a_stopped_job_goes_on_alike_and_ends_with_the_best_trials_network(
         with pytest.raises(SearchStopped, match="stopped: 1 of 2 proposals have ended; go on with"):
             job.main(settings=SETTINGS, run_dir=run_dir, resume_or_start=True, **flags)
     assert not (run_dir / "network.json").exists()
-    faster = replace(SETTINGS, recipe=replace(SETTINGS.recipe, learning_rate=0.1))
-    other = flags | {"rungs": (1, 2), "placement": Placement(workers=2)}
+    faster = SETTINGS.changed(fine_tune=replace(SETTINGS.fine_tune, learning_rate=0.1))
+    other = flags | {"rungs": (1, 2), "resources": Resources(workers=2)}
     with pytest.raises(ValueError, match="another search: it differs in settings and rungs;"):
         job.main(settings=faster, run_dir=run_dir, resume=True, **other)
 
@@ -114,7 +113,7 @@ def test_a_stopped_job_goes_on_alike_and_ends_with_the_best_trials_network(
 def test_a_time_limit_that_tune_does_not_have_is_refused(
     flags: dict[str, Any], tmp_path: Path, limit: dict[str, float]
 ) -> None:
-    limited = flags | {"placement": Placement(workers=1, **limit)}
+    limited = flags | {"resources": Resources(workers=1, **limit)}
     with pytest.raises(ValueError, match="Tune has no limit for a trial's time: leave --score-t"):
         job.main(settings=SETTINGS, run_dir=tmp_path / "run", **limited)
 

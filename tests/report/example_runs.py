@@ -21,10 +21,13 @@ def started_with(
     **settings: Any,
 ) -> Started:
     """Return the first fact of a search with these settings; losses are not weighed by default."""
-    given: dict[str, Any] = {"macs_cut": 0.5, "proposals": 4, "population": 2, "capacity_weight": 0}
+    given: dict[str, Any] = {"proposals": 4, "population": 2, "capacity_weight": 0}
     return Started(
         search_id="c0ffee",
-        identity={"settings": SearchSettings(**given | settings).journaled(), **(identity or {})},
+        identity={
+            "settings": SearchSettings(macs_cut=0.5).changed(**given | settings).journaled(),
+            **(identity or {}),
+        },
         versions={"torch": "2.13.0"},
         groups=list(groups),
         num_filters=NUM_FILTERS,

@@ -56,7 +56,7 @@ def a_run(folder: Path, name: str) -> Path:
         replace(rescored(name, mask(2)), val_accuracy=None),
         Chosen(finalist=name, keep=mask(2)),
     ]
-    with open_run(folder, resume=None, started=started) as run:
+    with open_run(folder, resume="auto", started=started) as run:
         run.record(facts)
         run.write_artifact("result.json", json.dumps(result_of(name, groups, task)).encode())
     return folder

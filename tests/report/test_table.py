@@ -238,7 +238,7 @@ def test_the_status_of_a_search_in_stages_shows_every_stage(tmp_path: Path) -> N
     for folder in (whole, whole / "stage-1", whole / "stage-2"):
         started = Started(
             search_id=folder.name,
-            identity={"settings": {"macs_cut": 0.5, "proposals": 8, "stages": [0.3]}},
+            identity={"settings": {"macs_cut": 0.5, "proposals": 8, "gradual": {"stages": [0.3]}}},
             versions={},
             groups=["0"],
             num_filters=8,

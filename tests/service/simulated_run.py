@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from simulated_training import PoolHere, SimulatedTrainer, TinyCNN
 
-from fppmo_ray import Placement, SearchSettings, load_dataset
+from fppmo_ray import Resources, SearchSettings, load_dataset
 from fppmo_ray.service import mask_search, stages, worker_protocol
 from fppmo_ray.service.dense_weights import Context
 from fppmo_ray.service.finalists import Found
@@ -71,13 +71,13 @@ def go_on(
     """
     problem, pools = problem_of(settings), Pools(seed, num_workers)
     started = started_of(problem, "simulated", {})
-    with _without_ray(pools), open_run(run_dir, resume=None, started=started) as run:
+    with _without_ray(pools), open_run(run_dir, resume="auto", started=started) as run:
         pool: Any = pools.make(problem)
         pool.stop = "the stop of the search"
         context = Context(problem=problem, run=run, pool=pool, compute=problem.compute)
         console = Console(quiet=True)
-        if settings.stages:
-            return find_mask_in_stages(context, run_dir, Placement(), console), pools
+        if settings.gradual.stages:
+            return find_mask_in_stages(context, run_dir, Resources(), console), pools
         return find_mask(context, console=console), pools
 
 

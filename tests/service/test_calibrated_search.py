@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,19 @@ import pytest
 from rich.console import Console
 from simulated_run import Killed, all_of, go_on, killed_after, told
 
-from fppmo_ray import Placement, Recipe, SearchResult, SearchSettings, load_dataset, search
+from fppmo_ray import (
+    Baseline,
+    Calibration,
+    Numerics,
+    Recipe,
+    Resources,
+    Sampler,
+    Scoring,
+    SearchResult,
+    SearchSettings,
+    load_dataset,
+    run_search,
+)
 from fppmo_ray.distribution import Proposal
 from fppmo_ray.report import draw_figures, print_result, print_status, write_report
 from fppmo_ray.service.journal.facts import AllocationChosen, EpochFinished, Rescored
@@ -20,30 +31,25 @@ from fppmo_ray.training import build_network, evaluate, open_images
 SETTINGS = SearchSettings(
     macs_cut=0.5,
     proposals=8,
-    population=4,
-    importance="obs",
-    start="allocation",
-    refit=True,
-    score_by="divergence",
-    calibration_images=150,
-    score_images=100,
-    rescore_seeds=2,
-    baseline_epochs=1,
-    dtype="float32",
-    recipe=Recipe(epochs=1, batch_size=64),
+    fine_tune=Recipe(epochs=1, batch_size=64),
+    sampler=Sampler(population=4, importance="obs", start="allocation"),
+    calibration=Calibration(refit=True, calibration_images=150),
+    scoring=Scoring(score_by="divergence", score_images=100, rescore_seeds=2),
+    baseline=Baseline(baseline_epochs=1),
+    numerics=Numerics(dtype="float32"),
 )
 
 
 def searched(run_dir: Path, settings: SearchSettings) -> SearchResult:
     network, dataset = build_network("digits_cnn", 10, seed=0), load_dataset("digits")
-    one = Placement(workers=1)
-    return search(network, dataset, settings, run_dir=run_dir, placement=one)
+    one = Resources(workers=1)
+    return run_search(network, dataset, settings, run_dir=run_dir, resources=one)
 
 
 def test_without_proposals_the_allocation_is_fine_tuned_and_no_mask_scored(
     local_ray: None, tmp_path: Path
 ) -> None:
-    result = searched(tmp_path / "run", replace(SETTINGS, proposals=0, distill_steps=4))
+    result = searched(tmp_path / "run", SETTINGS.changed(proposals=0, distill_steps=4))
     rows = {row["name"]: row for row in result.figures["variants"]}
     assert list(rows) == ["dense", "importance-only", "allocation", "fppmo"]
     assert result.best.finalist == "allocation"
@@ -90,29 +96,29 @@ def test_with_proposals_the_allocation_is_a_row_of_the_table_beside_what_was_cho
 
 
 def test_the_allocation_is_the_one_that_scores_best(local_ray: None, tmp_path: Path) -> None:
-    settings = replace(SETTINGS, macs_cut=0.8, proposals=0, score_images=400)
+    settings = SETTINGS.changed(macs_cut=0.8, proposals=0, score_images=400)
     chosen = searched(tmp_path / "three", settings)
     [fact] = all_of(tmp_path / "three", AllocationChosen)
     assert settings.gammas() == (0.3, 1.0, 3.0)
     assert len(fact.costs) == 3
     assert fact.gamma == settings.gammas()[int(np.argmin(fact.costs))]
-    alone = searched(tmp_path / "one", replace(settings, gamma=fact.gamma))
+    alone = searched(tmp_path / "one", settings.changed(gamma=fact.gamma))
     assert np.array_equal(alone.best.keep, chosen.best.keep)
     [fact] = all_of(tmp_path / "one", AllocationChosen)
     assert fact.costs == []
 
 
 def test_before_a_long_training_the_allocation_spares_parameters() -> None:
-    assert replace(SETTINGS, recipe=Recipe(epochs=5)).gammas() == (0.3, 1.0, 3.0)
-    assert replace(SETTINGS, recipe=Recipe(epochs=6)).gammas() == (3.0,)
-    assert replace(SETTINGS, gamma=(0.0, 2.0)).gammas() == (0.0, 2.0)
+    assert SETTINGS.changed(fine_tune=Recipe(epochs=5)).gammas() == (0.3, 1.0, 3.0)
+    assert SETTINGS.changed(fine_tune=Recipe(epochs=6)).gammas() == (3.0,)
+    assert SETTINGS.changed(gamma=(0.0, 2.0)).gammas() == (0.0, 2.0)
 
 
 @pytest.mark.parametrize("proposals", [0, 12])
 def test_a_search_from_the_allocation_that_is_killed_ends_like_an_undisturbed_one(
     tmp_path: Path, proposals: int
 ) -> None:
-    settings = replace(SETTINGS, proposals=proposals, baseline_epochs=0)
+    settings = SETTINGS.changed(proposals=proposals, baseline_epochs=0)
     undisturbed, _ = go_on(tmp_path / "whole", settings)
     assert undisturbed.choices[0].allocation is not None
     for number in range(1, 1000, 3):
@@ -152,4 +158,4 @@ def test_settings_that_do_not_fit_are_refused_with_a_sentence(
     changes: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(ValueError, match=sentence):
-        replace(SETTINGS, **changes)
+        SETTINGS.changed(**changes)

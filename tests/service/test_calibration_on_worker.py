@@ -36,8 +36,8 @@ def network_of(seed: int = 0) -> nn.Module:
 
 
 def problem_of(**changes: Any) -> Problem:
-    settings = SearchSettings(
-        **{"macs_cut": 0.5, "calibration_images": 120, "recipe": Recipe(epochs=0)} | changes
+    settings = SearchSettings(macs_cut=0.5).changed(
+        **{"calibration_images": 120, "fine_tune": Recipe(epochs=0)} | changes
     )
     return build_problem(network_of(), image_classification(load_dataset("digits")), settings)
 
@@ -112,7 +112,7 @@ def test_scores_and_handed_out_networks_are_refitted_if_the_settings_say_so() ->
         search_train=images.images("search_train"),
         held_out=images.images("search_val"),
         fidelity=problem.settings.fidelity(),
-        recipe=problem.settings.recipe,
+        recipe=problem.settings.fine_tune,
         seed=(0, 3),
         compute=problem.compute,
     )

@@ -16,13 +16,13 @@ import pytest
 
 from fppmo_ray.service.connection import _check_resources, _line_filter, connection
 from fppmo_ray.service.pool.cluster import Demand
-from fppmo_ray.service.settings import Placement
+from fppmo_ray.service.resources import Resources
 
 SCRIPT = """
 import logging, sys, warnings
 import torch
 from torch import nn
-from fppmo_ray import FunctionTask, Placement, SearchSettings, search
+from fppmo_ray import FunctionTask, Resources, SearchSettings, run_search
 from fppmo_ray.service.connection import connection
 
 def score(network, seed):
@@ -34,13 +34,13 @@ def score(network, seed):
 if __name__ == "__main__":
     torch.manual_seed(0)
     layers = nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 1, 3)
-    with connection(Placement()):
-        search(
+    with connection(Resources()):
+        run_search(
             nn.Sequential(*layers),
             FunctionTask(example_inputs=torch.zeros(1, 1, 8, 8), score=score),
-            SearchSettings(macs_cut=0.4, proposals=16, population=8, importance="l1"),
+            SearchSettings(macs_cut=0.4, proposals=16).changed(population=8, importance="l1"),
             run_dir=sys.argv[1],
-            placement=Placement(workers=2),
+            resources=Resources(workers=2),
         )
         print("searched", flush=True)
         sys.stdin.read()
@@ -174,52 +174,52 @@ def test_a_flood_of_different_lines_ends_with_a_sentence_that_says_where_they_ar
 def test_workers_that_fit_on_no_node_are_warned_about_at_the_start(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with connection(Placement(cpus_per_worker=64)):
+    with connection(Resources(cpus=64)):
         pass
     assert [record.getMessage() for record in caplog.records] == [
         "no node has room for a worker: each asks for 64 CPUs and 0 GPUs; the cluster has 2 CPUs "
         "and 0 GPUs on 1 node (at most 2 CPUs and 0 GPUs on one), of which 2 CPUs and 0 GPUs are "
-        "free; the search waits for a larger node to join; if none will, lower cpus_per_worker or "
-        "gpus_per_worker"
+        "free; the search waits for a larger node to join; if none will, lower "
+        "--cpus-per-worker or --gpus-per-worker"
     ]
 
 
 @pytest.mark.usefixtures("local_ray")
 def test_workers_that_fit_are_not_warned_about(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING), connection(Placement(cpus_per_worker=2)):
+    with caplog.at_level(logging.WARNING), connection(Resources(cpus=2)):
         pass
     assert caplog.records == []
 
 
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize(
-    ("placement", "sentence"),
+    ("resources", "sentence"),
     [
         (
-            Placement(gpus_per_worker=1),
+            Resources(gpus=1),
             r"no node has room for a worker: each asks for 1 CPU and 1 GPU; the cluster has 2 CPUs "
-            r"and 0 GPUs .*; lower cpus_per_worker or gpus_per_worker, or set RAY_ADDRESS to a ",
+            r"and 0 GPUs .*; lower --cpus-per-worker or --gpus-per-worker, or set RAY_ADDR",
         ),
         (
-            Placement(fine_tune_workers=3),
+            Resources(fine_tune_workers=3),
             r"there is room for 2 of 3 workers that fine-tune together: each asks for 1 CPU and 0 "
-            r"GPUs; the cluster has 2 CPUs .*; lower fine_tune_workers or cpus_per_worker, or set ",
+            r"GPUs; the cluster has 2 CPUs .*; lower --fine-tune-workers or --cpus-per-worker, ",
         ),
     ],
 )
 def test_workers_without_room_are_refused_where_no_node_can_join_and_else_warned_about(
-    placement: Placement, sentence: str, caplog: pytest.LogCaptureFixture
+    resources: Resources, sentence: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(ValueError, match=sentence):
-        _check_resources(placement, is_alone=True)
-    _check_resources(placement, is_alone=False)
+        _check_resources(resources, is_alone=True)
+    _check_resources(resources, is_alone=False)
     [message] = [record.getMessage() for record in caplog.records]
     assert message.startswith(sentence[:70])
     assert re.search(
         r"; the search waits for (a larger node|further nodes) to join; if non", message
     )
     caplog.clear()
-    _check_resources(Placement(workers=9, fine_tune_workers=2), is_alone=True)
+    _check_resources(Resources(workers=9, fine_tune_workers=2), is_alone=True)
     assert not caplog.records
 
 

@@ -15,7 +15,16 @@ import pytest
 import torch
 from torch import nn
 
-from fppmo_ray import Placement, Recipe, SearchSettings, load_dataset, search
+from fppmo_ray import (
+    Numerics,
+    Recipe,
+    Resources,
+    Sampler,
+    Scoring,
+    SearchSettings,
+    load_dataset,
+    run_search,
+)
 from fppmo_ray.distribution import Feedback
 from fppmo_ray.service import ddp_training
 from fppmo_ray.service.ddp_training import train_on_several
@@ -35,13 +44,12 @@ NUM_EPOCHS = 3
 SETTINGS = SearchSettings(
     macs_cut=0.4,
     proposals=4,
-    population=4,
-    dtype="float32",
-    score_images=50,
-    score_recalibrate_images=50,
-    rescore_images=50,
-    rescore_seeds=1,
-    recipe=Recipe(epochs=NUM_EPOCHS, batch_size=64, learning_rate=0.02, weight_decay=1e-4),
+    fine_tune=Recipe(epochs=NUM_EPOCHS, batch_size=64, learning_rate=0.02, weight_decay=1e-4),
+    sampler=Sampler(population=4),
+    numerics=Numerics(dtype="float32"),
+    scoring=Scoring(
+        score_images=50, score_recalibrate_images=50, rescore_images=50, rescore_seeds=1
+    ),
 )
 
 
@@ -58,12 +66,12 @@ def searched(
     run_dir: Path, replicas: int, settings: SearchSettings = SETTINGS, *, resume: bool = False
 ) -> dict[tuple[str, int], float]:
     """A search whose networks are fine-tuned by so many; the losses of its epochs, in order."""
-    search(
+    run_search(
         without_batchnorm(),
         load_dataset("digits"),
         settings,
         run_dir=run_dir,
-        placement=Placement(workers=2, fine_tune_workers=replicas),
+        resources=Resources(workers=2, fine_tune_workers=replicas),
         resume=resume,
     )
     epochs = [fact for fact in read_journal(run_dir) if isinstance(fact, EpochFinished)]
@@ -109,14 +117,13 @@ def test_replicas_also_train_the_baseline_and_between_stages(
         return train_on_several(trainings, *arguments)
 
     monkeypatch.setattr(ddp_training, "train_on_several", note)
-    settings = replace(
-        SETTINGS,
+    settings = SETTINGS.changed(
         baseline_epochs=2,
         baseline_learning_rate=0.02,
         stages=(0.2, 0.4),
         stage_epochs=1,
         proposals=16,
-        recipe=replace(SETTINGS.recipe, epochs=1),
+        fine_tune=replace(SETTINGS.fine_tune, epochs=1),
     )
     alone = searched(tmp_path / "alone", 1, settings)
     assert shared == []

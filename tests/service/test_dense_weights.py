@@ -14,7 +14,7 @@ import torch
 from simulated_run import Killed, all_of, go_on, killed_after, problem_of, told
 from simulated_training import SimulatedTrainer, TinyCNN
 
-from fppmo_ray import Recipe, SearchSettings
+from fppmo_ray import Recipe, Sampler, Scoring, SearchSettings
 from fppmo_ray.pruning import importance
 from fppmo_ray.pruning.calibration import FilterOrder
 from fppmo_ray.service import dense_weights
@@ -24,9 +24,13 @@ from fppmo_ray.service.journal.run_directory import JOURNAL
 from fppmo_ray.service.worker_protocol import digest, to_arrays
 
 SETTINGS = SearchSettings(
-    macs_cut=0.6, proposals=12, population=4, rescore_seeds=2, recipe=Recipe(epochs=3)
+    macs_cut=0.6,
+    proposals=12,
+    fine_tune=Recipe(epochs=3),
+    sampler=Sampler(population=4),
+    scoring=Scoring(rescore_seeds=2),
 )
-TRAINED = replace(SETTINGS, baseline_epochs=3)
+TRAINED = SETTINGS.changed(baseline_epochs=3)
 
 
 def test_masks_are_scored_on_the_given_weights_unless_they_are_to_be_trained(
@@ -138,7 +142,7 @@ def test_weights_that_training_no_longer_gives_are_refused(
 
 
 def test_the_obs_order_and_its_error_curves_are_kept_and_read_again(tmp_path: Path) -> None:
-    settings = replace(SETTINGS, importance="obs")
+    settings = SETTINGS.changed(importance="obs")
     _, pools = go_on(tmp_path, settings)
     assert pools.all[0].names[0] == "importance obs"
     [fact] = all_of(tmp_path, ImportanceMeasured)
@@ -161,7 +165,7 @@ def test_the_obs_order_and_its_error_curves_are_kept_and_read_again(tmp_path: Pa
 
 
 def test_error_curves_are_split_by_the_groups_sizes(tmp_path: Path) -> None:
-    problem = problem_of(replace(SETTINGS, importance="obs"))
+    problem = problem_of(SETTINGS.changed(importance="obs"))
     joined = np.arange(float(problem.space.num_filters + len(problem.space.groups)))
     files = {"importance.npy": np.ones(problem.space.num_filters), "error_curves.npy": joined}
     for name, array in files.items():

@@ -46,7 +46,7 @@ def dense() -> nn.Module:
 
 
 def problem_of(**changes: Any) -> Problem:
-    settings = SearchSettings(macs_cut=0.5, calibration_images=150, **changes)
+    settings = SearchSettings(macs_cut=0.5).changed(calibration_images=150, **changes)
     return build_problem(dense(), image_classification(load_dataset("digits")), settings)
 
 
@@ -126,7 +126,7 @@ def test_a_distillation_is_recorded_once_and_fine_tuning_goes_on_from_it(tmp_pat
             return super().train_epoch(weights, task, epoch, state, teacher)
 
     started = started_of(problem, "simulated", {})
-    with open_run(tmp_path, resume=None, started=started) as run:
+    with open_run(tmp_path, resume="auto", started=started) as run:
         for _ in range(2):  # the second time, all is there
             pool: Any = PoolHere(Noting(problem))
             states = train_side_by_side([training_of(weights, first)], pool, run)
@@ -148,7 +148,7 @@ def test_without_epochs_the_distilled_network_is_the_end(tmp_path: Path) -> None
     weights = share_weights(to_arrays(dense()), problem.compute)
     last = TrainingTask(name="x", keep=KEEP, recipe=Recipe(epochs=0), seed=3)
     pool: Any = PoolHere(SimulatedTrainer(problem))
-    with open_run(tmp_path, resume=None, started=started_of(problem, "simulated", {})) as run:
+    with open_run(tmp_path, resume="auto", started=started_of(problem, "simulated", {})) as run:
         ended = train_side_by_side([training_of(weights, last, b"distilled")], pool, run)
     assert ended == {"x": b"distilled"}
     assert pool.names == []

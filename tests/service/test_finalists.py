@@ -67,7 +67,9 @@ def chosen(
 
 
 def settings(**changes: Any) -> SearchSettings:
-    return SearchSettings(**{"macs_cut": 0.5, "capacity_weight": 0.0, "rescore_seeds": 1} | changes)
+    return SearchSettings(macs_cut=0.5).changed(
+        **{"capacity_weight": 0.0, "rescore_seeds": 1} | changes
+    )
 
 
 def test_a_finalist_whose_score_is_not_finite_is_not_chosen(tmp_path: Path) -> None:

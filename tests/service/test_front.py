@@ -11,13 +11,17 @@ import torch
 from rich.console import Console
 
 from fppmo_ray import (
-    Placement,
+    Baseline,
+    Numerics,
     Recipe,
+    Resources,
+    Sampler,
+    Scoring,
     SearchResult,
     SearchSettings,
     load_dataset,
     load_network,
-    search,
+    run_search,
 )
 from fppmo_ray.distribution import Feedback, Proposal
 from fppmo_ray.job import show_result
@@ -32,25 +36,27 @@ DENSE = build_network("digits_cnn", 10)
 SETTINGS = SearchSettings(
     macs_cut=CUTS,
     proposals=8,
-    population=4,
-    score_steps=3,
-    rescore_seeds=2,
-    recalibrate_images=64,
-    score_recalibrate_images=64,
-    score_images=64,
-    baseline_epochs=1,
-    dtype="float32",
-    recipe=Recipe(epochs=1, batch_size=64),
+    fine_tune=Recipe(epochs=1, batch_size=64),
+    sampler=Sampler(population=4),
+    scoring=Scoring(
+        score_steps=3,
+        rescore_seeds=2,
+        recalibrate_images=64,
+        score_recalibrate_images=64,
+        score_images=64,
+    ),
+    baseline=Baseline(baseline_epochs=1),
+    numerics=Numerics(dtype="float32"),
 )
 
 
 def run(run_dir: Path, *, resume: bool = False, workers: int = 1) -> SearchResult:
-    return search(
+    return run_search(
         DENSE,
         load_dataset("digits"),
         SETTINGS,
         run_dir=run_dir,
-        placement=Placement(workers=workers),
+        resources=Resources(workers=workers),
         resume=resume,
         source=source_of("digits_cnn", 10),
     )

@@ -7,7 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fppmo_ray import Placement, Recipe, SearchSettings, load_dataset, search
+from fppmo_ray import (
+    Baseline,
+    Numerics,
+    Recipe,
+    Resources,
+    Scoring,
+    SearchSettings,
+    load_dataset,
+    run_search,
+)
 from fppmo_ray.training import build_network
 
 # Losses of three generations of 16 proposals, after one epoch of training: few enough steps for
@@ -27,15 +36,14 @@ def test_a_search_on_digits_scores_the_recorded_masks(local_ray: None, tmp_path:
     settings = SearchSettings(
         macs_cut=0.6,
         proposals=48,
-        baseline_epochs=1,
-        score_recalibrate_images=500,
-        score_images=300,
-        dtype="float32",
-        recipe=Recipe(epochs=1, batch_size=64),
+        fine_tune=Recipe(epochs=1, batch_size=64),
+        baseline=Baseline(baseline_epochs=1),
+        scoring=Scoring(score_recalibrate_images=500, score_images=300),
+        numerics=Numerics(dtype="float32"),
     )
     network, dataset = build_network("digits_cnn", 10, seed=0), load_dataset("digits")
-    placement = Placement(workers=1)
-    result = search(network, dataset, settings, run_dir=tmp_path / "run", placement=placement)
+    resources = Resources(workers=1)
+    result = run_search(network, dataset, settings, run_dir=tmp_path / "run", resources=resources)
     losses = result.history["val_loss"].tolist()
     assert losses == pytest.approx(GOLDEN_LOSSES, rel=1e-4)
     assert np.packbits(result.best.keep).tobytes().hex() == GOLDEN_BEST

@@ -64,7 +64,7 @@ class OneWorker:
 def limited(folder: Path, worker: OneWorker | None, settings: SearchSettings = SETTINGS) -> Problem:
     pool: Any = PoolHere(worker)
     problem = replace(PROBLEM, settings=settings)
-    with simulated_run(folder, settings.optimizer_settings(), resume=None) as run:
+    with simulated_run(folder, settings.optimizer_settings(), resume="auto") as run:
         return with_latency(problem, run, pool, PLAIN_COMPUTE)
 
 

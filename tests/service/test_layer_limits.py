@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import tyro
@@ -19,7 +17,7 @@ SETTINGS = SearchSettings(macs_cut=0.5, proposals=16)
 
 
 def problem(**limits: tuple[float, float]) -> Problem:
-    settings = replace(SETTINGS, layer_limits=limits)
+    settings = SETTINGS.changed(layer_limits=limits)
     return build_problem(NETWORK, image_classification(load_dataset("digits")), settings)
 
 
@@ -36,8 +34,10 @@ def test_every_proposal_keeps_what_a_layer_must_and_no_more_than_it_may() -> Non
 
 def test_flags_name_layers_with_their_smallest_and_largest_share() -> None:
     flags = ["--layer-limits", "layer1.*", "0.5", "1.0", "conv1", "0.2", "0.8"]
-    settings = tyro.cli(SearchSettings, args=["--macs-cut", "0.5", *flags])
-    assert settings.layer_limits == {"layer1.*": (0.5, 1.0), "conv1": (0.2, 0.8)}
+    settings = tyro.cli(
+        SearchSettings, args=["--macs-cut", "0.5", *flags], config=(tyro.conf.OmitArgPrefixes,)
+    )
+    assert settings.space.layer_limits == {"layer1.*": (0.5, 1.0), "conv1": (0.2, 0.8)}
 
 
 def test_layers_that_are_not_there_and_shares_out_of_range_are_refused() -> None:

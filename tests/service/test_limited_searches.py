@@ -13,7 +13,18 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from fppmo_ray import Placement, Recipe, SearchResult, SearchSettings, load_dataset, search
+from fppmo_ray import (
+    Baseline,
+    Numerics,
+    Recipe,
+    Resources,
+    Sampler,
+    Scoring,
+    SearchResult,
+    SearchSettings,
+    load_dataset,
+    run_search,
+)
 from fppmo_ray.distribution import Proposal
 from fppmo_ray.distribution.latency_table import LatencyTable
 from fppmo_ray.report import print_result, print_status, write_report
@@ -28,14 +39,13 @@ DENSE = build_network("digits_cnn", 10)
 SMALL = SearchSettings(
     macs_cut=0.5,
     proposals=8,
-    population=4,
-    rescore_seeds=1,
-    recalibrate_images=64,
-    score_recalibrate_images=64,
-    score_images=64,
-    baseline_epochs=1,
-    dtype="float32",
-    recipe=Recipe(epochs=1, batch_size=64),
+    fine_tune=Recipe(epochs=1, batch_size=64),
+    sampler=Sampler(population=4),
+    scoring=Scoring(
+        rescore_seeds=1, recalibrate_images=64, score_recalibrate_images=64, score_images=64
+    ),
+    baseline=Baseline(baseline_epochs=1),
+    numerics=Numerics(dtype="float32"),
 )
 BY_LATENCY = replace(SMALL, macs_cut=0.0, latency_cut=0.1, latency_batch=4)
 
@@ -43,12 +53,12 @@ BY_LATENCY = replace(SMALL, macs_cut=0.0, latency_cut=0.1, latency_batch=4)
 def run(settings: SearchSettings, run_dir: Path, *, resume: bool = False) -> SearchResult:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="the latency table is off")  # tests share cores
-        return search(
+        return run_search(
             DENSE,
             load_dataset("digits"),
             settings,
             run_dir=run_dir,
-            placement=Placement(workers=1),
+            resources=Resources(workers=1),
             resume=resume,
             source=source_of("digits_cnn", 10),
         )
@@ -175,7 +185,7 @@ def test_a_search_without_such_limits_is_told_as_before_there_were_any() -> None
 
 def test_cuts_out_of_reach_are_refused_before_anything_runs() -> None:
     for name in ("params_cut", "memory_cut"):
-        settings = replace(SMALL, macs_cut=0.0, min_keep=0.5, **{name: 0.99})
+        settings = SMALL.changed(macs_cut=0.0, min_keep=0.5, **{name: 0.99})
         with pytest.raises(ValueError, match=rf"{name} must be at most 0\.\d+, got 0\.99"):
             problem_of(settings)
 
@@ -192,7 +202,7 @@ def test_cuts_out_of_reach_are_refused_before_anything_runs() -> None:
 )
 def test_wrong_cuts_are_refused_with_a_sentence(wrong: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        replace(SMALL, **wrong)
+        SMALL.changed(**wrong)
 
 
 def test_whoever_compares_at_equal_macs_refuses_other_cuts() -> None:

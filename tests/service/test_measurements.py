@@ -12,7 +12,15 @@ import pytest
 import torch
 from inline_pool import InlinePool
 
-from fppmo_ray import FunctionTask, Placement, Recipe, SearchSettings, load_dataset
+from fppmo_ray import (
+    FunctionTask,
+    Numerics,
+    Recipe,
+    Resources,
+    Scoring,
+    SearchSettings,
+    load_dataset,
+)
 from fppmo_ray.distribution import BoolArray
 from fppmo_ray.pruning.compute_trial import ComputeTrial
 from fppmo_ray.service.image_task import image_classification
@@ -82,27 +90,27 @@ def test_a_network_that_cannot_be_scored_at_all_ends_the_search() -> None:
         chosen({PLAIN_COMPUTE: "out of memory"}, [FOLDED])
 
 
-def problem(settings: SearchSettings, placement: Placement) -> Problem:
+def problem(settings: SearchSettings, resources: Resources) -> Problem:
     network = build_network("digits_cnn", 10)
     task = image_classification(load_dataset("digits"))
-    return build_problem(network, task, settings, placement=placement)
+    return build_problem(network, task, settings, resources=resources)
 
 
 @pytest.mark.parametrize(
-    ("settings", "placement", "native", "changes"),
+    ("settings", "resources", "native", "changes"),
     [
         ({}, {}, "bfloat16", [[BFLOAT16], [FOLDED], []]),
         ({}, {}, "float32", [[], [FOLDED], []]),
         ({"dtype": "bfloat16"}, {}, "bfloat16", [[], [FOLDED], []]),
         (
             {"dtype": "float32"},
-            {"cpus_per_worker": 4},
+            {"cpus": 4},
             "bfloat16",
             [[], [FOLDED], [{"threads": 2}, {"threads": 1}]],
         ),
         (
             {"score_steps": 4},
-            {"gpus_per_worker": 1.0},
+            {"gpus": 1.0},
             "bfloat16",
             [
                 *([BFLOAT16], [{"channels_last": False}], [{"scoring_batch": 2500}]),
@@ -111,43 +119,45 @@ def problem(settings: SearchSettings, placement: Placement) -> Problem:
         ),
         (  # no steps, no training passes to replay
             {"score_steps": 0},
-            {"gpus_per_worker": 1.0},
+            {"gpus": 1.0},
             "bfloat16",
             [[BFLOAT16], [{"channels_last": False}], [{"scoring_batch": 2500}], [FOLDED], []],
         ),
     ],
 )
 def test_autotune_tries_no_other_dtype_than_the_one_asked_for_or_without_units(
-    settings: dict[str, Any], placement: dict[str, Any], native: DType, changes: list[Any]
+    settings: dict[str, Any], resources: dict[str, Any], native: DType, changes: list[Any]
 ) -> None:
-    asked = SearchSettings(macs_cut=0.5, autotune=True, **settings)
-    assert changes_to_try(problem(asked, Placement(**placement)), native, of="score") == changes
+    asked = SearchSettings(macs_cut=0.5).changed(autotune=True, **settings)
+    assert changes_to_try(problem(asked, Resources(**resources)), native, of="score") == changes
 
 
 @pytest.mark.parametrize(
-    ("placement", "changes"),
+    ("resources", "changes"),
     [
-        (Placement(cpus_per_worker=2), [[BFLOAT16], [], [{"threads": 1}]]),
+        (Resources(cpus=2), [[BFLOAT16], [], [{"threads": 1}]]),
         (
-            Placement(gpus_per_worker=1.0),
+            Resources(gpus=1.0),
             [[BFLOAT16], [{"channels_last": False}], [], [], [{"cuda_graphs": True}]],
         ),
         (
-            Placement(gpus_per_worker=1.0, fine_tune_workers=4),
+            Resources(gpus=1.0, fine_tune_workers=4),
             [[BFLOAT16], [{"channels_last": False}], [], [], []],
         ),
     ],
 )
 def test_trainings_are_tried_with_what_changes_their_speed(
-    placement: Placement, changes: list[Any]
+    resources: Resources, changes: list[Any]
 ) -> None:
-    asked = SearchSettings(macs_cut=0.5, autotune=True, score_steps=0)
-    assert changes_to_try(problem(asked, placement), "bfloat16", of="epoch") == changes
+    asked = SearchSettings(
+        macs_cut=0.5, numerics=Numerics(autotune=True), scoring=Scoring(score_steps=0)
+    )
+    assert changes_to_try(problem(asked, resources), "bfloat16", of="epoch") == changes
 
 
 def test_the_configuration_asked_for_has_the_dtype_and_the_threads_of_a_worker() -> None:
-    asked = SearchSettings(macs_cut=0.5, dtype="bfloat16")
-    compute = problem(asked, Placement(cpus_per_worker=3)).compute
+    asked = SearchSettings(macs_cut=0.5, numerics=Numerics(dtype="bfloat16"))
+    compute = problem(asked, Resources(cpus=3)).compute
     assert compute == ComputeConfig(dtype="bfloat16", threads=3)
 
 
@@ -187,7 +197,7 @@ class FoldingWorker:
             ["native_dtype", "try_compute", "try_compute", "try_training"],
         ),
         (
-            {"autotune": True, "recipe": Recipe(epochs=0), "dtype": "bfloat16"},
+            {"autotune": True, "fine_tune": Recipe(epochs=0), "dtype": "bfloat16"},
             "bfloat16",
             ComputeConfig(dtype="bfloat16", fold_batchnorm=True),
             ["native_dtype", "try_compute", "try_compute"],
@@ -201,10 +211,10 @@ def test_the_worker_s_processor_decides_on_the_dtype_and_nothing_is_timed_withou
     compute: ComputeConfig,
     called: list[str],
 ) -> None:
-    asked = SearchSettings(macs_cut=0.5, **settings)
+    asked = SearchSettings(macs_cut=0.5).changed(**settings)
     pool: Any = InlinePool(FoldingWorker(native))
     with simulated_run(tmp_path, asked.optimizer_settings()) as run:
-        assert choose_compute(problem(asked, Placement()), run, pool)[0] == compute
+        assert choose_compute(problem(asked, Resources()), run, pool)[0] == compute
         assert [call.kind for call in pool.submitted] == called
         [fact] = run.all(ComputeChosen)
         assert fact.compute == asdict(compute)
@@ -213,12 +223,12 @@ def test_the_worker_s_processor_decides_on_the_dtype_and_nothing_is_timed_withou
 def test_scores_and_trainings_get_the_configuration_that_each_is_fastest_with(
     tmp_path: Path,
 ) -> None:
-    asked = SearchSettings(macs_cut=0.5, autotune=True)
+    asked = SearchSettings(macs_cut=0.5, numerics=Numerics(autotune=True))
     pool: Any = InlinePool(FoldingWorker("bfloat16"))
     with simulated_run(tmp_path, asked.optimizer_settings()) as run:
-        chosen = choose_compute(problem(asked, Placement()), run, pool)
+        chosen = choose_compute(problem(asked, Resources()), run, pool)
         assert chosen == (ComputeConfig(fold_batchnorm=True), ComputeConfig(dtype="bfloat16"))
-        assert choose_compute(problem(asked, Placement()), run, pool) == chosen  # as journaled
+        assert choose_compute(problem(asked, Resources()), run, pool) == chosen  # as journaled
         [fact] = run.all(ComputeChosen)
     assert [trial["of"] for trial in fact.trials] == ["score"] * 3 + ["epoch"] * 2
     assert fact.why.endswith(
@@ -232,8 +242,13 @@ def test_autotune_times_scores_on_a_worker_and_journals_all_trials(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-    asked = SearchSettings(macs_cut=0.5, autotune=True, score_images=100, recipe=Recipe(epochs=1))
-    asked_problem = problem(asked, Placement())
+    asked = SearchSettings(
+        macs_cut=0.5,
+        fine_tune=Recipe(epochs=1),
+        numerics=Numerics(autotune=True),
+        scoring=Scoring(score_images=100),
+    )
+    asked_problem = problem(asked, Resources())
     pool: Any = InlinePool(PruningWorker(asked_problem, 0))
     with simulated_run(tmp_path, asked.optimizer_settings()) as run:
         compute, training = choose_compute(asked_problem, run, pool)
@@ -258,7 +273,7 @@ def test_a_resumed_search_keeps_its_compute_configuration_without_measuring(
     with simulated_run(tmp_path, asked.optimizer_settings()) as run:
         run.record([fact])
         nobody: Any = None  # to measure it
-        assert choose_compute(problem(asked, Placement()), run, nobody) == (BOTH, BOTH)
+        assert choose_compute(problem(asked, Resources()), run, nobody) == (BOTH, BOTH)
     assert read_journal(tmp_path)[-1] == fact
 
 

@@ -37,6 +37,7 @@ from fppmo_ray.service.probability_model import ProbabilityModel
 from fppmo_ray.service.progress import metrics
 from fppmo_ray.service.progress.display import watch
 from fppmo_ray.service.search_loop import score_proposals
+from fppmo_ray.service.setting_groups import Sampler, Scoring
 from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.tune import FPPMOSearch, ranked_trials
 
@@ -60,7 +61,10 @@ SPACE = PruningSpace(
 ).with_limits()
 IMPORTANCE = np.linspace(1, 2, SPACE.num_filters)
 SETTINGS = SearchSettings(
-    macs_cut=0.5, proposals=8, population=4, capacity_weight=1.0, rescore_seeds=1
+    macs_cut=0.5,
+    proposals=8,
+    sampler=Sampler(population=4),
+    scoring=Scoring(capacity_weight=1.0, rescore_seeds=1),
 )
 
 # Parameters of the eight masks, and what they score. The dense network has 7344 parameters, so that

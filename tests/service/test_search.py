@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,17 @@ import pytest
 from torch import nn
 
 from fppmo_ray import (
-    Placement,
+    Numerics,
     Recipe,
+    Resources,
+    Sampler,
+    Scoring,
     SearchResult,
     SearchSettings,
+    Space,
     Splits,
     load_dataset,
-    search,
+    run_search,
 )
 from fppmo_ray.demo import demo
 from fppmo_ray.distribution import Feedback, Proposal
@@ -202,9 +205,9 @@ def test_another_search_in_the_same_directory_is_refused(finished: Path) -> None
 
 
 def test_an_unreachable_budget_is_refused_before_anything_runs(tmp_path: Path) -> None:
-    settings = SearchSettings(macs_cut=0.99, min_keep=0.5)
+    settings = SearchSettings(macs_cut=0.99, space=Space(min_keep=0.5))
     with pytest.raises(ValueError, match=r"macs_cut must be at most 0\.\d+, got 0.99"):
-        search(
+        run_search(
             build_network("digits_cnn", 10),
             load_dataset("digits"),
             settings,
@@ -216,7 +219,7 @@ def test_an_unreachable_budget_is_refused_before_anything_runs(tmp_path: Path) -
 def test_a_network_without_convolutions_is_refused(tmp_path: Path) -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     with pytest.raises(ValueError, match="convolution"):
-        search(network, load_dataset("digits"), SearchSettings(macs_cut=0.5), run_dir=tmp_path)
+        run_search(network, load_dataset("digits"), SearchSettings(macs_cut=0.5), run_dir=tmp_path)
 
 
 def small(**changes: Any) -> SearchSettings:
@@ -224,12 +227,12 @@ def small(**changes: Any) -> SearchSettings:
     settings = SearchSettings(
         macs_cut=0.5,
         proposals=4,
-        population=2,
-        score_steps=4,
-        dtype="float32",
-        recipe=Recipe(epochs=0),
+        fine_tune=Recipe(epochs=0),
+        sampler=Sampler(population=2),
+        scoring=Scoring(score_steps=4),
+        numerics=Numerics(dtype="float32"),
     )
-    return replace(settings, **changes)
+    return settings.changed(**changes)
 
 
 def run_small(
@@ -239,14 +242,14 @@ def run_small(
     workers: int = 1,
     **others: Any,
 ) -> SearchResult:
-    placement = Placement(workers=workers)
+    resources = Resources(workers=workers)
     data = load_dataset("digits")
-    return search(network, data, settings, run_dir=run_dir, placement=placement, **others)
+    return run_search(network, data, settings, run_dir=run_dir, resources=resources, **others)
 
 
 @pytest.mark.usefixtures("local_ray")
 def test_a_search_whose_scores_all_fail_stops_with_the_first_error(tmp_path: Path) -> None:
-    settings = small(proposals=2, recipe=Recipe(epochs=0, learning_rate=1e30))
+    settings = small(proposals=2, fine_tune=Recipe(epochs=0, learning_rate=1e30))
     sentence = "all 2 proposals of generation 0 failed.*fine-tuning diverged"
     with pytest.raises(RuntimeError, match=sentence):
         run_small(tmp_path, settings)
@@ -304,31 +307,37 @@ def test_rows_outside_the_data_set_are_refused(tmp_path: Path) -> None:
 
 
 def test_more_workers_than_half_a_population_are_warned_of(tmp_path: Path) -> None:
-    settings = SearchSettings(macs_cut=0.99, min_keep=0.5, population=4)
+    settings = SearchSettings(
+        macs_cut=0.99, space=Space(min_keep=0.5), sampler=Sampler(population=4)
+    )
     with (
         pytest.warns(UserWarning, match="3 workers will wait for each other at every generation"),
         pytest.raises(ValueError, match="macs_cut must be at most"),
     ):
-        search(
+        run_search(
             DENSE,
             load_dataset("digits"),
             settings,
             run_dir=tmp_path,
-            placement=Placement(workers=3),
+            resources=Resources(workers=3),
         )
 
 
 @pytest.mark.gpu
 def test_two_workers_search_on_one_gpu(local_ray: None, tmp_path: Path) -> None:
     settings = SearchSettings(
-        macs_cut=0.5, proposals=16, population=8, score_steps=4, recipe=Recipe(epochs=4)
+        macs_cut=0.5,
+        proposals=16,
+        fine_tune=Recipe(epochs=4),
+        sampler=Sampler(population=8),
+        scoring=Scoring(score_steps=4),
     )
-    result = search(
+    result = run_search(
         DENSE,
         load_dataset("digits"),
         settings,
         run_dir=tmp_path,
-        placement=Placement(workers=2, gpus_per_worker=0.5),
+        resources=Resources(workers=2, gpus=0.5),
     )
     assert result.history["val_accuracy"].notna().all()
     assert result.best.macs_cut >= 0.5
@@ -351,18 +360,18 @@ def test_settings_out_of_range_are_refused_with_a_sentence(
     wrong: dict[str, float], sentence: str
 ) -> None:
     with pytest.raises(ValueError, match=sentence):
-        SearchSettings(**wrong)  # type: ignore[arg-type]
+        small(**wrong)
 
 
 def test_time_limits_of_a_placement_hold_for_every_call_of_a_worker() -> None:
     calls = {name for name in vars(Worker) if not name.startswith("_")}
-    limits = Placement(score_timeout=5.0, call_timeout=70.0).time_limits()
+    limits = Resources(score_timeout=5.0, call_timeout=70.0).time_limits()
     scores = {"try_compute", "score", "rescore"}
     assert {name for name in calls if limits.limit(name) == 5.0} == scores
     assert {name for name in calls if limits.limit(name) == 70.0} == calls - scores
-    only_scores = Placement(score_timeout=5.0).time_limits()
+    only_scores = Resources(score_timeout=5.0).time_limits()
     assert (only_scores.limit("score"), only_scores.limit("evaluate")) == (5.0, 86_400.0)
-    only_others = Placement(call_timeout=70.0).time_limits()
+    only_others = Resources(call_timeout=70.0).time_limits()
     assert (only_others.limit("score"), only_others.limit("evaluate")) == (86_400.0, 70.0)
 
 
@@ -370,14 +379,14 @@ def test_time_limits_of_a_placement_hold_for_every_call_of_a_worker() -> None:
     "wrong",
     [
         {"workers": 0},
-        {"gpus_per_worker": -1.0},
-        {"gpus_per_worker": 1.5},
-        {"cpus_per_worker": 0},
+        {"gpus": -1.0},
+        {"gpus": 1.5},
+        {"cpus": 0},
         {"score_timeout": 0.0},
         {"call_timeout": 0.0},
     ],
 )
-def test_placements_out_of_range_are_refused_with_a_sentence(wrong: dict[str, float]) -> None:
+def test_resources_out_of_range_are_refused_with_a_sentence(wrong: dict[str, float]) -> None:
     [name] = wrong
     with pytest.raises(ValueError, match=f"{name} must be (>|whole above 1)"):
-        Placement(**wrong)  # type: ignore[arg-type]
+        Resources(**wrong)  # type: ignore[arg-type]

@@ -25,6 +25,7 @@ from fppmo_ray.service.pool.worker_pool import WorkerPool
 from fppmo_ray.service.probability_model import ProbabilityModel
 from fppmo_ray.service.progress.display import watch
 from fppmo_ray.service.search_loop import score_proposals
+from fppmo_ray.service.setting_groups import Scoring
 from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.worker import feedback_of
 from fppmo_ray.testing.simulated_search import (
@@ -194,9 +195,11 @@ def test_all_feedback_that_has_arrived_is_written_at_once_and_told_at_once(
 
 
 def test_parameters_do_not_count_where_accuracies_rank() -> None:
-    by_loss = SearchSettings(macs_cut=0.5, capacity_weight=2.0)
+    by_loss = SearchSettings(macs_cut=0.5, scoring=Scoring(capacity_weight=2.0))
     assert by_loss.optimizer_settings().capacity_weight == 2
-    by_accuracy = SearchSettings(macs_cut=0.5, capacity_weight=2.0, rank_by="val_accuracy")
+    by_accuracy = SearchSettings(
+        macs_cut=0.5, scoring=Scoring(capacity_weight=2.0, rank_by="val_accuracy")
+    )
     assert by_accuracy.optimizer_settings().capacity_weight == 0
 
 

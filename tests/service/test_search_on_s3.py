@@ -8,7 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from fppmo_ray import Placement, Recipe, SearchResult, SearchSettings, cli, load_dataset, search
+from fppmo_ray import (
+    Baseline,
+    Numerics,
+    Recipe,
+    Resources,
+    Sampler,
+    Scoring,
+    SearchResult,
+    SearchSettings,
+    cli,
+    load_dataset,
+    run_search,
+)
 from fppmo_ray.distribution import Feedback, Proposal
 from fppmo_ray.job import show_result
 from fppmo_ray.service.journal.facts import (
@@ -31,12 +43,11 @@ pytestmark = (
 SETTINGS = SearchSettings(
     macs_cut=0.5,
     proposals=4,
-    population=2,
-    score_steps=4,
-    baseline_epochs=2,
-    rescore_seeds=1,
-    dtype="float32",
-    recipe=Recipe(epochs=1),
+    fine_tune=Recipe(epochs=1),
+    sampler=Sampler(population=2),
+    scoring=Scoring(score_steps=4, rescore_seeds=1),
+    baseline=Baseline(baseline_epochs=2),
+    numerics=Numerics(dtype="float32"),
 )
 SOURCE = {
     "constructor": "fppmo_ray.training.networks:build_network",
@@ -45,12 +56,12 @@ SOURCE = {
 
 
 def run(run_dir: str, *, resume: bool = False) -> SearchResult:
-    return search(
+    return run_search(
         build_network("digits_cnn", 10),
         load_dataset("digits"),
         SETTINGS,
         run_dir=run_dir,
-        placement=Placement(workers=1),
+        resources=Resources(workers=1),
         resume=resume,
         source=SOURCE,
     )

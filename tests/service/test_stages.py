@@ -16,13 +16,18 @@ from simulated_training import TinyCNN
 from torch import nn
 
 from fppmo_ray import (
-    Placement,
+    Baseline,
+    Gradual,
+    Numerics,
     Recipe,
+    Resources,
+    Sampler,
+    Scoring,
     SearchResult,
     SearchSettings,
     Splits,
     load_dataset,
-    search,
+    run_search,
 )
 from fppmo_ray.distribution import Feedback, Proposal
 from fppmo_ray.job import show_result
@@ -51,11 +56,11 @@ from fppmo_ray.training import build_network, evaluate, open_images, source_of
 SETTINGS = SearchSettings(
     macs_cut=0.6,
     proposals=24,
-    population=4,
-    rescore_seeds=2,
-    recipe=Recipe(epochs=3),
+    fine_tune=Recipe(epochs=3),
+    sampler=Sampler(population=4),
+    scoring=Scoring(rescore_seeds=2),
 )
-STAGED = replace(SETTINGS, stages=(0.3, 0.6), stage_epochs=2)
+STAGED = SETTINGS.changed(stages=(0.3, 0.6), stage_epochs=2)
 SPACE = problem_of(STAGED).space
 
 
@@ -199,7 +204,7 @@ def test_a_stage_begins_with_the_trained_network_and_the_beliefs_of_the_one_befo
 
 
 def test_widths_of_all_stages_are_limited_like_those_of_the_dense_network(tmp_path: Path) -> None:
-    settings = replace(STAGED, min_keep=0.3, layer_limits={"conv1": (0.5, 0.9)})
+    settings = STAGED.changed(min_keep=0.3, layer_limits={"conv1": (0.5, 0.9)})
     _, pools = go_on(tmp_path, settings)
     whole, one, two = (problem.space for problem in pools.problems)
     assert whole.min_widths.tolist() == [6, 5]
@@ -299,7 +304,7 @@ def test_figures_of_a_search_in_stages_lie_beside_the_journals_of_the_stages(
 
 
 def test_three_stages_end_within_each_other(tmp_path: Path) -> None:
-    settings = replace(STAGED, stages=(0.2, 0.4), stage_epochs=1)
+    settings = STAGED.changed(stages=(0.2, 0.4), stage_epochs=1)
     found, _ = go_on(tmp_path, settings)
     epochs = [(fact.task, fact.epoch) for fact in all_of(tmp_path, EpochFinished)]
     assert epochs == [("stage-1", 0), ("stage-2", 0)]
@@ -353,15 +358,15 @@ def test_run_directories_of_stages_lie_below_the_whole_search_s(
 )
 def test_stages_that_make_no_search_are_refused(wrong: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        replace(SETTINGS, **wrong)
+        SETTINGS.changed(**wrong)
 
 
 def test_stages_are_even_shares_of_the_generations() -> None:
     settings = replace(STAGED, proposals=27)
     first, second = in_stages(settings)
-    assert first == replace(settings, macs_cut=0.3, proposals=12, stages=())
-    assert second == replace(settings, macs_cut=0.6, proposals=15, stages=())
-    assert in_stages(replace(STAGED, stages=0.3)) == in_stages(STAGED)
+    assert first == settings.changed(macs_cut=0.3, proposals=12, stages=())
+    assert second == settings.changed(macs_cut=0.6, proposals=15, stages=())
+    assert in_stages(STAGED.changed(stages=0.3)) == in_stages(STAGED)
     assert in_stages(SETTINGS) == [SETTINGS]
 
 
@@ -377,18 +382,19 @@ def test_a_later_stage_is_no_resumption(tmp_path: Path, caplog: pytest.LogCaptur
 
 SHORT = SearchSettings(
     macs_cut=0.6,
-    stages=0.4,
-    stage_epochs=2,
     proposals=16,
-    population=4,
-    score_steps=1,
-    recalibrate_images=128,
-    score_recalibrate_images=128,
-    score_images=100,
-    rescore_seeds=2,
-    baseline_epochs=1,
-    dtype="float32",
-    recipe=Recipe(epochs=2, batch_size=64, distillation_weight=0.5),
+    fine_tune=Recipe(epochs=2, batch_size=64, distillation_weight=0.5),
+    gradual=Gradual(stages=0.4, stage_epochs=2),
+    sampler=Sampler(population=4),
+    scoring=Scoring(
+        score_steps=1,
+        recalibrate_images=128,
+        score_recalibrate_images=128,
+        score_images=100,
+        rescore_seeds=2,
+    ),
+    baseline=Baseline(baseline_epochs=1),
+    numerics=Numerics(dtype="float32"),
 )
 
 
@@ -399,13 +405,13 @@ SPLITS = Splits(
 
 
 def run(run_dir: Path, workers: int, *, resume: bool = False) -> SearchResult:
-    return search(
+    return run_search(
         build_network("digits_cnn", 10, seed=0),
         load_dataset("digits"),
         SHORT,
         run_dir=run_dir,
         splits=SPLITS,
-        placement=Placement(workers=workers),
+        resources=Resources(workers=workers),
         resume=resume,
         source=source_of("digits_cnn", 10),
     )

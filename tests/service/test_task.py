@@ -20,15 +20,17 @@ from torch import Tensor, nn
 from fppmo_ray import (
     FunctionTask,
     ImageClassification,
-    Placement,
     Recipe,
+    Resources,
+    Sampler,
+    Scoring,
     SearchResult,
     SearchSettings,
     Splits,
     Task,
     load_dataset,
     recalibrate_batchnorm,
-    search,
+    run_search,
 )
 from fppmo_ray.distribution import Feedback, Proposal
 from fppmo_ray.report import print_result, print_status, write_comparison, write_report
@@ -43,9 +45,13 @@ from fppmo_ray.service.worker_protocol import WeightsSnapshot, Worker, digest, t
 from fppmo_ray.training import build_network
 
 SETTINGS = SearchSettings(
-    macs_cut=0.4, proposals=8, population=4, rescore_seeds=2, importance="l1", seed=3
+    macs_cut=0.4,
+    proposals=8,
+    seed=3,
+    sampler=Sampler(population=4, importance="l1"),
+    scoring=Scoring(rescore_seeds=2),
 )
-FEW_WORKERS = Placement(workers=1)
+FEW_WORKERS = Resources(workers=1)
 
 
 def blurred(images: Tensor) -> Tensor:
@@ -103,7 +109,7 @@ def task(**changed: Any) -> FunctionTask:
 @pytest.fixture(scope="module")
 def finished(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
     run_dir = tmp_path_factory.mktemp("task") / "run"
-    return search(blur(), task(), SETTINGS, run_dir=run_dir, placement=FEW_WORKERS)
+    return run_search(blur(), task(), SETTINGS, run_dir=run_dir, resources=FEW_WORKERS)
 
 
 def test_a_regression_ends_with_a_smaller_network_that_was_fine_tuned(
@@ -172,7 +178,7 @@ def test_a_search_is_not_compared_with_one_of_another_measure(
 def test_the_same_search_gives_the_same_masks_and_scores(
     finished: SearchResult, tmp_path: Path
 ) -> None:
-    again = search(blur(), task(), SETTINGS, run_dir=tmp_path / "run", placement=Placement())
+    again = run_search(blur(), task(), SETTINGS, run_dir=tmp_path / "run", resources=Resources())
     columns = ["id", "macs", "score"]
     assert again.history[columns].equals(finished.history[columns])
     assert (again.best.keep == finished.best.keep).all()
@@ -182,10 +188,10 @@ def test_a_finished_search_of_another_task_is_not_taken_for_this_one(
     finished: SearchResult,
 ) -> None:
     with pytest.raises(ValueError, match="task"):
-        search(
+        run_search(
             *(blur(), task(score=lambda network, seed: 0.0), SETTINGS),
             run_dir=finished.run_dir,
-            placement=FEW_WORKERS,
+            resources=FEW_WORKERS,
             resume=True,
         )
 
@@ -201,11 +207,16 @@ def test_a_generation_shares_its_seed_and_without_fine_tune_networks_stay_as_cut
             file.write(json.dumps([seed, torch.initial_seed()]) + "\n")
         return minus_error(network, seed)
 
-    settings = SearchSettings(macs_cut=0.4, proposals=4, population=2, lag=0, rescore_seeds=1)
-    result = search(
+    settings = SearchSettings(
+        macs_cut=0.4,
+        proposals=4,
+        sampler=Sampler(population=2, lag=0),
+        scoring=Scoring(rescore_seeds=1),
+    )
+    result = run_search(
         *(blur(), task(score=score, fine_tune=None, test=lambda network: 1.5), settings),
         run_dir=tmp_path / "run",
-        placement=FEW_WORKERS,
+        resources=FEW_WORKERS,
     )
     assert (result.best.test_score_before, result.best.test_score) == (1.5, 1.5)
     assert not any(isinstance(fact, EpochFinished) for fact in read_journal(result.run_dir))
@@ -334,10 +345,10 @@ def test_a_score_of_another_type_is_named(found: Any, kind: str) -> None:
 @pytest.mark.usefixtures("local_ray")
 def test_a_score_that_is_never_a_number_ends_the_search_with_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="score of the task must return a number, got str"):
-        search(
+        run_search(
             *(blur(), task(score=lambda network, seed: "good"), SETTINGS),
             run_dir=tmp_path / "run",
-            placement=FEW_WORKERS,
+            resources=FEW_WORKERS,
         )
 
 
@@ -345,10 +356,10 @@ def test_a_score_that_is_never_a_number_ends_the_search_with_a_sentence(tmp_path
 @pytest.mark.usefixtures("local_ray")
 def test_a_first_score_that_hangs_ends_the_search_with_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"first score of the task failed: timed out twice aft"):
-        search(
+        run_search(
             *(blur(), task(score=lambda network, seed: time.sleep(600)), SETTINGS),
             run_dir=tmp_path / "run",
-            placement=Placement(workers=1, score_timeout=1.0),
+            resources=Resources(workers=1, score_timeout=1.0),
         )
 
 
@@ -358,7 +369,7 @@ def test_a_first_score_that_hangs_ends_the_search_with_a_sentence(tmp_path: Path
         ({"score_steps": 10}, "score_steps"),
         ({"rank_by": "val_accuracy"}, "rank_by"),
         ({"baseline_epochs": 1, "dtype": "bfloat16"}, "baseline_epochs, dtype"),
-        ({"recipe": Recipe(epochs=3)}, "recipe"),
+        ({"fine_tune": Recipe(epochs=3)}, "fine_tune"),
         ({"importance": "taylor"}, "importance taylor"),
         ({"score_images": 100}, "score_images must be left"),
         (
@@ -373,14 +384,14 @@ def test_settings_of_images_are_refused_for_a_function_task(
     changed: dict[str, Any], named: str
 ) -> None:
     with pytest.raises(ValueError, match=named):
-        task().checked_settings(SearchSettings(macs_cut=0.5, **changed), Placement())
+        task().checked_settings(SearchSettings(macs_cut=0.5).changed(**changed), Resources())
 
 
 def test_splits_are_refused_for_a_function_task(tmp_path: Path) -> None:
     rows = [np.array([row]) for row in range(3)]
     splits = Splits(search_train=rows[0], search_val=rows[1], choose_val=rows[2])
     with pytest.raises(ValueError, match="splits divide a data set"):
-        search(blur(), task(), SETTINGS, run_dir=tmp_path / "run", splits=splits)
+        run_search(blur(), task(), SETTINGS, run_dir=tmp_path / "run", splits=splits)
 
 
 @pytest.mark.parametrize("name", ["score", "images", "fine_tune", "test", "recalibrate"])
@@ -396,7 +407,7 @@ def test_a_task_without_score_and_images_is_refused() -> None:
 
 def test_several_workers_cannot_share_the_fine_tuning_of_a_function_task() -> None:
     with pytest.raises(ValueError, match=r"a task fine-tunes by its own function, .* got 2"):
-        search(blur(), task(), SETTINGS, run_dir="-", placement=Placement(fine_tune_workers=2))
+        run_search(blur(), task(), SETTINGS, run_dir="-", resources=Resources(fine_tune_workers=2))
 
 
 def test_both_kinds_of_task_and_the_worker_satisfy_their_protocols() -> None:
@@ -434,7 +445,7 @@ def test_rows_that_the_data_set_does_not_have_are_refused() -> None:
     splits = Splits(search_train=rows[0], search_val=rows[1], choose_val=rows[2])
     wrong = image_classification(load_dataset("digits"), splits)
     with pytest.raises(ValueError, match=r"rows of choose_val must be in .* got 99999 to 99999"):
-        wrong.checked_settings(SearchSettings(macs_cut=0.5), Placement())
+        wrong.checked_settings(SearchSettings(macs_cut=0.5), Resources())
 
 
 def test_a_network_with_another_number_of_classes_is_refused() -> None:

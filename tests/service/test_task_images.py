@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,15 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from fppmo_ray import FunctionTask, Placement, SearchSettings, recalibrate_batchnorm, search
+from fppmo_ray import (
+    Calibration,
+    FunctionTask,
+    Resources,
+    Sampler,
+    SearchSettings,
+    recalibrate_batchnorm,
+    run_search,
+)
 from fppmo_ray.distribution import BoolArray, Proposal
 from fppmo_ray.pruning import extract
 from fppmo_ray.pruning.calibration import Refit, calibrate, obs_order
@@ -24,7 +31,10 @@ from fppmo_ray.service.worker import PruningWorker
 from fppmo_ray.service.worker_protocol import WeightsSnapshot, digest, to_arrays
 
 SETTINGS = SearchSettings(
-    macs_cut=0.4, proposals=0, importance="obs", start="allocation", refit=True
+    macs_cut=0.4,
+    proposals=0,
+    sampler=Sampler(importance="obs", start="allocation"),
+    calibration=Calibration(refit=True),
 )
 NOISE = torch.randn(120, 1, 6, 6, generator=torch.Generator().manual_seed(4))
 
@@ -62,7 +72,7 @@ def task(**changed: Any) -> FunctionTask:
 
 
 def problem_of(own: FunctionTask | None = None, **changes: Any) -> Problem:
-    return build_problem(Sharpener(), own or task(), replace(SETTINGS, **changes))
+    return build_problem(Sharpener(), own or task(), SETTINGS.changed(**changes))
 
 
 def snapshot(problem: Problem, network: nn.Module) -> WeightsSnapshot:
@@ -103,8 +113,8 @@ def test_a_score_of_the_tasks_own_wins_and_leaves_all_images_to_the_calibration(
     calibration = calibrate(dense, problem.tracing, few.split(50), num_images=90)
     expected = obs_order(dense, problem.tracing, calibration)
     assert np.array_equal(found.importance, expected.importance)
-    assert problem.settings.capacity_weight == 0
-    assert problem_of().settings.capacity_weight == 1
+    assert problem.settings.scoring.capacity_weight == 0
+    assert problem_of().settings.scoring.capacity_weight == 1
 
 
 def test_the_images_are_asked_for_once_and_a_refit_makes_up_for_what_was_removed() -> None:
@@ -167,9 +177,9 @@ def test_too_few_images_to_hold_some_out_are_refused() -> None:
 
 
 def test_widths_are_found_without_any_score(local_ray: None, tmp_path: Path) -> None:
-    one = Placement(workers=1)
-    settings = replace(SETTINGS, distill_steps=40)
-    result = search(Sharpener(), task(), settings, run_dir=tmp_path / "run", placement=one)
+    one = Resources(workers=1)
+    settings = SETTINGS.changed(distill_steps=40)
+    result = run_search(Sharpener(), task(), settings, run_dir=tmp_path / "run", resources=one)
     best, dense = result.best, result.figures["variants"][0]
     assert best.finalist == "allocation"
     assert dense["after"]["test"]["score"] == 0.0

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from simulated_training import TinyCNN
 
-from fppmo_ray import Placement, SearchSettings, load_dataset
+from fppmo_ray import Resources, Sampler, SearchSettings, load_dataset
 from fppmo_ray.service.image_task import image_classification
 from fppmo_ray.service.journal.run_directory import open_run
 from fppmo_ray.service.problem import Problem, build_problem, started_of
 
-SETTINGS = SearchSettings(macs_cut=0.3, proposals=4, population=4)
-ON_CPUS, ON_GPUS = Placement(), Placement(gpus_per_worker=0.5)
+SETTINGS = SearchSettings(macs_cut=0.3, proposals=4, sampler=Sampler(population=4))
+ON_CPUS, ON_GPUS = Resources(), Resources(gpus=0.5)
 
 
-def problem_of(settings: SearchSettings, placement: Placement) -> Problem:
+def problem_of(settings: SearchSettings, resources: Resources) -> Problem:
     """The problem of pruning a tiny network of fixed weights."""
     network = TinyCNN()
     for parameter in network.parameters():
         parameter.data.fill_(0.01)
     task = image_classification(load_dataset("digits"))
-    return build_problem(network, task, settings, placement=placement)
+    return build_problem(network, task, settings, resources=resources)
 
 
-def legal_widths(settings: SearchSettings, placement: Placement) -> list[int]:
-    return [group.multiple for group in problem_of(settings, placement).space.groups]
+def legal_widths(settings: SearchSettings, resources: Resources) -> list[int]:
+    return [group.multiple for group in problem_of(settings, resources).space.groups]
 
 
 @pytest.mark.parametrize(
@@ -36,23 +35,23 @@ def legal_widths(settings: SearchSettings, placement: Placement) -> list[int]:
 def test_the_device_decides_where_nothing_is_given(
     given: int | None, on_cpus: int, on_gpus: int
 ) -> None:
-    settings = replace(SETTINGS, width_multiple=given)
+    settings = SETTINGS.changed(multiple=given)
     assert set(legal_widths(settings, ON_CPUS)) == {on_cpus}
     assert set(legal_widths(settings, ON_GPUS)) == {on_gpus}
 
 
 def test_journals_hold_the_multiple_that_counts() -> None:
-    explicit = problem_of(replace(SETTINGS, width_multiple=1), ON_CPUS)
-    on_cpus, on_gpus = (problem_of(SETTINGS, placement) for placement in (ON_CPUS, ON_GPUS))
+    explicit = problem_of(SETTINGS.changed(multiple=1), ON_CPUS)
+    on_cpus, on_gpus = (problem_of(SETTINGS, resources) for resources in (ON_CPUS, ON_GPUS))
     assert on_cpus.identity() == explicit.identity()
-    assert on_cpus.identity()["settings"]["width_multiple"] == 1
-    assert on_gpus.identity()["settings"]["width_multiple"] == 8
+    assert on_cpus.identity()["settings"]["space"]["multiple"] == 1
+    assert on_gpus.identity()["settings"]["space"]["multiple"] == 8
 
 
 def test_a_search_that_was_begun_with_multiples_of_1_goes_on_by_default(tmp_path: Path) -> None:
     begun, resumed = (
         started_of(problem_of(settings, ON_CPUS), "run", {})
-        for settings in (replace(SETTINGS, width_multiple=1), SETTINGS)
+        for settings in (SETTINGS.changed(multiple=1), SETTINGS)
     )
     with open_run(tmp_path, resume=False, started=begun):
         pass
@@ -61,5 +60,5 @@ def test_a_search_that_was_begun_with_multiples_of_1_goes_on_by_default(tmp_path
 
 
 def test_multiples_below_one_are_refused() -> None:
-    with pytest.raises(ValueError, match="width_multiple must be >= 1, got 0"):
-        replace(SETTINGS, width_multiple=0)
+    with pytest.raises(ValueError, match="multiple must be >= 1, got 0"):
+        SETTINGS.changed(multiple=0)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fppmo_ray import ImageArrays, Recipe, SearchSettings, load_dataset
+from fppmo_ray import ImageArrays, Recipe, Scoring, SearchSettings, load_dataset
 from fppmo_ray.distribution import Feedback, Proposal
 from fppmo_ray.pruning import Candidate, Fidelity, Score, score
 from fppmo_ray.service.image_task import ImagesOnWorker, image_classification
@@ -33,12 +33,14 @@ def snapshot(network: nn.Module, compute: ComputeConfig) -> WeightsSnapshot:
 def test_a_score_begins_anew_and_that_of_a_finalist_has_images_of_its_own() -> None:
     settings = SearchSettings(
         macs_cut=0.5,
-        score_steps=6,
-        score_recalibrate_images=200,
-        score_images=100,
-        recalibrate_images=300,
-        rescore_images=130,
-        recipe=Recipe(epochs=0),
+        fine_tune=Recipe(epochs=0),
+        scoring=Scoring(
+            score_steps=6,
+            score_recalibrate_images=200,
+            score_images=100,
+            recalibrate_images=300,
+            rescore_images=130,
+        ),
     )
     network = build_network("digits_cnn", 10, seed=0)
     task = image_classification(load_dataset("digits"))
@@ -57,7 +59,7 @@ def test_a_score_begins_anew_and_that_of_a_finalist_has_images_of_its_own() -> N
             search_train=images.images("search_train"),
             held_out=images.images(split),
             fidelity=fidelity,
-            recipe=settings.recipe,
+            recipe=settings.fine_tune,
             seed=(0, 3),
             compute=problem.compute,
         )
@@ -82,7 +84,7 @@ def test_a_score_begins_anew_and_that_of_a_finalist_has_images_of_its_own() -> N
 
 
 def test_a_worker_scores_on_the_weights_that_it_is_given() -> None:
-    settings = SearchSettings(macs_cut=0.5, recipe=Recipe(epochs=0))
+    settings = SearchSettings(macs_cut=0.5, fine_tune=Recipe(epochs=0))
     networks = [build_network("digits_cnn", 10, seed=seed) for seed in (0, 1)]
     task = image_classification(load_dataset("digits"))
     problems = [build_problem(network, task, settings) for network in networks]
@@ -119,7 +121,9 @@ def test_what_is_fine_tuned_is_recalibrated_on_all_classes_though_images_come_cl
     order = np.argsort(data.train.labels, kind="stable")  # as folders are listed
     assert isinstance(data.train, ImageArrays)
     by_class = ImageArrays(data.train.images[order], data.train.labels[order])
-    settings = SearchSettings(macs_cut=0.5, recalibrate_images=100, recipe=Recipe(epochs=0))
+    settings = SearchSettings(
+        macs_cut=0.5, fine_tune=Recipe(epochs=0), scoring=Scoring(recalibrate_images=100)
+    )
     network = build_network("digits_cnn", 10, seed=0)
     task = image_classification(replace(data, train=by_class))
     problem = build_problem(network, task, settings)

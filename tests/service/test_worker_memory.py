@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fppmo_ray import Placement, Recipe, SearchSettings, load_dataset
+from fppmo_ray import Recipe, Resources, Scoring, SearchSettings, load_dataset
 from fppmo_ray.distribution import Proposal
 from fppmo_ray.pruning import extract
 from fppmo_ray.service.image_task import image_classification
@@ -33,11 +33,13 @@ def threads() -> Iterator[None]:
 class Bench:
     """A worker in this process, and a mask for it to score."""
 
-    def __init__(self, placement: Placement) -> None:
+    def __init__(self, resources: Resources) -> None:
         network = build_network("digits_cnn", 10)
-        settings = SearchSettings(macs_cut=0.5, score_steps=4, recipe=Recipe(epochs=0))
+        settings = SearchSettings(
+            macs_cut=0.5, fine_tune=Recipe(epochs=0), scoring=Scoring(score_steps=4)
+        )
         task = image_classification(load_dataset("digits"))
-        problem = build_problem(network, task, settings, placement=placement)
+        problem = build_problem(network, task, settings, resources=resources)
         keep = np.arange(problem.space.num_filters) % 2 == 0
         self.proposal = Proposal(proposal_id=0, generation=0, keep=keep, macs=0)
         arrays = to_arrays(network)
@@ -54,7 +56,7 @@ class Bench:
 def test_a_score_leaves_nothing_alive_of_its_network_even_without_garbage_collection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    bench = Bench(Placement())
+    bench = Bench(Resources())
     remains: list[weakref.ref[Any]] = []
 
     def watched(*arguments: Any) -> nn.Module:
@@ -77,7 +79,7 @@ def test_a_score_leaves_nothing_alive_of_its_network_even_without_garbage_collec
 
 @pytest.mark.gpu
 def test_gpu_memory_is_where_it_was_after_a_score_and_a_worker_is_held_to_its_share() -> None:
-    bench = Bench(Placement(gpus_per_worker=0.25))
+    bench = Bench(Resources(gpus=0.25))
     bench.score()  # cuDNN and cuBLAS keep work spaces
     gc.disable()
     try:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from fppmo_ray import Placement, Recipe, SearchSettings, load_dataset
+from fppmo_ray import Recipe, Resources, SearchSettings, load_dataset
 from fppmo_ray.distribution import Proposal
 from fppmo_ray.pruning import extract
 from fppmo_ray.pruning.files import load_network, save_network
@@ -42,8 +42,8 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def problem_of(**changes: Any) -> Problem:
-    settings = SearchSettings(
-        **{"macs_cut": 0.5, "calibration_images": 120, "recipe": RECIPE} | changes
+    settings = SearchSettings(macs_cut=0.5).changed(
+        **{"calibration_images": 120, "fine_tune": RECIPE} | changes
     )
     return build_problem(NETWORK, image_classification(load_dataset("digits")), settings)
 
@@ -192,4 +192,4 @@ def test_a_network_on_the_gpu_is_saved_and_loaded_on_the_cpu(
 def test_a_worker_is_held_to_its_share_of_the_memory(gpu: PretendedGpu) -> None:
     Pair(problem_of())
     assert gpu.limit == gpu.get_device_properties().total_memory // 2
-    assert Placement(gpus_per_worker=0.5).device_type == "cuda"
+    assert Resources(gpus=0.5).device_type == "cuda"

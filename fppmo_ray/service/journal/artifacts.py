@@ -112,7 +112,7 @@ def network_files(
     storage = open_storage(run_dir)
     facts = facts_in(storage)
     figures = read_figures(run_dir, facts)
-    if distilled and not figures["settings"].get("distill_steps"):
+    if distilled and not figures["settings"]["calibration"]["distill_steps"]:
         raise ValueError(
             f"the search in {storage.location} distilled no network; take the final one, or search "
             "with distill_steps"

@@ -45,10 +45,10 @@ class Started:
     @property
     def merit(self) -> Merit:
         """The order of the search's scores."""
-        settings = self.identity["settings"]
+        scoring = self.identity["settings"]["scoring"]
         return Merit(
-            rank_by=settings["rank_by"],
-            capacity_weight=settings["capacity_weight"],
+            rank_by=scoring["rank_by"],
+            capacity_weight=scoring["capacity_weight"],
             dense_parameters=self.dense_parameters,
         )
 

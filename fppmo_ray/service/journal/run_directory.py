@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from fppmo_ray.service.journal.facts import EpochFinished, Fact, Finished, Started
 from fppmo_ray.service.journal.journal import (
@@ -29,6 +29,10 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 """Folder of the trainings' checkpoints, below a run directory."""
+
+Resume = bool | Literal["auto"]
+"""True: resume the search that is there; False: begin one; ``auto``: resume it if there is one by
+now, even from another driver that began at the same time, else begin."""
 
 _AnyFact = TypeVar("_AnyFact", bound=Fact)
 
@@ -76,9 +80,7 @@ def begun_stages(run_dir: str | Path) -> list[Path | str]:
     return list(itertools.takewhile(lambda place: _read(open_storage(place)), places))
 
 
-def require_fit(
-    run_dir: str | Path, *, resume: bool | None, started: Started | None = None
-) -> None:
+def require_fit(run_dir: str | Path, *, resume: Resume, started: Started | None = None) -> None:
     """Refuse what ``open_run`` would refuse, without creating or disturbing anything.
 
     Args:
@@ -94,7 +96,7 @@ def require_fit(
 
 @contextmanager
 def open_run(
-    run_dir: str | Path, *, resume: bool | None, started: Started | None = None
+    run_dir: str | Path, *, resume: Resume, started: Started | None = None
 ) -> Iterator[RunDirectory]:
     """Hold a run directory as its single writer.
 
@@ -103,8 +105,7 @@ def open_run(
 
     Args:
         run_dir: Folder or URI; see ``open_storage``. A folder is made if absent.
-        resume: True: resume the search that is there; False: begin one; None: resume if there is
-            one by now, even from another driver that began at the same time, else begin.
+        resume: Whether to resume a search or to begin one; see ``Resume``.
         started: The first fact of the search, for ``RunDirectory.start``. A search that does not
             fit is refused before another driver is disturbed.
 
@@ -297,10 +298,10 @@ def _journal_name(storage: Storage) -> str:
     return LEASES if storage.local is None else JOURNAL
 
 
-def _require_fit(storage: Storage, resume: bool | None, started: Started | None) -> None:
+def _require_fit(storage: Storage, resume: Resume, started: Started | None) -> None:
     facts = _read(storage)
     if facts is None:
-        if resume:
+        if resume is True:
             raise ValueError(
                 f"--resume: {storage.location} holds no {_journal_name(storage)}; "
                 "start it without --resume"
@@ -312,7 +313,7 @@ def _require_fit(storage: Storage, resume: bool | None, started: Started | None)
         _require_same(storage.location, known.identity, started.identity)
 
 
-def _require_wanted(facts: list[Fact], storage: Storage, resume: bool | None) -> None:
+def _require_wanted(facts: list[Fact], storage: Storage, resume: Resume) -> None:
     if facts and resume is False:
         raise ValueError(
             f"{storage.location} already holds a search; go on with it by --resume, "
@@ -336,7 +337,7 @@ def _require_same(location: str, known: dict[str, Any], now: dict[str, Any]) -> 
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the leaves of nested dicts by their full path: ``settings.layer_limits.conv1``."""
+    """Return the leaves of nested dicts by their full path: ``settings.space.min_keep``."""
     leaves: dict[str, Any] = {}
     for key, value in tree.items():
         path = f"{prefix}{key}"

@@ -107,28 +107,31 @@ class FPPMOSearch(Searcher):
                 an importance that is measured on images.
         """
         settings = problem.settings
-        if settings.baseline_epochs:
+        if settings.baseline.baseline_epochs:
             raise ValueError(
-                f"baseline_epochs must be 0 under Tune, got {settings.baseline_epochs}; "
+                f"baseline_epochs must be 0 under Tune, got {settings.baseline.baseline_epochs}; "
                 "train the network first, or use fppmo_ray.search"
             )
-        if settings.stages:
+        if settings.gradual.stages:
             raise ValueError(
-                f"stages must be left out under Tune, got {settings.stages}; use fppmo_ray.search"
+                f"stages must be left out under Tune, got {settings.gradual.stages}; use "
+                "fppmo_ray.search"
             )
-        if settings.start != "uniform":
+        if settings.sampler.start != "uniform":
             raise ValueError(
-                f"start must be uniform under Tune, got {settings.start}: nothing is calibrated; "
-                "use fppmo_ray.search"
+                f"start must be uniform under Tune, got {settings.sampler.start}: nothing is "
+                "calibrated; use fppmo_ray.search"
             )
-        if settings.importance in ("taylor", "obs"):
-            measured_by = "importance" if settings.importance == "taylor" else "calibration"
+        if settings.sampler.importance in ("taylor", "obs"):
+            measured_by = "importance" if settings.sampler.importance == "taylor" else "calibration"
             raise ValueError(
-                f"importance {settings.importance} is measured on images: measure it by "
+                f"importance {settings.sampler.importance} is measured on images: measure it by "
                 f"fppmo_ray.pruning.{measured_by}, on a machine of your choice, and give the array "
                 "to FPPMOSearch"
             )
-        importance = measure_importance(problem.network, problem.tracing, settings.importance)
+        importance = measure_importance(
+            problem.network, problem.tracing, settings.sampler.importance
+        )
         return cls(
             problem.tracing.space,
             importance,

@@ -26,7 +26,7 @@ _CHECKPOINT = "score.pt"
 
 
 def prune_trainable(problem: Problem, rungs: tuple[int, ...]) -> type[tune.Trainable]:
-    """Return the trainable that scores a problem's masks, with the resources of its placement.
+    """Return the trainable that scores a problem's masks, with the resources of its resources.
 
     Args:
         problem: The problem, which is copied to Ray's object store once.
@@ -42,7 +42,7 @@ def prune_trainable(problem: Problem, rungs: tuple[int, ...]) -> type[tune.Train
             "trials of Ray Tune report scores after some steps of training on images, got a task "
             "of another kind; use fppmo_ray.search, or a trainable of your own"
         )
-    steps = problem.settings.score_steps
+    steps = problem.settings.scoring.score_steps
     if not rungs or list(rungs) != sorted({*rungs}) or rungs[0] < 0 or rungs[-1] != steps:
         raise ValueError(
             f"rungs must ascend from at least 0 to the {steps} steps of a score, got {rungs}; "

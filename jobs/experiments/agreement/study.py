@@ -161,7 +161,7 @@ def seconds_left(study: Study, todo: Sequence[Task], records: Mapping[str, Recor
 
 def _passes(study: Study, task: Task) -> int:
     """Images passed forward; one that is trained on counts thrice."""
-    problem, recipe = study.problem, study.problem.settings.recipe
+    problem, recipe = study.problem, study.problem.settings.fine_tune
     if task.depth is None:
         return 3 * recipe.epochs * len(classification_of(problem).splits.search_train)
     fidelity = fidelity_of(problem, task.depth)
@@ -183,7 +183,7 @@ def _in_turn(masks: Sequence[Mask]) -> list[tuple[str, Mask]]:
 def _score_task(
     study: Study, fixed: Mapping[str, Any], file: str, mask: Mask, depth: Depth, repeat: int
 ) -> Task:
-    recipe = asdict(study.problem.settings.recipe)
+    recipe = asdict(study.problem.settings.fine_tune)
     del recipe["epochs"]  # plays no part in scores
     seed, compute = (study.seed, repeat, _SCORE_STREAM), study.compute
     assert compute is not None  # it was settled before there were tasks
@@ -209,7 +209,7 @@ def _score_task(
 
 
 def _truth_task(study: Study, fixed: Mapping[str, Any], file: str, mask: Mask, repeat: int) -> Task:
-    recipe, seed = study.problem.settings.recipe, study.seed + repeat
+    recipe, seed = study.problem.settings.fine_tune, study.seed + repeat
     key = {
         **fixed,
         **_mask_key(study, mask),

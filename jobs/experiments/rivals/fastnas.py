@@ -81,7 +81,7 @@ def fastnas_choice(
     held_out, images = images_of("search_val"), images_of("search_train")
     rng = np.random.default_rng(seed)
     drawn = np.sort(rng.permutation(len(held_out))[:score_images])
-    count = min(problem.settings.recalibrate_images, len(images))
+    count = min(problem.settings.scoring.recalibrate_images, len(images))
     size = max(1, count // _BATCHES)
     calibration = [batch for batch, _ in images.batches(size, np.arange(size * _BATCHES))]
     num_scores = 0

@@ -15,7 +15,8 @@ from rivals.methods import DENSE, FASTNAS, Case, Choice, Method, settings_of
 
 _NAMED_ELSEWHERE = (
     *("layer_limits", "dtype", "autotune"),
-    *("baseline_epochs", "baseline_learning_rate"),
+    *("baseline_epochs", "baseline_learning_rate", "fine_tune"),
+    *("params_cut", "latency_cut", "latency_batch", "memory_cut"),
 )
 
 
@@ -39,7 +40,7 @@ def _key(case: Case, method: Method, network: str) -> dict[str, Any]:
         "network": network,
         "method": str(method),
         "seed": settings.seed,
-        "recipe": asdict(settings.recipe),
+        "recipe": asdict(settings.fine_tune),
         "compute": asdict(case.compute),
         "device_type": identity["device_type"],
         "weights": identity["network"],
@@ -47,13 +48,13 @@ def _key(case: Case, method: Method, network: str) -> dict[str, Any]:
     }
     if method.name == DENSE:
         return key
-    of_masks = ("macs_cut", "min_keep", "width_multiple", "layer_limits", "ignore")
+    of_masks = ("macs_cut", "min_keep", "multiple", "layer_limits", "ignore")
     names = (*of_masks, "recalibrate_images")
-    key |= {name: identity["settings"][name] for name in names}
+    key |= {name: settings.flat()[name] for name in names}
     if method.name == FASTNAS:
-        key["search"] = {"score_images": settings.rescore_images}
+        key["search"] = {"score_images": settings.scoring.rescore_images}
     if method.is_search or method.needs_fppmo:
-        searching = settings_of(method, settings).journaled()
+        searching = settings_of(method, settings).flat()
         known = {*key, *_NAMED_ELSEWHERE}
         key["search"] = {name: value for name, value in searching.items() if name not in known}
     return key

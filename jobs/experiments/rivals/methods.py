@@ -14,7 +14,7 @@ import torch
 from fine_tuning import classification_of
 from rich.console import Console
 
-from fppmo_ray import Placement
+from fppmo_ray import Resources
 from fppmo_ray.distribution import BoolArray, Budget, Feedback, FloatArray
 from fppmo_ray.durable_files import write_whole
 from fppmo_ray.pruning import importance
@@ -183,7 +183,7 @@ ONE_SHOT: dict[str, Callable[[Case], BoolArray]] = {
 
 
 def search_choice(
-    case: Case, name: str, pool: WorkerPool[Worker], run_dir: Path, placement: Placement
+    case: Case, name: str, pool: WorkerPool[Worker], run_dir: Path, resources: Resources
 ) -> Choice:
     """Return what a search chooses; it resumes where its journal ends.
 
@@ -192,13 +192,13 @@ def search_choice(
         name: One of ``SEARCHES``.
         pool: Workers with nothing unfinished.
         run_dir: Run directory of the search.
-        placement: The workers of stages, if there are any.
+        resources: The workers of stages, if there are any.
     """
     started = started_of(case.problem, search_id(run_dir), package_versions())
-    with open_run(run_dir, resume=None, started=started) as run:
+    with open_run(run_dir, resume="auto", started=started) as run:
         context = Context(problem=case.problem, run=run, pool=pool, compute=case.compute)
-        if case.settings.stages:
-            found = find_mask_in_stages(context, run_dir, placement, Console())
+        if case.settings.gradual.stages:
+            found = find_mask_in_stages(context, run_dir, resources, Console())
             stages = (stage_run_dir(run_dir, 1 + stage) for stage in range(found.stages))
             return _choice(found, [fact for stage in stages for fact in read_journal(stage)])
         return _choice(SEARCHES[name](case, context), run.facts)
@@ -224,7 +224,7 @@ def _own_search(_: Case, context: Context) -> Found:
 
 
 def _rival_search(case: Case, context: Context, *, draw_of: Callable[[Case], Draw]) -> Found:
-    importance_only = uniform(case.budget, case.importance(case.settings.importance))
+    importance_only = uniform(case.budget, case.importance(case.settings.sampler.importance))
     search = RivalSearch(
         draw_of(case), case.budget, case.settings.optimizer_settings(), importance_only
     )
@@ -263,7 +263,7 @@ def foreign_choice(case: Case, memory: Path) -> Choice:
         found = fastnas_choice(
             case.problem,
             case.budget,
-            score_images=case.settings.rescore_images,
+            score_images=case.settings.scoring.rescore_images,
             compute=case.compute,
             seed=case.settings.seed,
         )
@@ -290,8 +290,8 @@ def settings_of(method: Method, settings: SearchSettings) -> SearchSettings:
         settings: The settings of the flags.
     """
     if method.is_search and method.name != FPPMO:
-        weight = settings.capacity_weight if method.name in _WEIGHED else 0.0
-        settings = replace(settings, rule="random", capacity_weight=weight, stages=())
+        weight = settings.scoring.capacity_weight if method.name in _WEIGHED else 0.0
+        settings = settings.changed(rule="random", capacity_weight=weight, stages=())
     return replace(settings, proposals=method.scores or settings.proposals)
 
 

@@ -10,17 +10,17 @@ import pandas as pd
 import ray
 from rich.table import Table
 
-from fppmo_ray import Placement, SearchSettings, search
+from fppmo_ray import Numerics, Resources, Scoring, SearchSettings, run_search
 from fppmo_ray.service.journal.artifacts import read_history
 from fppmo_ray.training import Recipe, build_network
 from speed.subject import MACS_CUT, Plan, random_dataset
 
 _ON_TWO_CORES = (
-    Placement(workers=1, cpus_per_worker=2),
-    Placement(workers=2, cpus_per_worker=1),
-    Placement(workers=2, cpus_per_worker=2),
+    Resources(workers=1, cpus=2),
+    Resources(workers=2, cpus=1),
+    Resources(workers=2, cpus=2),
 )
-_ON_ONE_GPU = tuple(Placement(workers=count, gpus_per_worker=1 / count) for count in (1, 2, 4))
+_ON_ONE_GPU = tuple(Resources(workers=count, gpus=1 / count) for count in (1, 2, 4))
 
 
 def layouts_table(name: str, proposals: int, plan: Plan) -> Table:
@@ -32,7 +32,7 @@ def layouts_table(name: str, proposals: int, plan: Plan) -> Table:
         plan: How they are scored.
     """
     layouts = _ON_TWO_CORES if plan.device == "cpu" else _ON_ONE_GPU
-    cpus = max(layout.workers * layout.cpus_per_worker for layout in layouts)
+    cpus = max(layout.workers * layout.cpus for layout in layouts)
     rates: list[list[float]] = [[] for _ in layouts]
     ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False)
     try:
@@ -47,32 +47,34 @@ def layouts_table(name: str, proposals: int, plan: Plan) -> Table:
     )
     for layout, measured in zip(layouts, rates, strict=True):
         rate = f"{statistics.median(measured):.3f}"
-        table.add_row(str(layout.workers), str(layout.cpus_per_worker), rate)
+        table.add_row(str(layout.workers), str(layout.cpus), rate)
     return table
 
 
-def random_search(name: str, proposals: int, plan: Plan, placement: Placement) -> pd.DataFrame:
+def random_search(name: str, proposals: int, plan: Plan, resources: Resources) -> pd.DataFrame:
     """Return the history of a search on random images.
 
     Args:
         name: Name of the network.
         proposals: Number of scores.
         plan: How masks are scored.
-        placement: The workers.
+        resources: The workers.
     """
     settings = SearchSettings(
         macs_cut=MACS_CUT,
         proposals=proposals,
-        score_steps=plan.steps[0],
-        score_recalibrate_images=plan.recalibrate_images,
-        score_images=plan.score_images,
-        rescore_seeds=1,
-        recipe=Recipe(epochs=0, batch_size=plan.batch_size),
-        dtype=plan.compute.dtype,
+        fine_tune=Recipe(epochs=0, batch_size=plan.batch_size),
+        scoring=Scoring(
+            score_steps=plan.steps[0],
+            score_recalibrate_images=plan.recalibrate_images,
+            score_images=plan.score_images,
+            rescore_seeds=1,
+        ),
+        numerics=Numerics(dtype=plan.compute.dtype),
     )
     with tempfile.TemporaryDirectory() as folder:
         run_dir, dataset = Path(folder), random_dataset(8000, 32)
-        search(build_network(name, 10), dataset, settings, run_dir=run_dir, placement=placement)
+        run_search(build_network(name, 10), dataset, settings, run_dir=run_dir, resources=resources)
         return read_history(run_dir)
 
 

@@ -12,7 +12,7 @@ import cells
 import pytest
 import ray
 
-from fppmo_ray import Placement
+from fppmo_ray import Resources
 from fppmo_ray.service.pool.worker_group import WorkerInfo, worker_info
 from fppmo_ray.service.pool.worker_pool import worker_pool
 from fppmo_ray.service.stopping import SearchStopped
@@ -78,7 +78,7 @@ def test_missing_cells_alone_are_measured_and_a_failed_one_keeps_no_other(tmp_pa
     folder, notes = tmp_path / "results", tmp_path / "notes"
 
     def measure(numbers: list[int]) -> None:
-        with worker_pool(_Doubler, notes, num_workers=1, demand=Placement().demand) as pool:
+        with worker_pool(_Doubler, notes, num_workers=1, demand=Resources().demand) as pool:
             cells.measure_missing(folder, map(doubling, numbers), pool)
 
     measure([1, 2])
@@ -97,7 +97,7 @@ def test_cells_that_take_several_calls_are_finished_before_many_others_begin(
         return replace(doubling(number), ask=lambda worker: worker.double_at_the_third_time(number))
 
     notes = tmp_path / "notes"
-    with worker_pool(_Doubler, notes, num_workers=1, demand=Placement().demand) as pool:
+    with worker_pool(_Doubler, notes, num_workers=1, demand=Resources().demand) as pool:
         cells.measure_missing(tmp_path / "results", map(in_three_calls, range(8)), pool)
     calls = notes.read_text().split()
     assert [calls.count(str(number)) for number in range(8)] == [3] * 8
@@ -112,7 +112,7 @@ def test_cells_that_take_several_calls_are_finished_before_many_others_begin(
 @pytest.mark.usefixtures("local_ray")
 def test_a_stop_keeps_what_is_done_and_says_how_to_go_on(tmp_path: Path) -> None:
     folder = tmp_path / "results"
-    demand = Placement().demand
+    demand = Resources().demand
     signals = iter([signal.SIGTERM])  # a second one would not be waited for
 
     def stop_soon(*_: object) -> None:

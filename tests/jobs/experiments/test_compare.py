@@ -10,7 +10,6 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -30,7 +29,7 @@ from rivals.rankings import ranked_globally
 from rivals.searches import AffineRanking, LeGR, RivalSearch, random_widths
 from rivals.table import comparison_tables
 
-from fppmo_ray import Recipe, SearchSettings, load_dataset
+from fppmo_ray import Recipe, Scoring, SearchSettings, Space, load_dataset
 from fppmo_ray.distribution import BoolArray, Feedback, MaskOptimizer
 from fppmo_ray.pruning import extract
 from fppmo_ray.service.image_task import image_classification
@@ -49,10 +48,9 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 SETTINGS = SearchSettings(
     macs_cut=0.57,
     proposals=320,
-    ignore=("conv1",),
-    recalibrate_images=64,
-    score_recalibrate_images=64,
-    recipe=Recipe(epochs=2, batch_size=64),
+    fine_tune=Recipe(epochs=2, batch_size=64),
+    space=Space(ignore=("conv1",)),
+    scoring=Scoring(recalibrate_images=64, score_recalibrate_images=64),
 )
 
 
@@ -117,7 +115,7 @@ def legr_search(case: Case, capacity_weight: float = 0.0) -> RivalSearch:
     draw = LeGR(case.budget, case.importance("l2"), 320, seed=3)
     keep = one_shot(case, "uniform-l1").keep
     assert keep is not None
-    settings = replace(SETTINGS, capacity_weight=capacity_weight).optimizer_settings()
+    settings = SETTINGS.changed(capacity_weight=capacity_weight).optimizer_settings()
     return RivalSearch(draw, case.budget, settings, keep)
 
 
@@ -147,7 +145,7 @@ def test_a_weighed_rival_prefers_what_leaves_more_parameters_at_the_same_loss(ca
 
 def test_rivals_judge_by_losses_as_they_are_unless_named_weighed() -> None:
     weights = {
-        name: settings_of(method_of(name), replace(SETTINGS, capacity_weight=2.0)).capacity_weight
+        name: settings_of(method_of(name), SETTINGS.changed(capacity_weight=2.0)).capacity_weight
         for name in ("fppmo", "random", "legr", "random-widths", "legr-weighed")
     }
     assert weights == {
@@ -231,7 +229,7 @@ def test_methods_are_named_and_searches_take_a_number_of_scores() -> None:
 def task(case: Case, folder: Path) -> TuningTask:
     keep = one_shot(case, "uniform-l1").keep
     return TuningTask(
-        keep=keep, recipe=SETTINGS.recipe, seed=5, compute=case.compute, folder=folder
+        keep=keep, recipe=SETTINGS.fine_tune, seed=5, compute=case.compute, folder=folder
     )
 
 
@@ -278,7 +276,7 @@ def test_fine_tuning_is_that_of_the_library_and_survives_a_kill_between_epochs(
     recalibrate_batchnorm(
         network, images.batches(250, np.random.default_rng(0).permutation(len(images))[:64])
     )
-    fine_tune(network, images, SETTINGS.recipe, seed=5, teacher=case.problem.network)
+    fine_tune(network, images, SETTINGS.fine_tune, seed=5, teacher=case.problem.network)
     test = evaluate(network, worker._tuner.split("test").batches(250)).figures()
     assert whole.figures["after"]["test"] == pytest.approx(test)
 

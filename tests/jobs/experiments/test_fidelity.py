@@ -37,7 +37,7 @@ from rich.console import Console
 from small_problem import small_problem
 from trained import Trained
 
-from fppmo_ray import Placement, Recipe, SearchSettings
+from fppmo_ray import Numerics, Recipe, Resources, Sampler, Scoring, SearchSettings, Space
 from fppmo_ray.distribution import (
     BoolArray,
     Budget,
@@ -67,14 +67,13 @@ BUDGET = Budget.from_cut(SIMULATED_SPACE, CUT)
 SETTINGS = SearchSettings(
     macs_cut=CUT,
     proposals=4,
-    population=4,
-    dtype="float32",
-    recalibrate_images=64,
-    score_recalibrate_images=64,
-    score_images=16,
-    rescore_images=32,
-    ignore=("conv1",),  # as in small_problem
-    recipe=Recipe(epochs=1, batch_size=64),
+    fine_tune=Recipe(epochs=1, batch_size=64),
+    sampler=Sampler(population=4),
+    numerics=Numerics(dtype="float32"),
+    scoring=Scoring(
+        recalibrate_images=64, score_recalibrate_images=64, score_images=16, rescore_images=32
+    ),
+    space=Space(ignore=("conv1",)),  # as in small_problem
 )
 
 
@@ -301,7 +300,7 @@ def test_a_score_of_the_job_is_that_of_a_search(problem: Problem, mask: Mask) ->
         search_train=images("search_train"),
         held_out=images("search_val"),
         fidelity=replace(problem.settings.rescore_fidelity(), steps=1),
-        recipe=problem.settings.recipe,
+        recipe=problem.settings.fine_tune,
         seed=(0, 1, 2),
         compute=COMPUTE,
     )
@@ -316,7 +315,7 @@ def test_a_score_of_the_job_is_that_of_a_search(problem: Problem, mask: Mask) ->
 def test_the_truth_is_the_fine_tuning_of_a_search(
     problem: Problem, mask: Mask, tmp_path: Path
 ) -> None:
-    recipe = replace(problem.settings.recipe, epochs=2, distillation_weight=0.5)
+    recipe = replace(problem.settings.fine_tune, epochs=2, distillation_weight=0.5)
     tuned = TuningTask(keep=mask.keep, recipe=recipe, seed=3, compute=COMPUTE, folder=tmp_path)
     worker = FidelityWorker(problem, 0)
     assert worker.truth(tuned) is None  # one epoch a call
@@ -447,7 +446,7 @@ def test_the_job_does_what_is_missing(
         fidelity.main(
             trained,
             settings,
-            Placement(workers=1),
+            Resources(workers=1),
             replace(plan, steps=steps),
             searches=searches,
             cells=tmp_path / "results",
@@ -465,9 +464,9 @@ def test_the_job_does_what_is_missing(
         f"{name}-1steps-0" for name in ("different00", "different01", "near00", "near01")
     ]
     with pytest.raises(ValueError, match=r"was measured with score_images = 32, this run has 31"):
-        run(0, settings=replace(SETTINGS, rescore_images=31))
+        run(0, settings=SETTINGS.changed(rescore_images=31))
     with pytest.raises(ValueError, match=r"was measured with score_images = 16, this run has 15"):
-        run(0, settings=replace(SETTINGS, score_images=15))
+        run(0, settings=SETTINGS.changed(score_images=15))
     assert "1 steps" in capsys.readouterr().out
     assert run(0, 1, searches=()) == second  # the cells keep the masks
 
@@ -515,12 +514,12 @@ def test_what_measures_nothing_is_refused(
     trained = Trained(data=few_images, weights=weights, search_val_rows=rows, network="resnet20")
 
     def run(settings: SearchSettings) -> None:
-        fidelity.main(trained, settings, Placement(), Plan(), searches=(), cells=tmp_path)
+        fidelity.main(trained, settings, Resources(), Plan(), searches=(), cells=tmp_path)
 
     with pytest.raises(ValueError, match="--searches must name at least one run directory"):
         run(SETTINGS)
     with pytest.raises(ValueError, match="--fine-tune-epochs must be at least 1"):
-        run(replace(SETTINGS, recipe=Recipe(epochs=0)))
+        run(SETTINGS.changed(fine_tune=Recipe(epochs=0)))
     with pytest.raises(ValueError, match="masks must be at least 2, got 1"):
         Plan(masks=1)
     with pytest.raises(ValueError, match="steps of scores must be at least 0, got -1"):

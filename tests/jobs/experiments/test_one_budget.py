@@ -8,7 +8,7 @@ import compare
 import fidelity
 import pytest
 
-from fppmo_ray import Placement, SearchSettings
+from fppmo_ray import Resources, SearchSettings
 
 SETTINGS = SearchSettings(macs_cut=(0.4, 0.57))
 SENTENCE = r"macs_cut must be a single one here, got 0\.4,0\.57; give one of them"
@@ -17,7 +17,7 @@ SENTENCE = r"macs_cut must be a single one here, got 0\.4,0\.57; give one of the
 def test_a_comparison_refuses_several_budgets_before_anything_is_read(tmp_path: Path) -> None:
     absent = tmp_path / "absent"
     with pytest.raises(ValueError, match=SENTENCE):
-        compare.main(absent, absent, absent, absent, SETTINGS, Placement())
+        compare.main(absent, absent, absent, absent, SETTINGS, Resources())
     assert not absent.exists()
 
 
@@ -26,7 +26,7 @@ def test_a_comparison_refuses_other_cuts_before_anything_is_read(tmp_path: Path)
     settings = SearchSettings(macs_cut=0.57, latency_cut=0.3)
     sentence = "masks are compared at equal MACs here, got latency_cut; give macs_cut alone"
     with pytest.raises(ValueError, match=sentence):
-        compare.main(absent, absent, absent, absent, settings, Placement())
+        compare.main(absent, absent, absent, absent, settings, Resources())
     assert not absent.exists()
 
 
@@ -39,7 +39,7 @@ def test_a_study_of_fidelity_refuses_several_budgets_before_anything_is_read(
         fidelity.main(
             trained,
             SETTINGS,
-            Placement(),
+            Resources(),
             fidelity.Plan(),
             searches=("nowhere",),
             cells=absent,

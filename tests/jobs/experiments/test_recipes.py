@@ -21,7 +21,7 @@ from rich.console import Console
 from small_problem import small_problem
 from trained import Trained
 
-from fppmo_ray import Placement, Recipe, SearchSettings
+from fppmo_ray import Numerics, Recipe, Resources, Scoring, SearchSettings
 from fppmo_ray.distribution import Budget
 from fppmo_ray.pruning import importance
 from fppmo_ray.service.problem import Problem
@@ -31,7 +31,12 @@ for module in (cells, recipes, fine_tuning):  # Ray's workers do not find them
     ray.cloudpickle.register_pickle_by_value(module)
 
 DEFAULT = Recipe(epochs=2, batch_size=64)
-SETTINGS = SearchSettings(macs_cut=0.57, dtype="float32", recalibrate_images=64, recipe=DEFAULT)
+SETTINGS = SearchSettings(
+    macs_cut=0.57,
+    fine_tune=DEFAULT,
+    numerics=Numerics(dtype="float32"),
+    scoring=Scoring(recalibrate_images=64),
+)
 
 
 def test_a_variant_is_the_default_but_for_what_it_names() -> None:
@@ -139,7 +144,7 @@ def test_the_job_does_what_is_missing(
         recipes.main(
             trained,
             SETTINGS,
-            Placement(workers=1),
+            Resources(workers=1),
             recipes.Plan(variants=variants),
             cells=tmp_path / "results",
         )

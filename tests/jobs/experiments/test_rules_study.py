@@ -38,7 +38,7 @@ def test_a_landscape_is_a_function_of_its_number():
 
 def test_variations_are_compared_with_the_default_rule_and_none_repeats_another():
     first, *others = variations()
-    assert first.rule == RULES[SearchSettings(macs_cut=0.5).rule]
+    assert first.rule == RULES[SearchSettings(macs_cut=0.5).sampler.rule]
     assert not first.settings
     ways = [(item.rule, *item.settings.items()) for item in (first, *others)]
     assert len(set(ways)) == len(ways)

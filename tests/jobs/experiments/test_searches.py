@@ -20,7 +20,7 @@ from searches import VARIANTS, searches_table, way_of
 from small_problem import small_problem
 from trained import Trained
 
-from fppmo_ray import Placement, SearchSettings
+from fppmo_ray import Numerics, Resources, Sampler, Scoring, SearchSettings
 from fppmo_ray.distribution import MaskOptimizer
 from fppmo_ray.distribution.rules import Elite, LayerES
 from fppmo_ray.pruning import importance
@@ -35,18 +35,17 @@ for module in (cells, search_worker):  # Ray's workers do not find them
 SETTINGS = SearchSettings(
     macs_cut=0.57,
     proposals=8,
-    population=4,
-    dtype="float32",
-    score_images=16,
-    score_recalibrate_images=32,
-    recalibrate_images=32,
-    rescore_seeds=1,
+    sampler=Sampler(population=4),
+    numerics=Numerics(dtype="float32"),
+    scoring=Scoring(
+        score_images=16, score_recalibrate_images=32, recalibrate_images=32, rescore_seeds=1
+    ),
 )
 
 
 def test_a_variant_is_the_default_but_for_what_it_names() -> None:
     way = way_of("population=8,filter-step=1,sigma=0.6:0.1", SETTINGS)
-    assert way.settings == replace(SETTINGS, population=8)
+    assert way.settings == SETTINGS.changed(population=8)
     assert way.rule == LayerES(filter_step=1.0, sigma=(0.6, 0.1))
     assert way_of("rule=elite,step=0.3", SETTINGS).rule == Elite(step=0.3)
     assert way_of("default", SETTINGS).settings == SETTINGS
@@ -86,7 +85,7 @@ def test_a_search_in_parts_is_that_of_the_service(
     assert measured is not None
 
     tracing = problem.tracing
-    start = importance(problem.network, tracing, settings.importance)
+    start = importance(problem.network, tracing, settings.sampler.importance)
     optimizer = MaskOptimizer(
         tracing.space, start, replace(settings.optimizer_settings(), rule=rule)
     )
@@ -155,7 +154,7 @@ def test_the_job_does_what_is_missing(
         searches.main(
             trained,
             SETTINGS,
-            Placement(workers=1),
+            Resources(workers=1),
             searches.Plan(variants=variants, seeds=(0,)),
             cells=tmp_path / "results",
         )
@@ -175,8 +174,8 @@ def test_searches_on_scores_that_train_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="compared at --score-steps 0"):
         searches.main(
             trained,
-            replace(SETTINGS, score_steps=2),
-            Placement(),
+            SETTINGS.changed(score_steps=2),
+            Resources(),
             searches.Plan(),
             cells=tmp_path,
         )

@@ -18,7 +18,7 @@ def row(name: str, before: float, after: float, **budget: float) -> dict[str, ob
 def result(folder: Path, seed: int, *variants: dict[str, object]) -> Path:
     path = folder / f"{seed}.json"
     dense = row("dense", 0.9, 0.9) | {"macs_cut": 0.0}
-    settings = {"seed": seed, "score_steps": 5}
+    settings = {"seed": seed, "scoring": {"score_steps": 5}}
     run = {"settings": settings, "scores": {"scored": 8}, "variants": [dense, *variants]}
     path.write_text(json.dumps(run))
     return path

@@ -34,7 +34,10 @@ from fppmo_ray.service.journal.journal import from_lines, to_lines
 KEEP = np.array([True, False, True, True, False, False, False, False, False, True])
 STARTED = Started(
     search_id="run-1",
-    identity={"settings": {"rank_by": "val_loss", "capacity_weight": 0.5}, "data": "1f"},
+    identity={
+        "settings": {"scoring": {"rank_by": "val_loss", "capacity_weight": 0.5}},
+        "data": "1f",
+    },
     versions={"torch": "2.8"},
     groups=["conv1", "conv2"],
     num_filters=10,

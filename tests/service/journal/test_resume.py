@@ -13,7 +13,7 @@ from example_facts import told
 from simulated_training import PoolHere
 
 from fppmo_ray.distribution import Feedback, OptimizerSettings, Proposal
-from fppmo_ray.service.journal.run_directory import read_journal
+from fppmo_ray.service.journal.run_directory import Resume, read_journal
 from fppmo_ray.service.journal.storage import open_storage
 from fppmo_ray.service.probability_model import ProbabilityModel
 from fppmo_ray.testing.simulated_search import (
@@ -38,7 +38,7 @@ def _without_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
 def score(
     run_dir: str | Path,
     *,
-    resume: bool | None,
+    resume: Resume,
     seed: int = 0,
     settings: OptimizerSettings = SETTINGS,
 ) -> None:

@@ -182,10 +182,10 @@ def test_of_two_drivers_one_writes_and_nothing_recorded_is_lost(run_dir: str) ->
 
 
 def test_a_driver_that_takes_what_is_there_begins_or_goes_on(run_dir: str) -> None:
-    with open_run(run_dir, resume=None, started=STARTED) as run:
+    with open_run(run_dir, resume="auto", started=STARTED) as run:
         run.record([numbered(1)])
-    require_fit(run_dir, resume=None, started=STARTED)
-    with open_run(run_dir, resume=None, started=STARTED) as run:
+    require_fit(run_dir, resume="auto", started=STARTED)
+    with open_run(run_dir, resume="auto", started=STARTED) as run:
         assert told(run.facts) == told([STARTED, numbered(1)])
     with pytest.raises(ValueError, match=r"another search: settings.macs_cut was 0\.5, now 0\.7"):
-        require_fit(run_dir, resume=None, started=OTHER)
+        require_fit(run_dir, resume="auto", started=OTHER)

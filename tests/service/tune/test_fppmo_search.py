@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
-from fppmo_ray import Placement, Recipe, SearchSettings, load_dataset
+from fppmo_ray import Recipe, Resources, SearchSettings, load_dataset
 from fppmo_ray.distribution import (
     ChannelGroup,
     Feedback,
@@ -469,13 +469,12 @@ class TestSaveAndRestore:
 
 
 class TestForAProblem:
-    def problem(self, placement: Placement | None = None, **changes: Any) -> Problem:
-        asked = {"macs_cut": 0.5, "proposals": 4, "population": 2, "score_steps": 50}
-        asked["recipe"] = Recipe(epochs=0)
-        search_settings = SearchSettings(**asked | changes)  # type: ignore[arg-type]
+    def problem(self, resources: Resources | None = None, **changes: Any) -> Problem:
+        small = {"proposals": 4, "population": 2, "score_steps": 50, "fine_tune": Recipe(epochs=0)}
+        search_settings = SearchSettings(macs_cut=0.5).changed(**small | changes)
         network = build_network("digits_cnn", 10)
         task = image_classification(load_dataset("digits"))
-        return build_problem(network, task, search_settings, placement=placement)
+        return build_problem(network, task, search_settings, resources=resources)
 
     def test_the_space_and_the_importance_are_the_networks(self) -> None:
         problem = self.problem()
@@ -519,14 +518,14 @@ class TestForAProblem:
         search.save(str(tmp_path / "state"))
         for changed, rungs, named in (
             (self.problem(score_images=9), (25, 50), "settings"),
-            (self.problem(recipe=Recipe(epochs=0, batch_size=64)), (25, 50), "settings"),
+            (self.problem(fine_tune=Recipe(epochs=0, batch_size=64)), (25, 50), "settings"),
             # A device also decides on the multiple of widths.
             (
-                self.problem(Placement(gpus_per_worker=1.0)),
+                self.problem(Resources(gpus=1.0)),
                 (25, 50),
                 "settings and space and device_type",
             ),
-            (self.problem(Placement(cpus_per_worker=2)), (25, 50), "threads"),
+            (self.problem(Resources(cpus=2)), (25, 50), "threads"),
             (self.problem(), (5, 50), "rungs"),
         ):
             with pytest.raises(ValueError, match=f"it differs in {named};"):

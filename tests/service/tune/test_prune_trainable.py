@@ -15,12 +15,15 @@ from torch import nn
 
 from fppmo_ray import (
     FunctionTask,
-    Placement,
+    Numerics,
     Recipe,
+    Resources,
+    Sampler,
+    Scoring,
     SearchSettings,
     extract,
     load_dataset,
-    search,
+    run_search,
 )
 from fppmo_ray.distribution import Feedback, Proposal
 from fppmo_ray.pruning import Candidate, score
@@ -47,14 +50,16 @@ DATASET = load_dataset("digits")
 SETTINGS = SearchSettings(
     macs_cut=0.5,
     proposals=6,
-    population=2,
-    score_steps=4,
-    recalibrate_images=200,
-    score_recalibrate_images=200,
-    score_images=200,
-    rescore_seeds=1,
-    dtype="float32",
-    recipe=Recipe(epochs=0, batch_size=64),
+    fine_tune=Recipe(epochs=0, batch_size=64),
+    sampler=Sampler(population=2),
+    scoring=Scoring(
+        score_steps=4,
+        recalibrate_images=200,
+        score_recalibrate_images=200,
+        score_images=200,
+        rescore_seeds=1,
+    ),
+    numerics=Numerics(dtype="float32"),
 )
 CPU = torch.device("cpu")
 
@@ -108,7 +113,7 @@ def test_every_rung_is_reported_and_the_last_one_is_the_services_score(
         search_train=images(problem, "search_train"),
         held_out=images(problem, "search_val"),
         fidelity=Fidelity(steps=4, recalibrate_images=200, score_images=200),
-        recipe=SETTINGS.recipe,
+        recipe=SETTINGS.fine_tune,
         seed=(0, 0),
     )
     at_once = score(candidate)
@@ -132,8 +137,8 @@ def test_a_reused_actor_scores_as_a_fresh_one_and_keeps_nothing_of_the_last_netw
 
 @pytest.mark.gpu
 def test_a_reused_actor_returns_the_gpus_memory(configs: list[dict[str, Any]]) -> None:
-    gpu = Placement(gpus_per_worker=1.0)
-    problem = build_problem(NETWORK, image_classification(DATASET), SETTINGS, placement=gpu)
+    gpu = Resources(gpus=1.0)
+    problem = build_problem(NETWORK, image_classification(DATASET), SETTINGS, resources=gpu)
     trainable = begun(problem, configs[0])
     held = []
     for config in [*configs, *configs]:
@@ -159,7 +164,7 @@ def test_a_paused_trial_goes_on_elsewhere_to_the_same_score(
 def test_a_checkpoint_holds_the_network_that_was_measured(
     problem: Problem, configs: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    whole = replace(problem, settings=replace(SETTINGS, score_images=10_000))
+    whole = replace(problem, settings=SETTINGS.changed(score_images=10_000))
     trainable = begun(whole, configs[0])
     last = reports(trainable)[-1]
     trainable.save_checkpoint(str(tmp_path))
@@ -192,7 +197,7 @@ def test_without_early_stopping_the_trajectory_is_the_services_to_the_bit(
     problem: Problem, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "service"
-    search(NETWORK, DATASET, SETTINGS, run_dir=run_dir, placement=Placement(workers=1))
+    run_search(NETWORK, DATASET, SETTINGS, run_dir=run_dir, resources=Resources(workers=1))
     facts = read_journal(run_dir)
     feedback = latest_feedback(facts)
     services = {

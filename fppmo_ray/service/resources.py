@@ -1,0 +1,69 @@
+"""The workers that a search runs on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from fppmo_ray.service.pool.cluster import Demand
+from fppmo_ray.service.pool.in_flight import TimeLimits
+from fppmo_ray.service.setting_groups import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """The workers of a search. Of these settings, only threads and device type change scores."""
+
+    workers: int = 2
+    """Number of workers to ask the cluster for; they start as resources become free."""
+    gpus: Annotated[float, tyro.conf.arg(name="gpus-per-worker")] = 0.0
+    """GPUs that each worker holds; with a fraction, workers share a GPU. 0: scores run on CPUs."""
+    cpus: Annotated[int, tyro.conf.arg(name="cpus-per-worker")] = 1
+    """CPUs that each worker holds. torch uses as many threads, unless autotune finds fewer to be
+    faster."""
+    fine_tune_workers: int = 1
+    """Number of processes (Ray Train) that share each training of the baseline, between stages and
+    at the end, each with a whole GPU if workers hold any. 1 trains the networks side by side, each
+    on one worker."""
+    score_timeout: float | None = None
+    """Seconds after which a score, the trial score at the start included, is taken from its worker,
+    which is replaced. None: 10 times the second longest score so far, at least 5 minutes; a day
+    until the first one has ended."""
+    call_timeout: float | None = None
+    """Seconds after which any other call is taken from its worker: loading the data, importance, an
+    epoch, an evaluation, the whole fine-tuning of a task of your own. None: learned for each kind
+    of call like that of scores."""
+
+    def __post_init__(self) -> None:
+        require(self.workers >= 1, "workers", ">= 1", self.workers)
+        require(self.gpus >= 0, "gpus", ">= 0", self.gpus)
+        if self.gpus > 1:
+            whole = self.gpus == int(self.gpus)
+            require(whole, "gpus", "whole above 1", self.gpus)
+        for name in ("cpus", "fine_tune_workers"):
+            require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
+        for name in ("score_timeout", "call_timeout"):
+            timeout = getattr(self, name)
+            require(timeout is None or timeout > 0, name, "> 0 s", timeout)
+
+    @property
+    def demand(self) -> Demand:
+        """Resources that the cluster is asked for, for each worker."""
+        return Demand(cpus=self.cpus, gpus=self.gpus)
+
+    @property
+    def replica_demand(self) -> Demand:
+        """Resources of each of several processes that train a network together."""
+        return Demand(cpus=self.cpus, gpus=1.0 if self.gpus else 0.0)
+
+    def time_limits(self) -> TimeLimits:
+        """Return how long the calls of workers may run, for a pool of its own."""
+        scores = ("try_compute", "score", "rescore")
+        return TimeLimits(dict.fromkeys(scores, self.score_timeout), others=self.call_timeout)
+
+    @property
+    def device_type(self) -> str:
+        """``cuda`` if workers hold GPUs, else ``cpu``."""
+        return "cuda" if self.gpus > 0 else "cpu"
