@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -79,6 +80,8 @@ class MaskOptimizer:
         """Noise ``(population, num_groups)`` of the generations that wait for feedback."""
         self._num_asked = 0
         self._feedback: dict[int, Feedback] = {}
+        self._num_told: Counter[int] = Counter()
+        """Proposals with feedback, by generation."""
         self._updates = 0
 
     @property
@@ -156,6 +159,7 @@ class MaskOptimizer:
         if feedback.proposal_id in self._feedback:
             return False
         self._feedback[feedback.proposal_id] = feedback
+        self._num_told[feedback.proposal_id // self.settings.population_size] += 1
         while self._is_complete(self._updates):
             self._update()
         return True
@@ -321,4 +325,4 @@ class MaskOptimizer:
 
     def _is_complete(self, generation: int) -> bool:
         is_asked = generation < self._num_asked
-        return is_asked and all(i in self._feedback for i in self.settings.ids(generation))
+        return is_asked and self._num_told[generation] == len(self.settings.ids(generation))

@@ -28,7 +28,7 @@ def fault_of(figure: float) -> str | None:
     return "not finite" if is_infinite else f"beyond {_LARGEST:g} in size"
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class Proposal:
     """A candidate mask. It meets its budget; workers never repair it."""
 
@@ -48,7 +48,7 @@ class Proposal:
     """Budget that the mask is for, in a search with several budgets; else None."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Feedback:
     """The result of scoring a proposal: its score on search-val, or the error it ended with.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,18 +95,15 @@ class ProbabilityModel:
             ValueError: feedback for a proposal that is never asked for.
             RuntimeError: every proposal of a generation failed.
         """
-        waiting = list(feedback)
+        # Proposals are asked for in the order of their ids.
+        waiting = deque(sorted(feedback, key=lambda item: item.proposal_id))
         proposals: list[Proposal] = []
         updates: list[Updated] = []
         while True:
-            asked = self._optimizer.ask()
-            told, waiting = waiting, []
-            for item in told:
-                if self._optimizer.expects(item.proposal_id):
-                    updates += self._tell(item)
-                else:
-                    waiting.append(item)
-            if not asked and len(waiting) == len(told):
+            asked, num_waiting = self._optimizer.ask(), len(waiting)
+            while waiting and self._optimizer.expects(waiting[0].proposal_id):
+                updates += self._tell(waiting.popleft())
+            if not asked and len(waiting) == num_waiting:
                 break
             proposals += asked
         if waiting:

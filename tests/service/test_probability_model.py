@@ -4,6 +4,7 @@ import os
 import random
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from fppmo_ray.distribution import (
     ChannelGroup,
     Feedback,
     LayerCost,
+    MaskOptimizer,
     OptimizerSettings,
     Proposal,
     PruningSpace,
@@ -53,8 +55,8 @@ class Deadly:
 IMPORTANCE = np.linspace(1, 2, SPACE.num_filters)
 
 
-def model() -> ProbabilityModel:
-    return ProbabilityModel(SPACE, IMPORTANCE, SETTINGS)
+def model(settings: OptimizerSettings = SETTINGS) -> ProbabilityModel:
+    return ProbabilityModel(SPACE, IMPORTANCE, settings)
 
 
 def score(proposal: Proposal) -> Feedback:
@@ -85,6 +87,25 @@ def test_replaying_all_feedback_at_once_proposes_the_same_masks() -> None:
         assert live.proposal_id == replayed.proposal_id
         assert np.array_equal(live.keep, replayed.keep)
     assert [update.generation for update in step.updates] == [1, 2, 3, 4]
+
+
+def test_the_work_of_a_replay_grows_with_the_proposals_and_no_faster(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks = 0
+    expects = MaskOptimizer.expects
+
+    def counted(self: MaskOptimizer, proposal_id: int) -> bool:
+        nonlocal looks
+        looks += 1
+        return expects(self, proposal_id)
+
+    settings = replace(SETTINGS, num_proposals=64 * 8, population_size=8)
+    known = [score(item) for item in run(model(settings))]
+    monkeypatch.setattr(MaskOptimizer, "expects", counted)
+    model(settings).step(known)
+    # Once before it is told, once in tell; and once a generation for one that is not asked for yet.
+    assert looks <= 2 * len(known) + 64 + 2
 
 
 def masks(proposals: Iterable[Proposal]) -> list[tuple[int, str]]:

@@ -8,8 +8,10 @@ as they are; a mask is an array in memory and base64 text of its packed bits in 
 from __future__ import annotations
 
 import base64
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -230,8 +232,15 @@ _NULLABLE: dict[str, set[str]] = {
     name: {"train_loss", "val_accuracy"} & types.keys() for name, types in _TYPES.items()
 }
 """Fields without a default that are left out where they are None."""
-_SCALARS: dict[Any, tuple[type, ...]] = {float: (float, int), float | None: (float, int)}
-"""Types of JSON numbers in a field, to check most values in one look."""
+_SCALARS: dict[Any, tuple[type, ...]] = {
+    **{kind: (kind,) for kind in (str, int)},
+    **dict.fromkeys((float, float | None), (float, int)),
+}
+_ACCEPTED: dict[str, dict[str, tuple[type, ...]]] = {
+    name: {entry: _SCALARS.get(hint, ()) for entry, hint in types.items()}
+    for name, types in _TYPES.items()
+}
+"""Types of simple fields' JSON values, to check most values in one look."""
 
 
 def pack_mask(keep: BoolArray) -> str:
@@ -289,20 +298,30 @@ def fact_from_json(data: Any, num_filters: int) -> Fact:
     kind = _KINDS.get(name) if isinstance(name, str) else None
     if kind is None:
         raise ValueError(f"expected a fact of {', '.join(_KINDS)}, got {name!r}")
+    accepted = _ACCEPTED[name]
     for entry, value in entries.items():
-        hint = _TYPES[name].get(entry, Any)
-        if type(value) not in _SCALARS.get(hint, (hint,)) and not _fits(value, hint):
+        if type(value) not in accepted.get(entry, ()) and not _fits(
+            value, _TYPES[name].get(entry, Any)
+        ):
             raise ValueError(f"{entry} of fact {name} is of another type: {value!r:.40}")
     if "keep" in entries:
         entries["keep"] = unpack_mask(entries["keep"], num_filters)
     if "score_seed" in entries:
-        entries["score_seed"] = tuple(entries["score_seed"])
+        entries["score_seed"] = _shared(tuple(entries["score_seed"]))
+    if "worker" in entries:
+        entries["worker"] = sys.intern(entries["worker"])
     for absent in _NULLABLE[name] - entries.keys():
         entries[absent] = None
     try:
         return kind(**entries)
     except TypeError as error:
         raise ValueError(f"the entries of fact {name} do not fit: {error}") from error
+
+
+@lru_cache(maxsize=1024)
+def _shared(seed: tuple[int, ...]) -> tuple[int, ...]:
+    """Return one object for equal seeds, since a generation's proposals all have the same."""
+    return seed
 
 
 def _fits(value: object, hint: Any) -> bool:

@@ -9,6 +9,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -117,9 +118,10 @@ def open_run(
         RuntimeError: another driver has opened this object store's run at the same time.
     """
     storage = open_storage(run_dir)
-    _require_fit(storage, resume, started)
+    seen = _require_fit(storage, resume, started)
     with _open_journal(storage) as (journal, lines):
-        facts = from_lines(lines, storage.location, _journal_name(storage))
+        facts = seen.facts if seen.lines == lines else _facts_of(lines, storage)
+        del seen
         _require_wanted(facts, storage, resume)
         _clear_orphans(storage, facts)
         run = RunDirectory(storage, journal, facts, last_checksum(lines))
@@ -289,28 +291,49 @@ def _clear_orphans(storage: Storage, facts: Sequence[Fact]) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _read(storage: Storage) -> list[Fact] | None:
+@dataclass(frozen=True)
+class _Seen:
+    """A journal, read before it is held."""
+
+    lines: bytes | None
+    """Its complete lines; None: there is none."""
+    facts: list[Fact]
+    """The facts of the lines."""
+
+
+def _look(storage: Storage) -> _Seen:
     lines = read_leases(storage) if storage.local is None else read_file(storage.local)
-    return None if lines is None else from_lines(lines, storage.location, _journal_name(storage))
+    return _Seen(lines, [] if lines is None else _facts_of(lines, storage))
+
+
+def _facts_of(lines: bytes, storage: Storage) -> list[Fact]:
+    return from_lines(lines, storage.location, _journal_name(storage))
+
+
+def _read(storage: Storage) -> list[Fact] | None:
+    seen = _look(storage)
+    return None if seen.lines is None else seen.facts
 
 
 def _journal_name(storage: Storage) -> str:
     return LEASES if storage.local is None else JOURNAL
 
 
-def _require_fit(storage: Storage, resume: Resume, started: Started | None) -> None:
-    facts = _read(storage)
-    if facts is None:
+def _require_fit(storage: Storage, resume: Resume, started: Started | None) -> _Seen:
+    seen = _look(storage)
+    facts = seen.facts
+    if seen.lines is None:
         if resume is True:
             raise ValueError(
                 f"--resume: {storage.location} holds no {_journal_name(storage)}; "
                 "start it without --resume"
             )
-        return
+        return seen
     _require_wanted(facts, storage, resume)
     known = next((fact for fact in facts if isinstance(fact, Started)), None)
     if known is not None and started is not None:
         _require_same(storage.location, known.identity, started.identity)
+    return seen
 
 
 def _require_wanted(facts: list[Fact], storage: Storage, resume: Resume) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -240,7 +241,8 @@ class WorkerPool(Generic[W_co]):
         else:
             if call.began is not None:
                 self.limits.learn(call.kind, call.seconds())
-            call.end_with(value, str(self._group.ready[slot]))
+            # Shared by all feedback of the worker, which the driver keeps.
+            call.end_with(value, sys.intern(str(self._group.ready[slot])))
             self._ended.append(call)
             self._after_answer(call, slot)
 

@@ -103,6 +103,8 @@ def live_bar(console: Console) -> Iterator[Listener]:
     task = bar.add_task("scores", total=None, status="")
 
     def show(seen: Observation) -> None:
+        if not console.is_terminal:
+            return
         status = f"{seen.touched[-1]}  {_workers(seen.workforce)}" if seen.touched else ""
         bar.update(task, completed=seen.num_ended, total=seen.num_wanted, status=status)
 

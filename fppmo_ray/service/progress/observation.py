@@ -5,6 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
 from typing import Any
 
 from fppmo_ray.distribution import Feedback, Merit, OptimizerSettings, Proposal
@@ -50,10 +52,21 @@ class Generation:
     """Proposals that have feedback."""
     num_failed: int
     """Proposals that ended with an error of their own."""
-    ranked: tuple[Feedback, ...] = field(repr=False)
-    """Scores of all budgets, best first."""
-    ranked_by_budget: tuple[tuple[Feedback, ...], ...] = field(repr=False)
-    """Scores of each budget, best first."""
+    by_budget: tuple[tuple[Feedback, ...], ...] = field(repr=False)
+    """Feedback of each budget's proposals, by id."""
+    rank: Callable[[Iterable[Feedback]], list[Feedback]] = field(repr=False)
+    """Returns the scores among feedback, best first."""
+
+    # Ranked when asked: that takes milliseconds in a large generation, and scores end often.
+    @cached_property
+    def ranked(self) -> tuple[Feedback, ...]:
+        """Scores of all budgets, best first."""
+        return tuple(self.rank(chain.from_iterable(self.by_budget)))
+
+    @cached_property
+    def ranked_by_budget(self) -> tuple[tuple[Feedback, ...], ...]:
+        """Scores of each budget, best first."""
+        return tuple(tuple(self.rank(of_budget)) for of_budget in self.by_budget)
 
     def __str__(self) -> str:
         """Return the line of the log; with several budgets, each has its own best and mean."""
@@ -132,7 +145,7 @@ class Tally:
         """Take feedback in; return the generations that it belongs to."""
         self._feedback |= {item.proposal_id: item for item in feedback}
         known_best = [] if self._best is None else [self._best]
-        ranked = self._merit.ranked([*known_best, *feedback], self._parameters_of)
+        ranked = self._ranked([*known_best, *feedback])
         self._best = ranked[0] if ranked else None
         indices = {item.proposal_id // self._settings.population_size for item in feedback}
         touched = [self._generation(index) for index in sorted(indices)]
@@ -140,22 +153,22 @@ class Tally:
         return touched
 
     def _generation(self, index: int) -> Generation:
-        by_budget = [
-            [self._feedback[i] for i in ids if i in self._feedback]
+        by_budget = tuple(
+            tuple(self._feedback[i] for i in ids if i in self._feedback)
             for ids in self._settings.ids_by_budget(index)
-        ]
+        )
         feedback = [item for of_budget in by_budget for item in of_budget]
         return Generation(
             index=index,
             is_complete=len(feedback) == len(self._settings.ids(index)),
             num_ended=len(feedback),
             num_failed=sum(item.failed for item in feedback),
-            ranked=self._ranked(feedback),
-            ranked_by_budget=tuple(self._ranked(of_budget) for of_budget in by_budget),
+            by_budget=by_budget,
+            rank=self._ranked,
         )
 
-    def _ranked(self, feedback: Iterable[Feedback]) -> tuple[Feedback, ...]:
-        return tuple(self._merit.ranked(feedback, self._parameters_of))
+    def _ranked(self, feedback: Iterable[Feedback]) -> list[Feedback]:
+        return self._merit.ranked(feedback, self._parameters_of)
 
     def _parameters_of(self, proposal_id: int) -> int:
         return self._proposals[proposal_id].parameters

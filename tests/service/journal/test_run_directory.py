@@ -8,7 +8,9 @@ from dataclasses import replace
 import pytest
 from example_facts import FACTS, STARTED, numbered, told
 
+from fppmo_ray.service.journal import run_directory
 from fppmo_ray.service.journal.facts import Fact, Started
+from fppmo_ray.service.journal.journal import from_lines
 from fppmo_ray.service.journal.run_directory import (
     open_run,
     read_journal,
@@ -82,6 +84,22 @@ def test_what_does_not_fit_disturbs_no_driver(run_dir: str) -> None:
             open_run(run_dir, resume=True, started=OTHER).__enter__()
         run.record([FACTS[1]])
     assert told(read_journal(run_dir)) == told(FACTS[:2])
+
+
+def test_a_journal_that_nobody_has_changed_meanwhile_is_parsed_once(
+    run_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(run_dir, FACTS)
+    parsed: list[int] = []
+
+    def note(lines: bytes, *place: str) -> list[Fact]:
+        parsed.append(len(lines))
+        return from_lines(lines, *place)
+
+    monkeypatch.setattr(run_directory, "from_lines", note)
+    with open_run(run_dir, resume=True) as run:
+        assert told(run.facts) == told(FACTS)
+    assert len(parsed) == 1
 
 
 def test_another_search_is_refused_and_what_differs_is_named(run_dir: str) -> None:
