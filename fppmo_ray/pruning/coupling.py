@@ -45,8 +45,8 @@ class CoupledAxis:
 
     @property
     def layer(self) -> str:
-        """Name of the layer that holds the tensor."""
-        return layer_of(self.axis[0])
+        """Name of the layer that holds the tensor, or of a tensor of the network itself."""
+        return layer_of(self.axis[0]) or self.axis[0]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,6 +78,9 @@ class Coupling:
     """The same of numbers that no code has read, but of whose length all axes are one."""
 
 
+_BOTH_WAYS = "a tied weight has its filters as outputs in one place and reads them in another"
+
+
 def couple(model: nn.Module, inputs: tuple[Tensor, ...]) -> Coupling:
     """Trace the dependencies of a network's channels in training and in eval mode.
 
@@ -97,6 +100,9 @@ def couple(model: nn.Module, inputs: tuple[Tensor, ...]) -> Coupling:
         _, macs = run_and_count(
             lambda *image: record_pass(dependencies, model, image), first_of(inputs)
         )
+    for along in dependencies.positions.values():
+        if dependencies.units.is_output(along) and dependencies.units.is_input(along):
+            dependencies.units.keep(along, _BOTH_WAYS)
     costs = _costs(dependencies)
     tensors = named_tensors(model)
     units, memory = dependencies.units, dependencies.memory
@@ -185,7 +191,7 @@ def _side(units: DisjointSets, positions: IntArray) -> Side:
 def _costs(dependencies: Dependencies) -> list[CoupledCost]:
     """Costs of all layers; a layer that is used twice has the sum of both uses."""
     layers = {
-        position: layer_of(tensor)
+        position: layer_of(tensor) or tensor
         for (tensor, _), along in dependencies.positions.items()
         for position in along.tolist()
     }

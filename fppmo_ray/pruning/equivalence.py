@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from fppmo_ray.distribution.space import BoolArray, IntArray, PruningSpace
+from fppmo_ray.pruning.copying import copy_network, with_plain_weights
 from fppmo_ray.pruning.costs import first_of, run_and_count
-from fppmo_ray.pruning.extract import Tracing, copy_network, extract, named_tensors
+from fppmo_ray.pruning.extract import Tracing, extract, named_tensors
 from fppmo_ray.pruning.network_io import (
     FORWARD_ERRORS,
     ExampleInputs,
@@ -182,7 +183,7 @@ def randomised_copy(model: nn.Module) -> nn.Module:
     It seeds and draws from torch's global generator. Weights that are 0, as those of a new head may
     be, would hide errors too.
     """
-    twin = copy_network(model).cpu().double()
+    twin = copy_network(with_plain_weights(model)).cpu().double()
     torch.default_generator.manual_seed(0)
     for parameter in twin.parameters():
         if not parameter.is_floating_point():

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.weight_norm import WeightNorm
-from torch.overrides import TorchFunctionMode
 
 from fppmo_ray.distribution.space import BoolArray, IntArray, PruningSpace
+from fppmo_ray.pruning.copying import DetachedCopies, with_plain_weights
 from fppmo_ray.training.device import copy_to
 
 Axis = tuple[str, int]
@@ -63,8 +63,8 @@ class AxisUnits:
         return np.append(keep, True)[self.units]  # unit -1 reads the appended True
 
 
-NumberKey = tuple[str, str, int | None]
-"""Name of a module, one of its attributes, and the index in it if it is a tuple or list."""
+NumberKey = tuple[str, str, int | str | None]
+"""Name of a module, one of its attributes, and the place in it if it is a tuple, list or dict."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -175,12 +175,13 @@ def extract(model: nn.Module, tracing: Tracing, keep: BoolArray) -> nn.Module:
 
     Returns:
         A network of the same class with tensors of its own; ``requires_grad``, dtype, device and
-        training mode are those of ``model``.
+        training mode are those of ``model``. Parametrized weights become plain parameters.
 
     Raises:
         ValueError: the mask does not fit the space, or the network does not fit the tracing.
     """
     kept = tracing.kept_indices(keep)
+    model = with_plain_weights(model)
     check_axes(model, tracing.axis_lengths)
     return select(model, kept, tracing.widths_of_numbers(keep))
 
@@ -235,12 +236,23 @@ def select(
             _read_widths(smaller.get_submodule(layer_of(f"{holder}.")))
     for (holder, attribute, place), width in (numbers or {}).items():
         state = vars(smaller.get_submodule(holder))
-        if place is None:
-            state[attribute] = width
-        else:
-            parts = [width if i == place else part for i, part in enumerate(state[attribute])]
-            state[attribute] = type(state[attribute])(parts)
+        state[attribute] = with_number(state[attribute], place, width)
     return smaller
+
+
+def with_number(value: Any, place: int | str | None, number: int) -> Any:
+    """Return a module's attribute with another number in it.
+
+    Args:
+        value: The attribute: an integer, tuple, list or dict.
+        place: Where the number is in it; None: it is the attribute.
+        number: The new number.
+    """
+    if place is None:
+        return number
+    if isinstance(value, dict):
+        return {**value, place: number}
+    return type(value)(number if i == place else part for i, part in enumerate(value))
 
 
 def _on_devices(
@@ -275,7 +287,7 @@ def _copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     shells = [module for module in model.modules() if _is_plain(module)]
     for module in shells:
         memo[id(module)] = object.__new__(type(module))
-    with _DetachedCopies():
+    with DetachedCopies():
         _fill(shells, memo)
         copied: nn.Module = copy.deepcopy(model, memo)
     return copied
@@ -292,27 +304,6 @@ def _fill(shells: list[nn.Module], memo: dict[int, Any]) -> None:
                 state[key] = type(value)()
             elif key != "_compiled_call_impl":  # bound to the module it was compiled for
                 state[key] = copy.deepcopy(value, memo)
-
-
-def copy_network(model: nn.Module) -> nn.Module:
-    """Return a deep copy of a network, which may keep activations of its last pass."""
-    with _DetachedCopies():
-        return copy.deepcopy(model)
-
-
-class _DetachedCopies(TorchFunctionMode):
-    """Lets ``copy.deepcopy`` copy tensors that were computed with gradients, which torch refuses.
-
-    Modules keep such tensors as attributes: activations for a loss, or weights that a hook derives.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
-            tensor, memo = args
-            return memo.setdefault(id(tensor), tensor.detach().clone())
-        return func(*args, **(kwargs or {}))
 
 
 _IMMUTABLE = (bool, int, float, str, type(None))

@@ -21,6 +21,7 @@ from torch import nn
 
 from fppmo_ray.distribution.space import BoolArray, IntArray
 from fppmo_ray.durable_files import write_whole
+from fppmo_ray.pruning.copying import with_plain_weights
 from fppmo_ray.pruning.dependency.sizes import module_numbers
 from fppmo_ray.pruning.extract import Axis, Tracing, check_axes, select
 from fppmo_ray.training import Interface, interface_from_json
@@ -153,7 +154,7 @@ def load_network(path: str | Path, constructor: Callable[[], nn.Module] | None =
     state = _read_weights(Path(path).parent / recipe["weights"], recipe["sha256"])
     make = constructor or _named_constructor(recipe["source"])
     ranges = _axes_from_json(recipe["axes"])
-    dense = make()
+    dense = with_plain_weights(make())
     check_axes(dense, {axis: length for axis, (length, _) in ranges.items()})
     kept = {axis: _from_ranges(text, length) for axis, (length, text) in ranges.items()}
     numbers = {(name, attribute, index): n for name, attribute, index, n in recipe["numbers"]}

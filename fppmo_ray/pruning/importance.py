@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fppmo_ray.distribution.space import FloatArray
-from fppmo_ray.pruning.extract import AxisUnits, Tracing, check_axes
+from fppmo_ray.pruning.extract import AxisUnits, Tracing, check_axes, named_tensors
 from fppmo_ray.training.compute import in_mode
 
 Criterion = Literal["l1", "l2", "fpgm", "bn_scale", "taylor"]
@@ -145,10 +145,9 @@ def taylor(model: nn.Module, tracing: Tracing, batches: Batches) -> FloatArray:
     Raises:
         ValueError: there is no batch, or a value is not finite.
     """
-    parts = list(_outputs(tracing))
-    weights = {
-        part.tensor: model.get_parameter(part.tensor).detach().requires_grad_() for part in parts
-    }
+    parts = [part for part, _ in _outputs(model, tracing)]
+    tensors = named_tensors(model)
+    weights = {part.tensor: tensors[part.tensor].detach().requires_grad_() for part in parts}
     sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     num_batches = 0
     with in_mode(model, training=False), torch.enable_grad():
@@ -163,16 +162,17 @@ def taylor(model: nn.Module, tracing: Tracing, batches: Batches) -> FloatArray:
     return _combine(tracing, ((part, _rows(part, sums[part.tensor]).sum(1)) for part in parts))
 
 
-def _outputs(tracing: Tracing) -> Iterator[AxisUnits]:
-    """Yield the output axes of all weights."""
+def _outputs(model: nn.Module, tracing: Tracing) -> Iterator[tuple[AxisUnits, Tensor]]:
+    """Yield the output axes of all weights, with the weight."""
+    tensors = named_tensors(model)
     for part in tracing.slices:
-        if part.side == "output" and part.tensor.endswith(".weight"):
-            yield part
+        if part.side == "output" and tensors[part.tensor].dim() > 1:
+            yield part, tensors[part.tensor].detach()
 
 
 def _filters(model: nn.Module, tracing: Tracing) -> Iterator[tuple[AxisUnits, Tensor]]:
-    for part in _outputs(tracing):
-        yield part, _rows(part, model.get_parameter(part.tensor).detach())
+    for part, weight in _outputs(model, tracing):
+        yield part, _rows(part, weight)
 
 
 def _rows(part: AxisUnits, weight: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from fppmo_ray.distribution.logits import uniform_priority
 from fppmo_ray.distribution.space import BoolArray
 from fppmo_ray.pruning.calibration import Calibration, Refit, calibrate, obs_order
 from fppmo_ray.pruning.calibration.divergence import answers, divergence
+from fppmo_ray.pruning.copying import with_plain_weights
 from fppmo_ray.pruning.distillation import distill_pruned
 from fppmo_ray.pruning.equivalence import check_equivalence
 from fppmo_ray.pruning.extract import Tracing, extract
@@ -167,6 +168,7 @@ def prune_with_report(
     clock = _Clock()
     with clock.stage("trace"):
         tracing = trace(network, example_inputs, ignore=ignore)
+        network = with_plain_weights(network)
         space = tracing.space.with_limits(min_keep=min_keep, multiple=width_multiple)
         budget = Budget.from_cut(space, macs_cut, further_cuts)
         batches = _batches(images, network, example_inputs)

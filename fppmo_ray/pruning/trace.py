@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from fppmo_ray.distribution.space import ChannelGroup, IntArray, PruningSpace
+from fppmo_ray.pruning.copying import with_plain_weights
 from fppmo_ray.pruning.costs import activations, layer_costs, tensor_sizes
 from fppmo_ray.pruning.coupling import (
     CandidateGroup,
@@ -26,7 +27,7 @@ from fppmo_ray.pruning.equivalence import (
     proof_batch,
     randomised_copy,
 )
-from fppmo_ray.pruning.extract import AxisUnits, NumberKey, NumberUnits, Tracing
+from fppmo_ray.pruning.extract import AxisUnits, NumberKey, NumberUnits, Tracing, named_tensors
 from fppmo_ray.pruning.network_io import ExampleInputs
 from fppmo_ray.pruning.width_decisions import (
     WidthDecision,
@@ -65,14 +66,23 @@ def trace(
             or a batch-norm statistic that is not finite.
         fppmo_ray.pruning.dependency.RuleError: a dependency rule failed, which is a bug.
     """
-    _check_convolutional(model)
+    _check_module(model)
+    if (plain := with_plain_weights(model)) is not model:
+        warnings.warn(
+            "weights that a parametrization computes, such as weight norm or spectral norm, become "
+            "plain parameters of the smaller networks",
+            stacklevel=2,
+        )
+        model = plain
     _check_finite(model)
     ignored = ignored_modules(model, ignore)
     inputs = proof_batch(example_inputs)
     with torch.random.fork_rng(devices=[]):
         twin = randomised_copy(model)
         coupling = couple(twin, inputs)
-        float_bytes = next(model.parameters()).element_size()
+        _check_convolutional(model, coupling)
+        floats = [t for t in named_tensors(model).values() if t.is_floating_point()]
+        float_bytes = floats[0].element_size()
         survey = _Survey(twin, inputs, coupling, float_bytes, coupling.numbers)
         candidates, unsound = candidate_groups(coupling, ignored)
         sound = survey.sound(candidates, unsound)
@@ -325,10 +335,14 @@ def _widths(chosen: list[CandidateGroup]) -> tuple[IntArray, IntArray]:
     return low, np.array([len(group.units) for group in chosen], dtype=np.int64)
 
 
-def _check_convolutional(model: nn.Module) -> None:
+def _check_module(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise ValueError(f"expected a network as a torch.nn.Module, got {type(model).__name__}")
-    if not any(isinstance(module, _ConvNd) for module in model.modules()):
+
+
+def _check_convolutional(model: nn.Module, coupling: Coupling) -> None:
+    convolves = any(part.is_convolution and part.side != "along" for part in coupling.axes)
+    if not convolves and not any(isinstance(module, _ConvNd) for module in model.modules()):
         raise ValueError(
             f"expected a network with convolutions, got {type(model).__name__} without any; "
             "only filters of convolutional networks can be pruned"

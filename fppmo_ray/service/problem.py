@@ -10,7 +10,7 @@ from torch import nn
 
 from fppmo_ray.distribution import Budget, PruningSpace
 from fppmo_ray.pruning import Tracing, trace
-from fppmo_ray.pruning.extract import copy_network
+from fppmo_ray.pruning.copying import copy_network, with_plain_weights
 from fppmo_ray.service.journal.facts import Started
 from fppmo_ray.service.resources import Resources
 from fppmo_ray.service.settings import SearchSettings
@@ -89,6 +89,7 @@ def build_problem(
     settings = task.checked_settings(settings.on(resources.device_type), resources)
     network = copy_network(network).cpu()  # workers unpickle it on devices of their own
     tracing = _limited_tracing(network, task, settings)
+    network = with_plain_weights(network)
     task.check_network(network)
     return Problem(
         network=network,

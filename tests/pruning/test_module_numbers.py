@@ -65,6 +65,23 @@ class Viewed(Between):
         return x.view(-1, 2, self.width // 2, 64).sin().view(-1, self.width, 8, 8)
 
 
+class Configured(Between):
+    """It keeps its numbers in a dict, and divides a width by the number of heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config, self.heads = {"width": 8}, 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        halves = torch.split(x, self.width // self.heads, 1)
+        return torch.cat(halves[::-1], 1).view(-1, self.config["width"], 8, 8)
+
+
+class Flat(Between):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(-1, self.width * 64).sin().unflatten(1, (self.width, 8, 8))
+
+
 class Checked(Between):
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[1] != self.width:
@@ -82,8 +99,8 @@ class Added(Between):
 
 class Spread(Between):
     def forward(self, x: Tensor) -> Tensor:
-        mean = x.mean((1, 2, 3), keepdim=True) * 0
-        return x + x.amax((2, 3), keepdim=True) + mean.expand(-1, self.width, -1, -1)
+        zeros = torch.zeros(len(x), 1, 1, 1).to(x).expand(-1, self.width, -1, -1)
+        return x + x.amax((2, 3), keepdim=True) + zeros
 
 
 class NormedGroups(Between):
@@ -100,6 +117,9 @@ class NormedGroups(Between):
         (lambda: MaxOut(4), 4, 4, {"width": 2}),
         (Halves, 4, 4, {"width": 2, "widths": (2, 2)}),
         (Viewed, 8, 4, {"width": 4}),
+        (Configured, 8, 4, {"width": 4, "heads": 2, "config": {"width": 4}}),
+        (Flat, 8, 8, {"width": 5}),
+        (Spread, 8, 8, {"width": 5}),
         (Checked, 8, 8, {"width": 5}),
         (Added, 8, 8, {"width": 5}),
         (NormedGroups, 8, 8, {"width": 5}),

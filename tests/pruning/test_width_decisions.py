@@ -145,6 +145,18 @@ def test_comparisons_of_module_numbers_count_too() -> None:
     assert tracing.space.min_widths.tolist() == [1, 9]
 
 
+def if_it_fits(x: Tensor, y: Tensor) -> Tensor:
+    try:
+        return x + y
+    except RuntimeError:
+        return y
+
+
+def test_what_an_operation_read_that_fails_and_is_caught_stays_whole() -> None:
+    with pytest.raises(ValueError, match=r"first \(an operation on it fails, .* catches that\)"):
+        trace(Net(if_it_fits), IMAGE)
+
+
 def hidden(x: Tensor, y: Tensor) -> Tensor:
     return x + y if int(x.shape[1]) == int(y.shape[1]) else y
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fppmo_ray.distribution.space import FloatArray, IntArray
 from fppmo_ray.pruning.calibration.consumers import weight_matrix
 from fppmo_ray.pruning.calibration.grams import Calibration, InputGram
-from fppmo_ray.pruning.extract import AxisUnits, Tracing
+from fppmo_ray.pruning.extract import AxisUnits, Tracing, named_tensors
 
 _PENDING_COLUMNS = 256
 """Removed columns after which the rest of an inverse is brought up to date, in one product."""
@@ -229,8 +229,9 @@ def output_variance(gram: InputGram, matrix: Tensor) -> float:
 def _unseen_errors(model: nn.Module, unseen: Sequence[AxisUnits], filters: IntArray) -> FloatArray:
     """The share of the squared weights that each filter is read with where inputs are unknown."""
     errors = np.zeros(len(filters))
+    tensors = named_tensors(model)
     for part in unseen:
-        weight = model.get_parameter(part.tensor).detach().double().movedim(part.axis, 0)
+        weight = tensors[part.tensor].detach().double().movedim(part.axis, 0)
         squares = weight.flatten(1).square().sum(1).cpu().numpy()
         mine = np.isin(part.units, filters)
         total = squares.sum()

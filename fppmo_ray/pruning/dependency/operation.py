@@ -77,7 +77,7 @@ class Operation:
     @property
     def tensors(self) -> list[TracedTensor]:
         """All tensor arguments in order, including those inside lists."""
-        return list(_tensors(list(self.arguments.values())))
+        return list(traced_tensors(list(self.arguments.values())))
 
     @property
     def first(self) -> TracedTensor:
@@ -99,9 +99,10 @@ class Operation:
         self.units.doubt(positions, f"{reason}, in {self.module}")
 
 
-def _tensors(values: list[Any]) -> Iterator[TracedTensor]:
+def traced_tensors(values: list[Any]) -> Iterator[TracedTensor]:
+    """Yield all traced tensors in nested lists."""
     for value in values:
         if isinstance(value, TracedTensor):
             yield value
         elif isinstance(value, list | tuple):
-            yield from _tensors(list(value))
+            yield from traced_tensors(list(value))

@@ -25,7 +25,7 @@ from fppmo_ray.pruning.dependency.widths import (
     lengths,
     tracked,
 )
-from fppmo_ray.pruning.extract import NumberKey
+from fppmo_ray.pruning.extract import NumberKey, with_number
 
 _STATED = "the network's code states its width as a number that does not change"
 _LARGEST = 8192  # a larger number is no width, and every number takes as many positions
@@ -33,7 +33,7 @@ _OF_ANY_MODULE = frozenset(vars(nn.Module()))
 
 
 def module_numbers(model: nn.Module) -> dict[NumberKey, int]:
-    """Return all integers from 2 on that modules keep as attributes or in tuples and lists.
+    """Return all integers from 2 on that modules keep as attributes, in tuples, lists or dicts.
 
     Of torch's own modules these are plain attributes only.
     """
@@ -47,10 +47,11 @@ def module_numbers(model: nn.Module) -> dict[NumberKey, int]:
                 continue
             if type(value) is int:
                 found[name, attribute, None] = value
-            elif type(value) in (tuple, list) and not is_torch:
-                for index, part in enumerate(value):
-                    if type(part) is int:
-                        found[name, attribute, index] = part
+            elif type(value) in (tuple, list, dict) and not is_torch:
+                parts = value.items() if isinstance(value, dict) else enumerate(value)
+                for place, part in parts:
+                    if type(part) is int and isinstance(place, int | str):
+                        found[name, attribute, place] = part
     return {key: value for key, value in found.items() if 2 <= value <= _LARGEST}
 
 
@@ -90,16 +91,12 @@ def tracked_numbers(
         log: Where their uses are recorded.
     """
     before = []
-    for (name, attribute, index), length in numbers.items():
+    for (name, attribute, place), length in numbers.items():
         state = vars(model.get_submodule(name))
         value = state[attribute]
         before.append((state, attribute, value))
-        number = tracked(value if index is None else value[index], length, log)
-        if index is not None:
-            changed = [number if place == index else part for place, part in enumerate(value)]
-            state[attribute] = type(value)(changed)
-        else:
-            state[attribute] = number
+        number = tracked(value if place is None else value[place], length, log)
+        state[attribute] = with_number(value, place, number)
     try:
         yield
     finally:
@@ -227,15 +224,23 @@ class SizeMode(TorchFunctionMode):
             self._traced[result] = TracedTensor(shape, {**channels, **made})
 
     def _state(self, number: Any, along: IntArray | None) -> None:
-        """Note that a module's number is the length of an axis, or of a part of it."""
+        """Note that a module's number is the length of an axis, or of a part of it.
+
+        Of several numbers in one expression, such as a width and how many heads share it, the
+        largest is taken for the width.
+        """
         found = lengths(number.expression) if isinstance(number, TrackedInt) else []
-        if len(found) != 1 or not found[0].is_number:
+        if not found or not all(length.is_number for length in found):
             return
-        positions = found[0].positions
+        positions = max((length.positions for length in found), key=len)
         if along is None:
             self._units.keep(positions, _STATED)
         elif len(along) % len(positions) == 0:
-            self._units.unite(positions, along[: len(positions)])
+            # The axis has several positions of every channel: either side by side, or in rows.
+            every = along[:: len(along) // len(positions)]
+            fewer, all_units = (np.unique(self._units.roots(axis)) for axis in (every, along))
+            is_row = len(fewer) < len(all_units)
+            self._units.unite(positions, along[: len(positions)] if is_row else every)
         elif len(positions) % len(along) == 0:
             self._units.unite(positions, np.tile(along, len(positions) // len(along)))
 

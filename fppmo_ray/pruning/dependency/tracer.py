@@ -21,7 +21,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from fppmo_ray.distribution.space import IntArray
 from fppmo_ray.pruning.dependency.disjoint_sets import DisjointSets
-from fppmo_ray.pruning.dependency.operation import Operation, Product, TracedTensor
+from fppmo_ray.pruning.dependency.operation import Operation, Product, TracedTensor, traced_tensors
 from fppmo_ray.pruning.dependency.rules import apply_rule, operation_name
 from fppmo_ray.pruning.dependency.sizes import (
     SizeMode,
@@ -32,10 +32,12 @@ from fppmo_ray.pruning.dependency.sizes import (
 )
 from fppmo_ray.pruning.dependency.widths import Length, WidthLog
 from fppmo_ray.pruning.extract import Axis, NumberKey
+from fppmo_ray.pruning.network_io import FORWARD_ERRORS
 from fppmo_ray.training.outputs import flat_tensors
 
 RETURNED = "the network returns it"
 """Why the channels of a network's outputs stay."""
+_CAUGHT = "an operation on it fails, and the network's code catches that"
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,7 +214,14 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         arguments = self._arguments(func, args, kwargs)  # before it runs: it may change shapes
-        result = func(*args, **kwargs)
+        try:
+            result = func(*args, **kwargs)
+        except FORWARD_ERRORS:
+            # If the network's code catches it, another outcome would make another network.
+            for operand in traced_tensors(list(arguments.values())):
+                for along in operand.channels.values():
+                    self.dependencies.units.keep(along, _CAUGHT)
+            raise
         tensors = [tensor for tensor in _results(result) if isinstance(tensor, Tensor)]
         op = Operation(
             name=operation_name(func),
