@@ -21,7 +21,12 @@ from fppmo_ray.service.job_client.search_jobs import (
     search_jobs,
     stop_job,
 )
-from fppmo_ray.service.job_client.submission import Submission, send
+from fppmo_ray.service.job_client.submission import (
+    Submission,
+    environment_variables,
+    read_runtime_env,
+    send,
+)
 
 _LAST_LINES = 8
 
@@ -34,11 +39,16 @@ def submit(
     address: str | None = None,
     follow: bool = False,
     stop_wait: int = 600,
+    runtime_env: Path | None = None,
+    env: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
 ) -> None:
     """Run a job file on a cluster, with a copy of the working directory.
 
     fppmo-ray submit JOB.py [the job's own flags] [--address URL]: arguments after the job file that
     are none of the options below go to the job, and so does everything after a --.
+
+    Of the working directory, files that git ignores or a .rayignore names stay here, and so do
+    .env, *.pem, id_*, .netrc, cloud credentials, and links that lead out of it.
 
     Args:
         flags: The job's own flags.
@@ -47,12 +57,18 @@ def submit(
             else http://127.0.0.1:8265.
         follow: Show the job's log until the job ends.
         stop_wait: Seconds that ``fppmo-ray stop`` grants running scores before it kills the job.
+        runtime_env: YAML or JSON file with a runtime environment of Ray: pip, uv, image_uri,
+            excludes, env_vars ...
+        env: Environment variable of the job and its workers, NAME=VALUE, or NAME for the value that
+            it has here; may be repeated. Everyone who sees the cluster's jobs can read it.
     """
     submission = Submission(
         folder=Path.cwd(),
         job=os.path.relpath(job),
         flags=tuple(flags),
         stop_wait=stop_wait,
+        runtime_env={} if runtime_env is None else read_runtime_env(runtime_env),
+        env_vars=environment_variables(env),
     )
     with job_server(address) as client:
         sent = send(client, submission)

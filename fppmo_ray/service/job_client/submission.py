@@ -1,4 +1,4 @@
-"""The archive of a project, and its submission to a cluster as a Ray job."""
+"""Submission of a project's job file to a cluster, as a Ray job."""
 
 from __future__ import annotations
 
@@ -6,110 +6,19 @@ import hashlib
 import logging
 import os
 import shlex
-import subprocess
 import tempfile
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from zipfile import ZIP_DEFLATED, ZipFile
 
+import yaml
+
+from fppmo_ray.service.job_client.archive import pack
 from fppmo_ray.service.job_client.search_jobs import SearchJob, search_jobs
 from fppmo_ray.service.journal.storage import local_folder, location_of, require_no_credentials
-
-# Ray 2.60's job server answers requests of more than 100 MiB with status 413. (The 500 MiB in its
-# documentation are the limit of ray.init.)
-LIMIT_BYTES = 100 * 1024**2
-
-_EXCLUDED = {".git", ".venv", "venv", "__pycache__", "node_modules", ".ipynb_checkpoints"}
-_MARKERS = "pyvenv.cfg", "journal.jsonl"  # files of a virtual environment, of a run directory
-
-
-@dataclass(frozen=True, kw_only=True)
-class Archive:
-    """A project packed as a zip file."""
-
-    path: Path
-    """The zip file."""
-    files: tuple[str, ...]
-    """The packed files, relative to the project's folder, sorted."""
-    num_bytes: int
-    """Size of the zip file."""
-
-
-def pack(folder: Path, target: Path) -> Archive:
-    """Zip the files of a project's folder that a job may need.
-
-    Args:
-        folder: The project's folder.
-        target: The zip file to write.
-
-    Raises:
-        ValueError: the zip file is larger than Ray's job server accepts.
-    """
-    files = project_files(folder)
-    with target.open("wb") as file, ZipFile(file, "w", ZIP_DEFLATED, strict_timestamps=False) as z:
-        for name in files:
-            z.write(folder / name, name)
-            if file.tell() > LIMIT_BYTES:
-                raise ValueError(_too_large(folder, files))
-    return Archive(path=target, files=tuple(files), num_bytes=target.stat().st_size)
-
-
-def project_files(folder: Path) -> list[str]:
-    """Return a folder's files that git does not ignore, or all files outside a checkout, sorted.
-
-    Run directories, virtual environments, ``.git``, caches, ``*.egg-info`` and folders of
-    checkpoints are always left out. Links to folders are not followed.
-    """
-    files = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not _is_excluded(Path(parent, name))]
-        files += [Path(parent, name).relative_to(folder) for name in names]
-    known = _known_to_git(folder)
-    if known is not None:  # git lists a submodule's folder, but not the files in it
-        files = [file for file in files if {file, *file.parents} & known]
-    return sorted(file.as_posix() for file in files if (folder / file).is_file())
-
-
-def _is_excluded(path: Path) -> bool:
-    """Whether a folder is left out of every archive."""
-    if path.name in _EXCLUDED or fnmatch(path.name, ".*_cache") or fnmatch(path.name, "*.egg-info"):
-        return True
-    is_package = (path / "__init__.py").is_file()
-    return any((path / marker).exists() for marker in _MARKERS) or (
-        path.name == "checkpoints" and not is_package
-    )
-
-
-def _known_to_git(folder: Path) -> set[Path] | None:
-    """Return the paths that git does not ignore, tracked or not; None outside a checkout."""
-    if not any((parent / ".git").exists() for parent in (folder, *folder.parents)):
-        return None
-    listing = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if listing.returncode:
-        raise RuntimeError(f"git cannot list the files of {folder}: {listing.stderr.strip()}")
-    return {Path(name) for name in listing.stdout.split("\0") if name}
-
-
-def _too_large(folder: Path, files: list[str]) -> str:
-    sizes = sorted(((folder / name).stat().st_size, name) for name in files)
-    largest = ", ".join(f"{name} ({size / 1e6:.0f} MB)" for size, name in reversed(sizes[-3:]))
-    return (
-        f"{folder} is more than the {LIMIT_BYTES // 1024**2} MiB that Ray's job server accepts, "
-        f"even packed; put data on storage that the cluster sees and let git ignore it here; the "
-        f"largest files are {largest}"
-    )
-
 
 logger = logging.getLogger(__name__)
 
@@ -153,6 +62,11 @@ class Submission:
     """The job's own flags."""
     stop_wait: int = 600
     """Seconds that ``fppmo-ray stop`` grants running scores before it kills the driver, >= 1."""
+    runtime_env: Mapping[str, Any] = field(default_factory=dict)
+    """Ray's runtime environment of the driver and the workers, without ``working_dir``."""
+    env_vars: Mapping[str, str] = field(default_factory=dict)
+    """Further environment variables of the driver and the workers. Everyone who sees the cluster's
+    jobs can read them."""
 
     def __post_init__(self) -> None:
         is_below = not Path(self.job).is_absolute() and ".." not in Path(self.job).parts
@@ -160,6 +74,11 @@ class Submission:
             raise ValueError(
                 f"expected a job file below {self.folder}, the folder that is sent to the cluster, "
                 f"got {self.job}; call it from your project's folder"
+            )
+        if "working_dir" in self.runtime_env:
+            raise ValueError(
+                "the runtime environment must not have a working_dir: submit sends the project's "
+                "folder; leave it out"
             )
         if self.stop_wait < 1:
             raise ValueError(f"stop_wait must be >= 1 s, got {self.stop_wait}")
@@ -189,6 +108,46 @@ class Submission:
         return bool({"--resume", "--resume-or-start", "--resume_or_start"} & {*self.flags})
 
 
+def environment_variables(items: Sequence[str]) -> dict[str, str]:
+    """Return environment variables by name.
+
+    Args:
+        items: ``NAME=VALUE``, or ``NAME`` for the value that it has here.
+
+    Raises:
+        ValueError: a variable has no value here.
+    """
+    found = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not equals and name not in os.environ:
+            raise ValueError(f"{name} is not set here; give {name}=VALUE, or set it first")
+        found[name] = value if equals else os.environ[name]
+    return found
+
+
+def read_runtime_env(path: Path) -> dict[str, Any]:
+    """Return Ray's runtime environment from a YAML or JSON file.
+
+    Args:
+        path: The file, with keys such as ``pip`` and ``env_vars``.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is neither YAML nor JSON: {reason}") from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{path} must hold a runtime environment such as {{pip: [timm]}}, got "
+            f"{type(content).__name__}"
+        )
+    return content
+
+
 def send(client: Any, submission: Submission) -> SearchJob:
     """Submit a job to a cluster, and return without waiting for it.
 
@@ -207,23 +166,27 @@ def send(client: Any, submission: Submission) -> SearchJob:
     """
     search, name = _name(submission, search_jobs(client))
     with tempfile.TemporaryDirectory() as scratch:
-        archive = pack(submission.folder, Path(scratch) / "project.zip")
-        if submission.job not in archive.files:
-            raise ValueError(f"{submission.job} is not sent to the cluster: git ignores it")
+        runtime_env = dict(submission.runtime_env)
+        excludes = runtime_env.pop("excludes", ())
+        archive = pack(submission.folder, Path(scratch) / "project.zip", excludes)
+        if submission.job not in archive.files.sent:
+            raise ValueError(
+                f"{submission.job} is not sent to the cluster: git or .rayignore ignores it"
+            )
         logger.info(
             "sending %s: %d files, %.1f MB packed",
             submission.folder,
-            len(archive.files),
+            len(archive.files.sent),
             archive.num_bytes / 1e6,
         )
+        if left := str(archive.files):
+            logger.warning("left behind: %s", left)
         client.submit_job(
             entrypoint=submission.entrypoint,
             submission_id=name,
             metadata=_metadata(submission, search),
-            runtime_env={
-                "working_dir": str(archive.path),
-                "env_vars": _environment(submission, search),
-            },
+            runtime_env=runtime_env
+            | {"working_dir": str(archive.path), "env_vars": _environment(submission, search)},
             entrypoint_num_cpus=0,  # a full cluster would never start a driver that asks for one
         )
     return SearchJob.of(client.get_job_info(name))
@@ -231,14 +194,16 @@ def send(client: Any, submission: Submission) -> SearchJob:
 
 def _environment(submission: Submission, search: str) -> dict[str, str]:
     """Return the environment variables of the driver and its workers."""
-    variables = {_SEARCH_ID: search, _STOP_WAIT: str(submission.stop_wait)}
+    variables = {**submission.runtime_env.get("env_vars", {}), **submission.env_vars}
+    variables |= {_SEARCH_ID: search, _STOP_WAIT: str(submission.stop_wait)}
     if submission.run_dir is not None:
         variables[_RUN_DIR] = submission.run_dir
     # Ray 2.60 adds the uploaded folder to the workers' path, but not the job file's own folder,
     # which may hold modules of the job. A relative path works: processes start in the upload.
     folder = Path(submission.job).parent
     if folder != Path():
-        variables["PYTHONPATH"] = str(folder)
+        given = variables.get("PYTHONPATH")
+        variables["PYTHONPATH"] = f"{folder}:{given}" if given else str(folder)
     return variables
 
 

@@ -12,10 +12,15 @@ from zipfile import ZipFile
 
 import pytest
 
+from fppmo_ray.service.job_client import archive as project_archive
 from fppmo_ray.service.job_client import search_jobs as search_jobs_module
-from fppmo_ray.service.job_client import submission as project_archive
+from fppmo_ray.service.job_client.archive import pack, project_files
 from fppmo_ray.service.job_client.search_jobs import SearchJob, find_job, job_server, search_jobs
-from fppmo_ray.service.job_client.submission import Submission, pack, project_files, search_id, send
+from fppmo_ray.service.job_client.submission import (
+    Submission,
+    search_id,
+    send,
+)
 
 
 def write(folder: Path, *names: str) -> None:
@@ -37,7 +42,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def test_run_directories_environments_caches_and_checkpoints_stay_here(project: Path) -> None:
-    assert project_files(project) == [
+    assert list(project_files(project).sent) == [
         "data/images.parquet",
         "jobs/digits.py",
         "kv_cache/x.py",
@@ -52,7 +57,7 @@ def test_what_git_ignores_stays_here_and_what_is_new_goes(project: Path) -> None
     (project / ".gitignore").write_text("data/\n*.pt\n")
     subprocess.run(["git", "init", "-q", project], check=True)
     subprocess.run(["git", "init", "-q", project / "submodule"], check=True)
-    assert project_files(project) == [
+    assert list(project_files(project).sent) == [
         ".gitignore",
         "jobs/digits.py",
         "kv_cache/x.py",
@@ -69,7 +74,7 @@ def test_the_archive_holds_the_files_as_they_are_and_says_its_size(
     archive = pack(project, target)
     assert archive.num_bytes == target.stat().st_size
     with ZipFile(target) as packed:
-        assert packed.namelist() == project_files(project)
+        assert packed.namelist() == list(project_files(project).sent)
         assert packed.read("jobs/digits.py") == b"jobs/digits.py"
 
 
