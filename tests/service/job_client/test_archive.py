@@ -80,7 +80,7 @@ def test_a_rayignore_counts_below_its_own_folder_as_git_would_read_it(tmp_path: 
     )
     assert files.ignored == ("big.bin", "data/a.bin", "sub/deep/x.log", "sub/videos", "sub/x.log")
     assert str(files) == (
-        "big.bin, data/a.bin, sub/deep/x.log, sub/videos, sub/x.log are in .rayignore or excluded"
+        "big.bin, data/a.bin, sub/deep/x.log, sub/videos, sub/x.log (in .rayignore or excluded)"
     )
     assert project_files(tmp_path, excludes=["*.bin"]).sent == (
         *(".rayignore", "job.py", "sub/.rayignore", "x.log"),
@@ -131,7 +131,7 @@ def test_a_runtime_environment_travels_and_what_stays_behind_is_said(
         "PYTHONPATH": "jobs:/more",
     }
     assert caplog.messages == [
-        "left behind: .env may hold secrets; large.bin are in .rayignore or excluded"
+        "left behind: .env (may hold secrets); large.bin (in .rayignore or excluded)"
     ]
 
 

@@ -214,7 +214,9 @@ def test_a_resumed_search_keeps_its_id_and_any_other_gets_a_new_one(project: Pat
 def test_a_job_file_that_git_ignores_is_refused(project: Path) -> None:
     (project / ".gitignore").write_text("jobs/\n")
     subprocess.run(["git", "init", "-q", project], check=True)
-    with pytest.raises(ValueError, match=r"jobs/digits.py is not sent .* git ignores it"):
+    with pytest.raises(
+        ValueError, match=r"jobs/digits.py is not sent .* git or .rayignore ignores it"
+    ):
         send(PretendServer(), Submission(folder=project, job="jobs/digits.py"))
 
 
