@@ -89,7 +89,8 @@ class Scoring:
     parameters at equal MACs recovers better in fine-tuning, so each loss is multiplied by
     (share of parameters left) ** -capacity_weight. Not used with rank_by=val_accuracy."""
     score_steps: int = 0
-    """Fine-tuning steps inside a score. With 0 steps a score only recalibrates: in
+    """Fine-tuning steps inside a score: by labels, or, with score_by=divergence, by distillation
+    on the calibration images. With 0 steps a score only recalibrates: in
     ``jobs/experiments/fidelity.py`` no deeper score agreed better with long fine-tuning, and 50
     steps cost 36 times as much."""
     score_images: int = 500
