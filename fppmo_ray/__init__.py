@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fppmo_ray.pruning.classifier import load_classifier
     from fppmo_ray.pruning.export import export_network
     from fppmo_ray.pruning.one_call import prune, prune_with_report
+    from fppmo_ray.service.function_task import FunctionTask
     from fppmo_ray.service.image_task import ImageClassification
     from fppmo_ray.service.resources import Resources
     from fppmo_ray.service.result import SearchResult
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
         Space,
     )
     from fppmo_ray.service.settings import SearchSettings
-    from fppmo_ray.service.task import FunctionTask, Task
+    from fppmo_ray.service.task import Task
     from fppmo_ray.training import (
         Dataset,
         ImageArrays,
@@ -46,7 +47,7 @@ _HOMES = {
     "Calibration": "fppmo_ray.service.setting_groups",
     "Dataset": "fppmo_ray.training",
     "Feedback": "fppmo_ray.distribution",
-    "FunctionTask": "fppmo_ray.service.task",
+    "FunctionTask": "fppmo_ray.service.function_task",
     "Gradual": "fppmo_ray.service.setting_groups",
     "ImageArrays": "fppmo_ray.training",
     "ImageClassification": "fppmo_ray.service.image_task",

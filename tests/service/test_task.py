@@ -34,12 +34,13 @@ from fppmo_ray import (
 )
 from fppmo_ray.distribution import Feedback, Proposal
 from fppmo_ray.report import print_result, print_status, write_comparison, write_report
+from fppmo_ray.service.function_task import FunctionsOnWorker, _as_number
 from fppmo_ray.service.image_task import ImagesOnWorker, image_classification
 from fppmo_ray.service.journal.facts import EpochFinished, Started
 from fppmo_ray.service.journal.journal import to_lines
 from fppmo_ray.service.journal.run_directory import read_journal
 from fppmo_ray.service.problem import Problem, build_problem
-from fppmo_ray.service.task import FunctionsOnWorker, TaskOnWorker, _as_number
+from fppmo_ray.service.task import TaskOnWorker
 from fppmo_ray.service.worker import PruningWorker
 from fppmo_ray.service.worker_protocol import WeightsSnapshot, Worker, digest, to_arrays
 from fppmo_ray.training import build_network
