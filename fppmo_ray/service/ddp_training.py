@@ -22,7 +22,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fppmo_ray.service.journal.run_directory import RunDirectory
-from fppmo_ray.service.pool.cluster import end_actor
+from fppmo_ray.service.pool.cluster import Demand, end_actor
 from fppmo_ray.service.pool.in_flight import TimeLimits
 from fppmo_ray.service.pool.worker_pool import WorkerPool
 from fppmo_ray.service.problem import Problem
@@ -317,7 +317,8 @@ def _fit(train: Callable[[], None], problem: Problem) -> None:
     from ray.train.torch import TorchTrainer
 
     on_gpus = problem.device_type == "cuda"
-    demand: dict[str, float] = {"CPU": problem.threads, **({"GPU": 1} if on_gpus else {})}
+    demand: Demand = problem.replica_demand
+    labels: dict[str, Any] = {"label_selector": dict(demand.labels)} if demand.labels else {}
     # Ray Train would wait for room for ever, a minute at a time, without a line to the driver.
     retries = _MAX_MINUTES_WITHOUT_ROOM - 1
     failures: Any = FailureConfig(controller_failure_limit=retries)  # type: ignore[call-arg]
@@ -327,7 +328,9 @@ def _fit(train: Callable[[], None], problem: Problem) -> None:
             scaling_config=ScalingConfig(
                 num_workers=problem.fine_tune_workers,
                 use_gpu=on_gpus,
-                resources_per_worker=demand,
+                resources_per_worker=demand.bundle(),
+                accelerator_type=demand.accelerator_type,
+                **labels,
             ),
             run_config=RunConfig(name="fine-tuning", storage_path=folder, failure_config=failures),
         ).fit()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -12,6 +12,7 @@ from fppmo_ray.distribution import Budget, PruningSpace
 from fppmo_ray.pruning import Tracing, trace
 from fppmo_ray.pruning.copying import copy_network, with_plain_weights
 from fppmo_ray.service.journal.facts import Started
+from fppmo_ray.service.pool.cluster import Demand
 from fppmo_ray.service.resources import Resources
 from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.task import Task
@@ -39,6 +40,11 @@ class Problem:
     """GPUs that a worker holds."""
     fine_tune_workers: int = 1
     """Processes that share each training of the baseline, between stages and in the end."""
+
+    demand: Demand = field(default_factory=Demand)
+    """Resources of a worker."""
+    replica_demand: Demand = field(default_factory=Demand)
+    """Resources of each process of a training that several share."""
 
     @property
     def space(self) -> PruningSpace:
@@ -100,6 +106,8 @@ def build_problem(
         threads=resources.cpus,
         gpu_share=resources.gpus,
         fine_tune_workers=resources.fine_tune_workers,
+        demand=resources.demand,
+        replica_demand=resources.replica_demand,
     )
 
 

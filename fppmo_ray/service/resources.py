@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 import tyro
@@ -27,6 +27,16 @@ class Resources:
     """Number of processes (Ray Train) that share each training of the baseline, between stages and
     at the end, each with a whole GPU if workers hold any. 1 trains the networks side by side, each
     on one worker."""
+    accelerator_type: str | None = None
+    """Kind of GPU that each worker needs, by Ray's name: ``A100``, ``H100``, ``L4``. None: any."""
+    memory_gib: float = 0.0
+    """Memory that each worker needs, in GiB; Ray starts workers on a node until its memory is given
+    away. 0: memory does not count."""
+    custom_resources: dict[str, float] = field(default_factory=dict)
+    """Amounts of custom resources of the cluster's nodes that each worker needs, by name."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """Ray's selector of the nodes for workers, by label: ``market-type spot``,
+    ``region in(us-west4,us-east1)``, ``ray.io/node-group !head``."""
     score_timeout: float | None = None
     """Seconds after which a score, the trial score at the start included, is taken from its worker,
     which is replaced. None: 10 times the second longest score so far, at least 5 minutes; a day
@@ -42,6 +52,14 @@ class Resources:
         if self.gpus > 1:
             whole = self.gpus == int(self.gpus)
             require(whole, "gpus", "whole above 1", self.gpus)
+        require(self.memory_gib >= 0, "memory_gib", ">= 0", self.memory_gib)
+        for name, amount in self.custom_resources.items():
+            require(amount > 0, f"custom_resources {name}", "> 0", amount)
+        if self.accelerator_type is not None and not self.gpus:
+            raise ValueError(
+                f"accelerator_type {self.accelerator_type} needs workers with GPUs, got 0; give "
+                "gpus (--gpus-per-worker) too"
+            )
         for name in ("cpus", "fine_tune_workers"):
             require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
         for name in ("score_timeout", "call_timeout"):
@@ -51,12 +69,19 @@ class Resources:
     @property
     def demand(self) -> Demand:
         """Resources that the cluster is asked for, for each worker."""
-        return Demand(cpus=self.cpus, gpus=self.gpus)
+        return Demand(
+            cpus=self.cpus,
+            gpus=self.gpus,
+            memory=round(self.memory_gib * 1024**3),
+            custom=self.custom_resources,
+            accelerator_type=self.accelerator_type,
+            labels=self.labels,
+        )
 
     @property
     def replica_demand(self) -> Demand:
         """Resources of each of several processes that train a network together."""
-        return Demand(cpus=self.cpus, gpus=1.0 if self.gpus else 0.0)
+        return replace(self.demand, gpus=1.0 if self.gpus else 0.0)
 
     def time_limits(self) -> TimeLimits:
         """Return how long the calls of workers may run, for a pool of its own."""

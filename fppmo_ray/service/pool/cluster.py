@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -14,6 +14,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTa
 
 logger = logging.getLogger(__name__)
 
+_ACCELERATOR = "accelerator_type"  # a node's resource accelerator_type:H100 says what it has
 _RESOLUTION = 10_000  # Ray counts resources in units of 0.0001
 
 
@@ -25,19 +26,46 @@ class Demand:
     """Number of CPUs; a fraction is a share of one."""
     gpus: float = 0.0
     """Number of GPUs; a fraction is a share of one."""
+    memory: int = 0
+    """Bytes of memory."""
+    custom: Mapping[str, float] = field(default_factory=dict)
+    """Amounts of custom resources of nodes, by name."""
+    accelerator_type: str | None = None
+    """Ray's name of a kind of GPU, such as ``H100``; None: any."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Ray's selector of nodes by their labels."""
 
     def __str__(self) -> str:
-        return _describe(self.cpus, self.gpus)
+        parts = [f"{_plural(self.cpus, 'CPU')} and {_plural(self.gpus, 'GPU')}"]
+        parts += [f"of type {self.accelerator_type}"] if self.accelerator_type else []
+        parts += [f"{self.memory / 1024**3:g} GiB of memory"] if self.memory else []
+        parts += [f"{amount:g} {name}" for name, amount in self.custom.items()]
+        parts += [f"a node with {name}={value}" for name, value in self.labels.items()]
+        return ", ".join(parts)
+
+    def options(self) -> dict[str, Any]:
+        """Return the options of ``ray.remote`` for an actor with these resources."""
+        options: dict[str, Any] = {"num_cpus": self.cpus, "num_gpus": self.gpus}
+        options |= {"memory": self.memory} if self.memory else {}
+        options |= {"resources": dict(self.custom)} if self.custom else {}
+        options |= {"accelerator_type": self.accelerator_type} if self.accelerator_type else {}
+        return options | ({"label_selector": dict(self.labels)} if self.labels else {})
+
+    def bundle(self) -> dict[str, float]:
+        """Return the amounts of all resources by Ray's names, for a bundle of a placement group."""
+        amounts = {"CPU": self.cpus, "GPU": self.gpus, "memory": float(self.memory), **self.custom}
+        return {name: amount for name, amount in amounts.items() if amount}
 
     def count_on(self, node: Mapping[str, float]) -> float:
         """Number of workers that a node with these resources has room for when nothing else runs.
 
         Infinite for workers that need nothing.
         """
+        if self.accelerator_type and f"{_ACCELERATOR}:{self.accelerator_type}" not in node:
+            return 0
         room = [
             round(node.get(name, 0.0) * _RESOLUTION) // round(amount * _RESOLUTION)
-            for name, amount in (("CPU", self.cpus), ("GPU", self.gpus))
-            if amount
+            for name, amount in self.bundle().items()
         ]
         return min(room, default=math.inf)
 

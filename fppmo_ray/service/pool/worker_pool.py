@@ -371,7 +371,7 @@ def worker_pool(
         The pool, whose workers start as the cluster has room.
     """
     references = [ray.put(argument) for argument in arguments]
-    actor: Any = ray.remote(num_cpus=demand.cpus, num_gpus=demand.gpus)(worker)
+    actor: Any = ray.remote(**demand.options())(worker)
     pool: WorkerPool[W_co] = WorkerPool(
         lambda slot: actor.remote(*references, slot),
         num_workers,

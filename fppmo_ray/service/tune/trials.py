@@ -26,7 +26,7 @@ _CHECKPOINT = "score.pt"
 
 
 def prune_trainable(problem: Problem, rungs: tuple[int, ...]) -> type[tune.Trainable]:
-    """Return the trainable that scores a problem's masks, with the resources of its resources.
+    """Return the trainable that scores a problem's masks, with the resources of a worker.
 
     Args:
         problem: The problem, which is copied to Ray's object store once.
@@ -42,6 +42,11 @@ def prune_trainable(problem: Problem, rungs: tuple[int, ...]) -> type[tune.Train
             "trials of Ray Tune report scores after some steps of training on images, got a task "
             "of another kind; use fppmo_ray.search, or a trainable of your own"
         )
+    if problem.demand.labels or problem.demand.accelerator_type:
+        raise ValueError(
+            "Ray Tune places trials by amounts of resources alone: leave accelerator_type and "
+            "labels out, or use custom_resources of the nodes"
+        )
     steps = problem.settings.scoring.score_steps
     if not rungs or list(rungs) != sorted({*rungs}) or rungs[0] < 0 or rungs[-1] != steps:
         raise ValueError(
@@ -50,7 +55,7 @@ def prune_trainable(problem: Problem, rungs: tuple[int, ...]) -> type[tune.Train
         )
     trainable: type[tune.Trainable] = tune.with_resources(
         tune.with_parameters(PruneTrainable, problem=problem, rungs=tuple(rungs)),
-        {"cpu": problem.threads, "gpu": problem.gpu_share},
+        tune.PlacementGroupFactory([problem.demand.bundle()]),
     )
     return trainable
 
