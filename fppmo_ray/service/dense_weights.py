@@ -30,6 +30,8 @@ from fppmo_ray.training import ComputeConfig, state_from_bytes
 
 logger = logging.getLogger(__name__)
 
+BASELINE = "baseline"
+"""Name of the dense network's training in the journal."""
 _IMPORTANCE, _CURVES = "importance.npy", "error_curves.npy"
 
 
@@ -171,7 +173,7 @@ def _train_baseline(context: Context, given: SharedWeights) -> SharedWeights:
         distillation_weight=0.0,
     )
     task = TrainingTask(
-        name="baseline",
+        name=BASELINE,
         keep=None,
         recipe=recipe,
         seed=settings.seed,

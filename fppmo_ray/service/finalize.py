@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -42,6 +43,8 @@ from fppmo_ray.service.trainings import Training, train_side_by_side
 from fppmo_ray.service.worker_protocol import Evaluation, SharedWeights, TrainingTask, Worker
 from fppmo_ray.training import state_from_bytes
 from fppmo_ray.training.distill import FEW_IMAGES
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,9 +112,27 @@ def finalize(context: Context, found: Found, source: Mapping[str, Any] | None) -
                     names = network_names(variant.macs_cut, distilled=is_distilled)
                     state = networks[variant.task]
                     artifacts |= _keep_network(context, variant, state, source, names)
+    _warn_if_missed(result["variants"])
     content = json.dumps(result, indent=2).encode()
     artifacts[RESULT] = context.run.write_artifact(RESULT, content)
     context.run.record([Finished(artifacts=artifacts)])
+
+
+def _warn_if_missed(rows: Sequence[dict[str, Any]]) -> None:
+    """Warn of every chosen network that the importance-only mask of its budget beats on test."""
+    plain = {row.get("budget"): row for row in rows if row["name"] == IMPORTANCE_ONLY}
+    for row in rows:
+        beaten_by = plain.get(row.get("budget"))
+        if row["name"] != FPPMO or beaten_by is None:
+            continue
+        ours, theirs = (one["after"]["test"] for one in (row, beaten_by))
+        figure = "accuracy" if "accuracy" in ours else "score"
+        if ours[figure] < theirs[figure]:
+            logger.warning(
+                "the chosen network's test %s of %.4f misses that of the importance-only mask, "
+                "%.4f; more proposals, or more held-out images, make a better choice likely",
+                *(figure, ours[figure], theirs[figure]),
+            )
 
 
 def _check_exact(context: Context, variant: _Variant) -> None:

@@ -117,6 +117,10 @@ class FunctionTask:
         """Return the functions; None for each that was not given."""
         return self.score, self.images, self.fine_tune, self.test, self.recalibrate
 
+    def first_lines(self) -> list[str]:
+        """Return nothing: only the functions know the data."""
+        return []
+
     def interface(self) -> Interface:
         """Return nothing: only the functions know the data."""
         return Interface()
@@ -265,6 +269,9 @@ class FunctionsOnWorker:
                 self.distill(network, dense, keep, steps=settings.scoring.score_steps, seed=number)
             loss = self._images.divergence(network, dense, split, rng)
         return Score(val_loss=loss, val_accuracy=None, seconds=time.perf_counter() - begin)
+
+    def score_dense(self, dense: nn.Module) -> None:
+        """Return None: what is held out is for the functions to know."""
 
     def try_compute(
         self, dense: nn.Module, keep: BoolArray, compute: ComputeConfig, *, of: Timed = "score"

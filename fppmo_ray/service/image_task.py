@@ -20,6 +20,8 @@ from fppmo_ray.pruning.calibration.divergence import DenseAnswers
 from fppmo_ray.pruning.compute_trial import ComputeTrial, Timed, try_compute, try_training
 from fppmo_ray.pruning.distillation import distill_pruned
 from fppmo_ray.service.dense_calibration import DenseCalibration
+from fppmo_ray.service.first_lines import dense_scored
+from fppmo_ray.service.journal.facts import DenseScored
 from fppmo_ray.service.resources import Resources
 from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.task import Batches
@@ -77,6 +79,22 @@ class ImageClassification:
     def inputs(self) -> tuple[Tensor, ...]:
         """Return a batch of one image, on the CPU."""
         return (example_batch(self.dataset),)
+
+    def first_lines(self) -> list[str]:
+        """Return how many images there are, how they become inputs, and the classes' names."""
+        dataset, splits = self.dataset, self.splits
+        rows = splits.search_train, splits.search_val, splits.choose_val, dataset.test.labels
+        counts = (f"{len(part):,}" for part in rows)
+        interface = self.interface()
+        names = interface.class_names
+        return [
+            "{}: {} images to train on, {} to score on, {} to choose on, {} to test on".format(
+                dataset.name, *counts
+            ),
+            f"images: {interface.preprocessing}; training: {dataset.augmentation}",
+            f"{dataset.num_classes} classes, in the order of the network's outputs: "
+            + ("without names" if names is None else listed(names)),
+        ]
 
     def interface(self) -> Interface:
         """Return preprocessing and class names."""
@@ -243,6 +261,25 @@ class ImagesOnWorker:
         """Score the network that a mask leaves: see ``candidate`` and ``pruning.score``."""
         return score(self.candidate(dense, keep, seed=seed, split=split, compute=compute))
 
+    @torch.no_grad()
+    def score_dense(self, dense: nn.Module) -> DenseScored:
+        """Evaluate the dense network on search-val.
+
+        Args:
+            dense: The dense network.
+
+        Raises:
+            RuntimeError: its answers are not finite.
+        """
+        batches = self.images("search_val").batches(_EVALUATION_BATCH)
+        logits = torch.cat([dense(images) for images, _ in batches])
+        if not logits.isfinite().all():
+            raise RuntimeError(
+                "the dense network answers with NaN or infinity; check its weights and its inputs"
+            )
+        labels = self.images("search_val").labels.cpu().numpy()
+        return dense_scored(logits.argmax(1).cpu().numpy(), labels, logits.shape[1])
+
     def try_compute(
         self, dense: nn.Module, keep: BoolArray, compute: ComputeConfig, *, of: Timed = "score"
     ) -> ComputeTrial:
@@ -373,6 +410,18 @@ class ImagesOnWorker:
         else:
             rows = getattr(self._task.splits, split)
         return open_images(source, rows, dataset, self._device, decoding_threads=self._threads)
+
+
+def listed(names: Sequence[str], num_shown: int = 12) -> str:
+    """Return names with commas, the middle ones left out where there are many.
+
+    Args:
+        names: The names.
+        num_shown: How many are shown at most.
+    """
+    if len(names) <= num_shown:
+        return ", ".join(names)
+    return f"{', '.join(names[: num_shown - 1])}, ..., {names[-1]}"
 
 
 def _check_rows(splits: Splits, num_images: int) -> None:

@@ -10,6 +10,7 @@ from fppmo_ray.distribution import Feedback, FloatArray, Proposal
 from fppmo_ray.service.allocations import choose_allocations
 from fppmo_ray.service.dense_weights import Context, dense_weights, measure_filters
 from fppmo_ray.service.finalists import Found, choose
+from fppmo_ray.service.first_lines import log_data, score_dense
 from fppmo_ray.service.pool.call import Call
 from fppmo_ray.service.probability_model import Proposer, running_model
 from fppmo_ray.service.progress.display import watch
@@ -36,7 +37,9 @@ def find_mask(
         RuntimeError: the search cannot go on: training diverged, all proposals failed.
         SearchStopped: a stop was requested.
     """
+    log_data(context)
     weights = dense_weights(context)
+    score_dense(context, weights)
     order = measure_filters(context, weights)
     allocations = choose_allocations(context, weights, order)
     settings, space = context.settings.optimizer_settings(), context.problem.space

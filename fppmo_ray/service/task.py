@@ -12,6 +12,7 @@ from fppmo_ray.distribution import BoolArray
 from fppmo_ray.pruning import Score, Tracing
 from fppmo_ray.pruning.calibration import Calibration
 from fppmo_ray.pruning.compute_trial import ComputeTrial, Timed
+from fppmo_ray.service.journal.facts import DenseScored
 from fppmo_ray.service.resources import Resources
 from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.worker_protocol import TrainingReport, TrainingTask
@@ -53,6 +54,13 @@ class TaskOnWorker(Protocol):
             seed: Seed of everything random in the score.
             split: ``search_val`` for a proposal, ``choose_val`` for a finalist.
             compute: How passes are computed.
+        """
+
+    def score_dense(self, dense: nn.Module) -> DenseScored | None:
+        """Evaluate the dense network on search-val; None: the task has no accuracy.
+
+        Args:
+            dense: The dense network.
         """
 
     def try_compute(
@@ -156,6 +164,9 @@ class Task(Protocol):
 
     def inputs(self) -> tuple[Tensor, ...]:
         """Return the arguments of the network's forward, with a batch axis, on the CPU."""
+
+    def first_lines(self) -> list[str]:
+        """Return what users should see of the data before a search, in sentences."""
 
     def interface(self) -> Interface:
         """Return what networks of the task expect and answer, as far as it is known."""

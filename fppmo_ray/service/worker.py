@@ -24,6 +24,7 @@ from fppmo_ray.pruning.latency import (
     measure_latency_table,
     time_masks,
 )
+from fppmo_ray.service.journal.facts import DenseScored
 from fppmo_ray.service.pool.worker_group import WorkerInfo, worker_info, worker_name
 from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.process_state import ProcessState
@@ -95,6 +96,10 @@ class PruningWorker:
         return feedback_of(
             proposal.proposal_id, found, steps=self._problem.settings.scoring.score_steps
         )
+
+    def score_dense(self, weights: WeightsSnapshot) -> DenseScored | None:
+        """See ``Worker.score_dense``."""
+        return self._task.score_dense(self._with(weights))
 
     def rescore(
         self, weights: WeightsSnapshot, keep: BoolArray, seed: Sequence[int], split: str

@@ -18,6 +18,7 @@ from fppmo_ray.pruning.calibration import FilterOrder
 from fppmo_ray.pruning.compute_trial import ComputeTrial
 from fppmo_ray.pruning.importance import Ordering
 from fppmo_ray.pruning.latency import Latency, MeasuredLatency
+from fppmo_ray.service.journal.facts import DenseScored
 from fppmo_ray.service.pool.worker_group import WorkerInfo
 from fppmo_ray.training import WHOLE, ComputeConfig, DType, Recipe, Shard
 
@@ -138,6 +139,13 @@ class Worker(Protocol):
         Args:
             weights: The dense weights that are pruned.
             proposal: The mask and its seed.
+        """
+
+    def score_dense(self, weights: WeightsSnapshot) -> DenseScored | None:
+        """Evaluate the dense network on search-val; None where the task has no such figure.
+
+        Args:
+            weights: The dense weights.
         """
 
     def rescore(

@@ -126,6 +126,10 @@ class Augmentation:
     flip: bool
     """Whether half of the images are mirrored left to right."""
 
+    def __str__(self) -> str:
+        crop = f"crops after padding with {self.padding}" if self.padding else "no crops"
+        return f"{crop}, {'mirrored or not' if self.flip else 'never mirrored'}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class RandomResizedCrop:
@@ -141,6 +145,10 @@ class RandomResizedCrop:
     """Largest ratio of the part's sides, >= 1."""
     flip: bool = True
     """Whether half of the images are mirrored left to right."""
+
+    def __str__(self) -> str:
+        mirrored = "mirrored or not" if self.flip else "never mirrored"
+        return f"random resized crops of {self.min_area:g} to 1 of the area, {mirrored}"
 
     def __post_init__(self) -> None:
         if not (0 < self.min_area <= 1 <= self.max_stretch):

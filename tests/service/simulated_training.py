@@ -18,6 +18,8 @@ from torch import nn
 from fppmo_ray.distribution import Feedback, Proposal
 from fppmo_ray.pruning import Score, extract, importance
 from fppmo_ray.pruning.calibration import FilterOrder
+from fppmo_ray.service.first_lines import dense_scored
+from fppmo_ray.service.journal.facts import DenseScored
 from fppmo_ray.service.pool.call import Call
 from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.worker import feedback_of
@@ -74,6 +76,10 @@ class SimulatedTrainer:
     def score(self, weights: WeightsSnapshot, proposal: Proposal) -> Feedback:
         found = self.rescore(weights, proposal.keep, proposal.score_seed, "search_val")
         return feedback_of(proposal.proposal_id, found, steps=0)
+
+    def score_dense(self, weights: WeightsSnapshot) -> DenseScored:
+        predicted = np.arange(300) % 10
+        return dense_scored(predicted, np.where(predicted == 3, 4, predicted), 10)
 
     def rescore(
         self, weights: WeightsSnapshot, keep: np.ndarray, seed: Sequence[int], split: str

@@ -47,7 +47,10 @@ def test_masks_are_scored_on_the_given_weights_unless_they_are_to_be_trained(
 def test_a_baseline_is_trained_before_anything_is_scored(tmp_path: Path) -> None:
     found, pools = go_on(tmp_path, TRAINED)
     names = pools.all[0].names
-    assert names[:4] == [*(f"epoch {e} of baseline" for e in range(3)), "importance fpgm"]
+    assert names[:5] == [
+        *(f"epoch {e} of baseline" for e in range(3)),
+        *("score of the dense network", "importance fpgm"),
+    ]
     [*_, last] = all_of(tmp_path, EpochFinished)
     state = torch.load(tmp_path / last.artifact, weights_only=True)["network"]
     trained = digest({name: tensor.numpy() for name, tensor in state.items()})
@@ -144,7 +147,7 @@ def test_weights_that_training_no_longer_gives_are_refused(
 def test_the_obs_order_and_its_error_curves_are_kept_and_read_again(tmp_path: Path) -> None:
     settings = SETTINGS.changed(importance="obs")
     _, pools = go_on(tmp_path, settings)
-    assert pools.all[0].names[0] == "importance obs"
+    assert pools.all[0].names[1] == "importance obs"
     [fact] = all_of(tmp_path, ImportanceMeasured)
     assert (fact.criterion, fact.artifact) == ("obs", "importance.npy")
     assert fact.curves_artifact == "error_curves.npy"

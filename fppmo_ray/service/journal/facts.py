@@ -120,6 +120,32 @@ class WeightsFrozen:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DenseScored:
+    """The dense network was evaluated on search-val, before any filter was removed."""
+
+    accuracy: float
+    """Share of images classified correctly, in [0, 1]."""
+    half_interval: float
+    """Half of the accuracy's 95 % interval."""
+    num_images: int
+    """Number of images."""
+    num_classes: int
+    """Number of classes."""
+    chance: float
+    """Accuracy of always answering the most frequent class."""
+    is_chance: bool
+    """Whether the interval reaches down to ``chance``."""
+    reordered_accuracy: float
+    """Accuracy if each class were the output that it is most often taken for."""
+
+    def __str__(self) -> str:
+        return (
+            f"{100 * self.accuracy:.1f} % ± {100 * self.half_interval:.1f} on "
+            f"{self.num_images:,} held-out images, chance {100 * self.chance:.1f} %"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImportanceMeasured:
     """The importance of every filter was measured, and kept as an array of float64."""
 
@@ -209,6 +235,7 @@ Fact = (
     | LatencyMeasured
     | EpochFinished
     | WeightsFrozen
+    | DenseScored
     | ImportanceMeasured
     | AllocationChosen
     | Proposal

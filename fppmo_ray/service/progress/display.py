@@ -23,6 +23,7 @@ from fppmo_ray.service.progress.observation import (
     Workforce,
     workforce_of,
 )
+from fppmo_ray.service.progress.spread import spread_warning
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ def watch(
     """
     [started] = run.all(Started)
     with live_bar(console) as bar:
-        listeners = [bar, generation_log(), metrics_of(started.search_id)]
+        listeners = [bar, generation_log(), spread_warning(), metrics_of(started.search_id)]
         yield Progress(Tally(settings, merit), listeners)
 
 

@@ -14,6 +14,7 @@ from fppmo_ray.service.journal.facts import (
     AllocationChosen,
     Chosen,
     ComputeChosen,
+    DenseScored,
     EpochFinished,
     Fact,
     Finished,
@@ -62,6 +63,15 @@ EVERY: list[Fact] = [
         task="dense", epoch=0, train_loss=None, seconds=2.0, artifact="d.pt", sha256="cd"
     ),
     WeightsFrozen(sha256="ef"),
+    DenseScored(
+        accuracy=0.875,
+        half_interval=0.01,
+        num_images=3000,
+        num_classes=10,
+        chance=0.1,
+        is_chance=False,
+        reordered_accuracy=0.875,
+    ),
     ImportanceMeasured(criterion="fpgm", artifact="importance.npy", sha256="01"),
     Proposal(proposal_id=0, generation=0, keep=KEEP, macs=400),
     Proposal(
@@ -135,7 +145,7 @@ def test_a_line_is_the_record_itself_and_leaves_out_what_is_none() -> None:
     lines = [json.loads(line) for line in to_lines(EVERY).splitlines()]
     assert len({line.pop("sum") for line in lines}) == len(lines)  # equal facts too
     assert lines[0]["format"] == 3
-    assert lines[8] == {
+    assert lines[9] == {
         "fact": "Proposal",
         "proposal_id": 17,
         "generation": 2,
@@ -145,7 +155,7 @@ def test_a_line_is_the_record_itself_and_leaves_out_what_is_none() -> None:
         "score_seed": [3, 2],
         "macs_cut": 0.4,
     }
-    assert lines[11] == {
+    assert lines[12] == {
         "fact": "Feedback",
         "proposal_id": 17,
         "val_loss": -32.5,
