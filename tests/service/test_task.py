@@ -427,7 +427,7 @@ def test_both_kinds_of_task_and_the_worker_satisfy_their_protocols() -> None:
     assert len(workers) == 2
     for item in tasks:
         members = [name for name in vars(Task) if not name.startswith("_")]
-        assert len(members) == 10
+        assert len(members) == 11
         assert all(hasattr(item, name) for name in members)
 
 
