@@ -14,10 +14,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
+from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 
 from fppmo_ray.distribution.allocation import GAMMA, allocate, keep_most_important
 from fppmo_ray.distribution.budget import Budget
@@ -30,18 +33,20 @@ from fppmo_ray.pruning.copying import with_plain_weights
 from fppmo_ray.pruning.distillation import distill_pruned
 from fppmo_ray.pruning.equivalence import check_equivalence
 from fppmo_ray.pruning.extract import Tracing, extract
+from fppmo_ray.pruning.given_network import plain_network
 from fppmo_ray.pruning.importance import Ordering
 from fppmo_ray.pruning.importance import importance as importance_of
 from fppmo_ray.pruning.network_io import ExampleInputs
 from fppmo_ray.pruning.trace import trace
-from fppmo_ray.training import recalibrate_batchnorm
+from fppmo_ray.training import Transform, recalibrate_batchnorm
 from fppmo_ray.training.inputs import Inputs
+from fppmo_ray.training.own_data import own_batches
 
 logger = logging.getLogger(__name__)
 
 CalibrationImages = Tensor | Iterable[Any]
 """Normalised images (N, C, H, W), or batches of them, each a tensor or a tuple such as (images,
-labels)."""
+labels); or any data that ``fppmo_ray.training.own_data`` takes."""
 
 _SMALL_BATCH = 50  # twice as fast on CPUs as 250, and the patches that are used vary more often
 _RECALIBRATION_BATCH = 250
@@ -76,6 +81,8 @@ def prune(
     example_inputs: ExampleInputs,
     images: CalibrationImages,
     *,
+    transform: Transform | None = None,
+    num_images: int = 1000,
     macs_cut: float = 0.5,
     further_cuts: Mapping[Resource, float] | None = None,
     importance: Ordering = "obs",
@@ -93,9 +100,13 @@ def prune(
         network: A trained network with convolutions; left as it is.
         example_inputs: What its forward takes, with a batch axis, e.g. ``(1, 3, 32, 32)``. Only
             the shape matters.
-        images: Unlabelled inputs, normalised as the network expects: a tensor (N, C, H, W), or
-            batches of such tensors, or of (images, labels). A hundred give a result, a thousand a
-            better one. They must all fit in memory.
+        images: Inputs, of which labels are not needed: a tensor (N, C, H, W), normalised as the
+            network expects, or a DataLoader, list or generator of batches of such tensors, or of
+            (images, labels), which must all fit in memory; or a folder of images, arrays, a torch
+            data set or a Hugging Face data set. A hundred inputs give a result, a thousand a better
+            one.
+        transform: How images that are no tensors yet become the network's input.
+        num_images: How many are drawn at random from data that is no tensor and no list of batches.
         macs_cut: Share of the multiply-accumulates to remove, in (0, 1); 0 beside further cuts.
         further_cuts: Shares of other resources to remove, such as ``{"params": 0.3}`` or
             ``{"memory": 0.2}``.
@@ -128,6 +139,8 @@ def prune(
         network,
         example_inputs,
         images,
+        transform=transform,
+        num_images=num_images,
         macs_cut=macs_cut,
         further_cuts=further_cuts,
         importance=importance,
@@ -146,6 +159,8 @@ def prune_with_report(
     example_inputs: ExampleInputs,
     images: CalibrationImages,
     *,
+    transform: Transform | None = None,
+    num_images: int = 1000,
     macs_cut: float = 0.5,
     further_cuts: Mapping[Resource, float] | None = None,
     importance: Ordering = "obs",
@@ -161,6 +176,7 @@ def prune_with_report(
 
     The arguments and errors are those of ``prune``.
     """
+    network = plain_network(network)
     gammas = _checked_gammas(gamma)
     if distill_steps < 0:
         raise ValueError(f"distill_steps must be >= 0, got {distill_steps}")
@@ -171,7 +187,7 @@ def prune_with_report(
         network = with_plain_weights(network)
         space = tracing.space.with_limits(min_keep=min_keep, multiple=width_multiple)
         budget = Budget.from_cut(space, macs_cut, further_cuts)
-        batches = _batches(images, network, example_inputs)
+        batches = _batches(images, network, example_inputs, transform, num_images)
     parts = (torch.split(batch, _SMALL_BATCH) for batch, _ in batches)
     small = list(chain.from_iterable(parts))
     calibration: Calibration | None = None
@@ -257,7 +273,11 @@ def _masks(
 
 
 def _batches(
-    images: CalibrationImages, network: nn.Module, example_inputs: ExampleInputs
+    images: CalibrationImages,
+    network: nn.Module,
+    example_inputs: ExampleInputs,
+    transform: Transform | None,
+    num_images: int,
 ) -> list[tuple[Tensor, Any]]:
     """All images in batches of about equal size on the network's device, each with its labels.
 
@@ -270,6 +290,8 @@ def _batches(
             f"expected a network whose forward takes one tensor, got {len(examples)} example "
             "inputs; wrap it in a module that takes one"
         )
+    if _is_own_data(images):
+        images = own_batches(images, transform, num_images)
     if isinstance(images, Tensor):
         parts = -(-len(images) // _RECALIBRATION_BATCH) if len(images) else 0
         given: Iterable[Any] = images.tensor_split(parts) if parts else ()
@@ -292,6 +314,13 @@ def _batches(
     if not batches:
         raise ValueError("pruning needs a few images without labels, got none; give 100 or more")
     return batches
+
+
+def _is_own_data(images: Any) -> bool:
+    """Return whether images are data to draw from, and not a tensor or batches."""
+    is_pair = isinstance(images, tuple) and len(images) == 2 and isinstance(images[0], np.ndarray)
+    is_set = hasattr(images, "__getitem__") and not isinstance(images, Tensor | list | tuple)
+    return is_pair or is_set or isinstance(images, str | Path | np.ndarray | IterableDataset)
 
 
 def _checked_gammas(gamma: float | Sequence[float]) -> list[float]:

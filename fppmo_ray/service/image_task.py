@@ -24,19 +24,21 @@ from fppmo_ray.service.first_lines import dense_scored
 from fppmo_ray.service.journal.facts import DenseScored
 from fppmo_ray.service.resources import Resources
 from fppmo_ray.service.settings import SearchSettings
-from fppmo_ray.service.task import Batches
+from fppmo_ray.service.task import Batches, FunctionTask, Task
 from fppmo_ray.service.worker_protocol import TrainingReport, TrainingTask, digest
 from fppmo_ray.training import (
     CentreCrop,
     ComputeConfig,
     Dataset,
     ImageArrays,
-    ImageFiles,
     Images,
+    ImageSet,
     Interface,
+    PreparedInputs,
     Shard,
     Splits,
     TrainingState,
+    Transform,
     evaluate,
     example_batch,
     interface_of,
@@ -45,6 +47,7 @@ from fppmo_ray.training import (
     stratified_splits,
     train_epoch,
 )
+from fppmo_ray.training.own_data import Unlabelled, own_code, own_data
 
 _RECALIBRATION_BATCH = 250
 _EVALUATION_BATCH = 250
@@ -91,7 +94,9 @@ class ImageClassification:
             "{}: {} images to train on, {} to score on, {} to choose on, {} to test on".format(
                 dataset.name, *counts
             ),
-            f"images: {interface.preprocessing}; training: {dataset.augmentation}",
+            "images: prepared by the data set itself"
+            if interface.preprocessing is None
+            else f"images: {interface.preprocessing}; training: {dataset.augmentation}",
             f"{dataset.num_classes} classes, in the order of the network's outputs: "
             + ("without names" if names is None else listed(names)),
         ]
@@ -105,8 +110,9 @@ class ImageClassification:
         return {"data": digest_data(self.dataset, self.splits)}
 
     def functions(self) -> tuple[Callable[..., Any] | None, ...]:
-        """Return nothing: no function is the user's own."""
-        return ()
+        """Return the data sets whose code is the user's own, which has to travel to the workers."""
+        parts = self.dataset.train, self.dataset.test
+        return tuple(item for part in parts for item in own_code(part))
 
     def checked_settings(self, settings: SearchSettings, resources: Resources) -> SearchSettings:
         """Return the settings unchanged.
@@ -148,6 +154,41 @@ class ImageClassification:
     ) -> ImagesOnWorker:
         """Return the task with its images on a worker's device; see ``Task.open``."""
         return ImagesOnWorker(self, tracing, settings, device, threads=threads)
+
+
+def task_of(
+    data: Any,
+    splits: Splits | None = None,
+    *,
+    transform: Transform | None = None,
+    class_names: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Task:
+    """Return the task of whatever data a caller has.
+
+    Args:
+        data: A task or a data set, or anything that ``own_data`` takes. Inputs without labels make
+            a task in which pruned networks are compared with the dense one.
+        splits: Rows of the training images to train, score and choose on, if the caller names them.
+        transform: How images that are no tensors yet become the network's input.
+        class_names: Names of the classes in the order of the network's outputs.
+        seed: Seed of the default splits, >= 0.
+
+    Raises:
+        ValueError: the data is something else, or an argument does not go with it.
+    """
+    if not isinstance(data, Dataset) and hasattr(data, "checked_settings"):
+        if splits is not None:
+            raise ValueError("splits divide a data set; a task chooses the data it looks at itself")
+        task: Task = data
+        return task
+    if isinstance(data, Dataset):
+        return image_classification(data, splits, seed=seed)
+    found = own_data(data, transform, class_names=class_names, seed=seed)
+    if isinstance(found, Unlabelled):
+        parts = found.parts
+        return FunctionTask(example_inputs=parts[0][:1], images=lambda: parts)
+    return image_classification(found.dataset, splits or found.splits, seed=seed)
 
 
 def image_classification(
@@ -451,14 +492,26 @@ def digest_data(dataset: Dataset, splits: Splits) -> str:
     return sha.hexdigest()
 
 
-def _digest_images(images: ImageArrays | ImageFiles) -> str:
+def _digest_images(images: ImageSet) -> str:
+    """Return the digest of images; of those that are read when they are needed, what is cheap."""
     if isinstance(images, ImageArrays):
         return digest({"images": images.images, "labels": images.labels})
-    root = os.path.commonpath(images.paths)  # the data may be in another folder than before
-    names = [str(path.relative_to(root)) for path in images.paths]
+    if isinstance(images, PreparedInputs):
+        in_memory = isinstance(images.items, np.ndarray)
+        known = {"items": images.items} if in_memory else {}
+        return digest({"labels": images.labels, **known})
+    names = _names(images.paths)
     how: tuple[object, ...] = (images.height, images.width)
     # With the defaults, digests stay those of older versions.
     how += () if images.view == CentreCrop() else (images.view,)
     how += () if images.colour == "RGB" else (images.colour,)
     text = repr((*how, names))
     return digest({"labels": images.labels}) + hashlib.sha256(text.encode()).hexdigest()
+
+
+def _names(paths: Sequence[Any]) -> list[str]:
+    """Return what is cheap to know of images: their file names below a common folder, if any."""
+    if not isinstance(paths, tuple):
+        return [f"{len(paths)} images"]
+    root = os.path.commonpath(paths)  # the data may be in another folder than before
+    return [str(path.relative_to(root)) for path in paths]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,8 +87,9 @@ class ImageArrays:
 class ImageFiles:
     """Images on disk, decoded when they are needed and resized to one size."""
 
-    paths: tuple[Path, ...]
-    """The image files."""
+    paths: Sequence[Any]
+    """The image files; or encoded images or images of Pillow, which may be read when they are asked
+    for."""
     labels: IntArray
     """Class labels, int64 ``(N,)``."""
     height: int
@@ -113,7 +115,26 @@ class ImageFiles:
         return len(self.labels)
 
 
-ImageSet = ImageArrays | ImageFiles
+@dataclass(frozen=True, eq=False)
+class PreparedInputs:
+    """Inputs that the caller's own code has prepared; they are neither normalised nor augmented."""
+
+    items: Any
+    """Inputs in memory, float32 ``(N, ...)``, or a map-style data set: ``items[row]`` is an input,
+    a pair (input, label) or a mapping, with all augmentation that training should see."""
+    labels: IntArray
+    """Class labels, int64 ``(N,)``."""
+    shape: tuple[int, ...]
+    """Shape of an input, without a batch axis."""
+
+    def __post_init__(self) -> None:
+        _check_label_array(self.labels, len(self.items))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+ImageSet = ImageArrays | ImageFiles | PreparedInputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,12 +212,14 @@ class Dataset:
             )
         for part in ("train", "test"):
             check_labels(getattr(self, part).labels, self.num_classes, f"{self.name}'s {part} set")
-        if len(self.mean) != len(self.std) or min(self.std) <= 0:
+        is_prepared = isinstance(self.train, PreparedInputs)
+        if not is_prepared and (len(self.mean) != len(self.std) or min(self.std) <= 0):
             raise ValueError(
                 f"mean and std of {self.name} need one value per channel, std above 0, "
                 f"got {self.mean} and {self.std}"
             )
-        if isinstance(self.augmentation, RandomResizedCrop) and isinstance(self.train, ImageArrays):
+        in_files = isinstance(self.train, ImageFiles)
+        if isinstance(self.augmentation, RandomResizedCrop) and not in_files:
             raise ValueError(
                 f"random resized crops need image files, and {self.name} holds its training images "
                 "in memory, at one size; take an Augmentation instead"

@@ -18,11 +18,13 @@ from fppmo_ray.training.dataset import (
     ImageArrays,
     ImageSet,
     IntArray,
+    PreparedInputs,
     RandomResizedCrop,
 )
 from fppmo_ray.training.ddp import WHOLE, Shard
 from fppmo_ray.training.decoding import StreamedPixels
 from fppmo_ray.training.device import copy_to
+from fppmo_ray.training.prepared import ItemStream, Rows
 
 Batch = tuple[Tensor, Tensor]
 """Normalised images float32 (n, C, H, W) and labels int64 (n,), both on the device."""
@@ -142,12 +144,17 @@ class Images:
         """Draw what is random about each image: a seed (n,), or a move (n, 3)."""
         if isinstance(self.augmentation, RandomResizedCrop):
             return torch.randint(2**62, (num_images,), generator=generator)
+        if isinstance(self.pixels, ItemStream):
+            return torch.randint(2**62, (num_images, 1), generator=generator)
         return draw_moves(num_images, self.augmentation, generator)
 
     def _augmented(self, order: Tensor, draws: Tensor, batch_size: int) -> Iterator[Tensor]:
         if isinstance(self.augmentation, RandomResizedCrop):
             assert isinstance(self.pixels, StreamedPixels)  # Dataset refuses arrays with this crop
             yield from self.pixels.stream_random_parts(order, draws, batch_size, self.augmentation)
+            return
+        if isinstance(self.pixels, ItemStream):
+            yield from self.pixels.stream_seeded(order, draws[:, 0], batch_size)
             return
         moves = torch.split(copy_to(self.labels.device, draws), batch_size)
         for pixels, batch_moves in zip(self.pixels.stream(order, batch_size), moves, strict=True):
@@ -183,7 +190,8 @@ def open_images(
         )
     device = torch.device(device)
     pixels = _pixel_source(image_set, rows, device, decoding_threads)
-    if len(dataset.mean) != pixels.num_channels:
+    is_prepared = isinstance(image_set, PreparedInputs)
+    if not is_prepared and len(dataset.mean) != pixels.num_channels:
         raise ValueError(
             f"images have {pixels.num_channels} channels, but data set {dataset.name} has a mean "
             f"of {len(dataset.mean)}; open them with their own data set"
@@ -196,6 +204,8 @@ def open_images(
 def example_batch(dataset: Dataset) -> Tensor:
     """Return a normalised black image, float32 (1, C, H, W), of the shape that networks get."""
     images = dataset.train
+    if isinstance(images, PreparedInputs):
+        return torch.zeros(1, *images.shape)
     if isinstance(images, ImageArrays):
         height, width, channels = images.images.shape[1:]
     else:
@@ -205,6 +215,8 @@ def example_batch(dataset: Dataset) -> Tensor:
 
 
 def _channel_statistics(dataset: Dataset, device: torch.device) -> tuple[Tensor, Tensor]:
+    if not dataset.mean:  # of prepared inputs
+        return torch.zeros(0, device=device), torch.zeros(0, device=device)
     mean, std = torch.tensor([dataset.mean, dataset.std]).to(device)
     return mean.reshape(1, -1, 1, 1), std.reshape(1, -1, 1, 1)
 
@@ -216,7 +228,12 @@ def _pixel_source(
         # Indexing by rows copies, so read-only arrays of Ray's object store are fine.
         images = torch.from_numpy(image_set.images[rows]).permute(0, 3, 1, 2)
         return ResidentPixels(images.contiguous().to(device))
-    paths = tuple(image_set.paths[row] for row in rows)
+    if isinstance(image_set, PreparedInputs):
+        if isinstance(image_set.items, np.ndarray):
+            return ResidentPixels(torch.from_numpy(image_set.items[rows]).to(device))
+        items = Rows(image_set.items, rows.tolist())
+        return ItemStream(replace(image_set, items=items, labels=image_set.labels[rows]), device)
+    paths = Rows(image_set.paths, rows.tolist())
     files = replace(image_set, paths=paths, labels=image_set.labels[rows])
     return StreamedPixels(files, device, threads)
 
@@ -224,11 +241,15 @@ def _pixel_source(
 def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Convert uint8 (n, C, H, W) to float32: ``(pixel / 255 - mean) / std``.
 
+    Inputs of floats are prepared already, and stay as they are.
+
     Args:
         pixels: Pixels, uint8 (n, C, H, W).
         mean: Mean of each channel, (1, C, 1, 1).
         std: Standard deviation of each channel, (1, C, 1, 1).
     """
+    if pixels.is_floating_point():
+        return pixels
     return pixels.float().div_(255).sub_(mean).div_(std)
 
 

@@ -17,6 +17,7 @@ from fppmo_ray.training.dataset import (
     Dataset,
     ImageArrays,
     Interpolation,
+    PreparedInputs,
     RandomResizedCrop,
     Squash,
     View,
@@ -226,9 +227,11 @@ class Preprocessing:
         }
 
 
-def preprocessing_of(dataset: Dataset) -> Preprocessing:
-    """Return how a data set's images become a network's input."""
+def preprocessing_of(dataset: Dataset) -> Preprocessing | None:
+    """Return how a data set's images become a network's input; None where the caller does it."""
     images = dataset.train
+    if isinstance(images, PreparedInputs):
+        return None
     if isinstance(images, ImageArrays):
         height, width, channels = images.images.shape[1:]
         colour = images.colour or ("grey" if channels == 1 else "RGB")
