@@ -44,7 +44,7 @@ def score_dense(context: Context, weights: SharedWeights) -> None:
             return
         context.run.record([found])
         known = [found]
-    epochs = context.settings.baseline_epochs
+    epochs = context.settings.baseline.baseline_epochs
     state = f"after {epochs} epochs of training" if epochs else "as given"
     logger.info("dense network %s: %s", state, known[0])
     for warning in _warnings(known[0], context):

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from torch import nn
 
+from fppmo_ray.pruning.given_network import plain_network
 from fppmo_ray.service.connection import connection, package_versions
 from fppmo_ray.service.dense_weights import Context
 from fppmo_ray.service.finalize import finalize
-from fppmo_ray.service.image_task import image_classification
+from fppmo_ray.service.image_task import task_of
 from fppmo_ray.service.job_client.submission import search_id
 from fppmo_ray.service.journal.run_directory import Resume, RunDirectory, open_run
 from fppmo_ray.service.mask_search import find_mask
@@ -36,14 +37,13 @@ from fppmo_ray.service.setting_groups import (
 from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.stages import find_mask_in_stages
 from fppmo_ray.service.stopping import stop_on_signal
-from fppmo_ray.service.task import Task
 from fppmo_ray.service.worker import PruningWorker
-from fppmo_ray.training import Dataset, Recipe, Splits
+from fppmo_ray.training import Recipe, Splits, Transform
 
 
 def search(
     network: nn.Module,
-    data: Dataset | Task,
+    data: Any,
     *,
     run_dir: Path | str,
     macs_cut: float | tuple[float, ...] = SearchSettings.macs_cut,
@@ -63,6 +63,8 @@ def search(
     numerics: Numerics = SearchSettings.numerics,
     resources: Resources | None = None,
     splits: Splits | None = None,
+    transform: Transform | None = None,
+    class_names: Sequence[str] | None = None,
     resume: Resume = "auto",
     source: Mapping[str, Any] | None = None,
     console: Console | None = None,
@@ -75,8 +77,12 @@ def search(
 
     Args:
         network: The trained network; it stays unchanged.
-        data: Images and classes, whose test part is read once, for the final figures; or a task
-            such as ``FunctionTask``, which scores and fine-tunes by functions of your own.
+        data: Images and classes, whose test part is read once, for the final figures: a data set
+            of ``load_dataset``, a folder of images, arrays (images, labels), a torch data set or
+            DataLoader, a Hugging Face data set, or a dict of these with ``train``, ``val`` and
+            ``test`` (see ``fppmo_ray.training.own_data``). Inputs without labels are pruned by
+            comparison with the dense network's answers. Or a task such as ``FunctionTask``, which
+            scores and fine-tunes by functions of your own.
         run_dir: Folder for the journal, the checkpoints and the result, or a URI of any pyarrow
             filesystem: ``s3://bucket/path``, ``gs://...``.
         macs_cut: Share of the multiply-accumulates to remove, in (0, 1), or several shares.
@@ -97,6 +103,9 @@ def search(
         resources: How many workers of what size; by default two of one CPU.
         splits: Rows of the training images that the network may train on, and two held-out sets;
             by default 90, 6 and 4 % of every class.
+        transform: How images that are no tensors yet become the network's input: that of its
+            training, such as ``Transform(mean=..., std=..., image_size=...)``.
+        class_names: Names of the classes in the order of the network's outputs.
         resume: ``auto``: resume the search in ``run_dir`` if there is one, else begin it; True:
             there must be one; False: there must be none.
         source: How to construct the dense network, for the saved recipe:
@@ -135,6 +144,8 @@ def search(
         run_dir=run_dir,
         resources=resources,
         splits=splits,
+        transform=transform,
+        class_names=class_names,
         resume=resume,
         source=source,
         console=console,
@@ -143,12 +154,14 @@ def search(
 
 def run_search(
     network: nn.Module,
-    data: Dataset | Task,
+    data: Any,
     settings: SearchSettings,
     *,
     run_dir: Path | str,
     resources: Resources | None = None,
     splits: Splits | None = None,
+    transform: Transform | None = None,
+    class_names: Sequence[str] | None = None,
     resume: Resume = "auto",
     source: Mapping[str, Any] | None = None,
     console: Console | None = None,
@@ -162,13 +175,16 @@ def run_search(
         run_dir: Folder or URI for all that the search leaves.
         resources: How many workers of what size; by default two of one CPU.
         splits: Rows of the training images, as for ``search``.
+        transform: How images become inputs, as for ``search``.
+        class_names: Names of the classes, as for ``search``.
         resume: Whether to resume a search or to begin one.
         source: How to construct the dense network.
         console: Where live progress is drawn, if it is a terminal.
     """
     resources = resources or Resources()
     _warn_of_idle_workers(resources.workers, settings.sampler.population)
-    task = _task_of(data, splits, settings.seed)
+    network = plain_network(network)
+    task = task_of(data, splits, transform=transform, class_names=class_names, seed=settings.seed)
     problem = build_problem(network, task, settings, resources=resources)
     started = started_of(problem, search_id(run_dir), package_versions())
     with open_run(run_dir, resume=resume, started=started) as run:
@@ -219,14 +235,6 @@ def _search(
         else:
             found = find_mask(context, console=console)
         finalize(context, found, source)
-
-
-def _task_of(data: Dataset | Task, splits: Splits | None, seed: int) -> Task:
-    if isinstance(data, Dataset):
-        return image_classification(data, splits, seed=seed)
-    if splits is not None:
-        raise ValueError("splits divide a data set; a task chooses the data it looks at itself")
-    return data
 
 
 def _warn_of_idle_workers(workers: int, population: int) -> None:

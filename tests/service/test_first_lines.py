@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from simulated_run import all_of, go_on
 
-from fppmo_ray import Recipe, SearchSettings
+from fppmo_ray import Baseline, Recipe, Sampler, SearchSettings
 from fppmo_ray.distribution import Feedback
 from fppmo_ray.service.finalize import _warn_if_missed
 from fppmo_ray.service.first_lines import dense_scored, score_dense
@@ -67,7 +67,7 @@ def context(score: DenseScored, losses: Sequence[float] = ()) -> Any:
             for epoch, loss in enumerate(losses)
         ],
     }
-    settings = SearchSettings(macs_cut=0.5, baseline_epochs=len(losses))
+    settings = SearchSettings(macs_cut=0.5, baseline=Baseline(baseline_epochs=len(losses)))
     return SimpleNamespace(run=SimpleNamespace(all=facts.__getitem__), settings=settings)
 
 
@@ -116,7 +116,9 @@ def test_bad_signs_are_warnings_before_anything_is_scored(
 def test_a_search_begins_with_its_data_and_the_dense_networks_accuracy(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = SearchSettings(macs_cut=0.5, proposals=8, population=4, recipe=Recipe(epochs=1))
+    settings = SearchSettings(
+        macs_cut=0.5, proposals=8, sampler=Sampler(population=4), fine_tune=Recipe(epochs=1)
+    )
     with caplog.at_level(logging.INFO, logger="fppmo_ray.service.first_lines"):
         go_on(tmp_path, settings)
     assert messages(caplog, logging.INFO) == [
@@ -135,13 +137,13 @@ def test_a_search_begins_with_its_data_and_the_dense_networks_accuracy(
 
 
 def generation(index: int, losses: Sequence[float]) -> Observation:
-    ranked = tuple(
+    feedback = tuple(
         Feedback(proposal_id=number, val_loss=loss, val_accuracy=0.25)
         for number, loss in enumerate(losses)
     )
     touched = Generation(
         **{"index": index, "is_complete": True, "num_ended": len(losses), "num_failed": 0},
-        **{"ranked": ranked, "ranked_by_budget": (ranked,)},
+        **{"by_budget": (feedback,), "rank": list},
     )
     return SimpleNamespace(touched=(touched,))  # type: ignore[return-value]
 

@@ -21,8 +21,8 @@ def spread_warning() -> Listener:
             if warned or not generation.is_complete:
                 continue
             scores = [
-                [abs(item.val_loss) for item in ranked if item.val_loss is not None]
-                for ranked in generation.ranked_by_budget
+                [abs(item.val_loss) for item in of_budget if item.val_loss is not None]
+                for of_budget in generation.by_budget
             ]
             compared = [found for found in scores if len(found) > 1]
             if compared and all(max(s) - min(s) <= _SMALLEST_SPREAD * max(s) for s in compared):
