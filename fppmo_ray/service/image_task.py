@@ -21,10 +21,11 @@ from fppmo_ray.pruning.compute_trial import ComputeTrial, Timed, try_compute, tr
 from fppmo_ray.pruning.distillation import distill_pruned
 from fppmo_ray.service.dense_calibration import DenseCalibration
 from fppmo_ray.service.first_lines import dense_scored
+from fppmo_ray.service.function_task import FunctionTask
 from fppmo_ray.service.journal.facts import DenseScored
 from fppmo_ray.service.resources import Resources
 from fppmo_ray.service.settings import SearchSettings
-from fppmo_ray.service.task import Batches, FunctionTask, Task
+from fppmo_ray.service.task import Batches, Task
 from fppmo_ray.service.worker_protocol import TrainingReport, TrainingTask, digest
 from fppmo_ray.training import (
     CentreCrop,
