@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MAX_GROUP_LABELS = 40
+_MAX_WORKER_LABELS = 64
+_MAX_MARKS = 5_000  # scores that are drawn as shapes; more become pixels, which a page can hold
 
 LITERAL: dict[Any, Any] = {"text.parse_math": False}
 """Matplotlib's settings of every figure: a dollar sign in a name begins no formula."""
@@ -88,7 +90,10 @@ def draw_scores(figure: Figure, run: Run) -> None:
         labels = {"cost": _compared_figure(run), **labels}
     all_axes = figure.subplots(len(labels), sharex=True, squeeze=False)[:, 0]
     for axes, (column, label) in zip(all_axes, labels.items(), strict=True):
-        axes.plot(history["generation"], history[column], ".", color="0.7", label="proposal")
+        axes.plot(
+            *(history["generation"], history[column], "."),
+            **{"color": "0.7", "label": "proposal", "rasterized": len(history) > _MAX_MARKS},
+        )
         _draw_generations(axes, history, column)
         axes.set(ylabel=label)
     all_axes[0].set(title="Scores on search-val")
@@ -205,14 +210,17 @@ def draw_timeline(figure: Figure, run: Run) -> None:
     begin = min(start for of_worker in spans.values() for start, _ in of_worker)
     end = max(sum(span) for of_worker in spans.values() for span in of_worker)
     axes: Axes = figure.subplots()
+    is_long = sum(map(len, spans.values())) > _MAX_MARKS
     for row, of_worker in enumerate(spans.values()):
         bars = [(start - begin, seconds) for start, seconds in of_worker]
-        axes.broken_barh(bars, (row - 0.4, 0.8), color=["tab:blue", "tab:cyan"])
+        colors = ["tab:blue", "tab:cyan"]
+        axes.broken_barh(bars, (row - 0.4, 0.8), color=colors, rasterized=is_long)
     busy = sum(seconds for of_worker in spans.values() for _, seconds in of_worker)
     idle = max(0.0, 1 - busy / ((end - begin) * len(workers))) if end > begin else 0.0
     failed = sum(isinstance(fact, Feedback) and fact.failed for fact in run.facts)
     names = [label_of(name.partition("@")[0]) for name in workers]
-    axes.set_yticks(range(len(workers)), names, fontsize=7)
+    if len(names) <= _MAX_WORKER_LABELS:
+        axes.set_yticks(range(len(workers)), names, fontsize=7)
     axes.set(xlabel="seconds", ylabel="worker")
     axes.set_title(f"Scores by worker: {100 * idle:.1f} % idle, {failed} failed")
 

@@ -180,9 +180,15 @@ def simulated_run(
         settings: Settings of the search, which its identity consists of.
         resume: As for ``search``.
     """
+    # With what status and report read of a search's settings.
+    scoring = {"rank_by": settings.rank_by, "capacity_weight": settings.capacity_weight}
+    as_of_search = {"proposals": settings.num_proposals, "stages": [], "scoring": scoring}
     started = Started(
         search_id="simulated",
-        identity={"settings": asdict(settings), "space": SIMULATED_SPACE.fingerprint()},
+        identity={
+            "settings": asdict(settings) | as_of_search,
+            "space": SIMULATED_SPACE.fingerprint(),
+        },
         versions={"numpy": np.__version__},
         groups=[group.name for group in SIMULATED_SPACE.groups],
         num_filters=SIMULATED_SPACE.num_filters,

@@ -132,6 +132,21 @@ def test_a_search_under_way_has_a_page_of_what_there_is(tmp_path: Path) -> None:
     assert len(write_report(only_asked, tmp_path / "s.html")) == 1
 
 
+def test_many_scores_become_pixels_so_that_a_page_stays_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = a_run(tmp_path / "mine", finished=False)
+
+    def num_images() -> dict[str, int]:
+        _, *figures = write_report(run_dir, tmp_path / "r.html")
+        return {path.stem: path.read_text().count("<image ") for path in figures}
+
+    assert num_images() == {"r-scores": 0, "r-probabilities": 0, "r-timeline": 0}
+    monkeypatch.setattr("fppmo_ray.report.drawings._MAX_MARKS", 3)
+    # One for each of the two axes of scores, and one for the bars of all workers.
+    assert num_images() == {"r-scores": 2, "r-probabilities": 0, "r-timeline": 1}
+
+
 def test_several_searches_of_one_name_are_told_apart(tmp_path: Path) -> None:
     runs = [a_run(tmp_path / "a" / "s"), a_run(tmp_path / "b" / "s")]
     unfinished = a_run(tmp_path / "c" / "s", finished=False)
