@@ -87,7 +87,8 @@ def trace(
         candidates, unsound = candidate_groups(coupling, ignored)
         sound = survey.sound(candidates, unsound)
         sound = survey.within_decisions(sound, unsound)
-        survey, sound = survey.at_extremes(sound, unsound)
+        failed = [candidate for candidate in candidates if candidate.name in unsound]
+        survey, sound = survey.at_extremes(sound, failed, unsound)
     reasons = "; ".join(f"{name} ({reason})" for name, reason in unsound.items())
     if not sound:
         raise ValueError(
@@ -215,58 +216,92 @@ class _Survey:
     def _harmful(
         self, chosen: list[CandidateGroup], decisions: list[WidthDecision], harmless: set[int]
     ) -> WidthDecision | None:
-        """The first decision that makes another network; the others are added to ``harmless``."""
+        """The first decision that makes another network; None, with all ``harmless``, if none."""
         low, high = _widths(chosen)
-        everywhere = range(len(chosen))
-        for widths, changed in changing_widths(decisions, low, high, everywhere):
+        for widths, changed in changing_widths(decisions, low, high, range(len(chosen))):
             if self._reason(chosen, widths) is None:
-                harmless.update(id(decision.source) for decision in changed)
                 continue
             for decision in changed:
-                alone = next(changing_widths([decision], low, high, decision.groups), None)
-                if alone is None or self._reason(chosen, alone[0]) is not None:
+                alone = changing_widths([decision], low, high, decision.groups)
+                if any(self._reason(chosen, tried) is not None for tried, _ in alone):
                     return decision
-                harmless.add(id(decision.source))
             return changed[0]  # each is harmless alone, but not with the others
+        harmless.update(id(decision.source) for decision in decisions)
         return None
 
     def at_extremes(
-        self, chosen: list[CandidateGroup], unsound: dict[str, str]
+        self,
+        chosen: list[CandidateGroup],
+        failed: list[CandidateGroup],
+        unsound: dict[str, str],
     ) -> tuple[_Survey, list[CandidateGroup]]:
         """Prove the groups at their smallest widths and at equal ones.
 
         Decisions by widths that were not seen, as those of ``squeeze`` and of compiled code, show
-        at these. Groups that fail are given a floor, or left out.
+        at these. Once one shows, more widths are tried. Groups that fail are given a floor, or left
+        out.
 
         Args:
             chosen: The groups to prove.
+            failed: Groups that have been left out by a proof.
             unsound: Names of groups that must stay, with the reason; changed in place.
 
         Returns:
             A survey that mends modules' numbers that may be widths too, if that proves right, and
             the groups.
         """
+        guessing = replace(self, numbers={**self.numbers, **self.coupling.guesses})
+        lengths = {len(part.units) for part in self.coupling.axes if part.side == "output"}
+        # A width that no proof has tried may equal that of the images, or of a group left out.
+        more = {len(candidate.units) for candidate in failed}
         while chosen:
             low, high = _widths(chosen)
-            equal = np.clip(max(2, int(high.min()) - 1, int(low.max())), low, high)
-            guessing = replace(self, numbers={**self.numbers, **self.coupling.guesses})
-            if guessing._reason(chosen, low, equal) is None:
+            equal = max(2, self.inputs[0].shape[1], int(low.max()))
+            tried = [low, *(np.clip(width, low, high) for width in (equal, *sorted(more)))]
+            if guessing._reason(chosen, *tried) is None:
                 return guessing, chosen
-            if self.coupling.guesses and self._reason(chosen, low, equal) is None:
+            failing = next((widths for widths in tried if self._reason(chosen, widths)), None)
+            if failing is None:
                 return self, chosen
-            kept: list[CandidateGroup] = []
-            for index, candidate in enumerate(chosen):
-                alone = np.where(np.arange(len(high)) == index, low, high)
-                together = np.where(np.arange(len(high)) <= index, equal, high)
-                reason = self._reason(chosen, alone, together)
-                if reason is None:
-                    kept.append(candidate)
-                elif 2 * candidate.floor < len(candidate.units):
-                    kept.append(replace(candidate, floor=2 * candidate.floor))
-                else:
-                    unsound[candidate.name] = reason
-            chosen = kept
+            chosen = self._without_hidden(chosen, failing, unsound)
+            more = {*lengths, *range(1, _MORE_WIDTHS + 1)}
         return self, chosen
+
+    def _without_hidden(
+        self, chosen: list[CandidateGroup], failing: IntArray, unsound: dict[str, str]
+    ) -> list[CandidateGroup]:
+        """The groups, those with larger floors or left out that make another network.
+
+        Args:
+            chosen: The groups.
+            failing: Widths at which they do, per group.
+            unsound: Names of groups that must stay, with the reason; changed in place.
+        """
+        low, high = _widths(chosen)
+        order = np.arange(len(chosen))
+        reasons: dict[int, str] = {}
+        for index in order[failing < high].tolist():
+            reason = self._reason(chosen, np.where(order == index, failing, high))
+            reasons |= {} if reason is None else {index: reason}
+        if not reasons:  # no group alone, so find the one that makes it fail with those before it
+            for index in order[failing < high].tolist():
+                reason = self._reason(chosen, np.where(order <= index, failing, high))
+                if reason is not None:
+                    reasons[index] = reason
+                    break
+        kept: list[CandidateGroup] = []
+        for index, candidate in enumerate(chosen):
+            floor = 2 * candidate.floor
+            if index not in reasons:
+                kept.append(candidate)
+            elif failing[index] == low[index] and floor < high[index]:
+                kept.append(replace(candidate, floor=floor))
+            else:
+                unsound[candidate.name] = (
+                    f"at a width of {failing[index]} {reasons[index]}: the network's code seems to "
+                    "decide by widths where tracing cannot see it, as through int() or torch.jit"
+                )
+        return kept
 
     def _reason(self, chosen: list[CandidateGroup], *widths: IntArray) -> str | None:
         """Why these groups cannot be pruned together, at random or given widths; None if so."""
@@ -333,6 +368,9 @@ def _widths(chosen: list[CandidateGroup]) -> tuple[IntArray, IntArray]:
     """Smallest and dense width per group, each ``(num_groups,)``."""
     low = np.array([group.floor for group in chosen], dtype=np.int64)
     return low, np.array([len(group.units) for group in chosen], dtype=np.int64)
+
+
+_MORE_WIDTHS = 16
 
 
 def _check_module(model: nn.Module) -> None:

@@ -132,7 +132,10 @@ def usual_widths(
 def changing_widths(
     decisions: Sequence[WidthDecision], low: IntArray, high: IntArray, involved: Sequence[int]
 ) -> Iterator[tuple[IntArray, list[WidthDecision]]]:
-    """Yield widths at which some decisions turn out differently, until every one has, if it can.
+    """Yield widths at which some decisions turn out differently, for every one that can.
+
+    For each decision these are the widths nearest to the dense ones, where others stay as they are,
+    and some at which many change together.
 
     Args:
         decisions: The decisions.
@@ -141,18 +144,23 @@ def changing_widths(
         involved: The groups that may be narrower than ``high``.
 
     Yields:
-        Width per group, and the decisions that change there for the first time.
+        Width per group, and the decisions that change there.
     """
+    if not decisions:
+        return
     tried = np.clip(_tried_widths(low, high, involved), low, high)
+    tried = tried[np.argsort((high - tried).sum(axis=1), kind="stable")]
     changes = np.array([decision.changes(tried) for decision in decisions])
-    open_ones = np.ones(len(decisions), dtype=bool)
+    can_change = changes.any(axis=1)
+    picked = dict.fromkeys(np.argmax(changes[can_change], axis=1).tolist())
+    open_ones = can_change.copy()
     while open_ones.any():
         best = int(np.argmax(changes[open_ones].sum(axis=0)))
-        flipped = changes[:, best] & open_ones
-        if not flipped.any():
-            return
-        yield tried[best], [d for d, is_new in zip(decisions, flipped, strict=True) if is_new]
-        open_ones &= ~flipped
+        picked[best] = None
+        open_ones &= ~changes[:, best]
+    for index in picked:
+        changed = changes[:, index]
+        yield tried[index], [d for d, now in zip(decisions, changed, strict=True) if now]
 
 
 def _tried_widths(low: IntArray, high: IntArray, involved: Sequence[int]) -> IntArray:

@@ -145,6 +145,52 @@ def test_comparisons_of_module_numbers_count_too() -> None:
     assert tracing.space.min_widths.tolist() == [1, 9]
 
 
+class Residual(nn.Module):
+    def __init__(self, channels: int, filters: int, fits: Callable[..., bool]) -> None:
+        super().__init__()
+        self.conv, self.fits = nn.Conv2d(channels, filters, 3, padding=1), fits
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.conv(x))
+        return x + y if self.fits(x, y, self.conv) else y
+
+
+FITS = {
+    "sizes": lambda x, y, conv: x.size(1) == y.size(dim=-3),
+    "elements": lambda x, y, conv: x.numel() == y.numel(),
+    "both ways": lambda x, y, conv: y.shape[1] <= x.shape[1] and y.shape[1] >= x.shape[1],
+    "difference": lambda x, y, conv: not (x.shape[1] - y.shape[1]),
+    "layer": lambda x, y, conv: conv.in_channels == conv.out_channels,
+    "weight": lambda x, y, conv: conv.weight.shape[0] == conv.weight.shape[1],
+    "plain integers": lambda x, y, conv: int(x.shape[1]) == int(y.shape[1]),
+    "text": lambda x, y, conv: str(x.shape) == str(y.shape),
+    "length of the bias": lambda x, y, conv: len(conv.bias) == conv.weight.shape[1],
+}
+
+
+@pytest.mark.filterwarnings("ignore:channel groups left whole")
+@pytest.mark.filterwarnings("ignore:the network's code decides by widths")
+@pytest.mark.parametrize("name", FITS)
+@pytest.mark.parametrize("widths", [(8, 12, 16), (16, 12, 8), (8, 8, 12)])
+def test_residuals_where_shapes_fit_are_exact_at_every_legal_width_or_refused(
+    name: str, widths: tuple[int, int, int]
+) -> None:
+    torch.manual_seed(0)
+    blocks = [Residual(*pair, FITS[name]) for pair in zip((3, *widths), widths, strict=False)]
+    network = nn.Sequential(*blocks, nn.Flatten(), nn.Linear(widths[-1] * 64, 3))
+    try:
+        space = (tracing := trace(network, IMAGE)).space
+    except ValueError as refusal:
+        assert name in ("plain integers", "text", "length of the bias")
+        assert "seems to decide by widths where tracing cannot" in str(refusal)  # noqa: PT017
+        return
+    low, high = space.min_widths, space.dense_widths
+    rng = np.random.default_rng(0)
+    tried = [np.clip(np.full(len(low), width), low, high) for width in range(1, 17, 2)]
+    for some in [*tried, low, *(rng.integers(low, high + 1) for _ in range(10))]:
+        check_equivalence(network, tracing, IMAGE, keep=mask_of_widths(space, some, rng))
+
+
 def if_it_fits(x: Tensor, y: Tensor) -> Tensor:
     try:
         return x + y
