@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from difflib import get_close_matches
 from functools import partial
+from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +16,9 @@ from rich.console import Console
 
 from fppmo_ray import cluster_commands
 from fppmo_ray.demo import demo
-from fppmo_ray.job import exit_on_error
+from fppmo_ray.job import exit_on_error, run_flags
+
+_OWN_NETWORK = {"prune": "fppmo_ray.prune_command", "search": "fppmo_ray.search_command"}
 
 
 def status(target: tyro.conf.Positional[str], /, *, address: str | None = None) -> None:
@@ -116,13 +121,34 @@ def repair(run_dir: tyro.conf.Positional[str], /) -> None:
         print(sentence)
 
 
+def prune() -> None:
+    """Prune a trained network by a few images, without labels and without Ray."""
+
+
+def search() -> None:
+    """Search for the filters to remove from a trained network, and fine-tune what is left."""
+
+
 def main() -> None:
     """Run the command ``fppmo-ray``."""
-    arguments, flags = sys.argv[1:], list[str]()
-    if arguments[:1] == ["submit"]:
-        ours, flags = cluster_commands.split_flags(arguments[1:])
+    exit_on_error(lambda: _run(sys.argv[1:]))
+
+
+def _run(arguments: list[str]) -> None:
+    name, rest, flags = next(iter(arguments), ""), arguments[1:], list[str]()
+    if name == "--version":
+        print(f"fppmo-ray {version('fppmo-ray')}")
+        return
+    if name in _OWN_NETWORK:
+        module = import_module(_OWN_NETWORK[name])  # imports torch, and Ray for a search
+        run_flags(getattr(module, name), prog=f"fppmo-ray {name}", args=rest)
+        return
+    if name == "submit":
+        ours, flags = cluster_commands.split_flags(rest)
         arguments = ["submit", *ours]
     commands: dict[str, Callable[..., None]] = {
+        "prune": prune,
+        "search": search,
         "demo": demo,
         "status": status,
         "export": export,
@@ -134,8 +160,10 @@ def main() -> None:
         "logs": cluster_commands.logs,
         "stop": cluster_commands.stop,
     }
-    exit_on_error(
-        lambda: tyro.extras.subcommand_cli_from_dict(
-            commands, prog="fppmo-ray", args=arguments, config=(tyro.conf.OmitArgPrefixes,)
-        )
+    if name and not name.startswith("-") and name not in commands:
+        near = get_close_matches(name, commands, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(commands)}"
+        raise ValueError(f"fppmo-ray has no command {name!r}; {hint}")
+    tyro.extras.subcommand_cli_from_dict(
+        commands, prog="fppmo-ray", args=arguments, config=(tyro.conf.OmitArgPrefixes,)
     )

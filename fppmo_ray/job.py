@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import signal
 import sys
+import textwrap
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,11 @@ logger = logging.getLogger(__name__)
 _TRACEBACK = "FPPMO_TRACEBACK"
 _STOPPED = 128 + signal.SIGTERM
 _INTERRUPTED = 128 + signal.SIGINT
+_FIRST_FLAGS = (
+    *("--network", "--weights", "--data", "--run-dir", "--macs-cut", "--proposals", "--min-keep"),
+    *("--fine-tune-epochs", "--workers", "--gpus-per-worker"),
+)
+"""What nearly every search needs, of all the flags."""
 _ONE_OR_MORE = float | tuple[float, ...]
 
 
@@ -35,8 +42,35 @@ def run_job(job: Callable[..., None]) -> None:
     The flags come from the function's signature. Set ``FPPMO_TRACEBACK=1`` to get the traceback
     of an error.
     """
-    config = (tyro.conf.OmitArgPrefixes,)
-    exit_on_error(lambda: tyro.cli(job, config=config, registry=comma_lists()))
+    exit_on_error(lambda: run_flags(job))
+
+
+def run_flags(
+    function: Callable[..., None], *, prog: str | None = None, args: Sequence[str] | None = None
+) -> None:
+    """Call a typed function with flags from the command line.
+
+    ``--help`` names the flags that matter first, then lists all of them by group. ``-H`` explains
+    every flag.
+
+    Args:
+        function: The function. Its parameters and the fields of records among them are flags.
+        prog: Name of the program, for the help; None: that of the process.
+        args: The flags; None: those of the process.
+    """
+    about, _, _ = inspect.cleandoc(function.__doc__ or "").partition("\n\nArgs:")
+    if "settings" in inspect.signature(function).parameters:
+        first = f"Flags that matter first: {', '.join(_FIRST_FLAGS)}. -H explains every flag."
+        about += "\n\n" + textwrap.fill(first, width=80, break_on_hyphens=False)
+    tyro.cli(
+        function,
+        prog=prog,
+        description=about,
+        args=args,
+        compact_help=True,
+        config=(tyro.conf.OmitArgPrefixes,),
+        registry=comma_lists(),
+    )
 
 
 def exit_on_error(run: Callable[[], object]) -> None:
