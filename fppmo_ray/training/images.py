@@ -24,7 +24,8 @@ from fppmo_ray.training.dataset import (
 from fppmo_ray.training.ddp import WHOLE, Shard
 from fppmo_ray.training.decoding import StreamedPixels
 from fppmo_ray.training.device import copy_to
-from fppmo_ray.training.prepared import ItemStream, Rows
+from fppmo_ray.training.parquet_stream import WINDOW
+from fppmo_ray.training.prepared import ItemStream, Rows, shuffled_by_blocks
 
 Batch = tuple[Tensor, Tensor]
 """Normalised images float32 (n, C, H, W) and labels int64 (n,), both on the device."""
@@ -131,7 +132,7 @@ class Images:
         """
         generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
         num_images = min(len(self), self.num_training_batches(batch_size) * batch_size)
-        order = torch.randperm(len(self), generator=generator)[:num_images]
+        order = self._shuffled(generator)[:num_images]
         draws = self._draw(num_images, generator)
         rows = shard.rows(num_images, batch_size)
         order, batch_size = order[rows], -(-batch_size // shard.count)
@@ -139,6 +140,16 @@ class Images:
         augmented = self._augmented(order, draws[rows], batch_size)
         for pixels, batch_labels in zip(augmented, labels, strict=True):
             yield normalise(pixels, self.mean, self.std), batch_labels
+
+    def _shuffled(self, generator: torch.Generator) -> Tensor:
+        """Return all positions in random order; images that are read in blocks stay near."""
+        order = torch.randperm(len(self), generator=generator)
+        paths = self.pixels.files.paths if isinstance(self.pixels, StreamedPixels) else None
+        blocks = paths.blocks(np.arange(len(self))) if isinstance(paths, Rows) else None
+        if blocks is None:
+            return order
+        rng = np.random.default_rng(order[:4].tolist())
+        return torch.from_numpy(shuffled_by_blocks(blocks, WINDOW, rng))
 
     def _draw(self, num_images: int, generator: torch.Generator) -> Tensor:
         """Draw what is random about each image: a seed (n,), or a move (n, 3)."""

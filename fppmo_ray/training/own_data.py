@@ -25,6 +25,7 @@ from fppmo_ray.training.dataset import (
 )
 from fppmo_ray.training.image_folder import load_image_folder
 from fppmo_ray.training.images import open_images
+from fppmo_ray.training.parquet_stream import find_parts, open_shards, shown
 from fppmo_ray.training.prepared import Rows, split_item, to_input
 from fppmo_ray.training.preprocessing import Transform
 from fppmo_ray.training.splits import CHOOSE_SHARE, Splits, stratified_rows
@@ -70,7 +71,9 @@ def own_data(
     """Return a data set of what the caller has.
 
     Args:
-        data: A folder of images; arrays ``(images, labels)``: uint8 ``(N, H, W, C)`` to be
+        data: A folder of images; a folder or URI (``s3://bucket/path``, ``gs://...``) of parquet
+            files with encoded images, as on the Hugging Face hub, which are read when they are
+            needed; arrays ``(images, labels)``: uint8 ``(N, H, W, C)`` to be
             normalised, or floats ``(N, C, H, W)`` as the network takes them; a torch data set
             (map-style or iterable) or DataLoader, or a Hugging Face data set, of pairs (input,
             label) or of inputs alone. A dict has the parts ``train`` and, where there are any,
@@ -88,6 +91,8 @@ def own_data(
         ValueError: the data is something else, does not fit in memory, or its transform is unknown.
     """
     if isinstance(data, str | Path):
+        if "://" in str(data) or _has_shards(Path(data)):
+            return _shards(str(data), transform, class_names, seed)
         return OwnData(_folder(data, transform, class_names), None)
     parts = dict(data) if isinstance(data, Mapping) else {"train": data}
     if "train" not in parts:
@@ -110,6 +115,37 @@ def _folder(path: str | Path, transform: Transform | None, names: Sequence[str] 
     if not folder.is_dir():
         raise ValueError(f"data must be {_ALL_KINDS}; there is no folder {path}")
     return load_image_folder(folder, transform or Transform(), class_names=names)
+
+
+def _has_shards(folder: Path) -> bool:
+    return folder.is_dir() and not (folder / "train").is_dir() and bool(find_parts(str(folder)))
+
+
+def _shards(
+    root: str, transform: Transform | None, names: Sequence[str] | None, seed: int
+) -> OwnData:
+    """Return the data set of parquet files, of which only labels are read yet."""
+    found = find_parts(root)
+    if "train" not in found:
+        raise ValueError(
+            f"{shown(root)} must hold parquet files train-*.parquet, found "
+            f"{', '.join(f'{part}-*' for part in found) or 'none'}"
+        )
+    given = (transform or Transform()).filled()
+    _require_statistics(given)
+    parts: dict[str, ImageSet] = {}
+    for part in ("train", "test", *_HELD_OUT):
+        if part in found and not (part != "train" and "test" in parts):
+            images, labels, known = open_shards(root, part)
+            names = names or known
+            if part == "train" or labels.min() >= 0:  # the test parts of contests have no labels
+                parts["train" if part == "train" else "test"] = _files(images, labels, given)
+    return _assemble(parts, transform, names, seed)
+
+
+def _files(images: Sequence[Any], labels: IntArray, given: Transform) -> ImageFiles:
+    side, colour = given.image_size or 224, given.colour or "RGB"
+    return ImageFiles(images, labels, side, side, view=given.view(), colour=colour)
 
 
 def _assemble(
@@ -213,10 +249,7 @@ def _of_items(items: Any, transform: Transform | None, name: str) -> ImageSet | 
         return PreparedInputs(items, labels, shape)
     given = (transform or Transform()).filled()
     _require_statistics(given)
-    side = given.image_size or 224
-    colour = given.colour or "RGB"
-    images = ItemImages(items)
-    return ImageFiles(images, labels, side, side, view=given.view(), colour=colour)
+    return _files(ItemImages(items), labels, given)
 
 
 @dataclass(frozen=True, eq=False)

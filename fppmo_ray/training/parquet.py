@@ -92,13 +92,21 @@ def _batches(path: Path) -> Iterator[tuple[list[bytes | None], list[int | None]]
     from pyarrow.parquet import ParquetFile
 
     with ParquetFile(path) as file:
-        image_column, label_column = _columns(file.schema_arrow, path)
+        image_column, label_column = image_and_label_columns(file.schema_arrow, path)
         for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[image_column, label_column]):
             yield batch[image_column].field("bytes").to_pylist(), batch[label_column].to_pylist()
 
 
-def _columns(schema: Any, path: Path) -> tuple[str, str]:
-    """Return the names of the image and the label column of an Arrow schema."""
+def image_and_label_columns(schema: Any, path: Path) -> tuple[str, str]:
+    """Return the names of the image and the label column of an Arrow schema.
+
+    Args:
+        schema: Schema of the file.
+        path: The file, for the error message.
+
+    Raises:
+        ValueError: a column is missing, or of another type.
+    """
     import pyarrow as pa
 
     image = next((name for name in _IMAGE_COLUMNS if name in schema.names), None)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fppmo_ray.training.dataset import PreparedInputs
+from fppmo_ray.training.dataset import IntArray, PreparedInputs
 
 _INPUT_KEYS = ("pixel_values", "image", "img", "input", "inputs", "x")
 _LABEL_KEYS = ("label", "labels", "fine_label", "target", "y")
@@ -147,3 +147,31 @@ class Rows(Sequence[Any]):
 
     def __getitem__(self, position: Any) -> Any:
         return self.source[int(self.rows[position])]
+
+    def blocks(self, positions: IntArray) -> IntArray | None:
+        """Return the number of the block that each position is read with; None: single items.
+
+        Args:
+            positions: Positions in these rows.
+        """
+        blocks = getattr(self.source, "blocks", None)
+        found: IntArray | None = None
+        if blocks is not None:
+            found = blocks(np.asarray(self.rows, dtype=np.int64)[positions])
+        return found
+
+
+def shuffled_by_blocks(blocks: IntArray, window: int, rng: np.random.Generator) -> IntArray:
+    """Return positions in an order that reads a few blocks at a time, each of them once.
+
+    Args:
+        blocks: Block of every position, ``(n,)``.
+        window: Number of blocks whose positions are shuffled among each other.
+        rng: Source of randomness.
+    """
+    order = rng.permutation(np.unique(blocks))
+    place = np.empty(order.max() + 1, dtype=np.int64)
+    place[order] = np.arange(len(order)) // window
+    # Random keys sort the positions of a window.
+    positions: IntArray = np.lexsort((rng.random(len(blocks)), place[blocks]))
+    return positions
