@@ -41,6 +41,12 @@ __all__ = [
     "legal_min_width",
 ]
 
+_GPU_MULTIPLE = 8  # channels in bfloat16 that matrix units read at once
+# Filters from which on multiples of 8 leave enough widths to choose from. In narrow layers they
+# cost accuracy: layers of 16 filters have two such widths, and a search on a CIFAR ResNet with
+# multiples of 8 everywhere ended at 51.7 % instead of 63.4 %.
+_WIDE = 64
+
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelGroup:
@@ -219,7 +225,7 @@ class PruningSpace:
         self,
         *,
         min_keep: float = 0.1,
-        multiple: int = 1,
+        multiple: int | None = 1,
         layers: Mapping[str, tuple[float, float]] | None = None,
     ) -> PruningSpace:
         """Return this space with limits on the width of every group.
@@ -227,7 +233,8 @@ class PruningSpace:
         Args:
             min_keep: Smallest share of a group's filters that may be kept, in (0, 1]; at least
                 one filter always stays.
-            multiple: Legal widths are multiples of this, at least 1 (8 suits GPUs).
+            multiple: Legal widths are multiples of this, at least 1. None: multiples of 8, which
+                suits GPUs, in groups of at least 64 filters, any width in others.
             layers: For layers by name, the smallest and largest share of filters that their groups
                 may keep, in (0, 1]. Names may hold the wildcards ``*`` and ``?``; a later entry
                 overrides an earlier one.
@@ -244,7 +251,7 @@ class PruningSpace:
                 replace(
                     group,
                     min_keep=(least := max(group.floor, math.ceil(low * group.num_filters))),
-                    multiple=multiple,
+                    multiple=multiple or (_GPU_MULTIPLE if group.num_filters >= _WIDE else 1),
                     max_keep=None if high == 1 else max(least, int(high * group.num_filters)),
                 )
                 for group, (low, high) in zip(self.groups, shares, strict=True)

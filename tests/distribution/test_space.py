@@ -88,6 +88,14 @@ def test_spaces_of_different_limits_have_different_fingerprints():
     assert space.fingerprint() != space.with_limits(multiple=8).fingerprint()
 
 
+def test_without_a_multiple_only_wide_groups_have_multiples_of_eight():
+    groups = tuple(
+        ChannelGroup(name=f"conv{number}", num_filters=number) for number in (16, 63, 64, 256)
+    )
+    space = PruningSpace(groups, ()).with_limits(multiple=None)
+    assert [group.multiple for group in space.groups] == [1, 1, 8, 8]
+
+
 @pytest.mark.parametrize("min_keep", [0.0, -0.1, 1.5, float("nan")])
 def test_a_min_keep_out_of_range_is_refused(min_keep):
     with pytest.raises(ValueError, match=r"min_keep must be in \(0, 1\]"):
