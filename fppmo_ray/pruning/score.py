@@ -174,7 +174,8 @@ class ScoreInRungs:
     def recalibrate(self) -> None:
         """Re-estimate the batch-norm statistics, in place; later training is not affected."""
         candidate = self._candidate
-        batches = candidate.search_train.batches(_BATCH, self._recalibration)
+        size = min(_BATCH, candidate.compute.scoring_batch)
+        batches = candidate.search_train.batches(size, self._recalibration)
         recalibrate_batchnorm(self.network, batches, dtype=candidate.compute.dtype)
 
     def look(self) -> Metrics:

@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import ray
@@ -185,6 +185,15 @@ def _no_room(lack: str, missing: str, way_out: str, *, is_alone: bool) -> None:
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that a run's numbers depend on."""
-    packages = ("fppmo-ray", "ray", "torch", "numpy")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+    """Return the versions of Python and of the packages that a run's numbers depend on.
+
+    Of a package that is imported without being installed, from a copy of its source, the version is
+    ``not installed``.
+    """
+    versions = {"python": platform.python_version()}
+    for name in ("fppmo-ray", "ray", "torch", "numpy"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions

@@ -58,8 +58,8 @@ class EpochDone:
     """Place of the training in the list of all."""
     epoch: int
     """The epoch, counted from 0."""
-    state: bytes
-    """The training state after it."""
+    state: Any
+    """The training state after it, bytes or a reference to them."""
     report: TrainingReport
     """How it went."""
 
@@ -73,12 +73,18 @@ class CheckpointExchange:
 
     Args:
         begins: The point to go on from, for every training that is not finished.
+        share: Puts a state where all can read it, and returns a reference to it: ``ray.put``. A
+            state of hundreds of megabytes is then sent once to every node, and not once to every
+            replica. None: states are handed out themselves.
     """
 
-    def __init__(self, begins: Sequence[Begin]) -> None:
+    def __init__(
+        self, begins: Sequence[Begin], share: Callable[[bytes], Any] | None = None
+    ) -> None:
         self._begins = begins
-        self._training = 0
-        self._epoch, self._state = begins[0].epoch, begins[0].state
+        self._share = share
+        self._training = self._epoch = 0
+        self._begin(begins[0])
         self._done: list[EpochDone] = []
         self._is_stopped = False
         self._is_running = False
@@ -88,8 +94,8 @@ class CheckpointExchange:
         self._is_running = self._training < len(self._begins) and not self._is_stopped
         return (self._training, self._epoch) if self._is_running else None
 
-    def state_before(self, training: int, epoch: int) -> bytes | None:
-        """Return the training state before the next epoch.
+    def state_before(self, training: int, epoch: int) -> Any:
+        """Return the training state before the next epoch, as it was shared; None at the start.
 
         Args:
             training: Place of the training in the list of all.
@@ -106,13 +112,12 @@ class CheckpointExchange:
         """Take in the result of the next epoch; a repeated result changes nothing."""
         if (done.training, done.epoch) != (self._training, self._epoch):
             return
-        self._done.append(done)
-        self._epoch, self._state = done.epoch + 1, done.state
+        self._epoch, self._state = done.epoch + 1, self._shared(done.state)
+        self._done.append(replace(done, state=self._state))
         if self._epoch == self._begins[self._training].num_epochs:
             self._training += 1
             if self._training < len(self._begins):
-                begin = self._begins[self._training]
-                self._epoch, self._state = begin.epoch, begin.state
+                self._begin(self._begins[self._training])
 
     def take(self) -> list[EpochDone]:
         """Return the results since the last call, in order."""
@@ -128,10 +133,19 @@ class CheckpointExchange:
         self._is_stopped = True
         return self._is_running
 
+    def _begin(self, begin: Begin) -> None:
+        self._epoch, self._state = begin.epoch, self._shared(begin.state)
+
+    def _shared(self, state: bytes | None) -> Any:
+        return state if state is None or self._share is None else self._share(state)
+
 
 logger = logging.getLogger(__name__)
 
 _LOOK_UP_S = 1.0  # longest delay until a finished epoch or a stop is noticed
+# Longest wait of a replica for the others. Ray notices a replica that is lost within a minute and
+# ends the group; this ends a group of which one hangs.
+_MAX_WAIT_S = 300
 _MAX_FAILURES = 3  # groups in a row that finish no epoch: then it is no accident
 _MAX_MINUTES_WITHOUT_ROOM = 10  # of a group; a node that an autoscaler adds takes less
 
@@ -198,7 +212,7 @@ def train_on_several(
     # Beside the driver, since nodes of workers come and go.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     actor: Any = ray.remote(num_cpus=0)(CheckpointExchange)
-    exchange = actor.options(scheduling_strategy=here).remote(begins)
+    exchange = actor.options(scheduling_strategy=here).remote(begins, ray.put)
     # References only: the weights themselves are in the object store.
     trained = [
         (training.task, training.weights.shared, training.teacher.shared)
@@ -273,7 +287,7 @@ def _keep_epochs(
     while not has_ended:
         has_ended = _has_ended(group)
         for done in ray.get(exchange.take.remote()):
-            keep(done)
+            keep(replace(done, state=ray.get(done.state)))
             num_kept += 1
         if stop.is_made and not ray.get(exchange.stop.remote()):
             raise stop.stopped()
@@ -314,7 +328,7 @@ def _fit(train: Callable[[], None], problem: Problem) -> None:
         TrainingFailedError: one of them failed, or was lost.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     on_gpus = problem.device_type == "cuda"
     demand: Demand = problem.replica_demand
@@ -325,6 +339,7 @@ def _fit(train: Callable[[], None], problem: Problem) -> None:
     with tempfile.TemporaryDirectory() as folder:  # wanted by Ray Train
         TorchTrainer(
             train,
+            torch_config=TorchConfig(timeout_s=_MAX_WAIT_S),
             scaling_config=ScalingConfig(
                 num_workers=problem.fine_tune_workers,
                 use_gpu=on_gpus,
@@ -357,7 +372,8 @@ def _train_replica(
         if reached is not None and reached[0] == place:
             state: bytes | None = reached[1]
         else:
-            state = ray.get(exchange.state_before.remote(index, epoch))
+            shared = ray.get(exchange.state_before.remote(index, epoch))
+            state = None if shared is None else ray.get(shared)
         task, weights, teacher = trainings[index]
         with process_ends_after(limits.limit("train_epoch")):
             new_state, report = worker.train_epoch(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -48,7 +50,11 @@ from fppmo_ray.training import (
     stratified_splits,
     train_epoch,
 )
+from fppmo_ray.training.ddp import ENOUGH_IMAGES
+from fppmo_ray.training.device import device_module
 from fppmo_ray.training.own_data import Unlabelled, own_code, own_data
+
+logger = logging.getLogger(__name__)
 
 _RECALIBRATION_BATCH = 250
 _EVALUATION_BATCH = 250
@@ -127,7 +133,16 @@ class ImageClassification:
                 divided evenly among the workers that fine-tune together.
         """
         _check_rows(self.splits, len(self.dataset.train))
-        Shard(0, resources.fine_tune_workers).batch_size(settings.fine_tune.batch_size)
+        shard = Shard(0, resources.fine_tune_workers)
+        part = shard.batch_size(settings.fine_tune.batch_size)
+        if shard.count > 1 and part < ENOUGH_IMAGES and resources.device_type == "cpu":
+            enough = ENOUGH_IMAGES * shard.count
+            warnings.warn(
+                f"each of {shard.count} fine_tune_workers has {part} images of a batch, too few "
+                f"for the statistics of batch norms; give a batch_size of {enough} and a learning "
+                "rate that is scaled with it, or fewer fine_tune_workers",
+                stacklevel=2,
+            )
         return settings
 
     @torch.no_grad()
@@ -300,8 +315,26 @@ class ImagesOnWorker:
         split: str,
         compute: ComputeConfig,
     ) -> Score:
-        """Score the network that a mask leaves: see ``candidate`` and ``pruning.score``."""
-        return score(self.candidate(dense, keep, seed=seed, split=split, compute=compute))
+        """Score the network that a mask leaves: see ``candidate`` and ``pruning.score``.
+
+        Raises:
+            RuntimeError: the GPU's memory is too small, for batches of a quarter of the size too.
+        """
+        candidate = self.candidate(dense, keep, seed=seed, split=split, compute=compute)
+        try:
+            return score(candidate)
+        except torch.OutOfMemoryError as error:
+            reason = str(error)  # the error itself would keep the score's memory
+        smaller = replace(compute, scoring_batch=max(1, _RECALIBRATION_BATCH // 4))
+        logger.warning("a score is tried again, %s: %s", smaller, reason)
+        device_module(self._device).empty_cache()
+        try:
+            return score(replace(candidate, compute=smaller))
+        except torch.OutOfMemoryError as error:
+            raise RuntimeError(
+                f"a score needs more memory than the GPU has, even {smaller}: {error}; let fewer "
+                "workers share a GPU"
+            ) from None
 
     @torch.no_grad()
     def score_dense(self, dense: nn.Module) -> DenseScored:

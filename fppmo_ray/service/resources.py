@@ -19,14 +19,18 @@ class Resources:
     workers: int = 2
     """Number of workers to ask the cluster for; they start as resources become free."""
     gpus: Annotated[float, tyro.conf.arg(name="gpus-per-worker")] = 0.0
-    """GPUs that each worker holds; with a fraction, workers share a GPU. 0: scores run on CPUs."""
+    """Share of a GPU that each worker holds, at most 1. Workers that share a GPU compute in turns;
+    where NVIDIA's MPS runs on the node (``nvidia-cuda-mps-control -d`` before Ray is started), they
+    compute side by side. 0: scores run on CPUs."""
     cpus: Annotated[int, tyro.conf.arg(name="cpus-per-worker")] = 1
     """CPUs that each worker holds. torch uses as many threads, unless autotune finds fewer to be
     faster."""
     fine_tune_workers: int = 1
     """Number of processes (Ray Train) that share each training of the baseline, between stages and
     at the end, each with a whole GPU if workers hold any. 1 trains the networks side by side, each
-    on one worker."""
+    on one worker. The recipe's batch_size is that of all of them together, so the learning rate
+    stays. With batches of thousands, scale it with them and warm up (1706.02677): schedule
+    one_cycle. On GPUs, batch norms are synchronised where a process has fewer than 32 images."""
     accelerator_type: str | None = None
     """Kind of GPU that each worker needs, by Ray's name: ``A100``, ``H100``, ``L4``. None: any."""
     memory_gib: float = 0.0
@@ -48,10 +52,11 @@ class Resources:
 
     def __post_init__(self) -> None:
         require(self.workers >= 1, "workers", ">= 1", self.workers)
-        require(self.gpus >= 0, "gpus", ">= 0", self.gpus)
-        if self.gpus > 1:
-            whole = self.gpus == int(self.gpus)
-            require(whole, "gpus", "whole above 1", self.gpus)
+        if not 0 <= self.gpus <= 1:
+            raise ValueError(
+                f"gpus must be in [0, 1], got {self.gpus}: a worker computes on one GPU; ask for "
+                "more workers, and set fine_tune_workers to train a network on several GPUs"
+            )
         require(self.memory_gib >= 0, "memory_gib", ">= 0", self.memory_gib)
         for name, amount in self.custom_resources.items():
             require(amount > 0, f"custom_resources {name}", "> 0", amount)

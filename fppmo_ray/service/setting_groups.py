@@ -31,16 +31,17 @@ class Space:
     ``layer1.*`` are allowed."""
     min_keep: float = 0.1
     """Smallest share of the filters of a group that a mask may keep, in (0, 1]."""
-    multiple: Annotated[int | None, tyro.conf.arg(name="width-multiple")] = None
-    """Widths are multiples of this number. None: 8 if workers hold GPUs, whose matrix units are
-    fastest then, else 1."""
+    multiple: Annotated[int | Literal["wide"] | None, tyro.conf.arg(name="width-multiple")] = None
+    """Widths are multiples of this number. wide: multiples of 8 in layers of at least 64 filters,
+    whose products GPUs compute fastest then, and any width in narrower ones, where multiples of 8
+    cost accuracy. None: wide if workers hold GPUs, else 1."""
     layer_limits: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Smallest and largest share of filters to keep, by the name of a layer or a pattern such as
     ``layer1.*``. Other layers have the limits min_keep and 1."""
 
     def __post_init__(self) -> None:
         require(0 < self.min_keep <= 1, "min_keep", "in (0, 1]", self.min_keep)
-        if self.multiple is not None:
+        if isinstance(self.multiple, int):
             require(self.multiple >= 1, "multiple", ">= 1", self.multiple)
 
 
@@ -176,9 +177,10 @@ class Numerics:
     processors have units for it (AVX-512 BF16, AMX, CUDA capability 8.0), else float32. Name a
     format to compute the same on machines with different processors."""
     autotune: bool = False
-    """Whether to measure at the start how scores are computed fastest (dtype if it is ``auto``,
-    folded batch norms, threads; on GPUs also memory layout, batch size, CUDA graphs). The result is
-    journaled. Another search may get another result, and then differs in rounding and masks."""
+    """Whether to measure at the start how scores and, apart from them, trainings are computed
+    fastest (dtype if it is ``auto``, folded batch norms, threads; on GPUs also memory layout, batch
+    size, CUDA graphs). The result is journaled. Another search may get another result, and then
+    differs in rounding and masks."""
 
     def __post_init__(self) -> None:
         _require_choices(self)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from fppmo_ray.distribution import OptimizerSettings
 from fppmo_ray.distribution.allocation import GAMMAS
@@ -25,7 +25,7 @@ from fppmo_ray.training import ComputeConfig, DType, Recipe
 
 _MIN_GENERATIONS = 2  # per stage: in a single one, no mask is sampled after an update
 _LONG_TRAINING = 6  # epochs, see gamma
-_WIDTH_MULTIPLES = {"cpu": 1, "cuda": 8}
+_WIDTH_MULTIPLES: dict[str, int | Literal["wide"]] = {"cpu": 1, "cuda": "wide"}
 _GROUPS = ("space", "sampler", "scoring", "calibration", "baseline", "gradual", "numerics")
 
 

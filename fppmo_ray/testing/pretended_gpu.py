@@ -68,6 +68,7 @@ class PretendedGpu:
         self._storages: dict[int, list[int]] = {}
         """Bytes and number of living tensors of each storage."""
         self._allocated = self._peak = 0
+        self._too_much: str | None = None
         self._pinned: weakref.WeakSet[Tensor] = weakref.WeakSet()
 
     def reset_counts(self) -> None:
@@ -221,22 +222,33 @@ class PretendedGpu:
             tensor: The tensor.
 
         Raises:
-            torch.OutOfMemoryError: the process has no room for it.
+            torch.OutOfMemoryError: the process has no room for it. In a backward pass, the next
+                operation after it raises instead.
         """
         storage = tensor.on_cpu.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         known = self._storages.get(key)
         if known is None:
             if self._allocated + size > self.limit:
-                raise torch.OutOfMemoryError(
+                self._too_much = (
                     f"CUDA out of memory. Tried to allocate {size} bytes, {self._allocated} of "
                     f"{self.limit} are in use"
                 )
+                self._raise_if_too_much()
             known = self._storages[key] = [size, 0]
             self._allocated += size
             self._peak = max(self._peak, self._allocated)
         known[1] += 1
         tensor.memory = _Memory(partial(self._free, key))
+
+    def _raise_if_too_much(self) -> None:
+        """Raise for memory that there was no room for; within a backward pass, at its end.
+
+        Torch's backward pass ends the process if an operation of a device in Python raises.
+        """
+        if self._too_much is not None and torch._C._current_graph_task_id() == -1:
+            message, self._too_much = self._too_much, None
+            raise torch.OutOfMemoryError(message)
 
     def _free(self, key: int) -> None:
         known = self._storages[key]
@@ -256,6 +268,7 @@ class PretendedGpu:
         Raises:
             RuntimeError: it mixes devices, or waits during a capture.
         """
+        self._raise_if_too_much()
         name = str(func)
         leaves, spec = tree_flatten((args, kwargs))
         asked = kwargs.get("device")
@@ -484,7 +497,7 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
         raise RuntimeError(f"torch {torch.__version__} has no devices written in Python; use 2.10")
     gpu = _gpu()
     gpu.reset_counts()
-    gpu.limit = _TOTAL_BYTES
+    gpu.limit, gpu._too_much = _TOTAL_BYTES, None
     swaps = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)  # for Module.to(device)
     try:

@@ -84,7 +84,10 @@ def batches_counted_at_end(network: nn.Module, count: Callable[[], int]) -> Iter
     norms = [
         module
         for module in network.modules()
-        if isinstance(module, _BatchNorm) and module.training and module.momentum is not None
+        if isinstance(module, _BatchNorm)
+        and module.training
+        and module.momentum is not None
+        and not isinstance(module, nn.SyncBatchNorm)  # which insists on counting
     ]
     counters = [norm.num_batches_tracked for norm in norms]
     for norm in norms:

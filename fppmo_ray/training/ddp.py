@@ -3,8 +3,9 @@
 Every process trains on its part of every batch. DistributedDataParallel averages the gradients
 before each step, so weights and momentum are equal everywhere and are those of one process with the
 whole batch. Batch norm differs: it normalises by the statistics of the replica's own part, as most
-ImageNet recipes do, which needs about 32 images per part. The running statistics, which evaluation
-uses, are averaged over the replicas at the end of an epoch.
+ImageNet recipes do, which needs about 32 images per part. Of smaller parts on GPUs it takes the
+statistics of the whole batch, which the replicas exchange in every layer. The running statistics,
+which evaluation uses, are averaged over the replicas at the end of an epoch.
 
 With one process all functions here return their input unchanged.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -64,18 +66,28 @@ WHOLE = Shard(0, 1)
 """The shard of a single process: all images of every batch."""
 
 
-def wrap_ddp(network: nn.Module, shard: Shard) -> nn.Module:
+ENOUGH_IMAGES = 32
+"""Images whose statistics are steady enough for a batch norm to normalise by."""
+
+
+def wrap_ddp(network: nn.Module, shard: Shard, batch_size: int) -> nn.Module:
     """Wrap a network so that its gradients are averaged over the processes.
 
     All replicas start from the weights and buffers of process 0. Training the wrapper trains
-    ``network`` itself.
+    ``network`` itself, whose batch norms are replaced by synchronised ones, in place, where parts
+    are small and on a GPU.
 
     Args:
         network: The network to train.
         shard: The part of this process; with a single process, the network is returned unwrapped.
+        batch_size: Images of a whole batch.
     """
     if shard.count == 1:
         return network
+    on_gpu = any(parameter.device.type != "cpu" for parameter in network.parameters())
+    if on_gpu and shard.batch_size(batch_size) < ENOUGH_IMAGES:
+        convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
+        network = convert(network)
     # Buffers are averaged once per epoch; the wrapper would broadcast replica 0's at every step.
     return DistributedDataParallel(network, broadcast_buffers=False)
 

@@ -106,7 +106,7 @@ def train_epoch(
     begin = time.perf_counter()
     with TorchGenerators(images, _own_seed(seed, shard), epoch).in_use():
         means = train_on_batches(
-            wrap_ddp(network, shard),
+            wrap_ddp(network, shard, min(recipe.batch_size, len(images))),
             optimizer,
             zip(rates, batches, strict=True),
             recipe,

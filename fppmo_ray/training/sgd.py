@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.optim import SGD
 
 from fppmo_ray.training.batchnorm import batches_counted_at_end
@@ -22,6 +23,8 @@ from fppmo_ray.training.cuda_graphs import replayed
 from fppmo_ray.training.device import device_module
 from fppmo_ray.training.images import Batch, Images, Seed, derive_seed
 from fppmo_ray.training.recipe import Recipe, peak_rate, training_loss
+
+logger = logging.getLogger(__name__)
 
 _CHECK_EVERY = 32  # steps between checks of the loss, each of which waits for the device
 _DROPOUT_STREAM = 1  # separates the seed of dropout from the seed of the images
@@ -156,14 +159,24 @@ def train_on_batches(
         answers = stack.enter_context(_teacher_logits(teacher, recipe, compute.dtype))
         stack.enter_context(batches_counted_at_end(network, lambda: num_steps))
 
-        def step(images: Tensor, labels: Tensor) -> None:
+        def add_gradients(images: Tensor, labels: Tensor, share: float) -> Tensor:
             with autocast(device, compute.dtype):
                 logits = network(images)
                 teacher_logits = answers(images)
             loss = training_loss(logits, labels, recipe, teacher_logits)
-            _descend(optimizer, loss, recipe.clip_norm)
+            part = loss if share == 1 else loss * share
+            part.backward()  # type: ignore[no-untyped-call]
             num_right = (logits.detach().argmax(1) == labels).sum()
-            totals.add_(torch.stack([loss.detach() * len(labels), num_right]).double())
+            return torch.stack([loss.detach() * len(labels), num_right]).double()
+
+        sum_gradients = _InParts(add_gradients, optimizer, device)
+
+        def step(images: Tensor, labels: Tensor) -> None:
+            sums = sum_gradients(images, labels)
+            if recipe.clip_norm is not None:
+                nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], recipe.clip_norm)
+            optimizer.step()
+            totals.add_(sums)
 
         run = stack.enter_context(replayed(step, device)) if compute.cuda_graphs else step
         stack.callback(optimizer.zero_grad)  # before a graph is freed that holds the gradients
@@ -181,12 +194,54 @@ def train_on_batches(
     return loss_sum / num_images, right_sum / num_images
 
 
-def _descend(optimizer: SGD, loss: Tensor, clip_norm: float | None) -> None:
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    if clip_norm is not None:
-        nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], clip_norm)
-    optimizer.step()
+class _InParts:
+    """Sums up the gradients of a batch, in several parts once the whole does not fit into memory.
+
+    Batch norms then normalise by the statistics of a part.
+
+    Args:
+        add_gradients: Adds the gradients of a part, times its share of the batch, and returns sums.
+        optimizer: Its gradients are dropped before a batch.
+        device: The device that may run out of memory.
+    """
+
+    def __init__(
+        self,
+        add_gradients: Callable[[Tensor, Tensor, float], Tensor],
+        optimizer: SGD,
+        device: torch.device,
+    ) -> None:
+        self._add_gradients = add_gradients
+        self._optimizer = optimizer
+        self._device = device
+        self._num_parts = 1
+
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        while (sums := self._sums(images, labels)) is None:
+            self._num_parts *= 2
+            self._optimizer.zero_grad()
+            device_module(self._device).empty_cache()
+            logger.warning(
+                "a batch of %d images does not fit into the GPU's memory: its gradients are summed "
+                "up over %d parts; let fewer workers share a GPU, or take smaller batches",
+                *(len(labels), self._num_parts),
+            )
+        return sums
+
+    def _sums(self, images: Tensor, labels: Tensor) -> Tensor | None:
+        """Return the sums of a batch; None if the memory is too small for its parts."""
+        self._optimizer.zero_grad()
+        size = -(-len(labels) // self._num_parts)
+        parts = zip(torch.split(images, size), torch.split(labels, size), strict=True)
+        try:
+            sums = [self._add_gradients(*part, len(part[1]) / len(labels)) for part in parts]
+            return sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
+        except torch.OutOfMemoryError:
+            # Other processes would wait for gradients that never come.
+            is_shared = distributed.is_available() and distributed.is_initialized()
+            if is_shared or size == 1 or device_module(self._device).is_current_stream_capturing():
+                raise
+            return None
 
 
 def _check_finite(totals: Tensor, rate: float, place: str) -> None:

@@ -69,3 +69,18 @@ def test_a_stop_does_not_wait_for_a_group_without_a_place() -> None:
     exchange.next_epoch()
     exchange.start_group()
     assert not exchange.stop()
+
+
+def test_states_are_shared_once_and_handed_out_by_reference() -> None:
+    shared: list[bytes] = []
+
+    def share(state: bytes) -> int:
+        shared.append(state)
+        return len(shared) - 1
+
+    exchange = CheckpointExchange([Begin(epoch=1, state=b"0 after 0", num_epochs=3)], share)
+    assert [exchange.state_before(0, 1) for _ in range(8)] == [0] * 8  # eight replicas
+    exchange.put(done(0, 1))
+    assert [item.state for item in exchange.take()] == [1]
+    assert exchange.state_before(0, 2) == 1
+    assert shared == [b"0 after 0", b"0 after 1"]

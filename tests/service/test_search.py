@@ -381,6 +381,7 @@ def test_time_limits_of_a_placement_hold_for_every_call_of_a_worker() -> None:
         {"workers": 0},
         {"gpus": -1.0},
         {"gpus": 1.5},
+        {"gpus": 2.0},
         {"cpus": 0},
         {"score_timeout": 0.0},
         {"call_timeout": 0.0},
@@ -388,5 +389,5 @@ def test_time_limits_of_a_placement_hold_for_every_call_of_a_worker() -> None:
 )
 def test_resources_out_of_range_are_refused_with_a_sentence(wrong: dict[str, float]) -> None:
     [name] = wrong
-    with pytest.raises(ValueError, match=f"{name} must be (>|whole above 1)"):
+    with pytest.raises(ValueError, match=rf"{name} must be (>|in \[0, 1\])"):
         Resources(**wrong)  # type: ignore[arg-type]

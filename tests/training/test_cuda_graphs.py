@@ -199,3 +199,49 @@ def test_batches_are_counted_as_torch_counts_them(gpu: PretendedGpu) -> None:
     assert counters
     for state in (on_cpu, on_gpu):
         assert {int(state.network[name]) for name in counters} == {18}
+
+
+def without_batchnorm() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, 10)),
+    )
+
+
+@pytest.mark.parametrize("compute", [LAUNCHED, GRAPHS])
+def test_a_batch_that_does_not_fit_into_the_memory_is_trained_on_in_parts_to_the_same_end(
+    gpu: PretendedGpu, caplog: pytest.LogCaptureFixture, compute: ComputeConfig
+) -> None:
+    images = images_on(gpu.device)
+    recipe = Recipe(batch_size=128, distillation_weight=0.0, clip_norm=1.0)
+
+    def trained_within(limit: int | None) -> tuple[dict[str, Tensor], int]:
+        """Return the weights, and the most bytes that were in use."""
+        network = without_batchnorm().to(gpu.device)
+        base = gpu.memory_allocated()
+        gpu.reset_peak_memory_stats()
+        if limit is not None:
+            gpu.limit = base + limit
+        train_steps(network, images, recipe, steps=6, seed=0, compute=compute)
+        gpu.limit = 2**40
+        weights = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
+        return weights, gpu.max_memory_allocated() - base
+
+    whole, needed = trained_within(None)
+    assert not caplog.messages
+    parts, _ = trained_within(needed * 2 // 3)
+    assert caplog.messages == [
+        "a batch of 128 images does not fit into the GPU's memory: its gradients are summed up "
+        "over 2 parts; let fewer workers share a GPU, or take smaller batches"
+    ]
+    for name, weights in whole.items():
+        assert torch.allclose(parts[name], weights, rtol=1e-4, atol=1e-6), name
+
+
+def test_a_single_image_that_does_not_fit_ends_the_training(gpu: PretendedGpu) -> None:
+    network, images = without_batchnorm().to(gpu.device), images_on(gpu.device)
+    gpu.limit = gpu.memory_allocated() + 20_000
+    recipe = Recipe(batch_size=4, distillation_weight=0.0)
+    with pytest.raises(torch.OutOfMemoryError):
+        train_steps(network, images, recipe, steps=1, seed=0)

@@ -11,7 +11,16 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from fppmo_ray.training import Images, Shard, Transform, load_dataset, load_imagenet, open_images
+from fppmo_ray.testing.pretended_gpu import PretendedGpu
+from fppmo_ray.training import (
+    Images,
+    Shard,
+    Transform,
+    ddp,
+    load_dataset,
+    load_imagenet,
+    open_images,
+)
 
 
 def digits() -> Images:
@@ -63,6 +72,19 @@ def test_the_mean_of_the_parts_gradients_is_that_of_the_whole_batch() -> None:
     assert torch.allclose(
         torch.stack(of_parts).mean(0), gradients(network, pixels, labels), rtol=1e-4, atol=1e-7
     )
+
+
+@pytest.mark.parametrize(("batch_size", "kind"), [(16, nn.SyncBatchNorm), (128, nn.BatchNorm2d)])
+def test_small_parts_on_gpus_share_the_statistics_of_their_batch(
+    gpu: PretendedGpu, monkeypatch: pytest.MonkeyPatch, batch_size: int, kind: type[nn.Module]
+) -> None:
+    monkeypatch.setattr(ddp, "DistributedDataParallel", lambda network, **_: network)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)).to(gpu.device)
+    before = dict(network.state_dict())
+    wrapped = ddp.wrap_ddp(network, Shard(0, 2), batch_size)
+    assert type(wrapped[1]) is kind
+    assert wrapped is network  # whose state is what is kept
+    assert network.state_dict().keys() == before.keys()
 
 
 def test_batches_that_cannot_be_parted_evenly_are_refused() -> None:
