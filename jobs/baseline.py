@@ -135,6 +135,7 @@ def main(
     weights: Path | None = None,
     search_val_rows: Path | None = None,
     dtype: DType = "float32",
+    cuda_graphs: bool = False,
     seed: int = 0,
 ) -> None:
     """Train, and keep the weights and the rows that they have never seen.
@@ -149,6 +150,7 @@ def main(
         weights: Weights that training begins with; by default random ones.
         search_val_rows: .npy file of the rows to hold out; by default 10 % of every class.
         dtype: Of the training passes.
+        cuda_graphs: Whether a GPU replays training steps as CUDA graphs.
         seed: Seed of the weights, the order of the images, and the rows.
     """
     require_lasting(output)
@@ -164,7 +166,7 @@ def main(
     if weights is not None:
         load_weights(dense, weights)
     splits = _splits(dataset.train.labels, search_val_rows, seed)
-    compute = ComputeConfig(dtype=dtype, threads=resources.cpus)
+    compute = ComputeConfig(dtype=dtype, threads=resources.cpus, cuda_graphs=cuda_graphs)
     identity = {
         **training_identity(recipe, compute, seed),
         "network": network,
