@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -36,6 +36,9 @@ from fppmo_ray.service.trainings import (
 from fppmo_ray.service.worker import PruningWorker
 from fppmo_ray.service.worker_protocol import TrainingReport, TrainingTask, Worker
 from fppmo_ray.training import Shard
+
+if TYPE_CHECKING:
+    from ray.train import ScalingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,18 +324,30 @@ def _in_background(run: Callable[[], None]) -> Future[None]:
     return future
 
 
+def scaling_of(problem: Problem) -> ScalingConfig:
+    """Return the resources of a group of replicas: each has a whole GPU if workers hold any."""
+    from ray.train import ScalingConfig
+
+    demand: Demand = problem.replica_demand
+    labels: dict[str, Any] = {"label_selector": dict(demand.labels)} if demand.labels else {}
+    return ScalingConfig(
+        num_workers=problem.fine_tune_workers,
+        use_gpu=problem.device_type == "cuda",
+        resources_per_worker=demand.bundle(),
+        accelerator_type=demand.accelerator_type,
+        **labels,
+    )
+
+
 def _fit(train: Callable[[], None], problem: Problem) -> None:
     """Run one group of replicas from its start to its end.
 
     Raises:
         TrainingFailedError: one of them failed, or was lost.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    on_gpus = problem.device_type == "cuda"
-    demand: Demand = problem.replica_demand
-    labels: dict[str, Any] = {"label_selector": dict(demand.labels)} if demand.labels else {}
     # Ray Train would wait for room for ever, a minute at a time, without a line to the driver.
     retries = _MAX_MINUTES_WITHOUT_ROOM - 1
     failures: Any = FailureConfig(controller_failure_limit=retries)  # type: ignore[call-arg]
@@ -340,13 +355,7 @@ def _fit(train: Callable[[], None], problem: Problem) -> None:
         TorchTrainer(
             train,
             torch_config=TorchConfig(timeout_s=_MAX_WAIT_S),
-            scaling_config=ScalingConfig(
-                num_workers=problem.fine_tune_workers,
-                use_gpu=on_gpus,
-                resources_per_worker=demand.bundle(),
-                accelerator_type=demand.accelerator_type,
-                **labels,
-            ),
+            scaling_config=scaling_of(problem),
             run_config=RunConfig(name="fine-tuning", storage_path=folder, failure_config=failures),
         ).fit()
 

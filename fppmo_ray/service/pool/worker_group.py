@@ -61,9 +61,9 @@ def worker_name(worker: object, slot: int, device_type: str) -> str:
     Args:
         worker: The worker itself, for the name of its class.
         slot: Its slot.
-        device_type: ``"cuda"`` if it computes on a GPU, else ``"cpu"``.
+        device_type: ``"cpu"``, or the kind of GPU that it computes on.
     """
-    gpus = os.environ.get("CUDA_VISIBLE_DEVICES") if device_type == "cuda" else None
+    gpus = None if device_type == "cpu" else os.environ.get("CUDA_VISIBLE_DEVICES")
     return f"{type(worker).__name__}({slot}, {f'gpu={gpus}' if gpus else 'cpu'})"
 
 

@@ -1,0 +1,103 @@
+"""Workers on the GPUs of a Ray that pretends to have two: who gets which, and how much of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fppmo_ray.service.ddp_training import scaling_of
+from fppmo_ray.testing.pretended_gpu import PretendedGpu
+
+_SCRIPT = """
+import json, os, sys
+import numpy as np
+import ray
+
+from fppmo_ray import Placement, Recipe, SearchSettings, load_dataset
+from fppmo_ray.distribution import Proposal
+from fppmo_ray.service import worker as worker_module
+from fppmo_ray.service.image_task import image_classification
+from fppmo_ray.service.pool.call import Call
+from fppmo_ray.service.pool.worker_pool import worker_pool
+from fppmo_ray.service.problem import build_problem
+from fppmo_ray.service.worker import PruningWorker
+from fppmo_ray.service.worker_protocol import share_weights, to_arrays
+from fppmo_ray.testing.pretended_gpu import pretended_gpu
+from fppmo_ray.training import build_network
+
+
+class Worker(PruningWorker):
+    def __init__(self, problem, slot):
+        self.context = pretended_gpu()
+        self.gpu = self.context.__enter__()
+        worker_module.visible_gpu = lambda: self.gpu.device
+        super().__init__(problem, slot)
+
+    def where(self):
+        visible = os.environ["CUDA_VISIBLE_DEVICES"]
+        return visible, self.gpu.limit / self.gpu.get_device_properties().total_memory, repr(self)
+
+
+ray.init(address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)
+placement = Placement(workers=4, gpus_per_worker=0.5)
+network = build_network("digits_cnn", 10)
+settings = SearchSettings(macs_cut=0.5, dtype="float32", recipe=Recipe(epochs=0))
+problem = build_problem(
+    network, image_classification(load_dataset("digits")), settings, placement=placement
+)
+keep = np.arange(problem.space.num_filters) % 2 == 0
+proposal = Proposal(proposal_id=0, generation=0, keep=keep, macs=0)
+with worker_pool(Worker, problem, num_workers=4, demand=placement.demand) as pool:
+    weights = share_weights(to_arrays(network), problem.compute)
+    while pool.num_ready < 4:
+        pool.run([Call("place", lambda worker: worker.where())])
+    places = pool.run([Call("place", lambda worker: worker.where()) for _ in range(4)])
+    [score] = pool.run([Call("score", lambda worker: worker.score(weights.shared, proposal))])
+on_cpu = PruningWorker(
+    build_problem(network, image_classification(load_dataset("digits")), settings), 0
+)
+expected = on_cpu.score(weights.snapshot, proposal)
+print(json.dumps({"places": places, "loss": score.val_loss, "expected": expected.val_loss}))
+ray.shutdown()
+"""
+
+
+@pytest.mark.timeout(480)
+def test_four_workers_share_two_gpus_by_halves_and_score_what_a_cpu_scores(
+    gpu: PretendedGpu,
+) -> None:
+    del gpu  # skips where there are no devices in Python
+    done = subprocess.run(
+        [sys.executable, "-c", _SCRIPT],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    assert found["loss"] == pytest.approx(found["expected"], rel=1e-5)
+    assert {visible for visible, _, _ in found["places"]} <= {"0", "1"}
+    assert {share for _, share, _ in found["places"]} == {0.5}
+    for visible, _, name in found["places"]:
+        assert name.startswith("Worker(")
+        assert name.endswith(f"gpu={visible})")
+
+
+@pytest.mark.parametrize(("device_type", "gpus"), [("cuda", 1), ("cpu", 0)])
+def test_every_process_of_a_shared_training_holds_a_whole_gpu_if_workers_hold_any(
+    device_type: str, gpus: int
+) -> None:
+    problem: Any = SimpleNamespace(
+        device_type=device_type, threads=3, fine_tune_workers=4, gpu_share=0.25
+    )
+    scaling = scaling_of(problem)
+    assert scaling.num_workers == 4
+    assert scaling.use_gpu == bool(gpus)
+    assert scaling.resources_per_worker == {"CPU": 3, **({"GPU": gpus} if gpus else {})}
