@@ -19,7 +19,7 @@ import json, os, sys
 import numpy as np
 import ray
 
-from fppmo_ray import Placement, Recipe, SearchSettings, load_dataset
+from fppmo_ray import Recipe, Resources, SearchSettings, load_dataset
 from fppmo_ray.distribution import Proposal
 from fppmo_ray.service import worker as worker_module
 from fppmo_ray.service.image_task import image_classification
@@ -45,15 +45,15 @@ class Worker(PruningWorker):
 
 
 ray.init(address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)
-placement = Placement(workers=4, gpus_per_worker=0.5)
+resources = Resources(workers=4, gpus=0.5)
 network = build_network("digits_cnn", 10)
-settings = SearchSettings(macs_cut=0.5, dtype="float32", recipe=Recipe(epochs=0))
+settings = SearchSettings(macs_cut=0.5, fine_tune=Recipe(epochs=0)).changed(dtype="float32")
 problem = build_problem(
-    network, image_classification(load_dataset("digits")), settings, placement=placement
+    network, image_classification(load_dataset("digits")), settings, resources=resources
 )
 keep = np.arange(problem.space.num_filters) % 2 == 0
 proposal = Proposal(proposal_id=0, generation=0, keep=keep, macs=0)
-with worker_pool(Worker, problem, num_workers=4, demand=placement.demand) as pool:
+with worker_pool(Worker, problem, num_workers=4, demand=resources.demand) as pool:
     weights = share_weights(to_arrays(network), problem.compute)
     while pool.num_ready < 4:
         pool.run([Call("place", lambda worker: worker.where())])

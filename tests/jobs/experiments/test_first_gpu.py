@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from job_files import parse_job
 
-from fppmo_ray import Placement
+from fppmo_ray import Resources
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SCRIPT = REPOSITORY / "jobs" / "experiments" / "first_gpu.sh"
@@ -37,14 +37,14 @@ def commands(step: str, tmp_path: Path, **environment: str) -> list[list[str]]:
 def test_both_networks_share_the_gpu_and_their_jobs_accept_the_flags(tmp_path: Path) -> None:
     trained = [parse_job(words) for words in commands("baselines", tmp_path)]
     assert [heard["network"] for heard in trained] == ["resnet110", "resnet56"]
-    assert {heard["placement"] for heard in trained} == {Placement(gpus_per_worker=0.5)}
+    assert {heard["resources"] for heard in trained} == {Resources(gpus=0.5)}
     assert all(heard["cuda_graphs"] for heard in trained)
     pruned = [parse_job(words) for words in commands("searches", tmp_path)]
-    assert {heard["placement"] for heard in pruned} == {Placement(workers=2, gpus_per_worker=0.25)}
+    assert {heard["resources"] for heard in pruned} == {Resources(workers=2, gpus=0.25)}
     for baseline, search in zip(trained, pruned, strict=True):
         assert search["weights"] == baseline["output"] / "weights.pt"
         assert search["resume_or_start"]
-        assert search["settings"].autotune
+        assert search["settings"].numerics.autotune
     tests, check = commands("check", tmp_path)
     assert tests[1:6] == ["-m", "pytest", "-q", "-m", "gpu"]
     assert parse_job(check)["output"] == tmp_path / "gpu_check.json"
