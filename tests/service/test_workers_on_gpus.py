@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from fppmo_ray import Resources
 from fppmo_ray.service.ddp_training import scaling_of
 from fppmo_ray.testing.pretended_gpu import PretendedGpu
 
@@ -90,14 +91,16 @@ def test_four_workers_share_two_gpus_by_halves_and_score_what_a_cpu_scores(
         assert name.endswith(f"gpu={visible})")
 
 
-@pytest.mark.parametrize(("device_type", "gpus"), [("cuda", 1), ("cpu", 0)])
+@pytest.mark.parametrize(("gpus", "bundle"), [(0.25, {"CPU": 3, "GPU": 1}), (0, {"CPU": 3})])
 def test_every_process_of_a_shared_training_holds_a_whole_gpu_if_workers_hold_any(
-    device_type: str, gpus: int
+    gpus: float, bundle: dict[str, float]
 ) -> None:
+    resources = Resources(gpus=gpus, cpus=3, fine_tune_workers=4)
     problem: Any = SimpleNamespace(
-        device_type=device_type, threads=3, fine_tune_workers=4, gpu_share=0.25
+        device_type=resources.device_type,
+        fine_tune_workers=resources.fine_tune_workers,
+        replica_demand=resources.replica_demand,
     )
     scaling = scaling_of(problem)
-    assert scaling.num_workers == 4
-    assert scaling.use_gpu == bool(gpus)
-    assert scaling.resources_per_worker == {"CPU": 3, **({"GPU": gpus} if gpus else {})}
+    assert (scaling.num_workers, scaling.use_gpu) == (4, bool(gpus))
+    assert scaling.resources_per_worker == bundle
