@@ -222,6 +222,21 @@ class Standardised(Net):
         self.second = StandardisedConv(8, 6, 3)
 
 
+class Flattening(nn.Conv2d):
+    def forward(self, images: Tensor) -> Tensor:
+        rows = self.weight.reshape(1, len(self.weight), -1)
+        weight = F.batch_norm(rows, None, None, training=True).reshape_as(self.weight)
+        return F.conv2d(images, weight, self.bias, padding=1)
+
+
+class Rescaled(Net):
+    """The same through a batch norm over rows of weights, as in timm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.second = Flattening(8, 6, 3)
+
+
 class DepthwiseTransposed(Net):
     def __init__(self) -> None:
         super().__init__()
@@ -374,6 +389,7 @@ def test_the_units_of_a_flattened_layer_are_written_out() -> None:
         (lambda: GroupNormed(1), "normalised together"),
         (LayerNormed, "normalised together"),
         (Standardised, "mixed with one another"),
+        (Rescaled, "weights that read it are computed in the forward"),
         (Heads, "the smaller network raises RuntimeError"),
         (Reshaped, "the smaller network raises RuntimeError"),
         (Returned, "the network returns it"),

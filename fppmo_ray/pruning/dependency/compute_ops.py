@@ -22,6 +22,10 @@ from fppmo_ray.pruning.dependency.operation import (
     UnsupportedForm,
 )
 
+_DERIVED = (
+    "the weights that read it are computed in the forward, as by weight standardisation; replace "
+    "them by plain ones to prune it"
+)
 _JOINED = "it is combined with a tensor of fixed width"
 _MIXED = "its channels are mixed with one another"
 _NORMALISED = "its channels are normalised together"
@@ -184,7 +188,8 @@ def _couple_direct(
     outputs, along = weight.channels.get(0), weight.channels.get(1)
     _mark(op, weight, outputs, along)
     if groups == 1:
-        op.units.join([inputs, along], _READ)
+        is_derived = weight.is_weight and along is None and weight.shape[1] > 1
+        op.units.join([inputs, along], _DERIVED if is_derived else _READ)
     elif weight.shape[1] == 1:  # depthwise: a channel goes together with its filters
         copies = weight.shape[0] // groups
         op.units.join([None if inputs is None else np.repeat(inputs, copies), outputs], _READ)
