@@ -85,6 +85,19 @@ def test_exporting_from_an_unfinished_search_is_refused_in_a_sentence(unfinished
     assert "Traceback" not in done.stderr
 
 
+def test_a_damaged_journal_is_named_with_the_command_that_repairs_it(unfinished: Path) -> None:
+    journal = unfinished / "journal.jsonl"
+    journal.write_bytes(journal.read_bytes().replace(b'"val_loss":0.5', b'"val_loss":0.4'))
+    done = fppmo_ray("status", str(unfinished))
+    assert done.returncode == 1
+    assert "line 6 is damaged: its checksum does not fit" in done.stderr
+    assert f"`fppmo-ray repair {unfinished}` keeps the 5 lines before it" in done.stderr
+    done = fppmo_ray("repair", str(unfinished))
+    assert done.returncode == 0
+    assert "now ends after line 5" in done.stdout
+    assert "1 scored, 0 failed of 32" in fppmo_ray("status", str(unfinished)).stdout
+
+
 def test_the_status_of_a_folder_without_a_search_is_refused_in_a_sentence(tmp_path: Path) -> None:
     done = fppmo_ray("status", str(tmp_path))
     assert done.returncode == 1

@@ -178,7 +178,7 @@ def _other_format(line: bytes) -> str | None:
     if not isinstance(data, dict) or data.get("format") == FORMAT:
         return None
     body, tail = line[:-_TAIL_BYTES], line[-_TAIL_BYTES:]
-    if tail.startswith(_SUM) and ("format" not in data or tail != _tail(_checksum(body, b""))):
+    if "sum" in data and ("format" not in data or tail != _tail(_checksum(body, b""))):
         return None
     return (
         f"expected a journal of format {FORMAT}, got {data.get('format')}; read it with the "

@@ -172,6 +172,16 @@ def test_a_journal_of_another_format_is_refused(journal: Path, number: int | Non
     assert json.loads(journal.read_text().splitlines()[0]) == other
 
 
+def test_a_first_line_whose_format_is_lost_is_a_damaged_one(journal: Path) -> None:
+    started, *others = journal.read_text().splitlines(keepends=True)
+    data = json.loads(started)
+    data["format_"] = data.pop("format")
+    journal.write_text("".join([json.dumps(data) + "\n", *others]))
+    with pytest.raises(ValueError, match="line 1 is damaged: its checksum does not fit"):
+        read_journal(journal.parent)
+    assert "now ends after line 0" in repair(journal.parent)[0]
+
+
 def test_a_torn_last_line_is_overwritten_by_the_next_fact(journal: Path) -> None:
     whole = journal.read_bytes()
     journal.write_bytes(whole[:-5])
