@@ -163,19 +163,25 @@ def _open(source: ImageSource, name: str, colour: Colour) -> Image:
 
     mode = "L" if colour == "grey" else "RGB"
     try:
-        if isinstance(source, Image.Image):
+        if isinstance(source, Image.Image):  # a data set has opened it, but not decoded it yet
+            _require_size(source)
             return _in_8_bits(source).convert(mode)
         file = io.BytesIO(source) if isinstance(source, bytes) else source
         with Image.open(file, formats=_FORMATS) as image:
-            if image.width * image.height > _MAX_PIXELS:  # known before anything is decoded
-                raise ValueError(
-                    f"it has {image.width} x {image.height} pixels, expected at most {_MAX_PIXELS}"
-                )
+            _require_size(image)
             image.load()
             return _in_8_bits(image).convert(mode)
     # Pillow's decoders raise SyntaxError on some broken files and OSError on the others.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot decode {name}: {error}; replace or remove the image") from error
+
+
+def _require_size(image: Image) -> None:
+    """Refuse an image that would take all memory; the size is known before anything is decoded."""
+    if image.width * image.height > _MAX_PIXELS:
+        raise ValueError(
+            f"it has {image.width} x {image.height} pixels, expected at most {_MAX_PIXELS}"
+        )
 
 
 def _in_8_bits(image: Image) -> Image:
