@@ -23,6 +23,8 @@ from few_images import Row as FewImages
 from few_images import few_images_table
 from landscape_searches import Row
 from model_zoo import Attempt, attempts_table
+from mutations import Row as Changed
+from mutations import outcomes_table
 from recipes import recipe_tables
 from rich.console import Console
 from rich.table import Table
@@ -56,6 +58,7 @@ _OF_ROWS: dict[str, Callable[[Path], list[Table]]] = {
     "rules": lambda path: [rows_table(path.stem, [Row(**row) for row in _values(path)])],
     "networks": lambda path: [attempts_table([Attempt(**row) for row in _values(path)])],
     "chaos": lambda path: [trials_table([Trial(**row) for row in _values(path)])],
+    "mutations": lambda path: [outcomes_table([Changed(**row) for row in _values(path)])],
     "unlabelled": lambda path: [few_images_table([FewImages(**row) for row in _values(path)])],
     "untrained": lambda path: untrained_tables([Untrained(**row) for row in _values(path)]),
 }
