@@ -276,3 +276,8 @@ def _require_lock(lock: IO[bytes], folder: Path) -> None:
         raise ValueError(
             f"{folder} is being written by another driver; wait for it, or stop it"
         ) from error
+    except OSError as error:
+        raise OSError(
+            f"{folder} cannot be locked: {error.strerror or error}; choose a run directory on a "
+            "file system with locks, or give a bucket's URI"
+        ) from error

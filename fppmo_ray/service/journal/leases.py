@@ -25,6 +25,7 @@ any moment costs nothing, and of several at once only the highest goes on.
 from __future__ import annotations
 
 import itertools
+import re
 import secrets
 
 from fppmo_ray.service.journal.journal import complete_lines
@@ -32,6 +33,7 @@ from fppmo_ray.service.journal.storage import Storage
 
 LEASES = "journal"
 _CLAIMS = f"{LEASES}/claims"
+_TOKEN = re.compile(r"\d{6,}-[0-9a-f]+")
 
 
 class LeaseJournal:
@@ -55,7 +57,7 @@ class LeaseJournal:
 
     def require_held(self) -> None:
         """See ``Journal.require_held``."""
-        highest = max(self._storage.names(_CLAIMS), default=None)
+        highest = max(_claims(self._storage), default=None)
         if highest is None:
             raise RuntimeError(
                 f"the journal in {self._storage.location} was deleted under the search; put it "
@@ -89,15 +91,20 @@ def open_lease(storage: Storage, lines: bytes | None = None) -> tuple[LeaseJourn
 
 def read_leases(storage: Storage) -> bytes | None:
     """Return the complete lines of the journal, or None if no lease was ever taken."""
-    for lease in sorted(storage.names(_CLAIMS), reverse=True):
+    for lease in sorted(_claims(storage), reverse=True):
         lines = _read_lease(storage, lease)
         if lines is not None:
             return lines
     return None
 
 
+def _claims(storage: Storage) -> list[str]:
+    """Return the tokens of all claims, without files that something else has put beside them."""
+    return [name for name in storage.names(_CLAIMS) if _TOKEN.fullmatch(name)]
+
+
 def _claim(storage: Storage) -> str:
-    highest = max(storage.names(_CLAIMS), default="0")
+    highest = max(_claims(storage), default="0")
     number = int(highest.partition("-")[0]) + 1
     lease = f"{number:06d}-{secrets.token_hex(6)}"
     storage.write(f"{_CLAIMS}/{lease}", b"")

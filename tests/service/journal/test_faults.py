@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import resource
 import shutil
 import signal
@@ -117,6 +118,17 @@ def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
         open_run(place, resume=False).__enter__()
     with pytest.raises(OSError, match=rf"{place}/a cannot be written: Not a directory"):
         open_storage(place).write("a", b"")
+
+
+def test_a_file_system_without_locks_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(OSError, match=rf"{tmp_path} cannot be locked: No locks available; choose"):
+        open_run(tmp_path, resume=False).__enter__()
 
 
 def epoch(task: str, number: int, sha256: str) -> EpochFinished:

@@ -216,3 +216,13 @@ def test_late_objects_of_an_older_lease_are_not_read() -> None:
     assert old.was_stopped
     assert old.used == BEFORE
     assert lines_in(objects) == [*BEFORE, b"new-0\n"]
+
+
+def test_strange_files_beside_the_claims_are_no_leases() -> None:
+    objects = begun()
+    for name in ("zzz", ".DS_Store", "000009", "999999-", "1-ab"):
+        objects[f"journal/claims/{name}"] = b""
+    heir = Driver("heir", 1)
+    heir(MemoryStorage(objects))
+    assert not heir.was_stopped
+    assert lines_in(objects) == [*BEFORE, b"heir-0\n"]
