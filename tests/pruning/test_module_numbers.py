@@ -77,6 +77,26 @@ class Configured(Between):
         return torch.cat(halves[::-1], 1).view(-1, self.config["width"], 8, 8)
 
 
+class Shuffled(Between):
+    """A number states the width before and behind a channel shuffle."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.view(-1, 2, self.width // 2, 8, 8).transpose(1, 2)
+        return rows.reshape(-1, self.width, 8, 8)
+
+
+class Reshaped(Between):
+    """A result is given the shape of a tensor that was kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.shape = x.shape
+        return self.inner(x).relu().flatten(1).view(self.shape)
+
+
 class Flat(Between):
     def forward(self, x: Tensor) -> Tensor:
         return x.reshape(-1, self.width * 64).sin().unflatten(1, (self.width, 8, 8))
@@ -119,6 +139,8 @@ class NormedGroups(Between):
         (Viewed, 8, 4, {"width": 4}),
         (Configured, 8, 4, {"width": 4, "heads": 2, "config": {"width": 4}}),
         (Flat, 8, 8, {"width": 5}),
+        (Shuffled, 8, 4, {"width": 4}),
+        (Reshaped, 8, 8, {}),
         (Spread, 8, 8, {"width": 5}),
         (Checked, 8, 8, {"width": 5}),
         (Added, 8, 8, {"width": 5}),

@@ -220,8 +220,18 @@ class SizeMode(TorchFunctionMode):
                 made[axis] = size.expression.positions
             else:
                 self._state(size, channels.get(axis))
+                self._give(size, channels.get(axis))
         if made:
             self._traced[result] = TracedTensor(shape, {**channels, **made})
+
+    def _give(self, size: TrackedInt, along: IntArray | None) -> None:
+        """Tie an axis that is given the length of an axis with other channels."""
+        length = size.expression
+        if not isinstance(length, Length) or length.is_number or along is None:
+            return
+        first, second = self._units.roots(length.positions), self._units.roots(along)
+        if len(first) == len(second) and not np.intersect1d(first, second).size:
+            self._units.unite(first, second)
 
     def _state(self, number: Any, along: IntArray | None) -> None:
         """Note that a module's number is the length of an axis, or of a part of it.
@@ -240,9 +250,9 @@ class SizeMode(TorchFunctionMode):
             every = along[:: len(along) // len(positions)]
             fewer, all_units = (np.unique(self._units.roots(axis)) for axis in (every, along))
             is_row = len(fewer) < len(all_units)
-            self._units.unite(positions, along[: len(positions)] if is_row else every)
+            tie(self._units, positions, along[: len(positions)] if is_row else every)
         elif len(positions) % len(along) == 0:
-            self._units.unite(positions, np.tile(along, len(positions) // len(along)))
+            tie(self._units, positions, np.tile(along, len(positions) // len(along)))
 
 
 _SHAPE = vars(torch._C.TensorBase)["shape"].__get__
@@ -255,6 +265,19 @@ def plain_shape(tensor: Tensor) -> tuple[int, ...]:
     """Return the shape of a tensor as plain integers."""
     with torch._C.DisableTorchFunctionSubclass():
         return tuple(int(length) for length in tensor.shape)
+
+
+def tie(units: DisjointSets, one: IntArray, other: IntArray) -> None:
+    """Unite two axes of equal width, unless they have the same channels in another order.
+
+    Args:
+        units: The units of all positions; changed in place.
+        one: Positions along one axis.
+        other: As many positions along the other.
+    """
+    first, second = units.roots(one), units.roots(other)
+    if not np.array_equal(np.sort(first), np.sort(second)):
+        units.unite(first, second)
 
 
 def relate_compared(log: WidthLog, units: DisjointSets) -> None:
@@ -274,7 +297,7 @@ def relate_compared(log: WidthLog, units: DisjointSets) -> None:
             assert isinstance(one, Length)
             assert isinstance(other, Length)
             if one.is_number != other.is_number:
-                units.unite(one.positions, other.positions)
+                tie(units, one.positions, other.positions)
 
 
 def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], place: int, *names: str) -> Any:
