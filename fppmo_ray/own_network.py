@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from fppmo_ray.service.result import load_constructor
-from fppmo_ray.training import build_network, build_torchvision_network, load_weights, source_of
+from fppmo_ray.training import (
+    Transform,
+    build_network,
+    build_torchvision_network,
+    load_dataset,
+    load_weights,
+    source_of,
+)
+from fppmo_ray.training.named_datasets import DatasetName
 from fppmo_ray.training.networks import NETWORKS, torchvision_source
+from fppmo_ray.training.own_data import OwnData, own_data
 
 _TIMM = "timm"
 
@@ -50,6 +60,29 @@ def open_network(
     if weights is not None:
         load_weights(network, weights)
     return network, source
+
+
+def open_data(
+    kind: DatasetName, place: str, transform: Transform, class_names: Sequence[str], *, seed: int
+) -> OwnData:
+    """Return the data set in a folder or bucket.
+
+    Args:
+        kind: The kind of data set.
+        place: Its folder; for an ``image_folder`` also a folder or URI of parquet files.
+        transform: How images become the network's input.
+        class_names: Class names in the order of the network's outputs; none: as the data has them.
+        seed: Seed of the test rows, if the data has no test part.
+
+    Raises:
+        ValueError: there is no such data, or it is broken.
+    """
+    if kind == "image_folder":
+        found = own_data(place, transform, class_names=class_names or None, seed=seed)
+        assert isinstance(found, OwnData)  # folders and parquet files have labels
+        return found
+    folder = None if kind == "digits" else Path(place)
+    return OwnData(load_dataset(kind, folder, transform, class_names=class_names or None), None)
 
 
 def _timm_network(name: str, num_classes: int) -> nn.Module:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from fppmo_ray.own_network import open_network
+from fppmo_ray.own_network import open_data, open_network
 from fppmo_ray.pruning import save_network
 from fppmo_ray.pruning.importance import Ordering
 from fppmo_ray.pruning.one_call import prune_with_report
-from fppmo_ray.training import Transform, evaluate, load_dataset, open_images
+from fppmo_ray.training import Transform, evaluate, open_images
 from fppmo_ray.training.named_datasets import DatasetName
 from fppmo_ray.training.preprocessing import interface_of
 
@@ -19,13 +19,14 @@ _BATCH = 250
 
 def prune(
     network: str,
-    data: Path,
+    data: str,
     *,
     output: Path,
     weights: Path | None = None,
     macs_cut: float = 0.5,
     images: int = 1000,
     dataset: DatasetName = "image_folder",
+    class_names: tuple[str, ...] = (),
     transform: Transform = Transform(),  # noqa: B008 (frozen)
     importance: Ordering = "obs",
     refit: bool = True,
@@ -42,12 +43,15 @@ def prune(
     Args:
         network: MODULE:FUNCTION, a function without arguments that constructs the network; or the
             name of a network of torchvision (resnet50), timm (timm:resnet50) or this package.
-        data: Folder of the data set: train/<class>/* and test/<class>/* or val/<class>/*.
+        data: Folder of the data set: train/<class>/* and test/<class>/* or val/<class>/*; or a
+            folder or URI (s3://BUCKET/PATH) of parquet files with images, as on the Hugging Face
+            hub.
         output: File name of the smaller network, without a suffix.
         weights: File of the network's weights. Default: those that the function gives it.
         macs_cut: Share of the multiply-accumulates to remove, in (0, 1).
         images: Number of training images to calibrate on. They must fit in memory.
         dataset: The kind of data set in the folder.
+        class_names: Class names in the order of the network's outputs. Default: sorted.
         transform: How images become the network's input.
         importance: Criterion of filter importance. obs also finds the widths.
         refit: Whether the layers behind removed filters are refitted by least squares.
@@ -58,7 +62,7 @@ def prune(
         ignore: Names of layers, or of modules that contain layers, that keep all filters.
         seed: Random seed of the choice of images, >= 0.
     """
-    opened = load_dataset(dataset, data if dataset != "digits" else None, transform)
+    opened = open_data(dataset, data, transform, class_names, seed=seed).dataset
     dense, source = open_network(network, weights, opened.num_classes, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randperm(len(opened.train), generator=generator)[:images].sort().values.numpy()

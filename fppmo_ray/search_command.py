@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from fppmo_ray.job import resume_mode, show_result
-from fppmo_ray.own_network import open_network
+from fppmo_ray.own_network import open_data, open_network
 from fppmo_ray.service.resources import Resources
 from fppmo_ray.service.search import run_search
 from fppmo_ray.service.settings import SearchSettings
-from fppmo_ray.training import Transform, load_dataset
+from fppmo_ray.training import Transform
 from fppmo_ray.training.named_datasets import DatasetName
 
 
 def search(
     network: str,
-    data: Path,
+    data: str,
     run_dir: str,
     resources: Resources,
     settings: SearchSettings,
@@ -23,6 +23,7 @@ def search(
     *,
     weights: Path | None = None,
     dataset: DatasetName = "image_folder",
+    class_names: tuple[str, ...] = (),
     resume: bool = False,
 ) -> None:
     """Search for the filters to remove from a trained network, and fine-tune what is left.
@@ -31,7 +32,9 @@ def search(
         network: MODULE:FUNCTION, a function without arguments that constructs the network; or
             the name of a network of torchvision (resnet50), timm (timm:resnet50) or this
             package.
-        data: Folder of the data set: train/<class>/* and test/<class>/* or val/<class>/*.
+        data: Folder of the data set: train/<class>/* and test/<class>/* or val/<class>/*; or a
+            folder or URI (s3://BUCKET/PATH) of parquet files with images, as on the Hugging Face
+            hub.
         run_dir: Folder for the journal, the checkpoints, the network and the figures, or a URI
             such as s3://BUCKET/PATH.
         resources: The workers.
@@ -39,11 +42,13 @@ def search(
         transform: How images become the network's input.
         weights: File of the network's weights. Default: those that the function gives it.
         dataset: The kind of data set in the folder.
+        class_names: Class names in the order of the network's outputs. Default: sorted.
         resume: There must be a search in the run directory to resume. Without it, a search that is
             there is resumed, and else one begins.
     """
     resuming = resume_mode(run_dir, resume=resume, resume_or_start=True)
-    opened = load_dataset(dataset, data if dataset != "digits" else None, transform)
+    found = open_data(dataset, data, transform, class_names, seed=settings.seed)
+    opened = found.dataset
     dense, source = open_network(network, weights, opened.num_classes, seed=settings.seed)
     run_search(
         dense,
@@ -51,6 +56,7 @@ def search(
         settings,
         run_dir=run_dir,
         resources=resources,
+        splits=found.splits,
         resume=resuming,
         source=source,
     )

@@ -7,13 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
-from fppmo_ray import load_network
-from fppmo_ray.own_network import open_network
+from fppmo_ray import Transform, load_network, save_network
+from fppmo_ray.own_network import open_data, open_network
 from fppmo_ray.pruning import trace
 
 NETWORK = """
@@ -52,6 +53,32 @@ def fppmo_ray(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
     )
+
+
+def test_networks_of_timm_are_built_by_name_with_weights_from_a_safetensors_file(
+    tmp_path: Path,
+) -> None:
+    timm = pytest.importorskip("timm", reason="the extra timm is not installed")
+    safetensors = pytest.importorskip("safetensors.torch", reason="needs the extra export")
+    dense = timm.create_model("resnet10t", num_classes=2).eval()
+    safetensors.save_file(dense.state_dict(), tmp_path / "weights.safetensors")
+    network, source = open_network("timm:resnet10t", tmp_path / "weights.safetensors", 2)
+    example = torch.randn(1, 3, 32, 32)
+    assert torch.equal(network.eval()(example), dense(example))
+    tracing = trace(network, example)
+    keep = np.ones(tracing.space.num_filters, dtype=bool)
+    path = save_network(network, tmp_path / "n", tracing=tracing, keep=keep, source=source)
+    assert torch.equal(load_network(path)(example), dense(example))
+    (tmp_path / "weights.safetensors").write_bytes(b"no file")
+    with pytest.raises(ValueError, match=r"weights.safetensors is corrupt or truncated"):
+        open_network("timm:resnet10t", tmp_path / "weights.safetensors", 2)
+
+
+def test_classes_are_named_in_the_order_of_the_outputs(project: Path) -> None:
+    found = open_data("image_folder", str(project / "images"), Transform(), ["dog", "cat"], seed=0)
+    assert found.dataset.class_names == ("dog", "cat")
+    assert found.dataset.train.labels.tolist() == [0] * 40 + [1] * 40
+    assert open_data("digits", "", Transform(), (), seed=0).dataset.name == "digits"
 
 
 def test_prune_writes_a_smaller_network_without_ray(project: Path) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import io
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ from fppmo_ray.training import Interface, interface_from_json
 
 _FORMAT = 2
 _SAFETENSORS = ".safetensors"
-_TRUSTED_MODULES = ("fppmo_ray.training.networks", "torchvision.models")
+_TRUSTED_MODULES = ("fppmo_ray.training.networks", "torchvision.models", "timm")
+_TIMM_ARGUMENTS = {"model_name", "num_classes"}  # others name files and repositories to load
 
 
 def save_network(
@@ -230,7 +232,7 @@ def _named_constructor(source: Mapping[str, Any]) -> Callable[[], nn.Module]:
     if module_name not in _TRUSTED_MODULES or function.startswith("_"):
         raise ValueError(
             f"the file names the constructor {source['constructor']!r}; only those of "
-            f"{' and '.join(_TRUSTED_MODULES)} are called by name, so pass constructor="
+            f"{', '.join(_TRUSTED_MODULES)} are called by name, so pass constructor="
         )
     make = getattr(importlib.import_module(module_name), function, None)
     if not callable(make):
@@ -239,6 +241,8 @@ def _named_constructor(source: Mapping[str, Any]) -> Callable[[], nn.Module]:
     if module_name == "torchvision.models":
         arguments["weights"] = None  # do not download weights that are overwritten
         arguments.pop("pretrained", None)
+    if module_name == "timm":
+        _check_timm(function, arguments)
 
     def construct() -> nn.Module:
         try:
@@ -250,6 +254,18 @@ def _named_constructor(source: Mapping[str, Any]) -> Callable[[], nn.Module]:
         return network
 
     return construct
+
+
+def _check_timm(function: str, arguments: Mapping[str, Any]) -> None:
+    """Refuse a call of timm that would read other files, or ask a hub."""
+    name = str(arguments.get("model_name", ""))
+    unknown = sorted(arguments.keys() - _TIMM_ARGUMENTS)
+    if function != "create_model" or unknown or not re.fullmatch(r"[\w.]+", name):
+        raise ValueError(
+            f"the file calls timm:{function} for {name!r} with {', '.join(unknown) or 'no more'}; "
+            "only timm:create_model with a model's name and the number of classes is called by "
+            "name, so pass constructor="
+        )
 
 
 def _read_recipe(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import io
 import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
 
     Args:
         network: The network that receives the weights.
-        path: File written by ``torch.save``.
+        path: File written by ``torch.save``, or a ``.safetensors`` file.
 
     Raises:
         ValueError: the file is missing, corrupt or truncated, holds anything but tensors, or
@@ -101,6 +102,8 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
 def _read(path: Path) -> object:
     if not path.is_file():
         raise ValueError(f"there is no file of weights at {path}")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
     try:
         return torch.load(path, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
@@ -113,6 +116,18 @@ def _read(path: Path) -> object:
         *(RuntimeError, OSError, EOFError, ValueError, LookupError),
         *(TypeError, AttributeError),
     ) as error:
+        raise ValueError(f"{path} is corrupt or truncated; fetch or save it again") from error
+
+
+def _read_safetensors(path: Path) -> object:
+    try:
+        safetensors: Any = import_module("safetensors")
+        return import_module("safetensors.torch").load_file(path)
+    except ImportError as error:
+        raise ValueError(
+            f"{path} needs the package safetensors; pip install 'fppmo-ray[export]' has it"
+        ) from error
+    except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is corrupt or truncated; fetch or save it again") from error
 
 

@@ -77,7 +77,7 @@ def _timm(name: str) -> object:
         import timm
     except ImportError as error:
         raise ValueError("weights of timm need the package timm; pip install timm") from error
-    config = timm.get_pretrained_cfg(name)
+    config: Any = timm.get_pretrained_cfg(name)
     if config is None:
         raise ValueError(f"timm has no weights {name!r}; {_EXPECTED}")
     return config.to_dict()

@@ -95,6 +95,25 @@ def test_other_constructors_are_never_imported(pruned, tmp_path: Path, construct
     assert repr(load_network(path, lambda: resnet20(7, shortcut="B"))) == repr(network)
 
 
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        ("create_model", {"model_name": "hf-hub:someone/network", "num_classes": 7}),
+        ("create_model", {"model_name": "resnet18", "checkpoint_path": "/tmp/pickle"}),
+        ("list_models", {}),
+    ],
+)
+def test_timm_is_called_for_models_by_name_alone(
+    pruned, tmp_path: Path, function: str, arguments: dict[str, object]
+) -> None:
+    pytest.importorskip("timm", reason="the extra timm is not installed")
+    network, tracing, keep = pruned
+    source = {"constructor": f"timm:{function}", "arguments": arguments}
+    path = save_network(network, tmp_path / "n", tracing=tracing, keep=keep, source=source)
+    with pytest.raises(ValueError, match=f"the file calls timm:{function}.*pass constructor="):
+        load_network(path)
+
+
 def test_damaged_files_are_refused(saved: Path) -> None:
     weights = saved.with_name("v1.5.pt")
     content = weights.read_bytes()

@@ -21,6 +21,7 @@ from fppmo_ray.training import (
     CentreCrop,
     Dataset,
     ImageFiles,
+    Preprocessing,
     RandomResizedCrop,
     Squash,
     build_network,
@@ -199,11 +200,25 @@ def test_timms_weights_bring_their_transform() -> None:
         transform_of({**config, "input_size": (3, 288, 320)})
 
 
-def test_names_of_timms_weights_need_timm() -> None:
+@pytest.mark.parametrize("name", ["resnet50.a1_in1k", "vit_base_patch16_clip_224.openai"])
+def test_networks_see_what_timms_evaluation_shows_them(name: str) -> None:
     timm = pytest.importorskip("timm", reason="the extra timm is not installed")
-    assert transform_of("timm:resnet50.a1_in1k") == transform_of(
-        timm.get_pretrained_cfg("resnet50.a1_in1k").to_dict()
+    config = timm.get_pretrained_cfg(name).to_dict()
+    theirs = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=config))
+    given = transform_of(f"timm:{name}")
+    assert given == transform_of(config)
+    assert given.image_size is not None
+    assert given.mean is not None
+    assert given.std is not None
+    small = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    image = Image.fromarray(small).resize((400, 300), Image.Resampling.BICUBIC)
+    ours = Preprocessing(
+        **{"height": given.image_size, "width": given.image_size, "colour": "RGB"},
+        **{"view": given.view(), "mean": given.mean, "std": given.std},
     )
+    assert torch.allclose(ours(image)[0], theirs(image), atol=1e-5)
+    with pytest.raises(ValueError, match="timm has no weights 'resnet51'"):
+        transform_of("timm:resnet51")
 
 
 def test_what_is_given_beats_the_weights_transform(jpegs: Path) -> None:
