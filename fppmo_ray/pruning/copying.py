@@ -65,13 +65,20 @@ def with_plain_weights(model: nn.Module) -> nn.Module:
                 nn.utils.remove_weight_norm(module, hook.name)
             elif isinstance(hook, SpectralNorm):
                 nn.utils.remove_spectral_norm(module, hook.name)
-                for hooks in (module._state_dict_hooks, module._load_state_dict_pre_hooks):
-                    for key, wrapped in list(hooks.items()):  # torch leaves the wrapped one
-                        if isinstance(getattr(wrapped, "hook", None), _SPECTRAL_STATE):
-                            del hooks[key]
+        _drop_state_hooks(module)
     for module, training in modes.items():
         module.training = training
     return plain
+
+
+def _drop_state_hooks(module: nn.Module) -> None:
+    """Remove, in place, what weight norm and spectral norm leave to read older state dicts."""
+    for hooks in (module._state_dict_hooks, module._load_state_dict_pre_hooks):
+        for key, wrapped in list(hooks.items()):
+            hook = getattr(wrapped, "hook", wrapped)
+            is_compat = getattr(hook, "__name__", "") == "_weight_norm_compat_hook"
+            if is_compat or isinstance(hook, _SPECTRAL_STATE):
+                del hooks[key]
 
 
 _OF_ANY_CLASS = ("__dict__", "__weakref__")
