@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -33,28 +34,41 @@ class CoupledCost:
 
 
 @torch.no_grad()
-def run_and_count(model: Callable[..., Any], inputs: tuple[Tensor, ...]) -> tuple[Any, int]:
+def run_and_count(
+    network: nn.Module, inputs: tuple[Tensor, ...], run: Callable[..., Any] | None = None
+) -> tuple[Any, int]:
     """Run a network, and return its output and torch's own count of multiply-accumulates.
 
-    Fused attention, which torch does not count on CPUs, is computed as matrix products.
-
     Args:
-        model: A network, or a function that runs one.
+        network: The network.
         inputs: Its arguments; the count is for the whole batch.
+        run: A function that runs the network on its arguments; None: the network's forward.
     """
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            output = model(*inputs)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    with unfused(network), FlopCounterMode(display=False) as counter:
+        output = (run or network)(*inputs)
     return output, int(counter.get_total_flops()) // 2
 
 
-def first_of(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Return the first image of a batch; MACs are counted for one, as some do not grow with it."""
-    return tuple(tensor[:1] for tensor in inputs)
+@contextmanager
+def unfused(network: nn.Module) -> Iterator[None]:
+    """Compute fused attention and recurrent layers as matrix products, within the block.
+
+    torch does not count the fused kernels on CPUs, and they hide their matrix products.
+
+    Args:
+        network: The network that is run.
+    """
+    fast, onednn = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
+    recurrent = any(isinstance(module, nn.RNNBase) for module in network.modules())
+    torch.backends.mha.set_fastpath_enabled(False)
+    # torch.backends.mkldnn.flags would warn about settings of other devices.
+    torch._C._set_mkldnn_enabled(onednn and not recurrent)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        torch._C._set_mkldnn_enabled(onednn)
 
 
 def layer_costs(

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import fnmatch
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from fppmo_ray.distribution.space import IntArray
-from fppmo_ray.pruning.costs import CoupledCost, CoupledTensor, first_of, run_and_count
+from fppmo_ray.pruning.conditions import Conditions, Inputs, find_conditions, must_run
+from fppmo_ray.pruning.costs import CoupledCost, CoupledTensor, run_and_count, unfused
 from fppmo_ray.pruning.dependency import (
     FIXED,
     RETURNED,
@@ -26,8 +26,6 @@ from fppmo_ray.pruning.dependency import (
 )
 from fppmo_ray.pruning.dependency.widths import Decision, with_units
 from fppmo_ray.pruning.extract import Axis, NumberKey, Side, layer_of, named_tensors
-from fppmo_ray.pruning.network_io import FORWARD_ERRORS
-from fppmo_ray.training.outputs import OutputError
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,29 +74,38 @@ class Coupling:
     """Units of every number of a module that its code uses as a width."""
     guesses: dict[NumberKey, IntArray]
     """The same of numbers that no code has read, but of whose length all axes are one."""
+    conditions: Conditions
+    """The inputs and modes in which the network was followed."""
 
 
 _BOTH_WAYS = "a tied weight has its filters as outputs in one place and reads them in another"
 
 
-def couple(model: nn.Module, inputs: tuple[Tensor, ...]) -> Coupling:
+def couple(model: nn.Module, examples: Inputs) -> Coupling:
     """Trace the dependencies of a network's channels in training and in eval mode.
 
     Args:
         model: The network on the CPU. It is left in eval mode, its batch-norm statistics change.
-        inputs: Arguments of its forward, with a batch of two or more.
+        examples: Arguments of its forward, with a batch axis.
 
     Raises:
-        ValueError: the network does not run on the inputs.
+        ValueError: the network does not run on such inputs.
     """
     dependencies = independent(model)
+
+    def follow(inputs: Inputs) -> None:
+        nonlocal dependencies
+        dependencies = independent(model)  # without the part of a pass that failed
+        record_pass(dependencies, model, inputs)
+
     # The training pass covers heads that only train. Costs and memory are those of the eval pass,
     # which comes last, for one image.
-    with _must_run(model.train(), inputs):
-        record_pass(dependencies, model, inputs)
-    with _must_run(model.eval(), inputs):
+    with unfused(model):
+        conditions = find_conditions(model, examples, follow)
+    model.eval()
+    with must_run(conditions.image):
         _, macs = run_and_count(
-            lambda *image: record_pass(dependencies, model, image), first_of(inputs)
+            model, conditions.image, lambda *image: record_pass(dependencies, model, image)
         )
     for along in dependencies.positions.values():
         if dependencies.units.is_output(along) and dependencies.units.is_input(along):
@@ -134,6 +141,7 @@ def couple(model: nn.Module, inputs: tuple[Tensor, ...]) -> Coupling:
         ],
         numbers=used,
         guesses=guessed,
+        conditions=conditions,
     )
 
 
@@ -154,22 +162,6 @@ def _numbers(
         if axes and all(np.array_equal(axes[0], axis) for axis in axes):
             guessed[key] = axes[0]
     return used, guessed
-
-
-@contextmanager
-def _must_run(model: nn.Module, inputs: tuple[Tensor, ...]) -> Iterator[None]:
-    """Report a network that does not run dense as such, and not as one that cannot be pruned."""
-    try:
-        yield
-    except OutputError:
-        raise
-    except FORWARD_ERRORS as error:
-        mode = "training" if model.training else "eval"
-        shapes = [tuple(tensor.shape) for tensor in inputs]
-        raise ValueError(
-            f"the network must run in {mode} mode on inputs of shapes {shapes}, it raised "
-            f"{type(error).__name__}: {error}"
-        ) from error
 
 
 def _coupled_tensor(units: DisjointSets, allocation: Allocation) -> CoupledTensor:

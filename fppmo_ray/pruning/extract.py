@@ -19,6 +19,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from fppmo_ray.distribution.space import BoolArray, IntArray, PruningSpace
 from fppmo_ray.pruning.copying import DetachedCopies, with_plain_weights
+from fppmo_ray.pruning.network_io import opened
 from fppmo_ray.training.device import copy_to
 
 Axis = tuple[str, int]
@@ -180,6 +181,7 @@ def extract(model: nn.Module, tracing: Tracing, keep: BoolArray) -> nn.Module:
     Raises:
         ValueError: the mask does not fit the space, or the network does not fit the tracing.
     """
+    model = opened(model)
     kept = tracing.kept_indices(keep)
     model = with_plain_weights(model)
     check_axes(model, tracing.axis_lengths)

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from fppmo_ray.pruning.network_io import opened
+
 logger = logging.getLogger(__name__)
 
 _HALVES = (torch.float16, torch.bfloat16)
@@ -51,16 +53,8 @@ def plain_network(network: Any) -> nn.Module:
         raise ValueError(
             f"network must be a torch.nn.Module, got {type(network).__name__}; {_WAY_OUT}"
         )
-    for wrapper in ("module", "_orig_mod"):  # of DataParallel and its kin, and of torch.compile
-        inner = network._modules.get(wrapper)
-        if inner is not None and len(network._modules) == 1 and _is_wrapper(network):
-            return plain_network(inner)
+    network = opened(network)
     if any(parameter.dtype in _HALVES for parameter in network.parameters()):
         logger.info("the network has half precision; it is pruned and handed out in float32")
         return copy.deepcopy(network).float()
     return network
-
-
-def _is_wrapper(network: nn.Module) -> bool:
-    names = {"DataParallel", "DistributedDataParallel", "OptimizedModule", "AveragedModel"}
-    return bool(names & {kind.__name__ for kind in type(network).__mro__})

@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fppmo_ray.distribution.space import FloatArray
 from fppmo_ray.pruning.extract import AxisUnits, Tracing, check_axes, named_tensors
+from fppmo_ray.pruning.network_io import opened
 from fppmo_ray.training.compute import in_mode
 
 Criterion = Literal["l1", "l2", "fpgm", "bn_scale", "taylor"]
@@ -49,6 +50,7 @@ def importance(
         ValueError: the criterion is unknown or needs batches, a group has no batch norm for
             ``bn_scale``, or a value is not finite.
     """
+    model = opened(model)
     check_axes(model, tracing.axis_lengths)
     if criterion == "taylor":
         if batches is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 ExampleInputs = Tensor | tuple[Tensor, ...]
 """Arguments of a forward, in order, each with a batch axis. Only shapes and types matter, except
@@ -30,23 +30,43 @@ def checked(example_inputs: ExampleInputs) -> tuple[Tensor, ...]:
 
 
 def random_inputs(
-    examples: tuple[Tensor, ...], batch: int, dtype: torch.dtype, *, seed: int = 0
+    examples: tuple[Tensor, ...], batch: int | None, dtype: torch.dtype, *, seed: int = 0
 ) -> tuple[Tensor, ...]:
-    """Return a batch on the CPU of normal random numbers; integers repeat the first example.
+    """Return a batch on the CPU of normal random numbers; integers repeat the examples.
 
     Args:
         examples: Example inputs, from ``checked``.
-        batch: Length of the batch axis.
+        batch: Length of the batch axis; None: that of each example.
         dtype: Type of the floating-point inputs.
         seed: Random seed, >= 0.
     """
     generator = torch.Generator().manual_seed(seed)
     return tuple(
-        torch.randn((batch, *example.shape[1:]), generator=generator, dtype=dtype)
+        torch.randn((batch or len(example), *example.shape[1:]), generator=generator, dtype=dtype)
         if example.is_floating_point()
-        else example[:1].cpu().expand(batch, *example.shape[1:]).clone()
+        else (example if batch is None else example[:1].expand(batch, *example.shape[1:]))
+        .cpu()
+        .clone()
         for example in examples
     )
+
+
+def opened(network: nn.Module) -> nn.Module:
+    """Return the network inside of wrappers such as DataParallel and ``torch.compile``.
+
+    Args:
+        network: Any network; one that is not wrapped is returned itself.
+    """
+    for wrapper in ("module", "_orig_mod"):
+        inner = network._modules.get(wrapper)
+        if inner is not None and len(network._modules) == 1 and _is_wrapper(network):
+            return opened(inner)
+    return network
+
+
+def _is_wrapper(network: nn.Module) -> bool:
+    names = {"DataParallel", "DistributedDataParallel", "OptimizedModule", "AveragedModel"}
+    return bool(names & {kind.__name__ for kind in type(network).__mro__})
 
 
 FORWARD_ERRORS = (RuntimeError, ValueError, AssertionError, IndexError, TypeError)

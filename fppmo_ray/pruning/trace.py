@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from fppmo_ray.distribution.space import ChannelGroup, IntArray, PruningSpace
-from fppmo_ray.pruning.copying import with_plain_weights
+from fppmo_ray.pruning.copying import copy_network, with_plain_weights
 from fppmo_ray.pruning.costs import activations, layer_costs, tensor_sizes
 from fppmo_ray.pruning.coupling import (
     CandidateGroup,
@@ -21,14 +21,9 @@ from fppmo_ray.pruning.coupling import (
     couple,
     ignored_modules,
 )
-from fppmo_ray.pruning.equivalence import (
-    disagreement,
-    mask_of_widths,
-    proof_batch,
-    randomised_copy,
-)
-from fppmo_ray.pruning.extract import AxisUnits, NumberKey, NumberUnits, Tracing, named_tensors
-from fppmo_ray.pruning.network_io import ExampleInputs
+from fppmo_ray.pruning.equivalence import Proof, mask_of_widths
+from fppmo_ray.pruning.extract import AxisUnits, NumberKey, NumberUnits, Tracing
+from fppmo_ray.pruning.network_io import ExampleInputs, checked, opened
 from fppmo_ray.pruning.width_decisions import (
     WidthDecision,
     changing_widths,
@@ -54,19 +49,21 @@ def trace(
     done on a copy: the network's weights and mode and torch's random state do not change.
 
     Args:
-        model: Any network with convolutions.
+        model: Any network with convolutions; ``DataParallel`` and compiled ones are opened.
         example_inputs: Arguments of its forward, with a batch axis, e.g. ``(1, 3, 32, 32)``. Only
-            shapes and types matter.
+            shapes and types matter. A network that runs only on batches of this length is followed
+            on these, and its costs are those of one such batch.
         ignore: Names of layers, or of modules that hold them, whose filters must all stay; ``*``
             and ``?`` stand for any characters and for one, as in file names.
 
     Raises:
         ValueError: the network has no convolution, no group that can be pruned or no layer of an
-            ignored name, does not run on a batch of two of the example inputs, or has a parameter
-            or a batch-norm statistic that is not finite.
+            ignored name, does not run on such inputs, or has a parameter or a batch-norm statistic
+            that is not finite.
         fppmo_ray.pruning.dependency.RuleError: a dependency rule failed, which is a bug.
     """
     _check_module(model)
+    model = opened(model)
     if (plain := with_plain_weights(model)) is not model:
         warnings.warn(
             "weights that a parametrization computes, such as weight norm or spectral norm, become "
@@ -76,19 +73,17 @@ def trace(
         model = plain
     _check_finite(model)
     ignored = ignored_modules(model, ignore)
-    inputs = proof_batch(example_inputs)
+    network = copy_network(model).cpu()
     with torch.random.fork_rng(devices=[]):
-        twin = randomised_copy(model)
-        coupling = couple(twin, inputs)
-        _check_convolutional(model, coupling)
-        floats = [t for t in named_tensors(model).values() if t.is_floating_point()]
-        float_bytes = floats[0].element_size()
-        survey = _Survey(twin, inputs, coupling, float_bytes, coupling.numbers)
-        candidates, unsound = candidate_groups(coupling, ignored)
-        sound = survey.sound(candidates, unsound)
-        sound = survey.within_decisions(sound, unsound)
-        failed = [candidate for candidate in candidates if candidate.name in unsound]
-        survey, sound = survey.at_extremes(sound, failed, unsound)
+        coupling = couple(network, checked(example_inputs))
+    _check_convolutional(model, coupling)
+    proof = Proof(network, coupling.conditions)
+    survey = _Survey(network, proof, coupling, coupling.numbers)
+    candidates, unsound = candidate_groups(coupling, ignored)
+    sound = survey.sound(candidates, unsound)
+    sound = survey.within_decisions(sound, unsound)
+    failed = [candidate for candidate in candidates if candidate.name in unsound]
+    survey, sound = survey.at_extremes(sound, failed, unsound)
     reasons = "; ".join(f"{name} ({reason})" for name, reason in unsound.items())
     if not sound:
         raise ValueError(
@@ -105,6 +100,9 @@ def trace(
             f"groups keep at least so many: {', '.join(floors)}",
             stacklevel=2,
         )
+    for remark in (coupling.conditions.remark, proof.remark):
+        if remark is not None:
+            warnings.warn(remark, stacklevel=2)
     return survey.tracing(sound, tuple(unsound))
 
 
@@ -124,14 +122,12 @@ def _check_finite(model: nn.Module) -> None:
 class _Survey:
     """A network with its coupling, for trying which candidate groups can be pruned."""
 
-    twin: nn.Module
-    """Randomised float64 copy of the network."""
-    inputs: tuple[Tensor, ...]
-    """Batch on which the groups are proven."""
+    network: nn.Module
+    """Copy of the network on the CPU."""
+    proof: Proof
+    """Compares it with smaller networks."""
     coupling: Coupling
     """The coupled axes of the network."""
-    float_bytes: int
-    """Bytes per number of the network itself; the twin has eight."""
     numbers: Mapping[NumberKey, IntArray]
     """Units of the modules' numbers that state widths."""
 
@@ -310,7 +306,7 @@ class _Survey:
         if not widths:
             widths = tuple(usual_widths(self._decisions(chosen), space.dense_widths, rng))
         masks = [mask_of_widths(space, width, rng) for width in widths]
-        return disagreement(self.twin, tracing, self.inputs, masks)
+        return self.proof.disagreement(tracing, masks)
 
     def _decisions(self, chosen: list[CandidateGroup]) -> list[WidthDecision]:
         """The decisions that masks of these groups may change."""
@@ -344,10 +340,11 @@ class _Survey:
             if ((units := filter_of_unit[part.units]) >= 0).any()
         )
         costs = layer_costs(self.coupling.costs, filter_of_unit, groups)
-        shapes = {name: tuple(tensor.shape) for name, tensor in self.twin.named_parameters()}
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.network.named_parameters()}
         sizes = tensor_sizes(shapes, slices, groups)
         tensors, moments = self.coupling.tensors, self.coupling.moments
-        made = activations(tensors, moments, filter_of_unit, groups, self.float_bytes)
+        float_bytes = next(self.network.parameters()).element_size()
+        made = activations(tensors, moments, filter_of_unit, groups, float_bytes)
         space = PruningSpace(groups, costs, self.coupling.constant_macs, *sizes, made)
         numbers = tuple(
             NumberUnits(number=number, units=counted)

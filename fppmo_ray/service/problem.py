@@ -11,6 +11,7 @@ from torch import nn
 from fppmo_ray.distribution import Budget, PruningSpace
 from fppmo_ray.pruning import Tracing, trace
 from fppmo_ray.pruning.copying import copy_network, with_plain_weights
+from fppmo_ray.pruning.network_io import opened
 from fppmo_ray.service.journal.facts import Started
 from fppmo_ray.service.pool.cluster import Demand
 from fppmo_ray.service.resources import Resources
@@ -93,7 +94,7 @@ def build_problem(
     """
     resources = resources or Resources()
     settings = task.checked_settings(settings.on(resources.device_type), resources)
-    network = copy_network(network).cpu()  # workers unpickle it on devices of their own
+    network = copy_network(opened(network)).cpu()  # workers unpickle it on devices of their own
     tracing = _limited_tracing(network, task, settings)
     network = with_plain_weights(network)
     task.check_network(network)

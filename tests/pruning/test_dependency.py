@@ -75,7 +75,7 @@ FREE = {
     "where": (lambda x: torch.where(x > 0, x, x.exp() - 1), 8, EVERY),
     "maximum over rows": (lambda x: x.max(3)[0][..., None] - x.amin(3, keepdim=True), 8, EVERY),
     "permuted and back": (lambda x: x.permute(0, 2, 3, 1).contiguous().movedim(3, 1), 8, EVERY),
-    "another dtype and back": (lambda x: x.float().double(), 8, EVERY),
+    "another dtype and back": (lambda x: x.double().to(x.dtype), 8, EVERY),
     "repeat": (lambda x: x.repeat(1, 2, 1, 1), 16, EVERY),
     "stack beside itself": (lambda x: torch.stack([x, x.sin()], 2).flatten(1, 2), 16, EVERY),
     "pixels to channels": (lambda x: F.pixel_unshuffle(x, 2), 32, EVERY),

@@ -561,7 +561,7 @@ class Reading(nn.Module):
     [
         (lambda: nn.Sequential(nn.Linear(3, 3)), torch.zeros(1, 3), "network with convolutions"),
         (Reading, IMAGE, "no channel group that can be pruned"),
-        (Net, torch.zeros(1, 4, 8, 8), "must run in training mode on inputs"),
+        (Net, torch.zeros(1, 4, 8, 8), "must run in eval mode on inputs"),
         (Net, torch.zeros(8), "batch axis"),
         (Net, (3, 8, 8), "batch axis"),
     ],

@@ -1,0 +1,147 @@
+"""How a network can be run: on which batch, in which modes, precision and image size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fppmo_ray.pruning.network_io import FORWARD_ERRORS, random_inputs
+from fppmo_ray.training.outputs import OutputError
+
+Inputs = tuple[Tensor, ...]
+
+_BATCH = 2
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Conditions:
+    """Inputs on which a network runs, in its own precision."""
+
+    inputs: Inputs
+    """A batch of two, or of the length of the examples for a network that does not run on two."""
+    image: Inputs
+    """The inputs whose costs are counted: the first of the batch, or the whole of it for a network
+    that does not run on two images."""
+    training_error: str | None
+    """What the network raises in training mode; None if it runs."""
+
+    @property
+    def remark(self) -> str | None:
+        """What a user must know of a network that does not run in training mode; None if it does.
+
+        A network that is only used as it is need not train.
+        """
+        if self.training_error is None:
+            return None
+        return (
+            "the network was followed in eval mode only, since in training mode it raises "
+            f"{self.training_error}; layers that run only in training do not lose channels"
+        )
+
+
+def find_conditions(
+    network: nn.Module, examples: Inputs, run: Callable[[Inputs], object]
+) -> Conditions:
+    """Find inputs on which a network runs, in training mode if it does so at all.
+
+    Args:
+        network: The network on the CPU; it is left in the mode in which it ran.
+        examples: Example inputs, from ``checked``.
+        run: Runs the network on a batch.
+
+    Raises:
+        ValueError: the network runs neither on two images nor on a batch as long as the examples.
+    """
+    precision = _precision(network)
+    training_error: str | None = None
+    error: Exception = RuntimeError()
+    for batch in (_BATCH, None):
+        inputs = random_inputs(examples, batch, precision)
+        for training in (True, False):
+            network.train(training)
+            try:
+                run(inputs)
+            except FORWARD_ERRORS as raised:
+                if isinstance(raised, OutputError) and not training:
+                    raise
+                error = raised
+            else:
+                image = tuple(tensor[:1] for tensor in inputs) if batch else inputs
+                failed = None if training else training_error
+                return Conditions(inputs=inputs, image=image, training_error=failed)
+            if training:
+                training_error = _sentence(error)
+    with must_run(inputs):
+        raise error
+
+
+@contextmanager
+def must_run(inputs: Inputs) -> Iterator[None]:
+    """Report a network that does not run dense as such, and not as one that cannot be pruned.
+
+    Args:
+        inputs: What it is run on, in eval mode.
+    """
+    try:
+        yield
+    except OutputError:
+        raise
+    except FORWARD_ERRORS as error:
+        raise ValueError(
+            "the network must run in eval mode on inputs of shapes "
+            f"{[tuple(tensor.shape) for tensor in inputs]}, it raised {_sentence(error)}"
+        ) from error
+
+
+def shortened(inputs: Inputs, pixels: int) -> Inputs:
+    """Return a crop of images (N, C, H, W, ...).
+
+    Args:
+        inputs: Inputs of a network; those of other ranks are returned whole.
+        pixels: Largest length of every axis of an image.
+    """
+    return tuple(
+        tensor[(slice(None), slice(None), *[slice(pixels)] * (tensor.dim() - 2))].clone()
+        if tensor.dim() >= 4
+        else tensor
+        for tensor in inputs
+    )
+
+
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Records the names of all operations and the precisions of their results."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: list[str] = []
+        self.precisions: set[torch.dtype] = set()
+
+    def __torch_dispatch__(
+        self,
+        func: OpOverload,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.names.append(str(func))
+        for tensor in result if isinstance(result, list | tuple) else [result]:
+            if isinstance(tensor, Tensor) and tensor.is_floating_point():
+                self.precisions.add(tensor.dtype)
+        return result
+
+
+def _precision(network: nn.Module) -> torch.dtype:
+    floats = (tensor.dtype for tensor in network.parameters() if tensor.is_floating_point())
+    return next(floats, torch.float32)
+
+
+def _sentence(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
