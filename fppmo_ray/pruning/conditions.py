@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ def find_conditions(
     Raises:
         ValueError: the network runs neither on two images nor on a batch as long as the examples.
     """
-    precision = _precision(network)
+    precision = precision_of(network)
     training_error: str | None = None
     error: Exception = RuntimeError()
     for batch in (_BATCH, None):
@@ -138,8 +139,10 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-def _precision(network: nn.Module) -> torch.dtype:
-    floats = (tensor.dtype for tensor in network.parameters() if tensor.is_floating_point())
+def precision_of(network: nn.Module) -> torch.dtype:
+    """Return the type of a network's first floating-point parameter, or else buffer."""
+    tensors = chain(network.parameters(), network.buffers())
+    floats = (tensor.dtype for tensor in tensors if tensor.is_floating_point())
     return next(floats, torch.float32)
 
 

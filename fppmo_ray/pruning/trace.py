@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from fppmo_ray.distribution.space import ChannelGroup, IntArray, PruningSpace
+from fppmo_ray.pruning.conditions import precision_of
 from fppmo_ray.pruning.copying import copy_network, with_plain_weights
 from fppmo_ray.pruning.costs import activations, layer_costs, tensor_sizes
 from fppmo_ray.pruning.coupling import (
@@ -343,8 +344,8 @@ class _Survey:
         shapes = {name: tuple(tensor.shape) for name, tensor in self.network.named_parameters()}
         sizes = tensor_sizes(shapes, slices, groups)
         tensors, moments = self.coupling.tensors, self.coupling.moments
-        float_bytes = next(self.network.parameters()).element_size()
-        made = activations(tensors, moments, filter_of_unit, groups, float_bytes)
+        item_bytes = precision_of(self.network).itemsize
+        made = activations(tensors, moments, filter_of_unit, groups, item_bytes)
         space = PruningSpace(groups, costs, self.coupling.constant_macs, *sizes, made)
         numbers = tuple(
             NumberUnits(number=number, units=counted)

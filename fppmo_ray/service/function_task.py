@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
 import numpy as np
+import ray
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +19,7 @@ from fppmo_ray.distribution import BoolArray
 from fppmo_ray.pruning import Score, Tracing, extract
 from fppmo_ray.pruning.calibration import Calibration
 from fppmo_ray.pruning.compute_trial import ComputeTrial, Timed
+from fppmo_ray.service.pool.pickle_by_value import line_of_user
 from fppmo_ray.service.process_state import seed_everything
 from fppmo_ray.service.resources import Resources
 from fppmo_ray.service.settings import SearchSettings
@@ -43,12 +46,12 @@ class FunctionTask:
     """A task made of plain functions, for networks that do not classify images.
 
     Workers call the functions, each with a network of its own: a copy on the worker's device, which
-    they may change. They travel as Ray pickles functions, with all that they refer to; large data
-    is better loaded by them, on the worker. An exception that they raise counts as an error of the
-    mask if another worker raises it too. The generators of torch, numpy and Python are seeded
-    before every call, and what an earlier call changed in the process (flags, threads, environment,
-    working directory) is undone: a function that keeps no state of its own gives the same result
-    again.
+    they may change. They travel as Ray pickles functions, with copies of all that they refer to,
+    for every worker; large data is better loaded by them, on the worker. An exception that they
+    raise counts as an error of the mask if another worker raises it too. The generators of torch,
+    numpy and Python are seeded before every call, and what an earlier call changed in the process
+    (flags, threads, environment, working directory) is undone: a function that keeps no state of
+    its own gives the same result again.
 
     A search moves by the order of scores within a generation and never looks at ``test``.
 
@@ -97,6 +100,16 @@ class FunctionTask:
                 "a task needs a score, or images on which pruned networks are compared with the "
                 "dense one; give at least one of them"
             )
+
+    def __getstate__(self) -> dict[str, bytes]:
+        """Return everything pickled: arrays in Ray's object store could not be written to."""
+        pickle: Any = ray.cloudpickle
+        return {"pickled": pickle.dumps(vars(self))}
+
+    def __setstate__(self, state: dict[str, bytes]) -> None:
+        """Restore what ``__getstate__`` returned."""
+        pickle: Any = ray.cloudpickle
+        vars(self).update(pickle.loads(state["pickled"]))
 
     @property
     def follows_compute(self) -> bool:
@@ -231,7 +244,8 @@ class FunctionsOnWorker:
     def _given_images(self) -> Iterable[Any]:
         assert self._task.images is not None
         _set_seed((self._seed,))
-        return self._task.images()
+        with _users("images"):
+            return self._task.images()
 
     def inputs(self) -> tuple[Tensor, ...]:
         """Return the example inputs cut to one image, on the device."""
@@ -301,7 +315,8 @@ class FunctionsOnWorker:
             self._images.refit(network, dense, keep)
         if self._task.recalibrate is not None:
             _set_seed((self._seed,))
-            self._task.recalibrate(network)
+            with _users("recalibrate"):
+                self._task.recalibrate(network)
         elif self._images is not None:
             drawn = rng.permutation(len(self._images.few))[:count]
             self._images.recalibrate(network, np.sort(drawn))
@@ -334,7 +349,8 @@ class FunctionsOnWorker:
         network.train()
         _set_seed((self._seed,))
         begin = time.perf_counter()
-        self._task.fine_tune(network)
+        with _users("fine_tune"):
+            self._task.fine_tune(network)
         report = TrainingReport(loss=None, seconds=time.perf_counter() - begin)
         return capture(network, None, 1), report
 
@@ -352,7 +368,9 @@ class FunctionsOnWorker:
         """
         if split == "test" and self._task.test is not None:
             _set_seed((self._seed, 0, _TEST))
-            return {"score": _as_number(self._task.test(network.eval()), "test")}
+            with _users("test"):
+                found = self._task.test(network.eval())
+            return {"score": _as_number(found, "test")}
         seed = (self._seed, 0, _TEST if split == "test" else _CHOOSE_VAL)
         if self._task.score is not None:
             return {"score": self._score(network, seed, self._task.score)}
@@ -364,7 +382,10 @@ class FunctionsOnWorker:
     def _score(
         self, network: nn.Module, seed: Sequence[int], score: Callable[[nn.Module, int], float]
     ) -> float:
-        return _as_number(score(network.eval(), _set_seed(seed)), "score")
+        number = _set_seed(seed)
+        with _users("score"):
+            found = score(network.eval(), number)
+        return _as_number(found, "score")
 
 
 def _name(function: Any) -> str | None:
@@ -382,9 +403,31 @@ def _set_seed(seed: Sequence[int]) -> int:
     return number
 
 
+@contextmanager
+def _users(name: str) -> Iterator[None]:
+    """Name the function and its line in what a user's function raises.
+
+    A function that calls ``sys.exit`` would otherwise end its worker without a word.
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        raise RuntimeError(
+            f"{name} of the task raised {type(error).__name__}: {error} (at {line_of_user(error)})"
+        ) from error
+
+
 def _as_number(found: object, name: str) -> float:
     is_scalar = isinstance(found, Tensor | np.ndarray) and math.prod(found.shape) == 1
     value = found.item() if is_scalar else found  # type: ignore[attr-defined]
     if isinstance(value, Real) and not isinstance(value, bool):
         return float(value)
-    raise TypeError(f"{name} of the task must return a number, got {type(value).__name__}")
+    raise ValueError(
+        f"{name} of the task must return a number, got {_described(value)}; higher is better"
+    )
+
+
+def _described(found: object) -> str:
+    if isinstance(found, Tensor | np.ndarray):
+        return f"{type(found).__name__} of shape {tuple(found.shape)}"
+    return type(found).__name__

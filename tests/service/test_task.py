@@ -7,12 +7,14 @@ import math
 import os
 import random
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 from rich.console import Console
 from torch import Tensor, nn
@@ -338,7 +340,7 @@ def test_a_score_may_be_any_number(found: Any) -> None:
     ],
 )
 def test_a_score_of_another_type_is_named(found: Any, kind: str) -> None:
-    with pytest.raises(TypeError, match=f"score of the task must return a number, got {kind}"):
+    with pytest.raises(ValueError, match=f"score of the task must return a number, got {kind}"):
         _as_number(found, "score")
 
 
@@ -362,6 +364,43 @@ def test_a_first_score_that_hangs_ends_the_search_with_a_sentence(tmp_path: Path
             run_dir=tmp_path / "run",
             resources=Resources(workers=1, score_timeout=1.0),
         )
+
+
+def raises_index_error(network: nn.Module, seed: int) -> float:
+    return [0.0][seed]
+
+
+def exits(network: nn.Module, seed: int) -> float:
+    sys.exit(3)
+
+
+@pytest.mark.parametrize(
+    ("score", "sentence"),
+    [
+        (raises_index_error, r"score of the task raised IndexError: list index out of range \(at "),
+        (exits, r"score of the task raised SystemExit: 3 \(at .*test_task.py:\d+ in exits"),
+        (lambda *_: torch.zeros(2), r"must return a number, got Tensor of shape \(2,\)"),
+    ],
+)
+def test_what_a_users_function_does_wrong_is_said_with_its_line(score, sentence: str) -> None:
+    worker = PruningWorker(build_problem(blur(), task(score=score), SETTINGS), 0)
+    compute = worker._problem.compute
+    with pytest.raises((RuntimeError, ValueError), match=sentence):
+        worker.try_compute(compute, np.ones(16, dtype=bool))
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_arrays_that_a_function_refers_to_are_copies_that_it_may_write_to() -> None:
+    rows = np.arange(100_000)
+
+    def shuffled(network: nn.Module, seed: int) -> float:
+        np.random.default_rng(seed).shuffle(rows)
+        return float(rows[0])
+
+    arrived = ray.get(ray.put(task(score=shuffled)))
+    arrived.score(blur(), 0)
+    assert (rows == np.arange(100_000)).all()
+    assert arrived.measure == "minus error"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import site
 import sys
 import sysconfig
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import Any
 import ray
 from torch import nn
 
-_OURS = __name__.partition(".")[0]
+_ON_EVERY_WORKER = frozenset({__name__.partition(".")[0], "numpy", "ray", "torch", "torchvision"})
+"""Top-level packages without which no worker starts, wherever Python finds them."""
 
 
 @contextmanager
@@ -54,12 +56,38 @@ def _modules_of(function: Any) -> set[str]:
 def _is_own(module: ModuleType) -> bool:
     """Whether only this process can import a module; ``__main__`` is pickled whole anyway."""
     name, file = module.__name__, getattr(module, "__file__", None)
-    if file is None or name == "__main__" or name.partition(".")[0] == _OURS:
+    if file is None or name == "__main__" or name.partition(".")[0] in _ON_EVERY_WORKER:
         return False
-    return not any(Path(file).is_relative_to(folder) for folder in _installed())
+    return not _is_installed(file)
+
+
+def _is_installed(file: str) -> bool:
+    return any(Path(file).is_relative_to(folder) for folder in _installed())
 
 
 def _installed() -> set[str]:
+    """Folders of the standard library and of packages that pip or a module system installed.
+
+    An overlay on PYTHONPATH, or a folder that a .pth file names, shows its packages' metadata.
+    """
     paths = sysconfig.get_paths()
     named = {paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    return named | {*site.getsitepackages(), site.getusersitepackages()}
+    overlays = {folder for folder in sys.path if folder and any(Path(folder).glob("*.dist-info"))}
+    return named | overlays | {*site.getsitepackages(), site.getusersitepackages()}
+
+
+def line_of_user(error: BaseException) -> str:
+    """Return the innermost line of code that belongs to no installed package: ``file:line``.
+
+    Args:
+        error: What was raised; without a line of the user's, its innermost line is returned.
+    """
+    lines = traceback.extract_tb(error.__traceback__)
+    ours = str(Path(__file__).parents[2])
+    users = [
+        line
+        for line in lines
+        if not _is_installed(line.filename) and not Path(line.filename).is_relative_to(ours)
+    ]
+    last = [*lines, *users][-1]
+    return f"{last.filename}:{last.lineno} in {last.name}"

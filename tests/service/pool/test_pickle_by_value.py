@@ -9,10 +9,11 @@ from types import ModuleType
 
 import pytest
 import ray
+import torch
 import torchvision
 from torch import nn
 
-from fppmo_ray.service.pool.pickle_by_value import pickled_by_value
+from fppmo_ray.service.pool.pickle_by_value import line_of_user, pickled_by_value
 from fppmo_ray.training import build_network
 
 pickle = ray.cloudpickle
@@ -73,3 +74,23 @@ def test_a_module_that_was_pickled_by_value_before_is_so_afterwards(beside: Modu
         pass
     assert not is_pickled_by_name(beside.Net())
     pickle.unregister_pickle_by_value(beside)
+
+
+@pytest.mark.parametrize("name", ["torch", "beside_a_script"])
+def test_packages_in_an_overlay_are_pickled_by_name(
+    name: str, beside: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = pickle.list_registry_pickle_by_value()
+    module = sys.modules[name]
+    monkeypatch.setattr(module, "__file__", str(tmp_path / name / "__init__.py"))
+    if name == "beside_a_script":
+        (tmp_path / "beside_a_script-1.0.dist-info").mkdir()
+    monkeypatch.setattr(beside.Net, "__module__", name)
+    with pickled_by_value(beside.Net()):
+        assert pickle.list_registry_pickle_by_value() == before
+
+
+def test_the_line_of_an_error_is_the_users_own(beside: ModuleType) -> None:
+    with pytest.raises(RuntimeError) as raised:
+        beside.Net(nn.Conv2d(1, 2, 3))(torch.zeros(5))
+    assert line_of_user(raised.value).startswith(f"{__file__}:")
