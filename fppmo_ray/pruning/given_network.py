@@ -53,8 +53,8 @@ def plain_network(network: Any) -> nn.Module:
         raise ValueError(
             f"network must be a torch.nn.Module, got {type(network).__name__}; {_WAY_OUT}"
         )
-    network = opened(network)
-    if any(parameter.dtype in _HALVES for parameter in network.parameters()):
+    inner: nn.Module = opened(network)
+    if any(parameter.dtype in _HALVES for parameter in inner.parameters()):
         logger.info("the network has half precision; it is pruned and handed out in float32")
-        return copy.deepcopy(network).float()
-    return network
+        return copy.deepcopy(inner).float()
+    return inner
