@@ -253,7 +253,7 @@ class _Survey:
         more = {len(candidate.units) for candidate in failed}
         while chosen:
             low, high = _widths(chosen)
-            equal = max(2, self.inputs[0].shape[1], int(low.max()))
+            equal = max(2, self.coupling.conditions.inputs[0].shape[1], int(low.max()))
             tried = [low, *(np.clip(width, low, high) for width in (equal, *sorted(more)))]
             if guessing._reason(chosen, *tried) is None:
                 return guessing, chosen
