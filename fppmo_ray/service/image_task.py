@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -52,6 +51,7 @@ from fppmo_ray.training import (
 )
 from fppmo_ray.training.ddp import ENOUGH_IMAGES
 from fppmo_ray.training.device import device_module
+from fppmo_ray.training.file_paths import FilePaths
 from fppmo_ray.training.own_data import Unlabelled, own_code, own_data
 
 logger = logging.getLogger(__name__)
@@ -545,7 +545,7 @@ def _digest_images(images: ImageSet) -> str:
 
 def _names(paths: Sequence[Any]) -> list[str]:
     """Return what is cheap to know of images: their file names below a common folder, if any."""
-    if not isinstance(paths, tuple):
+    if not isinstance(paths, tuple | FilePaths):
         return [f"{len(paths)} images"]
-    root = os.path.commonpath(paths)  # the data may be in another folder than before
-    return [str(path.relative_to(root)) for path in paths]
+    files = paths if isinstance(paths, FilePaths) else FilePaths(paths)
+    return files.relative_names()  # the data may be in another folder than before

@@ -19,6 +19,7 @@ from fppmo_ray.training.dataset import (
     RandomResizedCrop,
 )
 from fppmo_ray.training.decoding import decode_view
+from fppmo_ray.training.file_paths import FilePaths
 from fppmo_ray.training.preprocessing import MEAN, STD, Transform
 
 _PLAIN = Transform()
@@ -125,7 +126,7 @@ def _list_files(folder: Path, classes: list[str], transform: Transform) -> Image
         labels += [label] * len(found)
     side = transform.image_size or _SIDE
     return ImageFiles(
-        tuple(paths),
+        FilePaths(paths),
         np.array(labels, dtype=np.int64),
         side,
         side,

@@ -244,7 +244,7 @@ def _pixel_source(
             return ResidentPixels(torch.from_numpy(image_set.items[rows]).to(device))
         items = Rows(image_set.items, rows.tolist())
         return ItemStream(replace(image_set, items=items, labels=image_set.labels[rows]), device)
-    paths = Rows(image_set.paths, rows.tolist())
+    paths = Rows(image_set.paths, rows)
     files = replace(image_set, paths=paths, labels=image_set.labels[rows])
     return StreamedPixels(files, device, threads)
 

@@ -139,7 +139,7 @@ class Rows(Sequence[Any]):
 
     source: Any
     """Something with ``__getitem__`` for integers."""
-    rows: Sequence[int]
+    rows: Sequence[int] | IntArray
     """Row numbers in the source."""
 
     def __len__(self) -> int:
