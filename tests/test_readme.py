@@ -20,8 +20,16 @@ from fppmo_ray.service.image_task import image_classification
 from fppmo_ray.service.problem import build_problem
 from fppmo_ray.training import build_network
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+PAGES = [README, (ROOT / "fppmo_ray" / "README.md").read_text()]
+EXAMPLES = [
+    text for page in PAGES for text in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+]
+
+
+def test_the_readme_can_be_read_in_ten_minutes() -> None:
+    assert len(README.split()) <= 2500
 
 
 def test_the_example_of_the_readme_prunes_its_network(

@@ -9,7 +9,8 @@ import pytest
 from job_files import job_words, parse_job, shell_commands
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-README, NOTEBOOK = (REPOSITORY / name for name in ("README.md", "jobs/experiments/README.md"))
+NOTEBOOK = REPOSITORY / "jobs/experiments/README.md"
+GUIDES = [REPOSITORY / f"{folder}README.md" for folder in ("", "fppmo_ray/", "jobs/")]
 NUMBERS = {"S": "50", "R": "3"}  # that the text leaves open
 OF_JOB = re.compile(r"(?:python|fppmo-ray submit) jobs/((?:experiments/)?\w+)\.py")
 
@@ -36,7 +37,7 @@ def shown(*documents: Path) -> set[str]:
 def test_the_readme_shows_every_job_that_searches_and_the_notebook_every_experiment() -> None:
     assert (
         jobs_of("")
-        == {job for job in shown(README) if "/" not in job}  # a table's command may be a study
+        == {job for job in shown(*GUIDES) if "/" not in job}  # a table's command may be a study
         == {
             *("baseline", "cifar10", "denoise", "imagenet", "tune_cifar10"),
         }
@@ -49,13 +50,16 @@ def test_the_readme_shows_every_job_that_searches_and_the_notebook_every_experim
     }
 
 
-@pytest.mark.parametrize("command", commands(README) + commands(NOTEBOOK))
+@pytest.mark.parametrize(
+    "command", [command for page in [*GUIDES, NOTEBOOK] for command in commands(page)]
+)
 def test_a_command_of_the_documents_is_one_of_its_job(command: str) -> None:
     assert parse_job([NUMBERS.get(word, word) for word in job_words(command)])
 
 
 def test_a_flag_that_a_job_does_not_have_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    [command] = [command for command in commands(README) if "jobs/denoise.py" in command]
+    found = [command for page in GUIDES for command in commands(page)]
+    [command] = [command for command in found if "jobs/denoise.py" in command]
     with pytest.raises(SystemExit):
         parse_job(job_words(f"{command} --epochs 3"))
     assert "--epochs" in capsys.readouterr().err
@@ -65,6 +69,16 @@ def test_links_into_the_notebook_have_a_heading() -> None:
     headings = re.findall(r"^## (.+)$", NOTEBOOK.read_text(), flags=re.MULTILINE)
     anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}
     own = re.findall(r"\]\(#([\w-]+)\)", NOTEBOOK.read_text())
-    from_readme = re.findall(r"jobs/experiments/README\.md#([\w-]+)", README.read_text())
-    assert len(from_readme) >= 6
-    assert {*own, *from_readme} <= anchors
+    pages = "".join(page.read_text() for page in GUIDES)
+    from_guides = re.findall(r"experiments/README\.md#([\w-]+)", pages)
+    assert len(from_guides) >= 6
+    assert {*own, *from_guides} <= anchors
+
+
+def test_every_link_between_the_documents_leads_to_a_file() -> None:
+    others = [REPOSITORY / "cluster/README.md", REPOSITORY / ".github/CONTRIBUTING.md"]
+    others += [REPOSITORY / "fppmo_ray/COMING_FROM.md", REPOSITORY / "CHANGELOG.md", NOTEBOOK]
+    for page in [*GUIDES, *others]:
+        targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
+        missing = [target for target in targets if not (page.parent / target).exists()]
+        assert not missing, (page, missing)

@@ -19,6 +19,8 @@ from agreement.table import agreement_tables
 from archive import RESULTS, read_rows, records_of, table_names, unflattened
 from cells import Record
 from chaos import Trial, trials_table
+from feedback import Row as FeedbackRow
+from feedback import feedback_table
 from few_images import Row as FewImages
 from few_images import few_images_table
 from landscape_searches import Row
@@ -59,6 +61,7 @@ _OF_ROWS: dict[str, Callable[[Path], list[Table]]] = {
     "networks": lambda path: [attempts_table([Attempt(**row) for row in _values(path)])],
     "chaos": lambda path: [trials_table([Trial(**row) for row in _values(path)])],
     "mutations": lambda path: [outcomes_table([Changed(**row) for row in _values(path)])],
+    "feedback": lambda path: [feedback_table([FeedbackRow(**row) for row in _values(path)])],
     "unlabelled": lambda path: [few_images_table([FewImages(**row) for row in _values(path)])],
     "untrained": lambda path: untrained_tables([Untrained(**row) for row in _values(path)]),
 }
