@@ -246,7 +246,7 @@ class Proof:
                 return reason, []
         shows = _SHOWS * _TOLERANCES[self._lowest]
         return None, [
-            _is_real(one) and one.shape == other.shape and _error(one, other) > shows
+            _is_real(one) and one.shape == other.shape and relative_error(one, other) > shows
             for one, other in zip(expected[0], expected[-1], strict=False)
         ]
 
@@ -255,7 +255,7 @@ class Proof:
         shapes = [tuple(output.shape) for output in outputs]
         if shapes != [tuple(output.shape) for output in expected]:
             return f"its outputs have other shapes: {shapes}"
-        errors = [_error(*pair) for pair in zip(outputs, expected, strict=True)]
+        errors = [relative_error(*pair) for pair in zip(outputs, expected, strict=True)]
         worst = max((error if error == error else float("inf") for error in errors), default=0.0)
         if worst > _TOLERANCES[self._lowest]:
             return f"its output is off by {worst:.1e} of the largest value"
@@ -290,8 +290,13 @@ def _is_real(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def _error(output: Tensor, reference: Tensor) -> float:
-    """Largest difference relative to the largest value; of integers, the share that differs."""
+def relative_error(output: Tensor, reference: Tensor) -> float:
+    """Return the largest difference relative to the largest value; of integers, a share.
+
+    Args:
+        output: A tensor of any shape and type.
+        reference: What it should be, of the same shape. NaN and infinities must be the same.
+    """
     same = (output == reference) | ((output != output) & (reference != reference))  # NaN is NaN
     if bool(same.all()):
         return 0.0

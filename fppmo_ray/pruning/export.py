@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from fppmo_ray.pruning.equivalence import relative_error
 from fppmo_ray.pruning.network_io import ExampleInputs, checked, random_inputs
 from fppmo_ray.training import Interface
 from fppmo_ray.training.outputs import flat_tensors
@@ -45,11 +46,12 @@ def export_network(
     format: ExchangeFormat,
     example_inputs: ExampleInputs,
     interface: Interface | None = None,
+    fixed_batch: int | None = None,
 ) -> Path:
     """Write a network to a file that runs without its Python class, and verify the file.
 
     The file is loaded again, and its outputs on batches of one and of three random inputs must
-    equal the network's to 1e-4 of the largest number of each output.
+    equal the network's to 1e-4 of the largest number of each output. A file that fails is removed.
 
     Args:
         network: The network, which may return several tensors in tuples, lists and dicts. It is
@@ -58,10 +60,13 @@ def export_network(
         format: ``torchscript`` (``torch.jit.load``), ``torch.export`` (``torch.export.load``) or
             ``onnx`` (needs ``pip install 'fppmo-ray[export]'``). In ONNX one input is called
             ``images`` and one output ``logits``; several are ``input_0``, ``output_0`` and so on.
+            TorchScript returns outputs that are nested twice as one flat tuple.
         example_inputs: Arguments of its forward, each with a batch axis, e.g. ``(1, 3, 32, 32)``.
         interface: Preprocessing and class names, which the file then carries: ONNX as metadata with
             one JSON value per entry, the others as one JSON object in the extra file
             ``interface.json``. The shapes of inputs and outputs stand beside them.
+        fixed_batch: The only batch size that the file has to take, >= 1, for networks and runtimes
+            that cannot vary it; None: any.
 
     Returns:
         The path of the file.
@@ -69,8 +74,11 @@ def export_network(
     Raises:
         ValueError: the format is unknown, packages for it are missing, or the network does not run
             on such inputs.
-        RuntimeError: the file does not compute the same as the network.
+        RuntimeError: the format cannot express the network, or the file does not compute the same
+            as the network.
     """
+    if fixed_batch is not None and fixed_batch < 1:
+        raise ValueError(f"fixed_batch must be >= 1 or None, got {fixed_batch}")
     if format not in get_args(ExchangeFormat):
         raise ValueError(f"format must be one of {get_args(ExchangeFormat)}, got {format!r}")
     if format == "onnx":
@@ -81,18 +89,48 @@ def export_network(
     target.parent.mkdir(parents=True, exist_ok=True)
     write, read = _WAYS[format]
     with _in_eval_mode_on_cpu(network), _without_torchs_own_warnings(), torch.no_grad():
-        batches = {batch: _random(examples, batch) for batch in _BATCHES}
+        sizes = _BATCHES if fixed_batch is None else (fixed_batch,)
+        batches = {batch: _random(examples, batch) for batch in sizes}
         expected = {batch: _run(network, inputs) for batch, inputs in batches.items()}
         metadata = {
             **(interface or Interface()).to_json(),
             "inputs": describe_tensors(examples),
-            "outputs": describe_tensors(expected[1]),
+            "outputs": describe_tensors(expected[sizes[0]]),
         }
-        write(network, _random(examples, 2), target, metadata)
-        run, _ = read(target)
-        for batch, outputs in expected.items():
-            _check(run(batches[batch]), outputs, target)
+        varies = fixed_batch is None
+        with _removed_if_refused(target), _sentences(format, varies=varies):
+            write(network, _random(examples, fixed_batch or 2), target, metadata, varies)
+            run, _ = read(target)
+            found = {batch: run(inputs) for batch, inputs in batches.items()}
+        with _removed_if_refused(target):
+            for batch, outputs in expected.items():
+                _check(found[batch], outputs, target)
     return target
+
+
+@contextmanager
+def _removed_if_refused(target: Path) -> Iterator[None]:
+    """Remove the file, and the weights that ONNX puts beside large ones, if the block raises."""
+    try:
+        yield
+    except BaseException:
+        for path in (target, target.with_name(target.name + ".data")):
+            path.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _sentences(format: str, *, varies: bool) -> Iterator[None]:
+    """Turn whatever torch's exporters and the runtimes raise into a sentence."""
+    try:
+        yield
+    except Exception as error:
+        first = next((line for line in str(error).splitlines() if line.strip()), "no message")
+        way_out = "fixed_batch=1, or " if varies else ""
+        raise RuntimeError(
+            f"the network cannot be written as {format}, or run from it: {type(error).__name__}: "
+            f"{first.strip()}; try {way_out}another format"
+        ) from error
 
 
 def _random(examples: _Inputs, batch: int) -> _Inputs:
@@ -114,10 +152,13 @@ def _check(outputs: list[Tensor], expected: list[Tensor], path: Path) -> None:
         raise RuntimeError(
             f"{path} returns {len(outputs)} tensors and the network {len(expected)}; do not use it"
         )
-    errors = [
-        float((output - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30))
-        for output, wanted in zip(outputs, expected, strict=True)
-    ]
+    for output, wanted in zip(outputs, expected, strict=True):
+        if output.shape != wanted.shape:
+            raise RuntimeError(
+                f"{path} returns a tensor of shape {tuple(output.shape)} and the network one of "
+                f"{tuple(wanted.shape)}; do not use it"
+            )
+    errors = [relative_error(*pair) for pair in zip(outputs, expected, strict=True)]
     if not all(error <= TOLERANCE for error in errors):  # NaN fails
         raise RuntimeError(
             f"{path} computes something else than the network: off by {max(errors):.1e} of the "
@@ -153,9 +194,30 @@ def open_exported(path: Path) -> _Opened:
         return _WAYS[format][1](path)
 
 
+class _Flat(nn.Module):
+    """Returns the outputs of a network as a flat tuple."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(flat_tensors(self.network(*inputs)))
+
+
+def _is_scriptable(output: Any) -> bool:
+    """Whether TorchScript can return an output: tensors in one tuple, list or dict."""
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    parts = output if isinstance(output, tuple | list) else [output]
+    return all(isinstance(part, Tensor) for part in parts)
+
+
 def _write_torchscript(
-    network: nn.Module, inputs: _Inputs, path: Path, metadata: _Metadata
+    network: nn.Module, inputs: _Inputs, path: Path, metadata: _Metadata, varies: bool
 ) -> None:
+    if not _is_scriptable(network(*inputs)):
+        network = _Flat(network)
     # strict=False lets the network return dicts.
     script = torch.jit.trace(network, inputs, strict=False)  # type: ignore[no-untyped-call]
     script.save(str(path), _extra_files={EXTRA_FILE: json.dumps(metadata)})
@@ -167,8 +229,11 @@ def _read_torchscript(path: Path) -> _Opened:
     return lambda inputs: flat_tensors(loaded(*inputs)), _parsed(extra)
 
 
-def _write_exported(network: nn.Module, inputs: _Inputs, path: Path, metadata: _Metadata) -> None:
-    program = torch.export.export(network, inputs, dynamic_shapes=_along_batches(inputs))
+def _write_exported(
+    network: nn.Module, inputs: _Inputs, path: Path, metadata: _Metadata, varies: bool
+) -> None:
+    dynamic = _along_batches(inputs) if varies else None
+    program = torch.export.export(network, inputs, dynamic_shapes=dynamic)
     torch.export.save(program, path, extra_files={EXTRA_FILE: json.dumps(metadata)})
 
 
@@ -188,13 +253,15 @@ def _along_batches(inputs: _Inputs) -> tuple[dict[int, Any], ...]:
     return tuple({0: batch} for _ in inputs)
 
 
-def _write_onnx(network: nn.Module, inputs: _Inputs, path: Path, metadata: _Metadata) -> None:
+def _write_onnx(
+    network: nn.Module, inputs: _Inputs, path: Path, metadata: _Metadata, varies: bool
+) -> None:
     num_outputs = len(flat_tensors(network(*inputs)))
     program = torch.onnx.export(
         network,
         inputs,
         dynamo=True,
-        dynamic_shapes=_along_batches(inputs),
+        dynamic_shapes=_along_batches(inputs) if varies else None,
         input_names=_names("images", "input", len(inputs)),
         output_names=_names("logits", "output", num_outputs),
         verbose=False,
@@ -224,7 +291,8 @@ def _names(of_one: str, of_several: str, count: int) -> list[str]:
     return [of_one] if count == 1 else [f"{of_several}_{index}" for index in range(count)]
 
 
-_Write = Callable[[nn.Module, _Inputs, Path, _Metadata], None]
+_Write = Callable[[nn.Module, _Inputs, Path, _Metadata, bool], None]
+"""Writes a network with metadata to a file whose batch axis varies, or not."""
 _Way = tuple[_Write, Callable[[Path], _Opened]]
 _WAYS: Mapping[ExchangeFormat, _Way] = {
     "torchscript": (_write_torchscript, _read_torchscript),

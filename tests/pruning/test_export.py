@@ -100,6 +100,7 @@ class Branching(nn.Module):
 def test_a_file_that_computes_something_else_is_refused(make, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="computes something else than the network: off by"):
         export_network(make(), tmp_path / "n", format="torchscript", example_inputs=IMAGE)
+    assert list(tmp_path.iterdir()) == []
 
 
 class Segmenting(nn.Module):
@@ -164,4 +165,58 @@ def test_what_cannot_be_exported_is_refused_in_a_sentence(
     monkeypatch.setattr(export, "_ONNX_PACKAGES", ("onnx", "not_there"))
     with pytest.raises(ValueError, match=r"needs not_there; pip install 'fppmo-ray\[export\]'"):
         export_network(pruned, tmp_path / "n", format="onnx", example_inputs=IMAGE)
+    assert list(tmp_path.iterdir()) == []
+
+
+class Detecting(nn.Module):
+    """Returns tensors nested twice, one of them of booleans."""
+
+    def forward(self, images: Tensor) -> dict[str, object]:
+        means = images.mean((2, 3))
+        return {"levels": [means, (2 * means, means > 0)], "scores": means.softmax(1)}
+
+
+def test_torchscript_returns_outputs_that_are_nested_twice_as_a_flat_tuple(tmp_path: Path) -> None:
+    path = export_network(Detecting(), tmp_path / "n", format="torchscript", example_inputs=IMAGE)
+    means = IMAGE.mean((2, 3))
+    with pytest.warns(DeprecationWarning, match="torch.jit.load"):
+        found = torch.jit.load(path)(IMAGE)
+    torch.testing.assert_close(found, (means, 2 * means, means > 0, means.softmax(1)))
+
+
+@pytest.mark.parametrize("format", ["torchscript", "torch.export"])
+def test_a_network_of_one_batch_size_is_exported_with_a_fixed_batch(
+    format: str, tmp_path: Path
+) -> None:
+    class Clip(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.view(2, 4, *SHAPE).mean((1, 3, 4))
+
+    images = torch.randn(8, *SHAPE)
+    with pytest.raises(ValueError, match="must run on inputs of shapes"):
+        export_network(Clip(), tmp_path / "n", format=format, example_inputs=images)
+    path = export_network(
+        Clip(), tmp_path / "n", format=format, example_inputs=images, fixed_batch=8
+    )
+    run, _ = export.open_exported(path)
+    torch.testing.assert_close(run((images,)), [Clip()(images)])
+
+
+def test_what_an_exporter_raises_becomes_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failure(Exception):
+        pass
+
+    def write(network: nn.Module, inputs: object, path: Path, *_: object) -> None:
+        path.write_text("half")
+        raise Failure("\n[ONNXRuntimeError] : 10 : INVALID_GRAPH : This is an invalid model.\nmore")
+
+    monkeypatch.setitem(export._WAYS, "onnx", (write, export._read_onnx))
+    monkeypatch.setattr(export, "_ONNX_PACKAGES", ())
+    with pytest.raises(
+        RuntimeError,
+        match=r"cannot be written as onnx.*Failure: \[ONNX.*model\.; try fixed_batch=1",
+    ):
+        export_network(nn.ReLU(), tmp_path / "n", format="onnx", example_inputs=IMAGE)
     assert list(tmp_path.iterdir()) == []
