@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from fppmo_ray.pruning.one_call import prune, prune_with_report
     from fppmo_ray.service.function_task import FunctionTask
     from fppmo_ray.service.image_task import ImageClassification
+    from fppmo_ray.service.progress.callbacks import Callback, ConsoleProgress
+    from fppmo_ray.service.progress.trackers import MLflow, TensorBoard
     from fppmo_ray.service.resources import Resources
     from fppmo_ray.service.result import SearchResult
     from fppmo_ray.service.search import run_search, search
@@ -43,6 +45,10 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
+    "MLflow": "fppmo_ray.service.progress.trackers",
+    "TensorBoard": "fppmo_ray.service.progress.trackers",
+    "ConsoleProgress": "fppmo_ray.service.progress.callbacks",
+    "Callback": "fppmo_ray.service.progress.callbacks",
     "Baseline": "fppmo_ray.service.setting_groups",
     "Calibration": "fppmo_ray.service.setting_groups",
     "Dataset": "fppmo_ray.training",
@@ -83,12 +89,15 @@ _HOMES = {
 __all__ = [
     "Baseline",
     "Calibration",
+    "Callback",
+    "ConsoleProgress",
     "Dataset",
     "Feedback",
     "FunctionTask",
     "Gradual",
     "ImageArrays",
     "ImageClassification",
+    "MLflow",
     "MaskOptimizer",
     "Numerics",
     "OptimizerSettings",
@@ -102,6 +111,7 @@ __all__ = [
     "Space",
     "Splits",
     "Task",
+    "TensorBoard",
     "Transform",
     "export_network",
     "extract",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-
-from rich.console import Console
 
 from fppmo_ray.distribution import Feedback, FloatArray, Proposal
 from fppmo_ray.service.allocations import choose_allocations
@@ -14,6 +13,7 @@ from fppmo_ray.service.first_lines import log_data, score_dense
 from fppmo_ray.service.pool.call import Call
 from fppmo_ray.service.probability_model import Proposer, running_model
 from fppmo_ray.service.progress.display import watch
+from fppmo_ray.service.progress.observation import Listener
 from fppmo_ray.service.search_loop import score_proposals
 from fppmo_ray.service.worker_protocol import SharedWeights, Worker
 
@@ -21,14 +21,14 @@ from fppmo_ray.service.worker_protocol import SharedWeights, Worker
 def find_mask(
     context: Context,
     *,
-    console: Console,
+    listeners: Sequence[Listener],
     warm_start: FloatArray | None = None,
 ) -> Found:
     """Search for a mask of every budget, from where the journal ends.
 
     Args:
         context: The search, its pool with nothing unfinished.
-        console: Where live progress is drawn, if it is a terminal.
+        listeners: Functions that are told of every score.
         warm_start: Keep-logits ``(num_filters,)`` of an earlier stage to start from; None: the
             importance.
 
@@ -44,7 +44,7 @@ def find_mask(
     allocations = choose_allocations(context, weights, order)
     settings, space = context.settings.optimizer_settings(), context.problem.space
     with running_model(space, order.importance, settings, warm_start, allocations) as model:
-        found = find_mask_with(model, context, weights, console=console)
+        found = find_mask_with(model, context, weights, listeners=listeners)
         return replace(found, keep_logits=model.keep_logits())
 
 
@@ -53,7 +53,7 @@ def find_mask_with(
     context: Context,
     weights: SharedWeights,
     *,
-    console: Console,
+    listeners: Sequence[Listener],
 ) -> Found:
     """Search with any model that proposes masks; see ``find_mask``.
 
@@ -61,7 +61,7 @@ def find_mask_with(
         model: Proposes masks and learns from feedback.
         context: The search, its pool with nothing unfinished.
         weights: The dense weights that masks are scored on.
-        console: Where live progress is drawn, if it is a terminal.
+        listeners: Functions that are told of every score.
     """
 
     def score_call(proposal: Proposal) -> Call[Worker, Feedback]:
@@ -71,7 +71,7 @@ def find_mask_with(
         )
 
     settings, space = context.settings.optimizer_settings(), context.problem.space
-    with watch(context.run, settings, settings.merit(space), console) as progress:
+    with watch(context.run, settings, settings.merit(space), listeners) as progress:
         score_proposals(model, context.pool, context.run, score_call, progress)
     choices = choose(model.finalists(), context, weights)
     return Found(choices=choices, weights=weights, given=weights, searches=[context.run.facts])

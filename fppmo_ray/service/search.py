@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from torch import nn
 
 from fppmo_ray.pruning.given_network import plain_network
@@ -22,6 +22,8 @@ from fppmo_ray.service.measurements import choose_compute, with_latency
 from fppmo_ray.service.pool.pickle_by_value import pickled_by_value
 from fppmo_ray.service.pool.worker_pool import worker_pool
 from fppmo_ray.service.problem import Problem, build_problem, started_of
+from fppmo_ray.service.progress.callbacks import Callback, ConsoleProgress, called_back
+from fppmo_ray.service.progress.observation import Listener
 from fppmo_ray.service.resources import Resources
 from fppmo_ray.service.result import SearchResult
 from fppmo_ray.service.search_loop import count_scored
@@ -67,7 +69,7 @@ def search(
     class_names: Sequence[str] | None = None,
     resume: Resume = "auto",
     source: Mapping[str, Any] | None = None,
-    console: Console | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> SearchResult:
     """Search for the filters to remove from a trained network, remove them, and fine-tune it.
 
@@ -110,7 +112,8 @@ def search(
             there must be one; False: there must be none.
         source: How to construct the dense network, for the saved recipe:
             ``{"constructor": "module:function", "arguments": {...}}``.
-        console: Where live progress is drawn, if it is a terminal.
+        callbacks: Told of the search while it runs, such as ``TensorBoard(folder)``; a bar on the
+            terminal is drawn unless a ``ConsoleProgress`` of your own is among them.
 
     Returns:
         The result, whose network lies in ``run_dir``.
@@ -148,7 +151,7 @@ def search(
         class_names=class_names,
         resume=resume,
         source=source,
-        console=console,
+        callbacks=callbacks,
     )
 
 
@@ -164,7 +167,7 @@ def run_search(
     class_names: Sequence[str] | None = None,
     resume: Resume = "auto",
     source: Mapping[str, Any] | None = None,
-    console: Console | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> SearchResult:
     """Search with all settings in one record, as jobs hold them; see ``search``.
 
@@ -179,7 +182,7 @@ def run_search(
         class_names: Names of the classes, as for ``search``.
         resume: Whether to resume a search or to begin one.
         source: How to construct the dense network.
-        console: Where live progress is drawn, if it is a terminal.
+        callbacks: Told of the search, as for ``search``.
     """
     resources = resources or Resources()
     _warn_of_idle_workers(resources.workers, settings.sampler.population)
@@ -189,7 +192,9 @@ def run_search(
     started = started_of(problem, search_id(run_dir), package_versions())
     with open_run(run_dir, resume=resume, started=started) as run:
         if not run.is_finished():
-            _search(problem, run, run_dir, resources, source, console or Console())
+            result = partial(SearchResult, run_dir, network)
+            with called_back(_with_console(callbacks), run, result) as listener:
+                _search(problem, run, run_dir, resources, source, [listener])
     return SearchResult(run_dir, network)
 
 
@@ -199,7 +204,7 @@ def _search(
     run_dir: Path | str,
     resources: Resources,
     source: Mapping[str, Any] | None,
-    console: Console,
+    listeners: Sequence[Listener],
 ) -> None:
     """Run every phase of a search; each starts from what the journal already holds of it."""
 
@@ -231,10 +236,16 @@ def _search(
             training_compute=training_compute,
         )
         if problem.settings.gradual.stages:
-            found = find_mask_in_stages(context, run_dir, resources, console)
+            found = find_mask_in_stages(context, run_dir, resources, listeners)
         else:
-            found = find_mask(context, console=console)
+            found = find_mask(context, listeners=listeners)
         finalize(context, found, source)
+
+
+def _with_console(callbacks: Sequence[Callback]) -> list[Callback]:
+    if any(isinstance(callback, ConsoleProgress) for callback in callbacks):
+        return list(callbacks)
+    return [ConsoleProgress(), *callbacks]
 
 
 def _warn_of_idle_workers(workers: int, population: int) -> None:

@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from torch import nn
 
 from fppmo_ray.distribution import BoolArray, Budget, Finalist, FloatArray, PruningSpace
@@ -28,6 +27,7 @@ from fppmo_ray.service.journal.run_directory import open_run, stage_run_dir
 from fppmo_ray.service.mask_search import find_mask
 from fppmo_ray.service.pool.worker_pool import worker_pool
 from fppmo_ray.service.problem import Problem, started_of
+from fppmo_ray.service.progress.observation import Listener
 from fppmo_ray.service.resources import Resources
 from fppmo_ray.service.settings import SearchSettings, in_stages
 from fppmo_ray.service.trainings import Training
@@ -43,7 +43,7 @@ from fppmo_ray.training import state_from_bytes
 
 
 def find_mask_in_stages(
-    context: Context, run_dir: Path | str, resources: Resources, console: Console
+    context: Context, run_dir: Path | str, resources: Resources, listeners: Sequence[Listener]
 ) -> Found:
     """Search in stages of ascending cuts, from where the journals end.
 
@@ -51,7 +51,7 @@ def find_mask_in_stages(
         context: The whole search, its pool with nothing unfinished.
         run_dir: Its run directory; the stages' lie below.
         resources: Workers of every stage.
-        console: Where live progress is drawn, if it is a terminal.
+        listeners: Functions that are told of every score.
 
     Raises:
         ValueError: a run directory holds something that cannot be resumed.
@@ -66,7 +66,9 @@ def find_mask_in_stages(
     for number, settings in enumerate(stages, start=1):
         problem = _stage_problem(context, settings, keep, weights)
         with context.pool.away():
-            found = _search_stage(problem, context, number, run_dir, resources, console, warm_start)
+            found = _search_stage(
+                problem, context, number, run_dir, resources, listeners, warm_start
+            )
         searches += found.searches
         chosen = found.choices[0].chosen
         assert found.keep_logits is not None  # stages are searched by the probability model
@@ -115,7 +117,7 @@ def _search_stage(
     number: int,
     run_dir: Path | str,
     resources: Resources,
-    console: Console,
+    listeners: Sequence[Listener],
     warm_start: FloatArray | None,
 ) -> Found:
     [whole] = context.run.all(Started)
@@ -134,7 +136,7 @@ def _search_stage(
         stage = replace(context, problem=problem, run=run, pool=pool)
         return find_mask(
             stage,
-            console=console,
+            listeners=listeners,
             warm_start=warm_start,
         )
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from rich.console import Console
 
 from fppmo_ray.distribution import (
     ChannelGroup,
@@ -222,6 +221,6 @@ def search_with(
         return Call(name, lambda worker: worker.score(proposal), timeout=timeout)
 
     merit = settings.merit(SIMULATED_SPACE)
-    with watch(run, settings, merit, Console(quiet=True)) as progress:
+    with watch(run, settings, merit) as progress:
         score_proposals(model, pool, run, score_call, progress)
     return model.finalists()

@@ -29,7 +29,7 @@ from archive import flattened, write_rows
 from rich.console import Console
 from rich.table import Table
 
-from fppmo_ray import Recipe, SearchResult, load_dataset, search
+from fppmo_ray import ConsoleProgress, Recipe, SearchResult, load_dataset, search
 from fppmo_ray.job import run_job
 from fppmo_ray.pruning import load_network
 from fppmo_ray.service.journal.facts import (
@@ -113,7 +113,7 @@ def run_search(run_dir: Path, *, resume: bool) -> None:
         resources=Resources(workers=2),
         resume=resume,
         source=source_of("digits_cnn", 10),
-        console=Console(quiet=True),
+        callbacks=[ConsoleProgress(Console(quiet=True))],
     )
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from simulated_training import PoolHere, SimulatedTrainer, TinyCNN
 
 from fppmo_ray import Resources, SearchSettings, load_dataset
@@ -75,10 +74,9 @@ def go_on(
         pool: Any = pools.make(problem)
         pool.stop = "the stop of the search"
         context = Context(problem=problem, run=run, pool=pool, compute=problem.compute)
-        console = Console(quiet=True)
         if settings.gradual.stages:
-            return find_mask_in_stages(context, run_dir, Resources(), console), pools
-        return find_mask(context, console=console), pools
+            return find_mask_in_stages(context, run_dir, Resources(), ()), pools
+        return find_mask(context, listeners=()), pools
 
 
 @contextmanager

@@ -130,7 +130,7 @@ def seen(
     settings = SETTINGS.optimizer_settings()
     model, pool = ProbabilityModel(SPACE, IMPORTANCE, settings), InlinePool(ScriptedWorker())
     with caplog.at_level(logging.INFO), begun(tmp_path / "run") as run:
-        with watch(run, settings, settings.merit(SPACE), Console(quiet=True)) as progress:
+        with watch(run, settings, settings.merit(SPACE)) as progress:
             score_proposals(model, pool, run, score_call, progress)  # type: ignore[arg-type]
         proposals = run.all(Proposal)
         assert {item.proposal_id: item.parameters for item in proposals} == PARAMETERS

@@ -12,7 +12,6 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from inline_pool import InlinePool
-from rich.console import Console
 
 import fppmo_ray.service
 from fppmo_ray.distribution import Feedback, MaskOptimizer, OptimizerSettings, Proposal
@@ -52,7 +51,7 @@ def searched(pool: InlinePool, run_dir: Path, *, resume: bool = False) -> list[F
     merit = SETTINGS.merit(SIMULATED_SPACE)
     with (
         simulated_run(run_dir, SETTINGS, resume=resume) as run,
-        watch(run, SETTINGS, merit, Console(quiet=True)) as progress,
+        watch(run, SETTINGS, merit) as progress,
     ):
         model = ProbabilityModel(SIMULATED_SPACE, IMPORTANCE, SETTINGS)
         score_proposals(model, cast(WorkerPool, pool), run, score_call, progress)

@@ -7,7 +7,7 @@ import itertools
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,6 +150,7 @@ class RunDirectory:
         self, storage: Storage, journal: Journal, facts: list[Fact], checksum: bytes
     ) -> None:
         self.facts: list[Fact] = []
+        self._observers: list[Callable[[Fact], None]] = []
         self._checksum = checksum  # of the journal's last line
         self._by_kind: dict[type, list[Any]] = defaultdict(list)
         self._take_in(facts)
@@ -173,6 +174,13 @@ class RunDirectory:
             self._journal.append(lines)
             self._checksum = last_checksum(lines)
             self._take_in(new)
+            for observer in self._observers:
+                for fact in new:
+                    observer(fact)
+
+    def observe(self, observer: Callable[[Fact], None]) -> None:
+        """Call a function with every fact that is recorded from now on, once it is durable."""
+        self._observers.append(observer)
 
     def all(self, kind: type[_AnyFact]) -> Sequence[_AnyFact]:
         """Return all facts of a kind, in order."""

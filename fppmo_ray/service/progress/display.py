@@ -1,4 +1,4 @@
-"""Progress for people: a live bar on a terminal, and one line of the log per generation."""
+"""Progress for people: one line of the log per generation, and further listeners."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
-
-from rich import progress as bars
-from rich.console import Console
 
 from fppmo_ray.distribution import Feedback, Merit, OptimizerSettings, Proposal
 from fppmo_ray.service.journal.facts import Started
@@ -73,44 +70,19 @@ class Progress:
 
 @contextmanager
 def watch(
-    run: RunDirectory, settings: OptimizerSettings, merit: Merit, console: Console
+    run: RunDirectory, settings: OptimizerSettings, merit: Merit, listeners: Sequence[Listener] = ()
 ) -> Iterator[Progress]:
-    """Show a search on the console, in the log and in Ray's metrics.
+    """Show a search in the log and in Ray's metrics, and tell further listeners of it.
 
     Args:
         run: The search, started.
         settings: Its proposals, generations and budgets.
         merit: The order of its scores.
-        console: Where a live bar is drawn if it is a terminal.
+        listeners: Further functions that are given every observation.
     """
     [started] = run.all(Started)
-    with live_bar(console) as bar:
-        listeners = [bar, generation_log(), spread_warning(), metrics_of(started.search_id)]
-        yield Progress(Tally(settings, merit), listeners)
-
-
-@contextmanager
-def live_bar(console: Console) -> Iterator[Listener]:
-    """Draw a bar that moves as scores end, if the console is a terminal."""
-    bar = bars.Progress(
-        bars.TextColumn("{task.description}"),
-        bars.BarColumn(),
-        bars.MofNCompleteColumn(),
-        bars.TimeRemainingColumn(),
-        bars.TextColumn("{task.fields[status]}"),
-        console=console,
-        disable=not console.is_terminal,
-    )
-    task = bar.add_task("scores", total=None, status="")
-
-    def show(seen: Observation) -> None:
-        if not console.is_terminal:
-            return
-        status = f"{seen.touched[-1]}  {_workers(seen.workforce)}" if seen.touched else ""
-        bar.update(task, completed=seen.num_ended, total=seen.num_wanted, status=status)
-
-    with bar:
-        yield show
+    own = [generation_log(), spread_warning(), metrics_of(started.search_id)]
+    yield Progress(Tally(settings, merit), [*listeners, *own])
 
 
 def generation_log() -> Listener:

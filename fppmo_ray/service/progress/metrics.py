@@ -75,9 +75,9 @@ def metrics_of(search_id: str) -> Listener:
         nonlocal requeued
         _count_ended(meters, seen, seen.workforce.requeued - requeued)
         requeued = seen.workforce.requeued
-        gauges = _standing(seen) | _workforce(seen.workforce)
+        gauges = search_figures(seen) | _workforce(seen.workforce)
         for generation in seen.touched:
-            gauges |= _generation(generation)
+            gauges |= generation_figures(generation)
         for name, value in gauges.items():
             meters[name].set(value)
 
@@ -108,7 +108,8 @@ def _count_ended(meters: dict[str, Any], seen: Observation, num_requeued: int) -
         meters["proposals_total"].inc(num_requeued, tags={"outcome": "requeued"})
 
 
-def _standing(seen: Observation) -> dict[str, float]:
+def search_figures(seen: Observation) -> dict[str, float]:
+    """Return how far a search is, and the figures of its best proposal, by name."""
     standing: dict[str, float] = {
         "proposals_ended": seen.num_ended,
         "proposals_wanted": seen.num_wanted,
@@ -129,7 +130,7 @@ def _workforce(workforce: Workforce) -> dict[str, float]:
     }
 
 
-def _generation(generation: Generation) -> dict[str, float]:
+def generation_figures(generation: Generation) -> dict[str, float]:
     """Return the gauges of a complete generation: the mean of a few scores would mislead."""
     if not generation.is_complete or not generation.ranked:
         return {}

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from fine_tuning import classification_of
-from rich.console import Console
 
 from fppmo_ray import Resources
 from fppmo_ray.distribution import BoolArray, Budget, Feedback, FloatArray
@@ -198,7 +197,7 @@ def search_choice(
     with open_run(run_dir, resume="auto", started=started) as run:
         context = Context(problem=case.problem, run=run, pool=pool, compute=case.compute)
         if case.settings.gradual.stages:
-            found = find_mask_in_stages(context, run_dir, resources, Console())
+            found = find_mask_in_stages(context, run_dir, resources, ())
             stages = (stage_run_dir(run_dir, 1 + stage) for stage in range(found.stages))
             return _choice(found, [fact for stage in stages for fact in read_journal(stage)])
         return _choice(SEARCHES[name](case, context), run.facts)
@@ -220,7 +219,7 @@ def _choice(found: Found, facts: Sequence[Fact]) -> Choice:
 
 
 def _own_search(_: Case, context: Context) -> Found:
-    return find_mask(context, console=Console())
+    return find_mask(context, listeners=())
 
 
 def _rival_search(case: Case, context: Context, *, draw_of: Callable[[Case], Draw]) -> Found:
@@ -229,7 +228,7 @@ def _rival_search(case: Case, context: Context, *, draw_of: Callable[[Case], Dra
         draw_of(case), case.budget, case.settings.optimizer_settings(), importance_only
     )
     weights = dense_weights(context)
-    return find_mask_with(search, context, weights, console=Console())
+    return find_mask_with(search, context, weights, listeners=())
 
 
 def _legr(case: Case) -> Draw:

@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from fppmo_ray.distribution import Feedback, Merit, OptimizerSettings, Proposal, RankBy
-from fppmo_ray.service.progress.display import generation_log, live_bar
+from fppmo_ray.service.progress.callbacks import ConsoleProgress
+from fppmo_ray.service.progress.display import generation_log
 from fppmo_ray.service.progress.observation import Observation, Tally, Workforce
 
 WORKFORCE = Workforce(wanted=8, placed=6, busy=5, queued=3, requeued=1)
@@ -168,8 +169,9 @@ def test_the_log_says_with_how_much_a_search_is_resumed(
 
 def test_the_bar_on_a_terminal_says_how_many_have_ended_and_how_the_generation_stands() -> None:
     terminal = Console(file=io.StringIO(), force_terminal=True, width=140)
-    with live_bar(terminal) as show:
-        show(tally().count([scored(0, 0.3, 0.875), scored(1, 0.3, 0.625)], WORKFORCE))
+    bar = ConsoleProgress(terminal)
+    bar.feedback(tally().count([scored(0, 0.3, 0.875), scored(1, 0.3, 0.625)], WORKFORCE))
+    bar.end(None)
     assert isinstance(terminal.file, io.StringIO)
     text = terminal.file.getvalue()
     for part in ("2/10", "best 0.8750", "mean 0.7500", "workers 6 of 8"):

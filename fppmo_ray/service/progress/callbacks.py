@@ -1,0 +1,165 @@
+"""Callbacks: what a user's own code is told of a running search."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rich import progress as bars
+from rich.console import Console
+
+from fppmo_ray.service.journal.facts import EpochFinished, Fact, Started
+from fppmo_ray.service.journal.run_directory import RunDirectory
+from fppmo_ray.service.progress.observation import Generation, Listener, Observation
+
+if TYPE_CHECKING:
+    from fppmo_ray.service.result import SearchResult
+
+logger = logging.getLogger(__name__)
+
+
+class Callback(Protocol):
+    """Told of a search by its driver.
+
+    A class of your own that derives from it may leave methods out. A callback that
+    raises is not called again, with a warning; the search goes on.
+    """
+
+    def start(self, started: Started) -> None:
+        """Take note that a search begins or resumes.
+
+        Args:
+            started: The search's id, settings, and sizes of the dense network.
+        """
+        return
+
+    def feedback(self, seen: Observation) -> None:
+        """Take note of scores that have ended.
+
+        Args:
+            seen: The new feedback, and the search at this moment. The first one has no feedback:
+                it tells how many scores the journal already holds.
+        """
+        return
+
+    def generation(self, generation: Generation, seen: Observation) -> None:
+        """Take note of a generation whose scores have all ended.
+
+        Args:
+            generation: Its number and its scores, best first.
+            seen: The search at this moment.
+        """
+        return
+
+    def epoch(self, epoch: EpochFinished) -> None:
+        """Take note of a finished epoch of a training.
+
+        Args:
+            epoch: Name of the training, number, training loss and seconds.
+        """
+        return
+
+    def end(self, result: SearchResult | None) -> None:
+        """Take note that the search has ended.
+
+        Args:
+            result: The result; None if the search was stopped or failed.
+        """
+        return
+
+
+class ConsoleProgress(Callback):
+    """Draws a bar that moves as scores end, if the console is a terminal.
+
+    Args:
+        console: The console; by default that of the process.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console()
+        self._bar: bars.Progress | None = None
+        self._task = bars.TaskID(0)
+
+    def feedback(self, seen: Observation) -> None:
+        """Move the bar, which begins with the first scores and ends with the last one."""
+        if not self._console.is_terminal:
+            return
+        if self._bar is None and seen.num_ended < seen.num_wanted:
+            self._bar = bars.Progress(
+                bars.TextColumn("{task.description}"),
+                bars.BarColumn(),
+                bars.MofNCompleteColumn(),
+                bars.TimeRemainingColumn(),
+                bars.TextColumn("{task.fields[status]}"),
+                console=self._console,
+            )
+            self._task = self._bar.add_task("scores", total=None, status="")
+            self._bar.start()
+        if self._bar is None:
+            return
+        workers = f"workers {seen.workforce.placed} of {seen.workforce.wanted}"
+        status = f"{seen.touched[-1]}  {workers}" if seen.touched else ""
+        self._bar.update(self._task, completed=seen.num_ended, total=seen.num_wanted, status=status)
+        if seen.num_ended == seen.num_wanted:
+            self.end(None)
+
+    def end(self, result: SearchResult | None) -> None:
+        """Leave the terminal to others."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+@contextmanager
+def called_back(
+    callbacks: Sequence[Callback], run: RunDirectory, result: Callable[[], SearchResult]
+) -> Iterator[Listener]:
+    """Tell callbacks of a search: its start now, epochs as they are recorded, its end afterwards.
+
+    Args:
+        callbacks: The callbacks.
+        run: The search, started.
+        result: Returns the result at the end.
+
+    Yields:
+        The listener that tells them of feedback and generations.
+    """
+    [started] = run.all(Started)
+    tell = _Tell(callbacks)
+
+    def listen(seen: Observation) -> None:
+        tell("feedback", seen)
+        for generation in seen.touched:
+            if generation.is_complete:
+                tell("generation", generation, seen)
+
+    def observe(fact: Fact) -> None:
+        if isinstance(fact, EpochFinished):
+            tell("epoch", fact)
+
+    tell("start", started)
+    run.observe(observe)
+    try:
+        yield listen
+    except BaseException:
+        tell("end", None)
+        raise
+    tell("end", result())
+
+
+class _Tell:
+    """Calls a method of all callbacks that have not failed yet."""
+
+    def __init__(self, callbacks: Sequence[Callback]) -> None:
+        self._callbacks = list(callbacks)
+
+    def __call__(self, method: str, *arguments: Any) -> None:
+        for callback in self._callbacks[:]:
+            try:
+                getattr(callback, method)(*arguments)
+            except Exception as error:  # whatever a user's code raises
+                name = type(callback).__name__
+                logger.warning("%s is not called again: %s raised %r", name, method, error)
+                self._callbacks.remove(callback)
