@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +47,19 @@ class Proposal:
     """(search seed, generation): all proposals of a generation share their random numbers."""
     macs_cut: float | None = None
     """Budget that the mask is for, in a search with several budgets; else None."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the mask as packed bytes: Ray handles each array of an object by itself."""
+        others = {
+            field.name: getattr(self, field.name) for field in fields(self) if field.name != "keep"
+        }
+        return _unpickled, (np.packbits(self.keep).tobytes(), len(self.keep), others)
+
+
+def _unpickled(packed: bytes, num_filters: int, others: dict[str, Any]) -> Proposal:
+    """Return the proposal that ``Proposal.__reduce__`` describes."""
+    bits = np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=num_filters)
+    return Proposal(keep=bits.astype(bool), **others)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

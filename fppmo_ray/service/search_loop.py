@@ -49,8 +49,9 @@ def score_proposals(
     in_flight: dict[Call[W, Feedback], Proposal] = {}
 
     def take_in(step: Step) -> None:
+        # A replayed model repeats what is recorded; a second copy would take its memory for good.
+        progress.proposed([one for one in step.proposals if one.proposal_id not in recorded])
         _record(step, recorded, run)
-        progress.proposed(step.proposals)
         in_work = {proposal.proposal_id for proposal in in_flight.values()}
         for proposal in step.proposals:
             # A restarted model proposes everything anew.

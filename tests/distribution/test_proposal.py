@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 
-from fppmo_ray.distribution import Feedback
+from fppmo_ray.distribution import Feedback, Proposal
 from fppmo_ray.distribution.proposal import MaskLog
 
 
@@ -65,3 +67,23 @@ def test_figures_are_as_small_or_as_large_as_their_means_and_squares_allow():
         ValueError, match=r"got 1\.7e\+308, which is beyond 1e\+100 in size; report"
     ):
         Feedback(proposal_id=4, val_loss=1.7e308)
+
+
+def test_a_pickled_proposal_comes_back_whole_with_its_mask_as_bits():
+    keep = np.random.default_rng(0).random(1003) < 0.5
+    sent = Proposal(
+        proposal_id=3,
+        generation=1,
+        keep=keep,
+        macs=7,
+        parameters=9,
+        score_seed=(4, 1),
+        macs_cut=0.5,
+    )
+    packed = pickle.dumps(sent)
+    assert len(packed) < 1003 // 8 + 300
+    back = pickle.loads(packed)
+    assert np.array_equal(back.keep, keep)
+    assert back.keep.dtype == bool
+    others = (back.proposal_id, back.generation, back.macs, back.parameters, back.score_seed)
+    assert (*others, back.macs_cut) == (3, 1, 7, 9, (4, 1), 0.5)

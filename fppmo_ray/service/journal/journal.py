@@ -152,7 +152,7 @@ def _checked(line: bytes, previous: bytes) -> tuple[bytes, bytes]:
 
 def _parsed(line: bytes) -> Any:
     try:
-        return json.loads(line)
+        return json.loads(line.decode())  # of bytes, json would guess the encoding
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
