@@ -39,7 +39,7 @@ def test_the_readme_shows_every_job_that_searches_and_the_notebook_every_experim
         jobs_of("")
         == {job for job in shown(*GUIDES) if "/" not in job}  # a table's command may be a study
         == {
-            *("baseline", "cifar10", "denoise", "imagenet", "tune_cifar10"),
+            *("baseline", "cifar10", "denoise", "imagenet", "tune_cifar10", "yolo"),
         }
     )
     assert shown(NOTEBOOK) == jobs_of("experiments/") | {
