@@ -84,6 +84,7 @@ def main(
     learning_rates: tuple[float, ...] = (0.02,),
     ignore: tuple[str, ...] = ("conv1",),
     min_keep: float = 0.1,
+    tune: bool = False,
     threads: int = 1,
 ) -> None:
     """Prune and distil on a few images; print and keep the table.
@@ -103,6 +104,8 @@ def main(
         learning_rates: Peak learning rates.
         ignore: Layers that stay whole.
         min_keep: Smallest share of a group's filters that is kept.
+        tune: Whether accuracies are those on the held-out rows, to choose settings by, instead of
+            those on the test set.
         threads: Threads of torch.
     """
     unknown = [method for method in methods if method not in METHODS]
@@ -111,6 +114,10 @@ def main(
     torch.set_num_threads(threads)
     dataset, dense, rows = open_subject(data, network, weights, held_out_rows)
     test = open_images(dataset.test, None, dataset)
+    if tune:
+        if held_out_rows is None:
+            raise ValueError("tune needs held_out_rows to measure on")
+        test = open_images(dataset.train, np.load(held_out_rows), dataset)
     image = example_batch(dataset)
     tracing = trace(dense, image, ignore=ignore)
     space = tracing.space.with_limits(min_keep=min_keep)
