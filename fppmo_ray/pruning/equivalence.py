@@ -375,8 +375,11 @@ def _randomise(twin: nn.Module, seed: int = 0) -> None:
     for parameter in twin.parameters():
         if not parameter.is_floating_point():
             continue
-        if not parameter.any():
-            parameter.normal_(0.0, 0.5, generator=generator)
+        is_zero = parameter == 0
+        if bool(is_zero.any()):
+            scale = float(parameter.abs().max()) or 0.5
+            drawn = torch.empty_like(parameter).normal_(0.0, scale, generator=generator)
+            parameter.copy_(torch.where(is_zero, drawn, parameter))
         is_vector = parameter.numel() == max(parameter.shape, default=1)
         if is_vector and float(parameter.abs().max()) < _SMALL_SCALE:
             parameter.uniform_(0.5, 1.5, generator=generator)
