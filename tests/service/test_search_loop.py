@@ -204,7 +204,7 @@ def test_parameters_do_not_count_where_accuracies_rank() -> None:
 
 def test_only_the_tasks_own_modules_the_entry_and_tune_name_a_kind_of_task() -> None:
     service = Path(fppmo_ray.service.__file__).parent
-    may_name = {"task.py", "image_task.py", "search.py"}
+    may_name = {"task.py", "function_task.py", "image_task.py", "search.py"}
     kinds = {"ImageClassification", "FunctionTask", "ImagesOnWorker", "FunctionsOnWorker"}
     for path in service.rglob("*.py"):
         place = path.relative_to(service)
