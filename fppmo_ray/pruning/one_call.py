@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
-from fppmo_ray.distribution.allocation import GAMMA, allocate, keep_most_important
+from fppmo_ray.distribution.allocation import GAMMAS, allocate, keep_most_important
 from fppmo_ray.distribution.budget import Budget
 from fppmo_ray.distribution.limits import Resource
 from fppmo_ray.distribution.logits import uniform_priority
@@ -86,7 +86,7 @@ def prune(
     macs_cut: float = 0.5,
     further_cuts: Mapping[Resource, float] | None = None,
     importance: Ordering = "obs",
-    gamma: float | Sequence[float] = GAMMA,
+    gamma: float | Sequence[float] = GAMMAS,
     refit: bool = True,
     distill_steps: int = 0,
     augment: Callable[[Tensor], Tensor] | None = None,
@@ -164,7 +164,7 @@ def prune_with_report(
     macs_cut: float = 0.5,
     further_cuts: Mapping[Resource, float] | None = None,
     importance: Ordering = "obs",
-    gamma: float | Sequence[float] = GAMMA,
+    gamma: float | Sequence[float] = GAMMAS,
     refit: bool = True,
     distill_steps: int = 0,
     augment: Callable[[Tensor], Tensor] | None = None,

@@ -12,6 +12,7 @@ from fppmo_ray.pruning.calibration import FilterOrder
 from fppmo_ray.service.dense_weights import Context
 from fppmo_ray.service.journal.facts import AllocationChosen
 from fppmo_ray.service.pool.call import Call
+from fppmo_ray.service.pool.worker_pool import WorkerPool
 from fppmo_ray.service.problem import budgets_of
 from fppmo_ray.service.worker_protocol import SharedWeights, Worker
 
@@ -73,17 +74,28 @@ def _best(
     seed = (context.settings.seed, 0, _SEED_STREAM)
     gammas = sorted(distinct.values())
     calls = [_score_call(masks[gamma], gamma, weights, seed) for gamma in gammas]
-    scores: Sequence[Score] = context.pool.run(calls)
+    errors = _ended(calls, context.pool)
     costs = {
-        gamma: merit.cost(score, space.parameters(masks[gamma]))
-        for gamma, score in zip(gammas, scores, strict=True)
-        if score.error is None
+        gamma: merit.cost(call.value, space.parameters(masks[gamma]))
+        for gamma, call, error in zip(gammas, calls, errors, strict=True)
+        if error is None
     }
     if not costs:
-        raise RuntimeError(
-            f"no allocation could be scored: {scores[0].error}; check the network and its images"
-        )
+        raise RuntimeError(f"no allocation could be scored; the first failed with: {errors[0]}")
     return min(costs, key=lambda gamma: costs[gamma]), [round(cost, 6) for cost in costs.values()]
+
+
+def _ended(calls: Sequence[Call[Worker, Score]], pool: WorkerPool[Worker]) -> list[str | None]:
+    """Run the calls, and return the error of each that failed."""
+    for call in calls:
+        pool.submit(call)
+    while pool.num_unfinished:
+        pool.next_ended()
+    errors = [call.error or call.value.error for call in calls]
+    for call, error in zip(calls, errors, strict=True):
+        if error is not None:
+            logger.warning("%s failed: %s", call.name, error)
+    return errors
 
 
 def _score_call(

@@ -10,6 +10,7 @@ import numpy as np
 
 from fppmo_ray.distribution import FloatArray
 from fppmo_ray.pruning.calibration import FilterOrder
+from fppmo_ray.pruning.importance import Ordering
 from fppmo_ray.service.ddp_training import train_whole
 from fppmo_ray.service.journal.facts import ImportanceMeasured, WeightsFrozen
 from fppmo_ray.service.journal.run_directory import RunDirectory
@@ -111,7 +112,7 @@ def _keep_filters(order: FilterOrder, context: Context) -> ImportanceMeasured:
     """Write the importance and the error curves as artifacts; return the fact that names them."""
     run = context.run
     fact = ImportanceMeasured(
-        criterion=context.settings.sampler.importance,
+        criterion=_criterion(context),
         artifact=_IMPORTANCE,
         sha256=run.write_artifact(_IMPORTANCE, _to_bytes(order.importance)),
     )
@@ -124,7 +125,7 @@ def _keep_filters(order: FilterOrder, context: Context) -> ImportanceMeasured:
 
 def _measured(context: Context, weights: SharedWeights) -> FilterOrder:
     """Let a worker measure the importance, and the error curves where they are needed."""
-    criterion, seed = context.settings.sampler.importance, context.settings.seed
+    criterion, seed = _criterion(context), context.settings.seed
     name = f"importance {criterion}"
     if criterion == "obs" or context.settings.sampler.start == "allocation":
         calibrate: Call[Worker, FilterOrder] = Call(
@@ -137,6 +138,12 @@ def _measured(context: Context, weights: SharedWeights) -> FilterOrder:
     )
     [importance] = context.pool.run([call])
     return FilterOrder(importance=importance, error_curves=())
+
+
+def _criterion(context: Context) -> Ordering:
+    criterion = context.settings.sampler.importance
+    assert criterion is not None  # settled with the task's images
+    return criterion
 
 
 def _read_filters(fact: ImportanceMeasured, context: Context) -> FilterOrder:

@@ -117,6 +117,11 @@ class FunctionTask:
         return False
 
     @property
+    def has_images(self) -> bool:
+        """Whether ``images`` were given."""
+        return self.images is not None
+
+    @property
     def shares_training(self) -> bool:
         """False: ``fine_tune`` trains in one process."""
         return False
@@ -159,7 +164,10 @@ class FunctionTask:
         own = _OF_LABELS + (() if self.score is None else _OF_DIVERGENCE)
         given, defaults = settings.flat(), SearchSettings(macs_cut=0.5).flat()
         names = [name for name in defaults if name in (*own, *_OF_IMAGES)]
-        changed = [name for name in names if given[name] != defaults[name]]
+        harmless = {"start": "uniform", "refit": False}  # what needs no images
+        changed = [
+            name for name in names if given[name] not in (defaults[name], harmless.get(name, ()))
+        ]
         if wrong := [name for name in changed if name in own]:
             raise ValueError(
                 f"a task scores and trains by its own functions, so {', '.join(wrong)} must be "

@@ -82,6 +82,11 @@ class ImageClassification:
         return True
 
     @property
+    def has_images(self) -> bool:
+        """True."""
+        return True
+
+    @property
     def shares_training(self) -> bool:
         """True: several processes can each take a part of every batch."""
         return True

@@ -93,7 +93,8 @@ def build_problem(
         ValueError: they do not fit, the network cannot be pruned, or the budget cannot be reached.
     """
     resources = resources or Resources()
-    settings = task.checked_settings(settings.on(resources.device_type), resources)
+    settings = task.checked_settings(settings, resources)
+    settings = settings.on(resources.device_type, has_images=task.has_images)
     network = copy_network(opened(network)).cpu()  # workers unpickle it on devices of their own
     tracing = _limited_tracing(network, task, settings)
     network = with_plain_weights(network)

@@ -49,27 +49,28 @@ class Space:
 class Sampler:
     """How masks are proposed: where the probabilities start, and how feedback moves them."""
 
-    rule: str = "layer_es"
-    """Update rule: layer_es, elite, random or widths. The rule widths is layer_es for the widths
-    alone: layers keep their most important filters. Use it with fewer than 0.3 proposals per
-    filter."""
+    rule: str | None = None
+    """Update rule: local_es, layer_es, widths, elite or random. None: local_es from the allocation,
+    which it does not leave far behind, else layer_es. widths is layer_es for the widths alone:
+    layers keep their most important filters."""
     population: int = 16
     """Proposals per generation. Four or more per worker keep the workers busy."""
     lag: int = 1
     """Generations that may be sampled before the feedback of the previous one is complete. 1 keeps
     workers busy while the last proposals of a generation are scored."""
-    importance: Ordering = "fpgm"
-    """Criterion of filter importance, from which the probabilities start. fpgm leads to better
-    networks than l1 after fine-tuning, although not before it. obs is the order of least error
-    when filters are removed one by one, which a worker calibrates without labels."""
-    start: Literal["uniform", "allocation"] = "uniform"
+    importance: Ordering | None = None
+    """Criterion of filter importance, from which the probabilities start. obs is the order of least
+    error when filters are removed one by one, which a worker calibrates without labels. None: obs,
+    or fpgm for a task without images."""
+    start: Literal["uniform", "allocation"] | None = None
     """Widths at which the search starts: the same share of every layer, or those that the error
     curves of a calibration give without scores. The mask of these widths is then always among the
-    finalists, and its network in the closing table."""
+    finalists, and its network in the closing table. None: the allocation, or equal shares for a
+    task without images and for stages."""
     gamma: float | tuple[float, ...] | None = None
     """How much an allocation spares parameters, >= 0. Several: each is scored once, and every
-    budget starts at the best. None: 0.3, 1 and 3 are scored where networks are fine-tuned for
-    fewer than 6 epochs, else 3, since networks with more parameters recover better."""
+    budget starts at the best. None: 0.3, 1 and 3. Before fine-tuning, capacity_weight makes the
+    larger ones win more often, since networks with more parameters recover better."""
 
     def __post_init__(self) -> None:
         _require_choices(self)
@@ -79,16 +80,17 @@ class Sampler:
 class Scoring:
     """How a mask is scored, and how the finalists are rescored."""
 
-    score_by: Literal["labels", "divergence"] = "labels"
-    """What the loss of a score compares the network's answers with: the labels (cross-entropy), or
-    the dense network's answers to the same images (Kullback-Leibler divergence at temperature 4).
-    Accuracy is reported in both cases."""
+    score_by: Literal["labels", "divergence"] = "divergence"
+    """What the loss of a score compares the network's answers with: the dense network's answers to
+    the same images (Kullback-Leibler divergence at temperature 4), which tell more of a network
+    than a few labels do, or the labels (cross-entropy). Accuracy is reported in both cases."""
     rank_by: RankBy = "val_loss"
     """The score that ranks the proposals of a generation."""
-    capacity_weight: float = 1.0
+    capacity_weight: float | None = None
     """How much the remaining parameters count when losses are compared. A mask that keeps more
     parameters at equal MACs recovers better in fine-tuning, so each loss is multiplied by
-    (share of parameters left) ** -capacity_weight. Not used with rank_by=val_accuracy."""
+    (share of parameters left) ** -capacity_weight. Not used with rank_by=val_accuracy. None: 1, or
+    0 where networks are not fine-tuned."""
     score_steps: int = 0
     """Fine-tuning steps inside a score: by labels, or, with score_by=divergence, by distillation
     on the calibration images. With 0 steps a score only recalibrates: in
@@ -124,9 +126,10 @@ class Calibration:
     calibration_images: int = 1000
     """Number of search-train images that the dense network is calibrated on, for the importance
     obs, the start at the allocation and refits. All if there are fewer."""
-    refit: bool = False
+    refit: bool | None = None
     """Whether the layers behind removed filters are refitted by least squares: in every score, and
-    in the networks before fine-tuning. Every worker calibrates the dense network when it starts."""
+    in the networks before fine-tuning. Every worker calibrates the dense network when it starts.
+    None: yes, where the task has images."""
     distill_steps: int = 0
     """Steps of distillation between pruning and fine-tuning: the chosen, the allocated and the
     importance-only network each learn, on the calibration images and without labels, to answer as
@@ -203,4 +206,4 @@ def _require_choices(group: object) -> None:
     for name, known in _CHOICES.items():
         if hasattr(group, name):
             got = getattr(group, name)
-            require(got in known, name, f"one of {known}", got)
+            require(got is None or got in known, name, f"one of {known}", got)

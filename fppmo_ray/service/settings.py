@@ -24,7 +24,6 @@ from fppmo_ray.service.setting_groups import (
 from fppmo_ray.training import ComputeConfig, DType, Recipe
 
 _MIN_GENERATIONS = 2  # per stage: in a single one, no mask is sampled after an update
-_LONG_TRAINING = 6  # epochs, see gamma
 _WIDTH_MULTIPLES: dict[str, int | Literal["wide"]] = {"cpu": 1, "cuda": "wide"}
 _GROUPS = ("space", "sampler", "scoring", "calibration", "baseline", "gradual", "numerics")
 
@@ -47,9 +46,10 @@ class SearchSettings:
     """Batch size at which latency is measured."""
     memory_cut: float | None = None
     """Share to remove of the peak memory that one image's activations take in inference."""
-    proposals: int = 640
+    proposals: int = 160
     """Number of masks to score in the whole search. 0 scores none and takes the allocation, which
-    must be the start."""
+    must be the start. Scores pay where the cut is deep and little training follows; see "Where
+    feedback pays" in jobs/experiments/README.md."""
     seed: int = 0
     """Random seed of masks, scores and training, >= 0."""
     space: Space = Space()
@@ -85,28 +85,47 @@ class SearchSettings:
                 "start allocation does not go with stages, each of which starts where the one "
                 "before it has ended; leave stages out, or start uniform"
             )
-        if self.proposals == 0 and self.sampler.start != "allocation":
+        if self.proposals == 0 and self.sampler.start == "uniform":
             raise ValueError(
                 "proposals = 0 leaves the allocation alone, so start must be allocation, got "
-                f"{self.sampler.start}; give it, or at least {self.sampler.population} proposals"
+                f"uniform; give it, and a task images, or at least {self.sampler.population} "
+                "proposals"
             )
 
     def gammas(self) -> tuple[float, ...]:
         """Return the weights of the parameters to choose an allocation from."""
         gamma = self.sampler.gamma
         if gamma is None:
-            return GAMMAS if self.fine_tune.epochs < _LONG_TRAINING else GAMMAS[-1:]
+            return GAMMAS
         return gamma if isinstance(gamma, tuple) else (gamma,)
 
-    def on(self, device_type: str) -> SearchSettings:
-        """Return the settings with the defaults of a device type, as they are journaled.
+    def on(self, device_type: str, *, has_images: bool) -> SearchSettings:
+        """Return the settings with a value for each that was left open, as they are journaled.
 
         Args:
             device_type: ``cuda`` or ``cpu``.
+            has_images: Whether the task has images to calibrate the dense network on.
         """
-        if self.space.multiple is not None:
-            return self
-        return replace(self, space=replace(self.space, multiple=_WIDTH_MULTIPLES[device_type]))
+        space, sampler, calibration = self.space, self.sampler, self.calibration
+        has_curves = has_images and not self.gradual.stages
+        start = sampler.start or ("allocation" if has_curves else "uniform")
+        refits = has_images if calibration.refit is None else calibration.refit
+        return replace(
+            self,
+            space=replace(space, multiple=space.multiple or _WIDTH_MULTIPLES[device_type]),
+            sampler=replace(
+                sampler,
+                start=start,
+                importance=sampler.importance or ("obs" if has_images else "fpgm"),
+                rule=sampler.rule or ("local_es" if start == "allocation" else "layer_es"),
+            ),
+            calibration=replace(calibration, refit=refits),
+            scoring=replace(self.scoring, capacity_weight=self._capacity_weight()),
+        )
+
+    def _capacity_weight(self) -> float:
+        given = self.scoring.capacity_weight
+        return float(self.fine_tune.epochs > 0) if given is None else given
 
     def flat(self) -> dict[str, Any]:
         """Return every setting by its own name, those of groups too; the recipe stays one value."""
@@ -186,14 +205,14 @@ class SearchSettings:
             latency_cut=self.latency_cut,
             memory_cut=self.memory_cut,
             num_proposals=self.proposals,
-            rule=self.sampler.rule,
+            rule=self.sampler.rule or "layer_es",
             population_size=self.sampler.population,
             lag=self.sampler.lag,
             seed=self.seed,
             rank_by=self.scoring.rank_by,
-            capacity_weight=self.scoring.capacity_weight
-            if self.scoring.rank_by == "val_loss"
-            else 0.0,
+            capacity_weight=(
+                self._capacity_weight() if self.scoring.rank_by == "val_loss" else 0.0
+            ),
         )
 
     def plain_compute(self, *, threads: int) -> ComputeConfig:

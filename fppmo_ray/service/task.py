@@ -162,6 +162,10 @@ class Task(Protocol):
     def shares_training(self) -> bool:
         """Whether several processes can train one network together."""
 
+    @property
+    def has_images(self) -> bool:
+        """Whether there are images to calibrate a dense network on; their labels are not used."""
+
     def inputs(self) -> tuple[Tensor, ...]:
         """Return the arguments of the network's forward, with a batch axis, on the CPU."""
 

@@ -201,7 +201,10 @@ class Comparison:
         return worker_pool(worker, problem, num_workers=workers, demand=demand, stop=stop)
 
     def _case(self, seed: int, stop: StopRequest) -> Case:
-        settings = replace(self.settings, seed=seed)
+        # Rivals choose filters by weights alone, so searches start with equal shares here too.
+        settings = replace(self.settings, seed=seed).on(
+            self.resources.device_type, has_images=False
+        )
         dense = build_network(self.network, self.dataset.num_classes, seed=seed)
         load_weights(dense, self.weights)
         task = image_classification(self.dataset, self._splits(seed), seed=seed)

@@ -119,7 +119,7 @@ class SearchWorker:
         tracing = self._problem.tracing
         return MaskOptimizer(
             tracing.space,
-            importance(self._dense, tracing, task.settings.sampler.importance),
+            importance(self._dense, tracing, task.settings.sampler.importance or "fpgm"),
             settings,
         )
 

@@ -102,7 +102,7 @@ def way_of(variant: str, default: SearchSettings) -> Way:
     changes = dict(map(_split, variant.split(","))) if variant != DEFAULT else {}
     given = default.flat()
     settings = default.changed(**_values(changes.keys() & given, changes, given))
-    rule: Any = RULES[settings.sampler.rule]
+    rule: Any = RULES[settings.sampler.rule or "layer_es"]
     of_rule = {field.name for field in fields(rule)}
     unknown = changes.keys() - given - of_rule
     if unknown:
@@ -164,7 +164,7 @@ def main(
     if settings.scoring.score_steps or settings.gradual.stages:
         raise ValueError("searches are compared at --score-steps 0 and without --stages")
     settings.only_macs_cut()  # refuses several
-    settings = settings.on(resources.device_type)
+    settings = settings.on(resources.device_type, has_images=False)
     ways = {variant: way_of(variant, settings) for variant in plan.variants}
     problem = trained.problem(settings, resources)
     folder = (work_dir or cells / "under-way").resolve()

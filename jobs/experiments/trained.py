@@ -55,6 +55,8 @@ class Trained:
             seed=settings.seed,
         )
         task = image_classification(dataset, splits)
+        # Studies of settings compare searches that start with equal shares.
+        settings = settings.on(resources.device_type, has_images=False)
         return build_problem(dense, task, settings, resources=resources)
 
 

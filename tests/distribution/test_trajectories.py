@@ -23,6 +23,13 @@ GOLDEN = {
         "+09N W8vp f09p e0vp +09p euvo "
         "ek/p ek/p /w7p +25p"
     ),
+    "local_es": (
+        "e0tt W2tt W2tt Wm9t W2tt e0tt "
+        "W29p W2tt W29p W2tt W09t W2tt "
+        "Wm9t Wm9t Wm9t Wm9t Wm9t Wm9t "
+        "Wm9t Wm9t Wm9t Wm9t Wm9t Wm9t "
+        "Wm9t Wm9t W29p Wm9t"
+    ),
     "widths": (
         "/0pt W2tt Wm9t Uu9t W2tt e0tt "
         "f2tp W2tt W29p W2tt W2tt e0tt "

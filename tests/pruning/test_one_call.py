@@ -73,7 +73,8 @@ def test_the_report_says_what_was_done():
     assert report.params_cut == 1 - sum(p.numel() for p in kept.parameters()) / sum(
         p.numel() for p in network.parameters()
     )
-    assert (report.gamma, report.num_images) == (1.0, 96)
+    assert report.gamma in (0.3, 1.0, 3.0)
+    assert report.num_images == 96
     targets = answers(network, [images()])
     distance = divergence(report.network, [images()], targets)
     assert report.divergence == pytest.approx(distance)

@@ -108,9 +108,9 @@ def test_the_allocation_is_the_one_that_scores_best(local_ray: None, tmp_path: P
     assert fact.costs == []
 
 
-def test_before_a_long_training_the_allocation_spares_parameters() -> None:
-    assert SETTINGS.changed(fine_tune=Recipe(epochs=5)).gammas() == (0.3, 1.0, 3.0)
-    assert SETTINGS.changed(fine_tune=Recipe(epochs=6)).gammas() == (3.0,)
+def test_settings_say_which_weights_of_parameters_are_scored() -> None:
+    assert SETTINGS.gammas() == (0.3, 1.0, 3.0)
+    assert SETTINGS.changed(gamma=3.0).gammas() == (3.0,)
     assert SETTINGS.changed(gamma=(0.0, 2.0)).gammas() == (0.0, 2.0)
 
 

@@ -9,9 +9,11 @@ import pytest
 
 from fppmo_ray import (
     Baseline,
+    Calibration,
     Numerics,
     Recipe,
     Resources,
+    Sampler,
     Scoring,
     SearchSettings,
     load_dataset,
@@ -32,13 +34,15 @@ GOLDEN_LOSSES = [
 GOLDEN_BEST = "30d1b48bb0212e8fb1fefb8e8ffff5edffedff6bfffbef7f"
 
 
-def test_a_search_on_digits_scores_the_recorded_masks(local_ray: None, tmp_path: Path):
+def test_a_search_from_equal_shares_scores_the_recorded_masks(local_ray: None, tmp_path: Path):
     settings = SearchSettings(
         macs_cut=0.6,
         proposals=48,
         fine_tune=Recipe(epochs=1, batch_size=64),
         baseline=Baseline(baseline_epochs=1),
-        scoring=Scoring(score_recalibrate_images=500, score_images=300),
+        sampler=Sampler(start="uniform", importance="fpgm"),
+        calibration=Calibration(refit=False),
+        scoring=Scoring(score_by="labels", score_recalibrate_images=500, score_images=300),
         numerics=Numerics(dtype="float32"),
     )
     network, dataset = build_network("digits_cnn", 10, seed=0), load_dataset("digits")

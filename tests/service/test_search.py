@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -10,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,15 @@ from fppmo_ray import (
 )
 from fppmo_ray.demo import demo
 from fppmo_ray.distribution import Feedback, Proposal
-from fppmo_ray.service.journal.facts import Chosen, EpochFinished, Fact, Finished, pack_mask
+from fppmo_ray.service.journal.facts import (
+    Chosen,
+    EpochFinished,
+    Fact,
+    Finished,
+    Started,
+    pack_mask,
+)
+from fppmo_ray.service.journal.journal import to_lines
 from fppmo_ray.service.journal.run_directory import JOURNAL, read_journal
 from fppmo_ray.service.worker_protocol import Worker
 from fppmo_ray.training import build_network, evaluate, open_images
@@ -148,8 +156,8 @@ def test_the_history_has_a_row_per_proposal_within_the_budget(finished: Path) ->
     dense = next(row for row in result.figures["variants"] if row["name"] == "dense")
     assert list(history["id"]) == list(range(PROPOSALS))
     assert list(history["generation"]) == [0] * 16 + [1] * 16
-    assert (history["macs"] <= 0.35 * dense["macs"]).all()
-    assert (history["macs"] >= 0.34 * dense["macs"]).all()
+    assert (history["macs"] <= 0.15 * dense["macs"]).all()
+    assert (history["macs"] >= 0.14 * dense["macs"]).all()
     assert history["error"].isna().all()
     assert history["val_accuracy"].between(0.1, 1).all()
 
@@ -249,7 +257,12 @@ def run_small(
 
 @pytest.mark.usefixtures("local_ray")
 def test_a_search_whose_scores_all_fail_stops_with_the_first_error(tmp_path: Path) -> None:
-    settings = small(proposals=2, fine_tune=Recipe(epochs=0, learning_rate=1e30))
+    settings = small(
+        proposals=2,
+        fine_tune=Recipe(epochs=0, learning_rate=1e30),
+        score_by="labels",
+        start="uniform",
+    )
     sentence = "all 2 proposals of generation 0 failed.*fine-tuning diverged"
     with pytest.raises(RuntimeError, match=sentence):
         run_small(tmp_path, settings)
@@ -284,10 +297,9 @@ def test_a_journal_cut_back_into_training_resumes_to_the_same_facts(tmp_path: Pa
 def test_other_library_versions_are_refused_where_numbers_would_mix(
     finished: Path, tmp_path: Path
 ) -> None:
-    lines = (finished / JOURNAL).read_text().splitlines(keepends=True)
-    started = json.loads(lines[0])
-    started["identity"]["versions"]["torch"] = "1.0"
-    (tmp_path / JOURNAL).write_text(json.dumps(started) + "\n")
+    [started] = [fact for fact in read_journal(finished) if isinstance(fact, Started)]
+    older = {**started.identity, "versions": {**started.identity["versions"], "torch": "1.0"}}
+    (tmp_path / JOURNAL).write_bytes(to_lines([replace(started, identity=older)]))
     with pytest.raises(ValueError, match=r"another search: versions\.torch was '1\.0', now '"):
         demo(tmp_path, resume=True, proposals=PROPOSALS, workers=1)
 

@@ -99,7 +99,7 @@ def test_every_stage_is_a_search_of_its_own_on_what_the_one_before_left(undistur
 
 
 def test_the_first_stage_is_the_search_for_its_cut(undisturbed: Path, tmp_path: Path) -> None:
-    go_on(tmp_path, replace(SETTINGS, macs_cut=0.3, proposals=12))
+    go_on(tmp_path, SETTINGS.changed(macs_cut=0.3, proposals=12, start="uniform"))
     for kind in (Proposal, Feedback, Rescored, Chosen):
         expected, found = all_of(tmp_path, kind), all_of(undisturbed / "stage-1", kind)
         assert sorted(map(without_time, found)) == sorted(map(without_time, expected))
@@ -223,7 +223,7 @@ def test_workers_of_the_search_make_room_for_those_of_a_stage_which_stop_with_it
     assert pools.stops[1:] == ["the stop of the search"] * 2
     assert not pools.all[0].is_away
     whole, *of_stages = pools.names
-    assert whole == ["importance fpgm", "epoch 0 of stage-1", "epoch 1 of stage-1"]
+    assert whole == ["importance obs", "epoch 0 of stage-1", "epoch 1 of stage-1"]
     for names in of_stages:
         assert sorted(name for name in names if name.startswith("proposal")) == sorted(
             f"proposal {i}" for i in range(12)

@@ -31,11 +31,12 @@ enters the update. Without ``max_failures``, a single lost worker makes its prop
 """
 
 from fppmo_ray.service.image_task import image_classification
-from fppmo_ray.service.problem import Problem, build_problem
+from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.tune.searcher import FPPMOSearch
 from fppmo_ray.service.tune.trials import (
     PruneTrainable,
     Trial,
+    build_problem,
     prune_trainable,
     ranked_trials,
     trained_network,

@@ -130,7 +130,7 @@ class FPPMOSearch(Searcher):
                 "to FPPMOSearch"
             )
         importance = measure_importance(
-            problem.network, problem.tracing, settings.sampler.importance
+            problem.network, problem.tracing, settings.sampler.importance or "fpgm"
         )
         return cls(
             problem.tracing.space,

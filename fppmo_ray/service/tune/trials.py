@@ -19,10 +19,45 @@ from fppmo_ray.pruning import ScoreInRungs, extract
 from fppmo_ray.service.image_task import ImageClassification
 from fppmo_ray.service.journal.facts import pack_mask, unpack_mask
 from fppmo_ray.service.problem import Problem
+from fppmo_ray.service.problem import build_problem as problem_of
+from fppmo_ray.service.resources import Resources
+from fppmo_ray.service.settings import SearchSettings
+from fppmo_ray.service.task import Task
 from fppmo_ray.service.worker import claim_device
 from fppmo_ray.training.device import device_module
 
 _CHECKPOINT = "score.pt"
+
+
+def build_problem(
+    network: nn.Module,
+    task: Task,
+    settings: SearchSettings,
+    *,
+    resources: Resources | None = None,
+) -> Problem:
+    """Return a problem whose search under Tune starts with equal shares of every layer.
+
+    Under Tune nothing is calibrated, so what the settings leave open becomes the start ``uniform``
+    with the importance ``fpgm``, and no refits.
+
+    Args:
+        network: The trained network; it stays unchanged.
+        task: What the network is for.
+        settings: What to search for, and how masks are scored.
+        resources: Where scores are computed; by default on one CPU.
+
+    Raises:
+        ValueError: see ``fppmo_ray.service.problem.build_problem``.
+    """
+    resources = resources or Resources()
+    sampler = settings.sampler
+    settings = settings.changed(
+        start=sampler.start or "uniform",
+        importance=sampler.importance or "fpgm",
+        refit=bool(settings.calibration.refit),
+    )
+    return problem_of(network, task, settings, resources=resources)
 
 
 def prune_trainable(problem: Problem, rungs: tuple[int, ...]) -> type[tune.Trainable]:

@@ -223,7 +223,9 @@ def _own_search(_: Case, context: Context) -> Found:
 
 
 def _rival_search(case: Case, context: Context, *, draw_of: Callable[[Case], Draw]) -> Found:
-    importance_only = uniform(case.budget, case.importance(case.settings.sampler.importance))
+    importance_only = uniform(
+        case.budget, case.importance(case.settings.sampler.importance or "fpgm")
+    )
     search = RivalSearch(
         draw_of(case), case.budget, case.settings.optimizer_settings(), importance_only
     )

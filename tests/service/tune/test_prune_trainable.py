@@ -14,6 +14,7 @@ from ray import tune
 from torch import nn
 
 from fppmo_ray import (
+    Calibration,
     FunctionTask,
     Numerics,
     Recipe,
@@ -51,8 +52,10 @@ SETTINGS = SearchSettings(
     macs_cut=0.5,
     proposals=6,
     fine_tune=Recipe(epochs=0, batch_size=64),
-    sampler=Sampler(population=2),
+    sampler=Sampler(population=2, start="uniform", importance="fpgm"),
+    calibration=Calibration(refit=False),
     scoring=Scoring(
+        score_by="labels",
         score_steps=4,
         recalibrate_images=200,
         score_recalibrate_images=200,
