@@ -101,7 +101,7 @@ def every_second(problem: Problem) -> BoolArray:
 
 
 def test_scores_and_handed_out_networks_are_refitted_if_the_settings_say_so() -> None:
-    problem = problem_of(refit=True, score_images=200, recalibrate_images=150)
+    problem = problem_of(refit=True, score_images=200, recalibrate_images=150, score_by="labels")
     network, keep = network_of(), every_second(problem)
     images = opened(problem)
     refit = Refit(network, problem.tracing, images.calibration(network))

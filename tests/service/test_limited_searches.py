@@ -175,7 +175,7 @@ def test_a_search_without_such_limits_is_told_as_before_there_were_any() -> None
     names = {"params_cut", "latency_cut", "memory_cut", "latency_batch"}
     plain = problem_of(replace(SMALL, latency_batch=8)).identity()["settings"]
     assert not names & plain.keys()
-    assert plain == SMALL.on("cpu").journaled()
+    assert plain == SMALL.on("cpu", has_images=True).journaled()
     limited = problem_of(BY_LATENCY).identity()["settings"]
     assert {name: limited[name] for name in names & limited.keys()} == {
         "latency_cut": 0.1,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fppmo_ray import ImageArrays, Recipe, Scoring, SearchSettings, load_dataset
+from fppmo_ray import Calibration, ImageArrays, Recipe, Scoring, SearchSettings, load_dataset
 from fppmo_ray.distribution import Feedback, Proposal
 from fppmo_ray.pruning import Candidate, Fidelity, Score, score
 from fppmo_ray.service.image_task import ImagesOnWorker, image_classification
@@ -34,7 +34,9 @@ def test_a_score_begins_anew_and_that_of_a_finalist_has_images_of_its_own() -> N
     settings = SearchSettings(
         macs_cut=0.5,
         fine_tune=Recipe(epochs=0),
+        calibration=Calibration(refit=False),
         scoring=Scoring(
+            score_by="labels",
             score_steps=6,
             score_recalibrate_images=200,
             score_images=100,
