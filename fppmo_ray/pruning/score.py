@@ -69,6 +69,8 @@ class Candidate:
     """Random seed that decides which images are drawn and their order."""
     compute: ComputeConfig = PLAIN_COMPUTE
     """How the passes are computed; two compute configurations differ by rounding."""
+    recalibration_batch: int = _BATCH
+    """Images per pass that re-estimates statistics; the estimate depends on it a little."""
     refit: Refit | None = None
     """Refits the extracted network before it is fine-tuned or recalibrated; None: its weights stay
     those of the dense network."""
@@ -174,8 +176,7 @@ class ScoreInRungs:
     def recalibrate(self) -> None:
         """Re-estimate the batch-norm statistics, in place; later training is not affected."""
         candidate = self._candidate
-        size = min(_BATCH, candidate.compute.scoring_batch)
-        batches = candidate.search_train.batches(size, self._recalibration)
+        batches = candidate.search_train.batches(candidate.recalibration_batch, self._recalibration)
         recalibrate_batchnorm(self.network, batches, dtype=candidate.compute.dtype)
 
     def look(self) -> Metrics:

@@ -334,7 +334,9 @@ class ImagesOnWorker:
         logger.warning("a score is tried again, %s: %s", smaller, reason)
         device_module(self._device).empty_cache()
         try:
-            return score(replace(candidate, compute=smaller))
+            return score(
+                replace(candidate, compute=smaller, recalibration_batch=smaller.scoring_batch)
+            )
         except torch.OutOfMemoryError as error:
             raise RuntimeError(
                 f"a score needs more memory than the GPU has, even {smaller}: {error}; let fewer "

@@ -50,6 +50,13 @@ def _fidelity_tables(records: Sequence[Record]) -> list[Table]:
     return [*as_they_are, weighed, weighed_near, *others]
 
 
+def _load_table(path: Path) -> Table:
+    table = Table("figure", "value", title="large searches")
+    for row in read_rows(path):
+        table.add_row(row["figure"], row["value"])
+    return table
+
+
 _OF_CELLS: dict[str, Callable[[Sequence[Record]], list[Table]]] = {
     "rivals": comparison_tables,
     "fidelity": _fidelity_tables,
@@ -60,6 +67,7 @@ _OF_ROWS: dict[str, Callable[[Path], list[Table]]] = {
     "rules": lambda path: [rows_table(path.stem, [Row(**row) for row in _values(path)])],
     "networks": lambda path: [attempts_table([Attempt(**row) for row in _values(path)])],
     "chaos": lambda path: [trials_table([Trial(**row) for row in _values(path)])],
+    "load": lambda path: [_load_table(path)],
     "mutations": lambda path: [outcomes_table([Changed(**row) for row in _values(path)])],
     "feedback": lambda path: [feedback_table([FeedbackRow(**row) for row in _values(path)])],
     "unlabelled": lambda path: [few_images_table([FewImages(**row) for row in _values(path)])],

@@ -50,8 +50,8 @@ SETTINGS = SearchSettings(
     proposals=320,
     fine_tune=Recipe(epochs=2, batch_size=64),
     space=Space(ignore=("conv1",)),
-    scoring=Scoring(recalibrate_images=64, score_recalibrate_images=64),
-)
+    scoring=Scoring(score_by="labels", recalibrate_images=64, score_recalibrate_images=64),
+).on("cpu", has_images=False)
 
 
 @pytest.fixture(scope="module")
@@ -144,8 +144,9 @@ def test_a_weighed_rival_prefers_what_leaves_more_parameters_at_the_same_loss(ca
 
 
 def test_rivals_judge_by_losses_as_they_are_unless_named_weighed() -> None:
+    weighed = SETTINGS.changed(capacity_weight=2.0)
     weights = {
-        name: settings_of(method_of(name), SETTINGS.changed(capacity_weight=2.0)).capacity_weight
+        name: settings_of(method_of(name), weighed).scoring.capacity_weight
         for name in ("fppmo", "random", "legr", "random-widths", "legr-weighed")
     }
     assert weights == {

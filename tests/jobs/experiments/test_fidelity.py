@@ -71,10 +71,14 @@ SETTINGS = SearchSettings(
     sampler=Sampler(population=4),
     numerics=Numerics(dtype="float32"),
     scoring=Scoring(
-        recalibrate_images=64, score_recalibrate_images=64, score_images=16, rescore_images=32
+        score_by="labels",
+        recalibrate_images=64,
+        score_recalibrate_images=64,
+        score_images=16,
+        rescore_images=32,
     ),
     space=Space(ignore=("conv1",)),  # as in small_problem
-)
+).on("cpu", has_images=False)
 
 
 def costs(*values: float) -> np.ndarray:

@@ -38,9 +38,13 @@ SETTINGS = SearchSettings(
     sampler=Sampler(population=4),
     numerics=Numerics(dtype="float32"),
     scoring=Scoring(
-        score_images=16, score_recalibrate_images=32, recalibrate_images=32, rescore_seeds=1
+        score_by="labels",
+        score_images=16,
+        score_recalibrate_images=32,
+        recalibrate_images=32,
+        rescore_seeds=1,
     ),
-)
+).on("cpu", has_images=False)
 
 
 def test_a_variant_is_the_default_but_for_what_it_names() -> None:
