@@ -61,6 +61,8 @@ class PretendedGpu:
         """How often each operation was launched; views are not counted."""
         self.replays = 0
         """How often a graph was replayed."""
+        self.is_usable = False
+        """Whether ``pretended_gpu`` is entered; torch takes devices that are available unasked."""
         self.recording: Recording | None = None
         """The graph that is being captured."""
         self.limit = _TOTAL_BYTES
@@ -80,8 +82,8 @@ class PretendedGpu:
     # The functions of torch.cuda that this package uses
 
     def is_available(self) -> bool:
-        """Return True."""
-        return True
+        """Return whether ``pretended_gpu`` is entered."""
+        return self.is_usable
 
     is_initialized = is_available
 
@@ -93,8 +95,8 @@ class PretendedGpu:
         return 0
 
     def device_count(self) -> int:
-        """Return 1."""
-        return 1
+        """Return 1, or 0 where the device is not available."""
+        return int(self.is_usable)
 
     def get_device_name(self, device: object = None) -> str:
         """Return a name that no real GPU has."""
@@ -497,7 +499,7 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
         raise RuntimeError(f"torch {torch.__version__} has no devices written in Python; use 2.10")
     gpu = _gpu()
     gpu.reset_counts()
-    gpu.limit, gpu._too_much = _TOTAL_BYTES, None
+    gpu.limit, gpu._too_much, gpu.is_usable = _TOTAL_BYTES, None, True
     swaps = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)  # for Module.to(device)
     try:
@@ -506,4 +508,5 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
         with mode(), torch.autograd.set_multithreading_enabled(False):
             yield gpu
     finally:
+        gpu.is_usable = False
         torch.__future__.set_swap_module_params_on_conversion(swaps)

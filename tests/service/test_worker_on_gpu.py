@@ -43,7 +43,8 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def problem_of(**changes: Any) -> Problem:
     settings = SearchSettings(macs_cut=0.5).changed(
-        **{"calibration_images": 120, "fine_tune": RECIPE} | changes
+        **{"calibration_images": 120, "fine_tune": RECIPE, "refit": False, "score_by": "labels"}
+        | changes
     )
     return build_problem(NETWORK, image_classification(load_dataset("digits")), settings)
 
