@@ -80,6 +80,7 @@ def build_problem(
     settings: SearchSettings,
     *,
     resources: Resources | None = None,
+    calibrates: bool = True,
 ) -> Problem:
     """Trace a network and check that it, the task and the settings fit together.
 
@@ -88,13 +89,15 @@ def build_problem(
         task: What the network is for.
         settings: What to search for, and how masks are scored.
         resources: Where scores are computed; by default on one CPU.
+        calibrates: Whether settings that are left open may ask for a calibration of the dense
+            network on the task's images.
 
     Raises:
         ValueError: they do not fit, the network cannot be pruned, or the budget cannot be reached.
     """
     resources = resources or Resources()
     settings = task.checked_settings(settings, resources)
-    settings = settings.on(resources.device_type, has_images=task.has_images)
+    settings = settings.on(resources.device_type, has_images=calibrates and task.has_images)
     network = copy_network(opened(network)).cpu()  # workers unpickle it on devices of their own
     tracing = _limited_tracing(network, task, settings)
     network = with_plain_weights(network)

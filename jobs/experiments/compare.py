@@ -201,14 +201,12 @@ class Comparison:
         return worker_pool(worker, problem, num_workers=workers, demand=demand, stop=stop)
 
     def _case(self, seed: int, stop: StopRequest) -> Case:
-        # Rivals choose filters by weights alone, so searches start with equal shares here too.
-        settings = replace(self.settings, seed=seed).on(
-            self.resources.device_type, has_images=False
-        )
+        settings = replace(self.settings, seed=seed)
         dense = build_network(self.network, self.dataset.num_classes, seed=seed)
         load_weights(dense, self.weights)
         task = image_classification(self.dataset, self._splits(seed), seed=seed)
-        problem = build_problem(dense, task, settings, resources=self.resources)
+        # Rivals choose filters by weights alone, so searches start with equal shares here too.
+        problem = build_problem(dense, task, settings, resources=self.resources, calibrates=False)
         return Case(problem=problem, compute=self._compute(problem, stop))
 
     def _splits(self, seed: int) -> Splits | None:

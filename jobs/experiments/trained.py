@@ -56,8 +56,7 @@ class Trained:
         )
         task = image_classification(dataset, splits)
         # Studies of settings compare searches that start with equal shares.
-        settings = settings.on(resources.device_type, has_images=False)
-        return build_problem(dense, task, settings, resources=resources)
+        return build_problem(dense, task, settings, resources=resources, calibrates=False)
 
 
 def fixed_key(problem: Problem) -> dict[str, Any]:

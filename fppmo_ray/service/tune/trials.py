@@ -50,14 +50,7 @@ def build_problem(
     Raises:
         ValueError: see ``fppmo_ray.service.problem.build_problem``.
     """
-    resources = resources or Resources()
-    sampler = settings.sampler
-    settings = settings.changed(
-        start=sampler.start or "uniform",
-        importance=sampler.importance or "fpgm",
-        refit=bool(settings.calibration.refit),
-    )
-    return problem_of(network, task, settings, resources=resources)
+    return problem_of(network, task, settings, resources=resources, calibrates=False)
 
 
 def prune_trainable(problem: Problem, rungs: tuple[int, ...]) -> type[tune.Trainable]:
