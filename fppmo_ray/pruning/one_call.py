@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
-from fppmo_ray.distribution.allocation import GAMMAS, allocate, keep_most_important
+from fppmo_ray.distribution.allocation import GAMMAS, allocation_masks
 from fppmo_ray.distribution.budget import Budget
 from fppmo_ray.distribution.limits import Resource
 from fppmo_ray.distribution.logits import uniform_priority
@@ -265,11 +265,8 @@ def _masks(
         return [(None, budget.fill(uniform_priority(budget.space, values)))]
     assert calibration is not None
     order = obs_order(network, tracing, calibration)
-    masks: list[tuple[float | None, BoolArray]] = []
-    for gamma in gammas:
-        widths = allocate(budget, order.error_curves, gamma=gamma)
-        masks.append((gamma, keep_most_important(budget.space, widths, order.importance)))
-    return masks
+    curves, values = order.error_curves, order.importance
+    return [(gamma, allocation_masks([budget], curves, values, gamma=gamma)[0]) for gamma in gammas]
 
 
 def _batches(

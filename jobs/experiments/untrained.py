@@ -32,7 +32,7 @@ from torch import nn
 
 from fppmo_ray import load_dataset
 from fppmo_ray.distribution import BoolArray, Budget, IntArray
-from fppmo_ray.distribution.allocation import allocate, keep_most_important
+from fppmo_ray.distribution.allocation import allocation_masks
 from fppmo_ray.distribution.logits import uniform_priority
 from fppmo_ray.job import run_job
 from fppmo_ray.pruning import Criterion, Tracing, extract, importance, trace
@@ -232,17 +232,19 @@ class Study:
         distance = divergence(network, self.images.batches(_BATCH), self._answers)
         return Pruned(network=network, keep=keep, divergence=distance, seconds=seconds)
 
-    def network(self, keep: BoolArray, recalibrated_on: int | None = None) -> nn.Module:
+    def network(
+        self, keep: BoolArray, positions: IntArray | None = None, *, batch: int = _BATCH
+    ) -> nn.Module:
         """The network that a mask leaves, refitted and recalibrated.
 
         Args:
             keep: The mask, ``(num_filters,)``.
-            recalibrated_on: How many of the images recalibrate it; None: all.
+            positions: Positions of the images that recalibrate it; None: all.
+            batch: Images per pass of the recalibration.
         """
         network = extract(self.dense, self.tracing, keep)
         self._refit(network, keep)
-        some = np.arange(len(self.images))[:recalibrated_on]
-        recalibrate_batchnorm(network, self.images.batches(_BATCH, some))
+        recalibrate_batchnorm(network, self.images.batches(batch, positions))
         return network
 
     @property
@@ -252,10 +254,8 @@ class Study:
 
     def score(self, keep: BoolArray) -> float:
         """Divergence on 500 of the images after refit and recalibration on 250."""
-        network = extract(self.dense, self.tracing, keep)
-        self._refit(network, keep)
         some = np.arange(len(self.images))[-_RECALIBRATED_ON:]
-        recalibrate_batchnorm(network, self.images.batches(_RECALIBRATION_BATCH, some))
+        network = self.network(keep, some, batch=_RECALIBRATION_BATCH)
         num_batches = min(_SCORED_ON // _BATCH, len(self._answers))
         scored = np.arange(min(num_batches * _BATCH, len(self.images)))
         batches = self.images.batches(_BATCH, scored)
@@ -311,8 +311,9 @@ def _allocation(gamma: float) -> Method:
     """Widths from the error curves, with a weight of parameters."""
 
     def allocation_on_obs_order(study: Study, budget: Budget) -> BoolArray:
-        widths = allocate(budget, study.order.error_curves, gamma=gamma)
-        return keep_most_important(budget.space, widths, study.order.importance)
+        order = study.order
+        [keep] = allocation_masks([budget], order.error_curves, order.importance, gamma=gamma)
+        return keep
 
     return allocation_on_obs_order
 
