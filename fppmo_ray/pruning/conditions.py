@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fppmo_ray.pruning.network_io import FORWARD_ERRORS, random_inputs
+from fppmo_ray.pruning.network_io import FORWARD_ERRORS, first_of, random_inputs
 from fppmo_ray.training.outputs import OutputError
 
 Inputs = tuple[Tensor, ...]
@@ -74,13 +75,28 @@ def find_conditions(
                     raise
                 error = raised
             else:
-                image = tuple(tensor[:1] for tensor in inputs) if batch else inputs
+                image = first_of(inputs, 1) if batch else inputs
                 failed = None if training else training_error
                 return Conditions(inputs=inputs, image=image, training_error=failed)
             if training:
                 training_error = _sentence(error)
-    with must_run(inputs):
-        raise error
+    with must_run(inputs), torch.no_grad():
+        network(*inputs)
+    raise RuntimeError(
+        "the network runs, but its operations could not be followed: it then raised "
+        f"{_sentence(error)}; put the code that raises it into a module that `ignore` names, or "
+        "report it"
+    ) from error
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Run compiled modules and functions uncompiled within a block, for their code decides too."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes seconds
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 @contextmanager
@@ -97,7 +113,9 @@ def must_run(inputs: Inputs) -> Iterator[None]:
     except FORWARD_ERRORS as error:
         raise ValueError(
             "the network must run in eval mode on inputs of shapes "
-            f"{[tuple(tensor.shape) for tensor in inputs]}, it raised {_sentence(error)}"
+            f"{[tuple(tensor.shape) for tensor in inputs]}, it raised {_sentence(error)}; give "
+            "example inputs in the order in which forward takes them, or wrap the network in a "
+            "module that takes these"
         ) from error
 
 
@@ -134,16 +152,65 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **(kwargs or {}))
         self.names.append(str(func))
         for tensor in result if isinstance(result, list | tuple) else [result]:
-            if isinstance(tensor, Tensor) and tensor.is_floating_point():
-                self.precisions.add(tensor.dtype)
+            if isinstance(tensor, Tensor) and is_real(tensor):
+                self.precisions.add(tensor.dtype.to_real())
+        return result
+
+
+def cast_network(network: nn.Module, precision: torch.dtype) -> None:
+    """Cast all tensors of a network, in place; complex ones stay complex, unlike by ``to``.
+
+    Args:
+        network: The network.
+        precision: A floating-point type.
+    """
+    network._apply(lambda tensor: cast(tensor, precision))  # type: ignore[no-untyped-call]
+
+
+class Choices(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Records the numbers of which operations make integers or booleans, as ``argmax`` does."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.operands: list[Tensor] = []
+
+    def __torch_dispatch__(
+        self,
+        func: OpOverload,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        made = result if isinstance(result, list | tuple) else [result]
+        if any(isinstance(part, Tensor) and not is_real(part) for part in made):
+            found = [part for part in args if isinstance(part, Tensor) and is_real(part)]
+            self.operands += [part.clone() for part in found]
         return result
 
 
 def precision_of(network: nn.Module) -> torch.dtype:
     """Return the type of a network's first floating-point parameter, or else buffer."""
     tensors = chain(network.parameters(), network.buffers())
-    floats = (tensor.dtype for tensor in tensors if tensor.is_floating_point())
-    return next(floats, torch.float32)
+    kinds = (tensor.dtype for tensor in tensors if is_real(tensor))
+    return next(kinds, torch.float32).to_real()
+
+
+def is_real(tensor: Tensor) -> bool:
+    """Return whether a tensor is no boolean and no integer; it may be complex."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def cast(tensor: Tensor, precision: torch.dtype) -> Tensor:
+    """Return a tensor in a precision; complex numbers stay complex, and integers integers.
+
+    Args:
+        tensor: Any tensor.
+        precision: A floating-point type.
+    """
+    if tensor.is_complex():
+        return tensor.to(precision.to_complex())
+    return tensor.to(precision) if tensor.is_floating_point() else tensor
 
 
 def _sentence(error: Exception) -> str:

@@ -8,26 +8,29 @@ index from rounding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
-from fppmo_ray.distribution.space import BoolArray, IntArray, PruningSpace
+from fppmo_ray.distribution.space import BoolArray
 from fppmo_ray.pruning.conditions import (
+    Choices,
     Conditions,
     Inputs,
     Operations,
+    cast,
+    cast_network,
+    eager,
     find_conditions,
+    is_real,
     must_run,
     shortened,
 )
 from fppmo_ray.pruning.copying import copy_network, with_plain_weights
 from fppmo_ray.pruning.costs import run_and_count
-from fppmo_ray.pruning.extract import Tracing, extract, named_tensors
+from fppmo_ray.pruning.extract import Tracing, extract
 from fppmo_ray.pruning.network_io import (
     FORWARD_ERRORS,
     ExampleInputs,
@@ -35,6 +38,7 @@ from fppmo_ray.pruning.network_io import (
     opened,
 )
 from fppmo_ray.pruning.noise import even_noise
+from fppmo_ray.pruning.twin import random_mask, randomise, relative_error, zeroed_consumers
 from fppmo_ray.training.outputs import flat_tensors
 
 _TOLERANCES = {
@@ -49,7 +53,6 @@ _SHOWS = 4
 """An output depends on the removed filters if it changes by so many times the tolerance."""
 _NUM_MASKS = 2
 _ATTEMPTS = 6
-_SMALL_SCALE = 0.1
 _SHORT = (64, 96)  # pixels: two or three in the last stage of most networks, which divide by 32
 
 
@@ -76,11 +79,13 @@ def check_equivalence(
         ValueError: extraction is not exact; the message says how the networks differ.
     """
     network = copy_network(with_plain_weights(opened(model))).cpu()
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        conditions = find_conditions(
-            network, checked(example_inputs), lambda inputs: network(*inputs)
-        )
-    reason = Proof(network, conditions).disagreement(tracing, None if keep is None else [keep])
+    with eager():
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            conditions = find_conditions(
+                network, checked(example_inputs), lambda inputs: network(*inputs)
+            )
+        masks = None if keep is None else [keep]
+        reason = Proof(network, conditions).disagreement(tracing, masks)
     if reason is None:
         return
     if keep is None:
@@ -112,10 +117,11 @@ class Proof:
         self._conditions = conditions
         self._attempt = 0
         self._telling: list[bool] = []
+        self._sees_choices = False
         self.remark: str | None = None
         """What a user must know of the precision of the last comparison; None: it was float64."""
         self._choose_twin()
-        _randomise(self._twin)
+        randomise(self._twin)
 
     def _choose_twin(self) -> None:
         """Take float64 and short images if the network runs so, and find its lowest precision."""
@@ -126,9 +132,10 @@ class Proof:
         for precision in (torch.float64, None):
             twin = copy_network(self._network)
             if precision is not None:
-                twin = twin.to(precision)
+                cast_network(twin, precision)
             for given in sizes:
-                self._twin, self._inputs = twin, _cast(given, precision)
+                self._twin = twin
+                self._inputs = tuple(cast(t, precision) if precision else t for t in given)
                 try:
                     with Operations() as operations:
                         _answers(twin, self._first(self._inputs))
@@ -167,7 +174,8 @@ class Proof:
 
     def _first(self, inputs: Inputs) -> Inputs:
         """The first of a batch of inputs, or all for a network that does not run on one."""
-        return tuple(tensor[: len(self._conditions.image[0])] for tensor in inputs)
+        pairs = zip(inputs, self._conditions.image, strict=True)
+        return tuple(tensor[: len(image)] if image.dim() else tensor for tensor, image in pairs)
 
     def disagreement(
         self, tracing: Tracing, given: Sequence[BoolArray] | None = None
@@ -175,7 +183,8 @@ class Proof:
         """Return how extracted networks differ from the masked dense one; None if they agree.
 
         Outputs that are the same for several masks prove nothing. For these, the comparison is
-        repeated with other signs of the filters and other batch norms.
+        repeated with other signs of the filters and other batch norms. If none differs, what is
+        compared, sorted or rounded to integers on the way is compared, too.
 
         Args:
             tracing: The tracing to prove.
@@ -187,26 +196,32 @@ class Proof:
             reason = self._misfit(tracing, keep, trains=index == 0)
             if reason is not None:
                 return reason
+        reason = self._no_proof(tracing, masks)
+        if reason == _NOTHING and not self._sees_choices:
+            self._sees_choices, self._telling = True, []
+            reason = self._no_proof(tracing, masks)
+        return reason
+
+    def _no_proof(self, tracing: Tracing, masks: Sequence[BoolArray]) -> str | None:
+        """Why outputs do not prove that smaller networks are right; None if they do."""
         telling: list[bool] = []
         for attempt in range(_ATTEMPTS):
             if attempt > 0:
                 self._attempt += 1
-                _randomise(self._twin, self._attempt)
+                randomise(self._twin, self._attempt)
             reason, shown = self._difference(tracing, masks)
             if reason is not None or len(masks) == 1:
                 return reason
-            telling = [one or other for one, other in zip(telling or shown, shown, strict=True)]
+            # Fewer images may have fewer outputs.
+            telling = [one or other for one, other in zip(telling or shown, shown, strict=False)]
             # An output that never depends on a filter, such as a loss of 0, is given up early.
-            expected = self._telling or [True] * len(telling)
-            if all(t or not e for t, e in zip(telling, expected, strict=True)) or (
+            expected = [*self._telling, *[True] * len(telling)]
+            if all(t or not e for t, e in zip(telling, expected, strict=False)) or (
                 any(telling) and attempt >= 2
             ):
                 self._telling = telling
                 return None
-        return (
-            "none of its outputs changes when filters are removed, which proves nothing; return "
-            "what the outputs are computed from, such as logits"
-        )
+        return _NOTHING
 
     @torch.no_grad()
     def _misfit(self, tracing: Tracing, keep: BoolArray, *, trains: bool) -> str | None:
@@ -235,18 +250,23 @@ class Proof:
         expected: list[list[Tensor]] = []
         for keep in masks:
             smaller = extract(self._twin, tracing, keep)
-            with _zeroed_consumers(self._twin, tracing, keep):
-                expected.append(_answers(self._twin, inputs))
+            with zeroed_consumers(self._twin, tracing, keep):
+                dense, chosen = self._answers(self._twin, inputs)
             try:
-                outputs = _answers(smaller, inputs)
+                outputs, operands = self._answers(smaller, inputs)
             except FORWARD_ERRORS as error:
                 return _raises(error), []
-            reason = self._deviation(outputs, expected[-1])
+            if len(chosen) == len(operands):
+                pairs = [_comparable(*pair) for pair in zip(operands, chosen, strict=True)]
+                outputs += [one for one, _ in pairs]
+                dense += [other for _, other in pairs]
+            expected.append(dense)
+            reason = self._deviation(outputs, dense)
             if reason is not None:
                 return reason, []
         shows = _SHOWS * _TOLERANCES[self._lowest]
         return None, [
-            _is_real(one) and one.shape == other.shape and relative_error(one, other) > shows
+            is_real(one) and one.shape == other.shape and relative_error(one, other) > shows
             for one, other in zip(expected[0], expected[-1], strict=False)
         ]
 
@@ -267,6 +287,14 @@ class Proof:
             )
         return None
 
+    @torch.no_grad()
+    def _answers(self, network: nn.Module, inputs: Inputs) -> tuple[list[Tensor], list[Tensor]]:
+        """All outputs, and what integers and booleans were made of if outputs do not suffice."""
+        if not self._sees_choices:
+            return _answers(network, inputs), []
+        with Choices() as choices:
+            return _answers(network, inputs), choices.operands
+
 
 @torch.no_grad()
 def _answers(network: nn.Module, inputs: Inputs) -> list[Tensor]:
@@ -274,124 +302,17 @@ def _answers(network: nn.Module, inputs: Inputs) -> list[Tensor]:
         return flat_tensors(network(*inputs))
 
 
+def _comparable(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Two tensors, or empty ones where they have fewer channels than one another."""
+    return (one, other) if one.shape == other.shape else (_EMPTY, _EMPTY)
+
+
+_EMPTY = torch.empty(0)
+_NOTHING = (
+    "none of its outputs changes when filters are removed, which proves nothing; return what the "
+    "outputs are computed from, such as logits"
+)
+
+
 def _raises(error: BaseException) -> str:
     return f"the smaller network raises {type(error).__name__}: {error}".splitlines()[0]
-
-
-def _cast(inputs: Inputs, precision: torch.dtype | None) -> Inputs:
-    return tuple(
-        tensor.to(precision) if precision and tensor.is_floating_point() else tensor
-        for tensor in inputs
-    )
-
-
-def _is_real(tensor: Tensor) -> bool:
-    """Whether a tensor is no boolean and no integer."""
-    return tensor.is_floating_point() or tensor.is_complex()
-
-
-def relative_error(output: Tensor, reference: Tensor) -> float:
-    """Return the largest difference relative to the largest value; of integers, a share.
-
-    Args:
-        output: A tensor of any shape and type.
-        reference: What it should be, of the same shape. NaN and infinities must be the same.
-    """
-    same = (output == reference) | ((output != output) & (reference != reference))  # NaN is NaN
-    if bool(same.all()):
-        return 0.0
-    if not _is_real(output):
-        return 1 - float(same.double().mean())
-    scale = reference[reference.isfinite()].abs().max() if reference.isfinite().any() else 0.0
-    return float(torch.where(same, 0, output - reference).abs().max() / max(float(scale), 1e-300))
-
-
-@contextmanager
-def _zeroed_consumers(twin: nn.Module, tracing: Tracing, keep: BoolArray) -> Iterator[None]:
-    """Set the weights that read removed channels to zero within a block."""
-    tensors = named_tensors(twin)
-    before: list[tuple[Tensor, int, Tensor, Tensor]] = []
-    with torch.no_grad():
-        for part in tracing.slices:
-            if part.side == "input":
-                weight = tensors[part.tensor]
-                removed = torch.from_numpy(np.flatnonzero(~part.kept(keep)))
-                before.append((weight, part.axis, removed, weight.index_select(part.axis, removed)))
-                weight.index_fill_(part.axis, removed, 0)
-        try:
-            yield
-        finally:
-            for weight, axis, removed, values in reversed(before):
-                weight.index_copy_(axis, removed, values)
-
-
-def random_mask(space: PruningSpace, rng: np.random.Generator) -> BoolArray:
-    """Return a mask that keeps half the filters, and in every group keeps and removes one.
-
-    Args:
-        space: The space of the mask.
-        rng: Source of its randomness.
-    """
-    keep = rng.random(space.num_filters) < 0.5
-    for offset, group in zip(space.offsets, space.groups, strict=True):
-        stays, goes = rng.choice(group.num_filters, size=2, replace=False)
-        keep[offset + stays], keep[offset + goes] = True, False
-    return keep
-
-
-def mask_of_widths(space: PruningSpace, widths: IntArray, rng: np.random.Generator) -> BoolArray:
-    """Return a mask that keeps so many random filters of each group.
-
-    Args:
-        space: The space of the mask.
-        widths: Kept filters per group, ``(num_groups,)``.
-        rng: Source of its randomness.
-    """
-    keep = np.zeros(space.num_filters, dtype=np.bool_)
-    for offset, group, width in zip(space.offsets, space.groups, widths, strict=True):
-        keep[offset + rng.choice(group.num_filters, size=width, replace=False)] = True
-    return keep
-
-
-def randomised_copy(model: nn.Module) -> nn.Module:
-    """Return a float64 copy on the CPU with random batch norms and no weights near zero.
-
-    Args:
-        model: The network; not changed.
-    """
-    twin = copy_network(with_plain_weights(model)).cpu().double()
-    _randomise(twin)
-    return twin
-
-
-@torch.no_grad()
-def _randomise(twin: nn.Module, seed: int = 0) -> None:
-    """Draw batch norms, weights near zero and, for seeds > 0, signs of filters, in place.
-
-    Weights that are 0, as those of a new head may be, would hide errors too, and so would the tiny
-    scales with which some residual branches start.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in twin.parameters():
-        if not parameter.is_floating_point():
-            continue
-        is_zero = parameter == 0
-        if bool(is_zero.any()):
-            scale = float(parameter.abs().max()) or 0.5
-            drawn = torch.empty_like(parameter).normal_(0.0, scale, generator=generator)
-            parameter.copy_(torch.where(is_zero, drawn, parameter))
-        is_vector = parameter.numel() == max(parameter.shape, default=1)
-        if is_vector and float(parameter.abs().max()) < _SMALL_SCALE:
-            parameter.uniform_(0.5, 1.5, generator=generator)
-        if seed > 0 and parameter.dim() > 0:
-            signs = torch.randint(0, 2, (len(parameter),), generator=generator) * 2 - 1
-            parameter.mul_(signs.reshape(-1, *[1] * (parameter.dim() - 1)))
-    for norm in twin.modules():
-        if not isinstance(norm, _NormBase):
-            continue
-        for tensor in (norm.weight, norm.running_var):
-            if tensor is not None:
-                tensor.uniform_(0.5, 1.5, generator=generator)
-        for tensor in (norm.bias, norm.running_mean):
-            if tensor is not None:
-                tensor.normal_(0.0, 0.5, generator=generator)

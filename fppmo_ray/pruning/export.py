@@ -14,8 +14,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from fppmo_ray.pruning.equivalence import relative_error
 from fppmo_ray.pruning.network_io import ExampleInputs, checked, random_inputs
+from fppmo_ray.pruning.twin import relative_error
 from fppmo_ray.training import Interface
 from fppmo_ray.training.outputs import flat_tensors
 

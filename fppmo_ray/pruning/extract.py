@@ -297,7 +297,7 @@ def _copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 def _fill(shells: list[nn.Module], memo: dict[int, Any]) -> None:
     """Copy the attributes of modules to their empty shells in the memo."""
-    for module in shells:
+    for module in reversed(shells):  # children first: a compiled module reads its own at once
         state = memo[id(module)].__dict__
         for key, value in module.__dict__.items():
             if isinstance(value, _IMMUTABLE):

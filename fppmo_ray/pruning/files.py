@@ -25,6 +25,7 @@ from fppmo_ray.durable_files import write_whole
 from fppmo_ray.pruning.copying import with_plain_weights
 from fppmo_ray.pruning.dependency.sizes import module_numbers
 from fppmo_ray.pruning.extract import Axis, Tracing, check_axes, select
+from fppmo_ray.pruning.network_io import opened
 from fppmo_ray.training import Interface, interface_from_json
 
 _FORMAT = 2
@@ -69,7 +70,8 @@ def save_network(
     buffer = io.BytesIO()
     state = network.state_dict()
     for name, tensor in state.items():
-        state[name] = tensor.cpu()  # in place: the state carries its modules' versions
+        if isinstance(tensor, torch.Tensor):  # a module may keep other things beside
+            state[name] = tensor.cpu()  # in place: the state carries its modules' versions
     torch.save(state, buffer)
     weights = buffer.getvalue()
     recipe = {
@@ -156,7 +158,7 @@ def load_network(path: str | Path, constructor: Callable[[], nn.Module] | None =
     state = _read_weights(Path(path).parent / recipe["weights"], recipe["sha256"])
     make = constructor or _named_constructor(recipe["source"])
     ranges = _axes_from_json(recipe["axes"])
-    dense = with_plain_weights(make())
+    dense = with_plain_weights(opened(make()))
     check_axes(dense, {axis: length for axis, (length, _) in ranges.items()})
     kept = {axis: _from_ranges(text, length) for axis, (length, text) in ranges.items()}
     numbers = {(name, attribute, index): n for name, attribute, index, n in recipe["numbers"]}

@@ -29,6 +29,7 @@ from fppmo_ray.distribution.logits import uniform_priority
 from fppmo_ray.distribution.space import BoolArray
 from fppmo_ray.pruning.calibration import Calibration, Refit, calibrate, obs_order
 from fppmo_ray.pruning.calibration.divergence import answers, divergence
+from fppmo_ray.pruning.conditions import cast, precision_of
 from fppmo_ray.pruning.copying import with_plain_weights
 from fppmo_ray.pruning.distillation import distill_pruned
 from fppmo_ray.pruning.equivalence import check_equivalence
@@ -294,7 +295,7 @@ def _batches(
         given: Iterable[Any] = images.tensor_split(parts) if parts else ()
     else:
         given = images
-    device = next(network.parameters()).device
+    device, precision = next(network.parameters()).device, precision_of(network)
     batches = []
     for batch in given:
         several = isinstance(batch, tuple | list)
@@ -307,7 +308,7 @@ def _batches(
                 f"example input of shape {tuple(examples[0].shape)}, got {shape}"
             )
         labels = labels.to(device) if isinstance(labels, Tensor) else labels
-        batches.append((inputs.to(device), labels))
+        batches.append((cast(inputs.to(device), precision), labels))
     if not batches:
         raise ValueError("pruning needs a few images without labels, got none; give 100 or more")
     return batches

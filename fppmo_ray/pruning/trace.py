@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from fppmo_ray.distribution.space import ChannelGroup, IntArray, PruningSpace
-from fppmo_ray.pruning.conditions import precision_of
+from fppmo_ray.pruning.conditions import Inputs, eager, precision_of
 from fppmo_ray.pruning.copying import copy_network, with_plain_weights
 from fppmo_ray.pruning.costs import activations, layer_costs, tensor_sizes
 from fppmo_ray.pruning.coupling import (
@@ -22,9 +22,12 @@ from fppmo_ray.pruning.coupling import (
     couple,
     ignored_modules,
 )
-from fppmo_ray.pruning.equivalence import Proof, mask_of_widths
+from fppmo_ray.pruning.dependency import RETURNED
+from fppmo_ray.pruning.equivalence import Proof
 from fppmo_ray.pruning.extract import AxisUnits, NumberKey, NumberUnits, Tracing
+from fppmo_ray.pruning.given_network import check_finite, check_traceable
 from fppmo_ray.pruning.network_io import ExampleInputs, checked, opened
+from fppmo_ray.pruning.twin import mask_of_widths
 from fppmo_ray.pruning.width_decisions import (
     WidthDecision,
     changing_widths,
@@ -63,20 +66,25 @@ def trace(
             that is not finite.
         fppmo_ray.pruning.dependency.RuleError: a dependency rule failed, which is a bug.
     """
-    _check_module(model)
-    model = opened(model)
+    check_traceable(model)
+    with eager():
+        return _trace(opened(model), checked(example_inputs), ignore)
+
+
+def _trace(model: nn.Module, examples: Inputs, ignore: Sequence[str]) -> Tracing:
+    """Trace a network that is not wrapped; warnings are for the caller of ``trace``."""
     if (plain := with_plain_weights(model)) is not model:
         warnings.warn(
             "weights that a parametrization computes, such as weight norm or spectral norm, become "
             "plain parameters of the smaller networks",
-            stacklevel=2,
+            stacklevel=3,
         )
         model = plain
-    _check_finite(model)
+    check_finite(model)
     ignored = ignored_modules(model, ignore)
     network = copy_network(model).cpu()
     with torch.random.fork_rng(devices=[]):
-        coupling = couple(network, checked(example_inputs))
+        coupling = couple(network, examples)
     _check_convolutional(model, coupling)
     proof = Proof(network, coupling.conditions)
     survey = _Survey(network, proof, coupling, coupling.numbers)
@@ -87,36 +95,39 @@ def trace(
     survey, sound = survey.at_extremes(sound, failed, unsound)
     reasons = "; ".join(f"{name} ({reason})" for name, reason in unsound.items())
     if not sound:
+        reasons = reasons or _why_none(coupling) or "no layer reads the filters of another"
         raise ValueError(
-            "the network has no channel group that can be pruned: "
-            + (reasons or "no layer reads the filters of another")
+            f"the network has no channel group that can be pruned: {reasons}; write what is named "
+            "here differently, or trace the part of the network before it"
         )
     if unsound:
         message = f"channel groups left whole, since they cannot be pruned exactly: {reasons}"
-        warnings.warn(message, stacklevel=2)
+        warnings.warn(message, stacklevel=3)
     floors = [f"{group.name} ({group.floor})" for group in sound if group.floor > 1]
     if floors:
         warnings.warn(
             "the network's code decides by widths and would be another with fewer filters; channel "
             f"groups keep at least so many: {', '.join(floors)}",
-            stacklevel=2,
+            stacklevel=3,
         )
     for remark in (coupling.conditions.remark, proof.remark):
         if remark is not None:
-            warnings.warn(remark, stacklevel=2)
+            warnings.warn(remark, stacklevel=3)
     return survey.tracing(sound, tuple(unsound))
 
 
-def _check_finite(model: nn.Module) -> None:
-    """Refuse weights that make every score NaN; other buffers, such as masks, may be infinite."""
-    statistics = [item for item in model.named_buffers() if "running_" in item[0]]
-    for name, tensor in [*model.named_parameters(), *statistics]:
-        num_bad = int((~torch.isfinite(tensor)).sum()) if tensor.is_floating_point() else 0
-        if num_bad:
-            raise ValueError(
-                f"{name} of the network holds {num_bad} values of {tensor.numel()} that are NaN or "
-                "infinite; load weights of a training that has not diverged"
-            )
+def _why_none(coupling: Coupling) -> str:
+    """Why the first filters of layers without a candidate group stay."""
+    found = {
+        part.layer: coupling.kept[int(part.units[0])]
+        for part in coupling.axes
+        if part.is_convolution and part.axis[1] == 0 and int(part.units[0]) in coupling.kept
+    }
+    named = [f"{n} ({reason})" for n, reason in found.items() if reason != RETURNED]
+    return "; ".join(named[:_NAMED])
+
+
+_NAMED = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -371,14 +382,15 @@ def _widths(chosen: list[CandidateGroup]) -> tuple[IntArray, IntArray]:
 _MORE_WIDTHS = 16
 
 
-def _check_module(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"expected a network as a torch.nn.Module, got {type(model).__name__}")
-
-
 def _check_convolutional(model: nn.Module, coupling: Coupling) -> None:
     convolves = any(part.is_convolution and part.side != "along" for part in coupling.axes)
-    if not convolves and not any(isinstance(module, _ConvNd) for module in model.modules()):
+    modules = list(model.modules())
+    if not convolves and any(".quantized" in type(module).__module__ for module in modules):
+        raise ValueError(
+            "the network's convolutions are quantised, and their weights are packed; prune the "
+            "floating-point network and quantise the smaller one"
+        )
+    if not convolves and not any(isinstance(module, _ConvNd) for module in modules):
         raise ValueError(
             f"expected a network with convolutions, got {type(model).__name__} without any; "
             "only filters of convolutional networks can be pruned"

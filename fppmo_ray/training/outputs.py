@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 _RETURNS = "the network must return tensors, alone or nested in tuples, lists, dicts or dataclasses"
+_WRAP = "wrap it in a module that takes the tensors out"
 
 
 class OutputError(ValueError):
@@ -38,6 +39,6 @@ def _parts(output: Any) -> Iterator[Any]:
     elif is_dataclass(output) and not isinstance(output, type):
         output = vars(output).values()
     if not isinstance(output, Iterable):
-        raise OutputError(f"{_RETURNS}, got a part of class {type(output).__name__}")
+        raise OutputError(f"{_RETURNS}, got a part of class {type(output).__name__}; {_WRAP}")
     for part in output:
         yield from _parts(part)

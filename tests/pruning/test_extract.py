@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from fppmo_ray.pruning import extract, trace
-from fppmo_ray.pruning.equivalence import randomised_copy
 from fppmo_ray.pruning.extract import scatter
+from fppmo_ray.pruning.twin import randomised_copy
 from fppmo_ray.training.networks import resnet20
 
 SMALL_IMAGE = torch.zeros(1, 3, 16, 16)

@@ -75,6 +75,24 @@ def test_example_inputs_other_than_tensors_are_refused_with_the_way_out(example:
         trace(Wrapped(Logits), example)
 
 
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: torch.jit.trace(nn.Conv2d(3, 8, 3), IMAGE), "is TorchScript.*give the network"),
+        (lambda: nn.Sequential(nn.LazyConv2d(8, 3)), "has no shape yet; run the network"),
+        (lambda: nn.Conv2d(3, 8, 3, device="meta"), "on the meta device.*load its weights"),
+    ],
+    ids=["TorchScript", "lazy layers", "meta tensors"],
+)
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*is deprecated:DeprecationWarning")
+def test_networks_whose_weights_cannot_be_selected_are_refused(
+    make: Callable[[], nn.Module], told: str
+) -> None:
+    with pytest.raises(ValueError, match=told):
+        trace(make(), IMAGE)
+
+
 def test_what_is_no_network_is_refused() -> None:
     network: Any = torch.relu
     with pytest.raises(ValueError, match=r"expected a network as a torch\.nn\.Module, got"):

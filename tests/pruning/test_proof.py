@@ -139,13 +139,93 @@ def test_one_wrong_index_is_found_beside_outputs_that_tell_nothing(make) -> None
 
 
 def test_a_network_whose_outputs_all_tell_nothing_is_refused() -> None:
-    class Classes(Net):
-        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-            logits = super().forward(images)
-            return logits.argmax(1), 0 * logits
+    class Nothing(Net):
+        def forward(self, images: Tensor) -> Tensor:
+            return 0 * super().forward(images)
 
     with pytest.raises(ValueError, match=r"none of its outputs changes.*such as logits"):
-        trace(Classes(), IMAGE)
+        trace(Nothing(), IMAGE)
+
+
+class Classes(Net):
+    """Returns the classes only."""
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits = super().forward(images)
+        return logits.argmax(1), 0 * logits
+
+
+class Bright(Net):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images) > 0
+
+
+class Saturated(Net):
+    """Its bias is so large that nothing else shows, until the proof draws another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        nn.init.constant_(self.head.bias, -100.0)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.relu6(super().forward(images))
+
+
+def test_large_biases_do_not_hide_what_is_proven() -> None:
+    torch.manual_seed(0)
+    traced(Saturated())
+
+
+@pytest.mark.parametrize("make", [Classes, Bright])
+def test_a_network_that_returns_choices_is_proven_by_what_it_chooses_from(make) -> None:
+    torch.manual_seed(0)
+    network = make()
+    tracing = traced(network)
+    check_equivalence(network, tracing, IMAGE, keep=one_removed(tracing))
+    part = next(part for part in tracing.slices if part.tensor == "bn.running_mean")
+    part.units[:2] = part.units[1::-1]
+    with pytest.raises(ValueError, match="off by"):
+        check_equivalence(network, tracing, IMAGE)
+
+
+@pytest.mark.filterwarnings("ignore:Using .torch.compile")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile's own imports
+def test_a_compiled_module_within_a_network_is_followed_uncompiled() -> None:
+    network = Net()
+    network.second = torch.compile(network.second, backend="eager")
+    tracing = trace(network, IMAGE)
+    assert [group.name for group in tracing.space.groups] == ["first", "second._orig_mod"]
+    smaller = extract(network, tracing, one_removed(tracing))
+    assert smaller.second._orig_mod.weight.shape == (6, 7, 3, 3)
+
+
+def test_a_list_of_outputs_may_be_as_long_as_the_batch() -> None:
+    class Apart(Net):
+        def forward(self, images: Tensor) -> list[Tensor]:
+            return [super(Apart, self).forward(image[None]) for image in images]
+
+    traced(Apart())
+
+
+@pytest.mark.parametrize("error", [KeyError, AttributeError, ZeroDivisionError])
+def test_whatever_a_training_forward_raises_the_network_is_followed_in_eval_mode(error) -> None:
+    class Failing(Net):
+        def forward(self, images: Tensor) -> Tensor:
+            if self.training:
+                raise error("targets")
+            return super().forward(images)
+
+    with pytest.warns(UserWarning, match=f"in training mode it raises {error.__name__}"):
+        traced(Failing())
+
+
+def test_one_number_per_image_and_one_for_all_are_example_inputs() -> None:
+    class Timed(Net):
+        def forward(self, images: Tensor, time: Tensor, scale: Tensor) -> Tensor:
+            return super().forward(images) * time[:, None] * scale
+
+    tracing = trace(Timed(), (IMAGE, torch.tensor([7]), torch.tensor(2.0)))
+    assert [(group.name, group.num_filters) for group in tracing.space.groups] == GROUPS
 
 
 @pytest.mark.filterwarnings("ignore:the network computes in float32")

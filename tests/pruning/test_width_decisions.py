@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fppmo_ray.pruning import Tracing, check_equivalence, extract, trace
-from fppmo_ray.pruning.equivalence import mask_of_widths
+from fppmo_ray.pruning.twin import mask_of_widths
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 Joined = Callable[[Tensor, Tensor], Tensor]

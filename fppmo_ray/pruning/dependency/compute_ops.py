@@ -65,9 +65,22 @@ def like_first(op: Operation) -> list[Channels]:
 
 
 def mixed(op: Operation) -> list[Channels]:
-    """Softmax, sort and cumulative sums: keep the positions along ``dim``."""
-    dim = op.first.axis(op.arguments["dim"])
-    return _keeping(op, [dim], _MIXED)
+    """Softmax, sort, Fourier transforms and cumulative sums: keep the positions along ``dim``."""
+    dims = op.arguments["dim"]
+    return _keeping(op, map(op.first.axis, [dims] if isinstance(dims, int) else dims), _MIXED)
+
+
+def observed(op: Operation) -> list[Channels]:
+    """Ask whether all elements are true, as checks of values do: couple nothing."""
+    return [{} for _ in op.outputs]
+
+
+def resampled(op: Operation) -> list[Channels]:
+    """Read an image (N, C, ...) at places of a grid (N, ..., 2 or 3): the channels pass through."""
+    image, grid = op.tensors[:2]
+    for along in grid.channels.values():
+        op.units.keep(along, _MIXED)
+    return _keeping(op, range(2, len(image.shape)), _MIXED)
 
 
 def reduced(op: Operation) -> list[Channels]:

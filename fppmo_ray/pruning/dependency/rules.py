@@ -20,7 +20,11 @@ _RULES: Mapping[Rule, str] = {
         "new_empty new_zeros new_ones new_full bernoulli fill zero normal uniform dropout "
         "alpha_dropout lift_fresh detach alias rrelu_with_noise"
     ),
-    compute_ops.mixed: "_softmax _log_softmax cumsum cumprod logcumsumexp sort",
+    compute_ops.mixed: (
+        "_softmax _log_softmax cumsum cumprod logcumsumexp sort topk _fft_r2c _fft_c2r _fft_c2c"
+    ),
+    compute_ops.observed: "_is_all_true _is_any_true",
+    compute_ops.resampled: "grid_sampler_2d grid_sampler_3d",
     compute_ops.reduced: (
         "mean sum amax amin max min var std var_mean std_mean prod logsumexp linalg_vector_norm "
         "norm argmax argmin any all median mode"
@@ -69,6 +73,8 @@ _RULES: Mapping[Rule, str] = {
     shape_ops.pixel_unshuffled: "pixel_unshuffle",
     shape_ops.channel_shuffled: "channel_shuffle native_channel_shuffle",
     shape_ops.columns: "im2col",
+    shape_ops.folded: "col2im",
+    shape_ops.complex_parts: "view_as_real view_as_complex",
     shape_ops.windows: "unfold",
     shape_ops.gated: "glu",
 }

@@ -183,7 +183,7 @@ def _shared_axes(op: Operation, tensors: list[TracedTensor], skip: int | None) -
 
 
 def split(op: Operation) -> list[Channels]:
-    """Split an axis: equal parts are united place by place, unequal ones are kept."""
+    """Split an axis: equal parts are united place by place, unequal ones must prove exact."""
     first = op.first
     dim = first.axis(op.arguments["dim"])
     along = first.channels.get(dim)
@@ -194,13 +194,13 @@ def split(op: Operation) -> list[Channels]:
     if len(set(lengths)) == 1:
         op.doubt(op.units.fold(along, len(lengths)), "it is split into parts")
     else:
-        op.units.keep(along, "it is split into parts of different widths")
+        op.doubt(along, "it is split into parts of different widths")
     ends = np.cumsum(lengths)[:-1]
     return [{**others, dim: part} for part in np.split(along, ends)]
 
 
 def sliced(op: Operation) -> list[Channels]:
-    """Slice an axis: one of several equal parts counts as a split, other slices are kept."""
+    """Slice an axis: one of several equal parts counts as a split, others must prove exact."""
     first, shape = op.first, op.outputs[0]
     dim = first.axis(op.arguments["dim"])
     along = first.channels.get(dim)
@@ -211,6 +211,8 @@ def sliced(op: Operation) -> list[Channels]:
     start = max(start + len(along) if start < 0 else start, 0)
     if step == 1 and length > 1 and len(along) % length == 0 and start % length == 0:
         op.doubt(op.units.fold(along, len(along) // length), "it is split into parts")
+    elif step == 1:
+        op.doubt(along, _CHOSEN)
     else:
         op.units.keep(along, _CHOSEN)
     result[dim] = along[start : start + step * length : step]
@@ -328,6 +330,23 @@ def columns(op: Operation) -> list[Channels]:
     if along is None:
         return [{}]
     return [{1: np.repeat(along, op.outputs[0][1] // first.shape[1])}]
+
+
+def folded(op: Operation) -> list[Channels]:
+    """Sum patches (col2im) of shape (N, C times the kernel's size, patches) to (N, C, H, W)."""
+    along = op.first.channels.get(1)
+    if along is None or len(op.first.shape) != 3:
+        raise UnsupportedForm("no channels, or an image without a batch axis")
+    rows = along.reshape(op.outputs[0][1], -1)
+    op.units.unite(np.broadcast_to(rows[:, :1], rows.shape), rows)
+    return [{1: rows[:, 0]}]
+
+
+def complex_parts(op: Operation) -> list[Channels]:
+    """View complex numbers as two parts along a new last axis, or such parts as complex numbers."""
+    rank = min(len(op.first.shape), len(op.outputs[0]))
+    op.units.keep(op.first.channels.get(rank), _CHOSEN)
+    return [{axis: along for axis, along in op.first.channels.items() if axis < rank}]
 
 
 def windows(op: Operation) -> list[Channels]:

@@ -216,8 +216,11 @@ class SizeMode(TorchFunctionMode):
             if not isinstance(size, TrackedInt) or int(size) != shape[axis]:
                 continue
             repeats = name in _REPEATING and (axis < shift or before[axis - shift] == 1)
-            if (name in _NEW or repeats) and isinstance(size.expression, Length):
-                made[axis] = size.expression.positions
+            along = _joined(size.expression) if name in _NEW else None
+            if repeats and isinstance(size.expression, Length):
+                along = size.expression.positions
+            if along is not None:
+                made[axis] = along
             else:
                 self._state(size, channels.get(axis))
                 self._give(size, channels.get(axis))
@@ -256,9 +259,19 @@ class SizeMode(TorchFunctionMode):
 
 
 _SHAPE = vars(torch._C.TensorBase)["shape"].__get__
-_NEW = frozenset("zeros ones full empty new_zeros new_ones new_full new_empty".split())
+_NEW = frozenset("zeros ones full empty rand randn new_zeros new_ones new_full new_empty".split())
 _REPEATING = frozenset(["expand", "broadcast_to", "repeat"])
 _SIZED = _NEW | _REPEATING | {"view", "reshape", "unflatten"}
+
+
+def _joined(expression: Expression) -> IntArray | None:
+    """The positions of a length, or of a sum of lengths one after the other; None if it is none."""
+    if isinstance(expression, Length):
+        return expression.positions
+    if isinstance(expression, Term) and expression.operator == "add":
+        left, right = _joined(expression.left), _joined(expression.right)
+        return None if left is None or right is None else np.concatenate([left, right])
+    return None
 
 
 def plain_shape(tensor: Tensor) -> tuple[int, ...]:

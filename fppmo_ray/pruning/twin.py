@@ -1,0 +1,136 @@
+"""The randomised twin of a network, on which extraction is proven, and masks to prove it by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from fppmo_ray.distribution.space import BoolArray, IntArray, PruningSpace
+from fppmo_ray.pruning.conditions import cast_network, is_real
+from fppmo_ray.pruning.copying import copy_network, with_plain_weights
+from fppmo_ray.pruning.extract import Tracing, named_tensors
+
+_SMALL_SCALE = 0.1
+
+
+def randomised_copy(model: nn.Module) -> nn.Module:
+    """Return a float64 copy on the CPU with random batch norms and no weights near zero.
+
+    Args:
+        model: The network; not changed.
+    """
+    twin = copy_network(with_plain_weights(model)).cpu()
+    cast_network(twin, torch.float64)
+    randomise(twin)
+    return twin
+
+
+@torch.no_grad()
+def randomise(twin: nn.Module, seed: int = 0) -> None:
+    """Draw batch norms, weights near zero and, for seeds > 0, signs of filters, in place.
+
+    Weights that are 0, as those of a new head may be, would hide errors too, and so would the tiny
+    scales with which some residual branches start. Large biases of the same sign hide all others.
+
+    Args:
+        twin: The network.
+        seed: Random seed; from 3 on, biases and scales are drawn too.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in twin.parameters():
+        if not is_real(parameter):
+            continue
+        is_zero = parameter == 0
+        if bool(is_zero.any()):
+            scale = float(parameter.abs().max()) or 0.5
+            drawn = torch.empty_like(parameter).normal_(0.0, scale, generator=generator)
+            parameter.copy_(torch.where(is_zero, drawn, parameter))
+        is_vector = parameter.numel() == max(parameter.shape, default=1)
+        if is_vector and (seed > 2 or float(parameter.abs().max()) < _SMALL_SCALE):
+            parameter.uniform_(0.5, 1.5, generator=generator)
+        if seed > 0 and parameter.dim() > 0:
+            signs = torch.randint(0, 2, (len(parameter),), generator=generator) * 2 - 1
+            parameter.mul_(signs.reshape(-1, *[1] * (parameter.dim() - 1)))
+    for norm in twin.modules():
+        if not isinstance(norm, _NormBase):
+            continue
+        for tensor in (norm.weight, norm.running_var):
+            if tensor is not None:
+                tensor.uniform_(0.5, 1.5, generator=generator)
+        for tensor in (norm.bias, norm.running_mean):
+            if tensor is not None:
+                tensor.normal_(0.0, 0.5, generator=generator)
+
+
+@contextmanager
+def zeroed_consumers(twin: nn.Module, tracing: Tracing, keep: BoolArray) -> Iterator[None]:
+    """Set the weights that read removed channels to zero within a block.
+
+    Args:
+        twin: The dense network; its weights change within the block.
+        tracing: Its tracing.
+        keep: The mask, bool ``(num_filters,)``, True = kept.
+    """
+    tensors = named_tensors(twin)
+    before: list[tuple[Tensor, int, Tensor, Tensor]] = []
+    with torch.no_grad():
+        for part in tracing.slices:
+            if part.side == "input":
+                weight = tensors[part.tensor]
+                removed = torch.from_numpy(np.flatnonzero(~part.kept(keep)))
+                before.append((weight, part.axis, removed, weight.index_select(part.axis, removed)))
+                weight.index_fill_(part.axis, removed, 0)
+        try:
+            yield
+        finally:
+            for weight, axis, removed, values in reversed(before):
+                weight.index_copy_(axis, removed, values)
+
+
+def relative_error(output: Tensor, reference: Tensor) -> float:
+    """Return the largest difference relative to the largest value; of integers, a share.
+
+    Args:
+        output: A tensor of any shape and type.
+        reference: What it should be, of the same shape. NaN and infinities must be the same.
+    """
+    same = (output == reference) | ((output != output) & (reference != reference))  # NaN is NaN
+    if bool(same.all()):
+        return 0.0
+    if not is_real(output):
+        return 1 - float(same.double().mean())
+    scale = reference[reference.isfinite()].abs().max() if reference.isfinite().any() else 0.0
+    return float(torch.where(same, 0, output - reference).abs().max() / max(float(scale), 1e-300))
+
+
+def random_mask(space: PruningSpace, rng: np.random.Generator) -> BoolArray:
+    """Return a mask that keeps half the filters, and in every group keeps and removes one.
+
+    Args:
+        space: The space of the mask.
+        rng: Source of its randomness.
+    """
+    keep = rng.random(space.num_filters) < 0.5
+    for offset, group in zip(space.offsets, space.groups, strict=True):
+        stays, goes = rng.choice(group.num_filters, size=2, replace=False)
+        keep[offset + stays], keep[offset + goes] = True, False
+    return keep
+
+
+def mask_of_widths(space: PruningSpace, widths: IntArray, rng: np.random.Generator) -> BoolArray:
+    """Return a mask that keeps so many random filters of each group.
+
+    Args:
+        space: The space of the mask.
+        widths: Kept filters per group, ``(num_groups,)``.
+        rng: Source of its randomness.
+    """
+    keep = np.zeros(space.num_filters, dtype=np.bool_)
+    for offset, group, width in zip(space.offsets, space.groups, widths, strict=True):
+        keep[offset + rng.choice(group.num_filters, size=width, replace=False)] = True
+    return keep
