@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fppmo_ray.service.journal.artifacts import FPPMO
+from fppmo_ray.service.journal.artifacts import DENSE, FPPMO
 
 _Figures = dict[str, Any]
 _TOP5 = "top5_accuracy"
@@ -119,6 +119,26 @@ def title_of(row: _Figures) -> str:
     """Return a network's name in tables, with its budget if the search had several."""
     name = "FPPMO" if row["name"] == FPPMO else row["name"]
     return f"{name}, budget {row['budget']}" if "budget" in row else name
+
+
+def network_rows(figures: Mapping[str, Any]) -> list[list[str]]:
+    """Return the rows of the table of networks: name, figures at every moment, sizes.
+
+    The dense network has two: as given, and after the extra training that all networks get.
+
+    Args:
+        figures: The content of result.json.
+    """
+    measure, moments = measure_of(figures), moments_of(figures)
+    rows = []
+    for row in figures["variants"]:
+        titles = {title_of(row): [*moments]}
+        if row["name"] == DENSE:
+            titles = {DENSE: ["before"], "dense, same extra training": ["after"]}
+        for title, shown in titles.items():
+            texts = [measure.text(row, at) if at in shown else "" for at in moments]
+            rows.append([title, *texts, *sizes(row)])
+    return rows
 
 
 def size_columns(row: _Figures) -> list[str]:

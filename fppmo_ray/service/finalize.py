@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import statistics
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -100,6 +102,7 @@ def finalize(context: Context, found: Found, source: Mapping[str, Any] | None) -
         **({"task": started.identity["task"]} if "task" in started.identity else {}),
         "epochs_between_stages": settings.gradual.stage_epochs * (found.stages - 1),
         **_table_figures(context),
+        "images": problem.task.num_images(),
         "variants": _figures(context, variants, distilled, states),
         "score_noise": _score_noise(found),
         "scores": _score_costs(found),
@@ -115,7 +118,7 @@ def finalize(context: Context, found: Found, source: Mapping[str, Any] | None) -
     _warn_if_missed(result["variants"])
     content = json.dumps(result, indent=2).encode()
     artifacts[RESULT] = context.run.write_artifact(RESULT, content)
-    context.run.record([Finished(artifacts=artifacts)])
+    context.run.record([Finished(artifacts=artifacts, at=time.time())])
 
 
 def _warn_if_missed(rows: Sequence[dict[str, Any]]) -> None:
@@ -243,10 +246,46 @@ def _figures(
     return [
         _row(context, variant, latency, evaluated[variant.name, variant.macs_cut])
         | ({"cuts": cuts} if cuts else {})
+        | _against(variant, evaluated)
         for variant, latency, cuts in zip(
             variants, latencies, _cut_figures(context, masks), strict=True
         )
     ]
+
+
+def _against(
+    variant: _Variant, evaluated: Mapping[tuple[str, float | None], Mapping[str, Evaluation]]
+) -> dict[str, Any]:
+    """Return a network's test accuracy minus that of those it is compared with, with intervals.
+
+    Args:
+        variant: The network. Only chosen ones are compared.
+        evaluated: Evaluations by name and budget, and by moment.
+    """
+    own = evaluated[variant.name, variant.macs_cut]["after"].test_right
+    if variant.name != FPPMO or own is None:
+        return {}
+    found = {}
+    for name, budget in ((DENSE, None), (IMPORTANCE_ONLY, variant.macs_cut)):
+        other = evaluated[name, budget]["after"].test_right
+        assert other is not None  # of the same task
+        found[name] = {"difference": float(own.mean() - other.mean()), "half": _half(own, other)}
+    return {"against": found}
+
+
+def _half(own: BoolArray, other: BoolArray) -> float:
+    """Return half of the 95 % interval of the difference of two accuracies on the same images.
+
+    Of Agresti and Min (2005): Wald's interval with half an image added to each of the four counts,
+    which is honest where the two networks differ on few images or none.
+
+    Args:
+        own: Whether each image is classified correctly, ``(num_images,)``.
+        other: The same of the other network.
+    """
+    gained, lost = int((own & ~other).sum()) + 0.5, int((other & ~own).sum()) + 0.5
+    count = len(own) + 2
+    return 1.96 * math.sqrt(gained + lost - (gained - lost) ** 2 / count) / count
 
 
 def _row(

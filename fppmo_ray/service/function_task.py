@@ -24,7 +24,7 @@ from fppmo_ray.service.process_state import seed_everything
 from fppmo_ray.service.resources import Resources
 from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.task_images import TaskImages
-from fppmo_ray.service.worker_protocol import TrainingReport, TrainingTask
+from fppmo_ray.service.worker_protocol import Tested, TrainingReport, TrainingTask
 from fppmo_ray.training import ComputeConfig, Interface, Shard, TrainingState, capture
 
 _DIVERGENCE = "minus divergence"
@@ -134,6 +134,10 @@ class FunctionTask:
     def functions(self) -> tuple[Callable[..., Any] | None, ...]:
         """Return the functions; None for each that was not given."""
         return self.score, self.images, self.fine_tune, self.test, self.recalibrate
+
+    def num_images(self) -> dict[str, int]:
+        """Return nothing: only the functions know the data."""
+        return {}
 
     def first_lines(self) -> list[str]:
         """Return nothing: only the functions know the data."""
@@ -369,7 +373,7 @@ class FunctionsOnWorker:
         assert self._images is not None  # or the settings are refused
         self._images.distill(network, dense, keep, steps=steps, seed=seed)
 
-    def evaluate(self, network: nn.Module, split: str, dense: nn.Module) -> dict[str, float]:
+    def evaluate(self, network: nn.Module, split: str, dense: nn.Module) -> Tested:
         """Return the user's score, or test, of a network at a seed that no score has.
 
         Without a score it is minus the divergence on choose-val. See ``TaskOnWorker.evaluate``.
@@ -378,14 +382,14 @@ class FunctionsOnWorker:
             _set_seed((self._seed, 0, _TEST))
             with _users("test"):
                 found = self._task.test(network.eval())
-            return {"score": _as_number(found, "test")}
+            return Tested(figures={"score": _as_number(found, "test")})
         seed = (self._seed, 0, _TEST if split == "test" else _CHOOSE_VAL)
         if self._task.score is not None:
-            return {"score": self._score(network, seed, self._task.score)}
+            return Tested(figures={"score": self._score(network, seed, self._task.score)})
         assert self._images is not None  # a task has a score or images
         rng = np.random.default_rng(seed)
         distance = self._images.divergence(network, dense, "choose_val", rng)
-        return {"score": 0.0 - distance}  # and not -0.0 for the dense network
+        return Tested(figures={"score": 0.0 - distance})  # and not -0.0 for the dense network
 
     def _score(
         self, network: nn.Module, seed: Sequence[int], score: Callable[[nn.Module, int], float]

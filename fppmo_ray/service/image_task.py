@@ -27,7 +27,7 @@ from fppmo_ray.service.journal.facts import DenseScored
 from fppmo_ray.service.resources import Resources
 from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.task import Batches, Task
-from fppmo_ray.service.worker_protocol import TrainingReport, TrainingTask, digest
+from fppmo_ray.service.worker_protocol import Tested, TrainingReport, TrainingTask, digest
 from fppmo_ray.training import (
     CentreCrop,
     ComputeConfig,
@@ -95,11 +95,17 @@ class ImageClassification:
         """Return a batch of one image, on the CPU."""
         return (example_batch(self.dataset),)
 
+    def num_images(self) -> dict[str, int]:
+        """Return how many images there are to train, score, choose and test on."""
+        splits = self.splits
+        rows = splits.search_train, splits.search_val, splits.choose_val, self.dataset.test.labels
+        names = ("train", "score", "choose", "test")
+        return {name: len(part) for name, part in zip(names, rows, strict=True)}
+
     def first_lines(self) -> list[str]:
         """Return how many images there are, how they become inputs, and the classes' names."""
-        dataset, splits = self.dataset, self.splits
-        rows = splits.search_train, splits.search_val, splits.choose_val, dataset.test.labels
-        counts = (f"{len(part):,}" for part in rows)
+        dataset = self.dataset
+        counts = (f"{count:,}" for count in self.num_images().values())
         interface = self.interface()
         names = interface.class_names
         return [
@@ -443,8 +449,8 @@ class ImagesOnWorker:
         few = self.images("calibration")
         distill_pruned(network, dense, self._tracing, keep, few, steps=steps, seed=seed)
 
-    def evaluate(self, network: nn.Module, split: str, dense: nn.Module) -> dict[str, float]:
-        """Return loss and accuracy of a network.
+    def evaluate(self, network: nn.Module, split: str, dense: nn.Module) -> Tested:
+        """Return loss and accuracy of a network, and which images it classifies correctly.
 
         Args:
             network: On the worker's device.
@@ -452,7 +458,9 @@ class ImagesOnWorker:
             dense: Not used: labels say how good a network is.
         """
         network.eval()
-        return evaluate(network, self.images(split).batches(_EVALUATION_BATCH)).figures()
+        found = evaluate(network, self.images(split).batches(_EVALUATION_BATCH))
+        assert found.right is not None  # ``evaluate`` always fills it in
+        return Tested(figures=found.figures(), right=found.right.cpu().numpy())
 
     def _answers(self, dense: nn.Module, split: str) -> DenseAnswers | None:
         """Return the answers of a dense network, if the settings compare pruned networks with it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
@@ -133,6 +134,8 @@ def started_of(problem: Problem, search_id: str, versions: dict[str, str]) -> St
         num_filters=space.num_filters,
         dense_macs=space.dense_macs,
         dense_parameters=space.dense_parameters if space.tensor_sizes else 0,
+        images=problem.task.num_images(),
+        at=time.time(),
     )
 
 

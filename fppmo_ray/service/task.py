@@ -15,7 +15,7 @@ from fppmo_ray.pruning.compute_trial import ComputeTrial, Timed
 from fppmo_ray.service.journal.facts import DenseScored
 from fppmo_ray.service.resources import Resources
 from fppmo_ray.service.settings import SearchSettings
-from fppmo_ray.service.worker_protocol import TrainingReport, TrainingTask
+from fppmo_ray.service.worker_protocol import Tested, TrainingReport, TrainingTask
 from fppmo_ray.training import ComputeConfig, Interface, Shard, TrainingState
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -134,8 +134,8 @@ class TaskOnWorker(Protocol):
             seed: Random seed.
         """
 
-    def evaluate(self, network: nn.Module, split: str, dense: nn.Module) -> dict[str, float]:
-        """Return figures of a network by name.
+    def evaluate(self, network: nn.Module, split: str, dense: nn.Module) -> Tested:
+        """Return figures of a network.
 
         Args:
             network: A network of the caller's own, which may be changed.
@@ -168,6 +168,12 @@ class Task(Protocol):
 
     def inputs(self) -> tuple[Tensor, ...]:
         """Return the arguments of the network's forward, with a batch axis, on the CPU."""
+
+    def num_images(self) -> dict[str, int]:
+        """Return how many images there are to ``train``, ``score``, ``choose`` and ``test`` on.
+
+        Empty where only the task's functions know.
+        """
 
     def first_lines(self) -> list[str]:
         """Return what users should see of the data before a search, in sentences."""

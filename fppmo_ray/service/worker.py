@@ -184,9 +184,12 @@ class PruningWorker:
         network = self._network(weights, keep, state)  # counted before a task may change it
         parameters = sum(parameter.numel() for parameter in network.parameters())
         file_bytes = _saved_bytes(network)
+        again = self._network(weights, keep, state)
+        tested = self._task.evaluate(again, "test", self._dense)
         return Evaluation(
-            choose_val=self._task.evaluate(network, "choose_val", self._dense),
-            test=self._task.evaluate(self._network(weights, keep, state), "test", self._dense),
+            choose_val=self._task.evaluate(network, "choose_val", self._dense).figures,
+            test=tested.figures,
+            test_right=tested.right,
             parameters=parameters,
             file_bytes=file_bytes,
         )

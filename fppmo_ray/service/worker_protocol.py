@@ -113,7 +113,17 @@ class TrainingReport:
     """Time that the epoch took."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tested:
+    """A network's figures on a split."""
+
+    figures: dict[str, float]
+    """Figures by name: ``accuracy`` and ``loss``, or a task's own ``score``."""
+    right: BoolArray | None = None
+    """Whether each image is classified correctly, ``(num_images,)``; None: none is."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluation:
     """The figures of a network at the end of a search, and its size."""
 
@@ -121,6 +131,8 @@ class Evaluation:
     """Figures on choose-val by name: ``accuracy`` and ``loss``, or a task's own ``score``."""
     test: dict[str, float]
     """The same figures on the test split."""
+    test_right: BoolArray | None = None
+    """Whether each test image is classified correctly; None: nothing is classified."""
     parameters: int
     """Number of parameters."""
     file_bytes: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -27,10 +27,13 @@ class Metrics:
     """Share of images classified correctly, in [0, 1]."""
     top5_accuracy: float | None = None
     """Share of images whose class is among the five likeliest; None with ten classes or fewer."""
+    right: Tensor | None = field(default=None, repr=False, compare=False)
+    """Whether each image is classified correctly, bool (N,), on the images' device."""
 
     def figures(self) -> dict[str, float]:
-        """Return the metrics that are not None, by name, as results store them."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        """Return loss and accuracies that are not None, by name, as results store them."""
+        names = ("loss", "accuracy", "top5_accuracy")
+        return {name: found for name in names if (found := getattr(self, name)) is not None}
 
 
 @torch.no_grad()
@@ -58,7 +61,7 @@ def evaluate(
         RuntimeError: the loss is not finite.
     """
     totals: Tensor | float = 0.0
-    num_images = 0
+    num_images, each_right = 0, list[Tensor]()
     with in_mode(network, training=False), lowered_weights(network, dtype):
         for images, labels in batches:
             with autocast(images.device, dtype):
@@ -69,7 +72,9 @@ def evaluate(
             else:
                 wished = targets[num_images : num_images + len(labels)]
                 loss = len(labels) * answer_distance(logits, wished, temperature)
-            totals = totals + torch.stack([loss, *_num_right(logits, labels)]).double()
+            each_right.append(logits.argmax(1) == labels)
+            num_right = [each_right[-1].sum(), *_num_in_top5(logits, labels)]
+            totals = totals + torch.stack([loss, *num_right]).double()
             num_images += len(labels)
     if not isinstance(totals, Tensor):
         raise ValueError("an evaluation needs images, got no batches")
@@ -79,13 +84,18 @@ def evaluate(
             f"the loss on {num_images} images is {total_loss}: the network's weights or "
             "batch-norm statistics are broken; recalibrate, or train with a lower learning rate"
         )
-    return Metrics(total_loss / num_images, *(right / num_images for right in rights))
+    accuracy, *top5 = (right / num_images for right in rights)
+    return Metrics(
+        loss=total_loss / num_images,
+        accuracy=accuracy,
+        top5_accuracy=top5[0] if top5 else None,
+        right=torch.cat(each_right),
+    )
 
 
-def _num_right(logits: Tensor, labels: Tensor) -> list[Tensor]:
-    """Return how many images are classified correctly; with many classes, also the top-5 count."""
-    counts = [(logits.argmax(1) == labels).sum()]
-    if logits.shape[1] > _FEW_CLASSES:
-        guesses = logits.topk(_TOP, dim=1).indices
-        counts.append((guesses == labels[:, None]).sum())
-    return counts
+def _num_in_top5(logits: Tensor, labels: Tensor) -> list[Tensor]:
+    """Return how many images have their class among five guesses; nothing with few classes."""
+    if logits.shape[1] <= _FEW_CLASSES:
+        return []
+    guesses = logits.topk(_TOP, dim=1).indices
+    return [(guesses == labels[:, None]).sum()]

@@ -14,8 +14,9 @@ from xml.etree import ElementTree
 import pytest
 from example_runs import mask, proposal, rescored, score, started_with
 
+from fppmo_ray.distribution import Feedback
 from fppmo_ray.report import write_comparison, write_report
-from fppmo_ray.service.journal.facts import Chosen, Fact, Updated
+from fppmo_ray.service.journal.facts import Chosen, EpochFinished, Fact, Updated
 from fppmo_ray.service.journal.run_directory import open_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
@@ -45,6 +46,12 @@ RESULT = {
         row("fppmo", 990_000, 0.925, {"first": 2, "second": 4}),
     ],
 }
+
+
+def trained(task: str, epoch: int) -> EpochFinished:
+    return EpochFinished(
+        task=task, epoch=epoch, train_loss=0.5 - 0.1 * epoch, seconds=1, artifact="a", sha256="b"
+    )
 
 
 def a_run(folder: Path, *, finished: bool = True, scored: bool = True) -> Path:
@@ -77,6 +84,7 @@ def a_run(folder: Path, *, finished: bool = True, scored: bool = True) -> Path:
     if finished:
         facts += [Updated(generation=0, keep_share=[0.5, 0.75]), *again]
         facts.append(Chosen(finalist="sample 3", keep=mask(3)))
+        facts += [trained(task, epoch) for task in ("dense", "fppmo") for epoch in range(2)]
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "result.json").write_text(json.dumps(RESULT))
     with open_run(folder, resume=False, started=started) as run:
@@ -87,7 +95,7 @@ def a_run(folder: Path, *, finished: bool = True, scored: bool = True) -> Path:
 def test_a_page_is_whole_in_itself_and_its_figures_lie_beside_it(tmp_path: Path) -> None:
     page, *figures = write_report(a_run(tmp_path / "mine"), tmp_path / "out" / "r.html")
     text = page.read_text()
-    names = ("results", "widths", "scores", "probabilities", "timeline", "agreement")
+    names = ("results", "widths", "scores", "training", "probabilities", "timeline")
     assert [path.name for path in figures] == [f"r-{name}.svg" for name in names]
     for path in figures:
         ElementTree.parse(path)
@@ -95,7 +103,7 @@ def test_a_page_is_whole_in_itself_and_its_figures_lie_beside_it(tmp_path: Path)
         assert path.read_text() in text
     addresses = {match for match in re.findall(r'(?:src|href)="([^"]*)"', text) if match[0] != "#"}
     assert addresses <= {a for a in addresses if a.startswith("data:image/png;base64,")}
-    assert "<script" not in text
+    assert re.findall("<script[^>]*>", text) == ["<script>"]  # which sorts the proposals
     assert "&lt;script&gt;" in text
 
 
@@ -103,12 +111,89 @@ def test_a_page_tells_what_pruning_cost_who_was_chosen_and_how_idle_workers_were
     tmp_path: Path,
 ) -> None:
     text = write_report(a_run(tmp_path / "mine"), tmp_path / "r.html")[0].read_text()
-    cells = [re.findall(r"<td>(.*?)</td>", line) for line in re.findall(r"<tr>(.*?)</tr>", text)]
+    cells = cells_of(text)
     fppmo = ["FPPMO", "92.50", "92.50", "0.99", "50.5 %", "12,345", "54", "98.8", "0.50", "12.25"]
     assert fppmo in cells
     assert ["sample 3 (chosen)", "80.00 ± 0.00", "0.8100 ± 0.0141"] in cells
     assert "Scores by worker: 0.0 % idle, 0 failed" in text
-    assert "scored again: Spearman 1.00" in text
+
+
+def cells_of(text: str) -> list[list[str]]:
+    """Return the cells of every row of a page's tables."""
+    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", text)
+    return [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in rows]
+
+
+def test_a_page_begins_with_what_was_removed_what_it_cost_and_how_fast_it_is(
+    tmp_path: Path,
+) -> None:
+    run_dir = a_run(tmp_path / "mine")
+    result = copy.deepcopy(RESULT)
+    result["variants"][2]["latency_ms"] = {"1": 0.4, "64": 4.9}
+    result["variants"][2]["against"] = {
+        "dense": {"difference": -0.025, "half": 0.0125},
+        "importance-only": {"difference": 0.025, "half": 0.02},
+    }
+    result["images"] = {"train": 700, "score": 100, "choose": 50, "test": 1200}
+    (run_dir / "result.json").write_text(json.dumps(result))
+    text = write_report(run_dir, tmp_path / "r.html")[0].read_text()
+    [headline] = re.findall("<h1>(.*?)</h1>", text)
+    assert headline == (
+        "50.5 % of the multiply-accumulates removed; accuracy on 1,200 test images is 92.50 %, "
+        "-2.50 ± 1.25 points from the dense network with the same extra training; it runs 2.50 "
+        "times as fast, measured at batch 64."
+    )
+    assert (
+        "The importance-only network of the same size has 90.00 % after as much training; the "
+        "search&#x27;s differs by +2.50 ± 2.00 points."
+    ) in text
+    assert text.index("<h1>") < text.index("<svg") < text.index("<h2>Networks")
+    assert text.index("<h2>Proposals") < text.index("<h2>Internals") < text.index("Settings")
+
+
+def test_a_page_says_when_the_search_ran_and_on_how_many_images(tmp_path: Path) -> None:
+    images = {"train": 7000, "score": 100, "choose": 50, "test": 1200}
+    started = replace(started_with(), images=images, at=1_700_000_000.0)
+    with open_run(tmp_path / "run", resume=False, started=started) as run:
+        run.record([proposal(0), score(0, 0.5)])
+    text = write_report(tmp_path / "run", tmp_path / "r.html")[0].read_text()
+    assert "Begun 2023-11-14 22:13 UTC." in text
+    assert "Images: 7,000 to train on, 100 to score on, 50 to choose on, 1,200 to test on." in text
+
+
+def test_a_page_lists_the_proposals_best_first_and_says_why_some_failed(tmp_path: Path) -> None:
+    with open_run(tmp_path / "run", resume=False, started=started_with(dense_macs=20)) as run:
+        run.record([proposal(i) for i in range(4)])
+        run.record([score(i, 0.5, loss=loss) for i, loss in enumerate((0.3, 0.1, 0.2))])
+        run.record([Feedback(proposal_id=3, error="no <memory>", worker="1@a:1", at=1.0)])
+    text = write_report(tmp_path / "run", tmp_path / "r.html")[0].read_text()
+    cells = cells_of(text)
+    assert [row[:5] for row in cells if len(row) == 8] == [
+        ["1", "0", "0.1000", "50.00", "75.0"],
+        ["2", "1", "0.2000", "50.00", "75.0"],
+        ["0", "0", "0.3000", "50.00", "75.0"],
+    ]
+    assert ["proposal 3", "1@a:1", "no &lt;memory&gt;"] in cells
+    assert "Failed proposals: 1" in text
+
+
+def test_a_page_shows_a_correlation_of_eight_finalists_and_of_no_fewer(tmp_path: Path) -> None:
+    for count in (7, 8):
+        with open_run(tmp_path / f"{count}", resume=False, started=started_with()) as run:
+            run.record([proposal(i) for i in range(count)])
+            run.record([score(i, 0.5, loss=1 - 0.1 * i) for i in range(count)])
+            run.record([rescored(f"sample {i}", mask(i), loss=1 - 0.2 * i) for i in range(count)])
+        text = write_report(tmp_path / f"{count}", tmp_path / "r.html")[0].read_text()
+        assert ("Finalists scored again: Spearman 1.00, n = 8" in text) == (count == 8)
+        assert ("Spearman" in text) == (count == 8)
+
+
+def test_a_page_shows_every_stage(tmp_path: Path) -> None:
+    run_dir = a_run(tmp_path / "mine", scored=False)
+    a_run(run_dir / "stage-1", finished=False)
+    page, *figures = write_report(run_dir, tmp_path / "r.html")
+    assert "r-stage-1-scores.svg" in [path.name for path in figures]
+    assert "Stage 1. Every dot is a mask" in page.read_text()
 
 
 def test_a_page_sets_top5_accuracies_beside_those_of_the_first_guess(tmp_path: Path) -> None:
@@ -118,8 +203,8 @@ def test_a_page_sets_top5_accuracies_beside_those_of_the_first_guess(tmp_path: P
         variant["before"]["test"]["top5_accuracy"] = 0.99
     (run_dir / "result.json").write_text(json.dumps(result))
     text = write_report(run_dir, tmp_path / "r.html")[0].read_text()
-    assert "accuracy on test, % (top-1 / top-5); chosen" in text
-    assert "<td>FPPMO</td><td>92.50 / 99.00</td>" in text
+    assert "Accuracy on test, % (top-1 / top-5); chosen" in text
+    assert '>FPPMO</td><td data-label="before fine-tuning, %">92.50 / 99.00</td>' in text
 
 
 def test_a_search_under_way_has_a_page_of_what_there_is(tmp_path: Path) -> None:
@@ -127,7 +212,7 @@ def test_a_search_under_way_has_a_page_of_what_there_is(tmp_path: Path) -> None:
     page, *figures = write_report(run_dir, tmp_path / "r.html")
     names = {path.stem.removeprefix("r-") for path in figures}
     assert names == {"scores", "probabilities", "timeline"}
-    assert "The search has not finished." in page.read_text()
+    assert "The search has not finished. State: searching, 4 scored, 0 failed" in page.read_text()
     only_asked = a_run(tmp_path / "yours", finished=False, scored=False)
     assert len(write_report(only_asked, tmp_path / "s.html")) == 1
 
@@ -151,8 +236,9 @@ def test_several_searches_of_one_name_are_told_apart(tmp_path: Path) -> None:
     runs = [a_run(tmp_path / "a" / "s"), a_run(tmp_path / "b" / "s")]
     unfinished = a_run(tmp_path / "c" / "s", finished=False)
     page = write_comparison([*runs, unfinished], tmp_path / "r.html")[0].read_text()
-    assert "<td>a/s</td><td>FPPMO</td>" in page
-    assert "<td>b/s</td><td>dense</td>" in page
+    found = [row[:2] for row in cells_of(page)]
+    assert ["a/s", "FPPMO"] in found
+    assert ["b/s", "dense"] in found
     assert "Not finished: c/s" in page
 
 
@@ -181,8 +267,12 @@ def test_pages_fit_phones_and_screens_and_can_be_read_in_the_dark(
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=alone)
         look = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
         look.goto(page.as_uri())
+        order = [look.inner_text("table.sortable tbody td")]
+        look.click("table.sortable th:first-child button")
+        order.append(look.inner_text("table.sortable tbody td"))
         fits = look.evaluate("document.documentElement.scrollWidth <= innerWidth")
         ink = look.evaluate("getComputedStyle(document.querySelector('figure text')).fill")
         browser.close()
+    assert order == ["3", "0"]  # the best, then the first
     assert fits
     assert ink == {"light": "rgb(28, 31, 35)", "dark": "rgb(228, 231, 235)"}[scheme]

@@ -14,7 +14,7 @@ from simulated_run import all_of, go_on
 
 from fppmo_ray import Baseline, Recipe, Sampler, SearchSettings
 from fppmo_ray.distribution import Feedback
-from fppmo_ray.service.finalize import _warn_if_missed
+from fppmo_ray.service.finalize import _half, _warn_if_missed
 from fppmo_ray.service.first_lines import dense_scored, score_dense
 from fppmo_ray.service.journal.facts import DenseScored, EpochFinished
 from fppmo_ray.service.progress.observation import Generation, Observation
@@ -170,3 +170,11 @@ def test_a_result_that_misses_its_importance_only_mask_is_a_warning(
     _warn_if_missed([*rows(0.9, 0.8, 0.4), *rows(0.7, 0.75, 0.6)])
     [warning] = messages(caplog, logging.WARNING)
     assert "test accuracy of 0.7000 misses that of the importance-only mask, 0.7500" in warning
+
+
+def test_the_interval_of_a_difference_counts_only_images_on_which_two_networks_differ() -> None:
+    own, other = np.ones(998, dtype=bool), np.ones(998, dtype=bool)
+    assert _half(own, other) == pytest.approx(1.96 / 1000)  # sqrt(0.5 + 0.5) images of 1,000
+    own[:20], other[20:30] = False, False  # 10 gained, 20 lost: sqrt(31 - 0.1) images
+    assert _half(own, other) == pytest.approx(1.96 * 30.9**0.5 / 1000)
+    assert _half(own, other) == _half(other, own)

@@ -466,7 +466,7 @@ def test_both_kinds_of_task_and_the_worker_satisfy_their_protocols() -> None:
     assert len(workers) == 2
     for item in tasks:
         members = [name for name in vars(Task) if not name.startswith("_")]
-        assert len(members) == 12
+        assert len(members) == 13
         assert all(hasattr(item, name) for name in members)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -41,6 +41,11 @@ class Started:
     """Multiply-accumulates of the dense network."""
     dense_parameters: int = 0
     """Parameters of the dense network; 0 where the space does not know tensor sizes."""
+    images: dict[str, int] = field(default_factory=dict)
+    """Number of images to ``train``, ``score``, ``choose`` and ``test`` on; empty where only the
+    task's functions know."""
+    at: float | None = None
+    """When the search began, in Unix time."""
     format: int = FORMAT
     """Format number of the journal."""
 
@@ -227,6 +232,8 @@ class Finished:
 
     artifacts: dict[str, str]
     """SHA-256 of each file: the result, and the chosen networks' weights and recipes."""
+    at: float | None = None
+    """When the search finished, in Unix time."""
 
 
 Fact = (
