@@ -139,7 +139,7 @@ def main(
     known = read(output)
     done = {(row.setting, row.seed) for row in known}
     scored, chosen = (
-        _with_answers(dense, open_images(dataset.train, part, dataset))
+        with_answers(dense, open_images(dataset.train, part, dataset))
         for part in np.split(held_out[: _SCORED_ON + _CHOSEN_ON], [_SCORED_ON])
     )
     studies = {
@@ -279,7 +279,13 @@ class Subject:
         return masks
 
 
-def _with_answers(dense: nn.Module, images: Images) -> tuple[Images, Answers]:
+def with_answers(dense: nn.Module, images: Images) -> tuple[Images, Answers]:
+    """Images, and what the dense network answers to them.
+
+    Args:
+        dense: The dense network.
+        images: The images.
+    """
     return images, answers(dense, images.batches(_BATCH))
 
 
