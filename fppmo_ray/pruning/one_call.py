@@ -27,7 +27,14 @@ from fppmo_ray.distribution.budget import Budget
 from fppmo_ray.distribution.limits import Resource
 from fppmo_ray.distribution.logits import uniform_priority
 from fppmo_ray.distribution.space import BoolArray
-from fppmo_ray.pruning.calibration import Calibration, Refit, calibrate, obs_order
+from fppmo_ray.pruning.calibration import (
+    Calibration,
+    Refit,
+    calibrate,
+    layer_targets,
+    obs_order,
+    reconstruct,
+)
 from fppmo_ray.pruning.calibration.divergence import answers, divergence
 from fppmo_ray.pruning.conditions import cast, precision_of
 from fppmo_ray.pruning.copying import with_plain_weights
@@ -118,7 +125,8 @@ def prune(
         gamma: With ``obs``, how much the widths spare parameters: 1 without training afterwards,
             3 before long fine-tuning. Several: the network that diverges least from the dense
             network's answers on the images is returned.
-        refit: Whether the layers behind removed filters are refitted by least squares.
+        refit: Whether the layers behind removed filters are refitted by least squares, and all
+            layers then corrected, one after the other, for the errors before them.
         distill_steps: Steps of 100 images in which the smaller network is trained to answer as the
             dense one does on these images, without labels. 300 steps take ResNet-20 38 s on one
             core, and lift it from 77 to 84 % at a cut of 57 % with 500 augmented images.
@@ -201,6 +209,9 @@ def prune_with_report(
     with clock.stage("compare"):
         targets = answers(network, small)
     refitted = Refit(network, tracing, calibration) if refit and calibration else None
+    with clock.stage("reconstruct"):
+        everything = [torch.cat([batch for batch, _ in batches])]
+        layers = layer_targets(network, tracing, everything) if refit else None
     found: list[tuple[float, float | None, nn.Module, BoolArray]] = []
     for used_gamma, keep in masks:
         with clock.stage("extract and refit"):
@@ -209,6 +220,9 @@ def prune_with_report(
                 refitted(smaller, keep)
         with clock.stage("recalibrate"):
             recalibrate_batchnorm(smaller, batches)
+        if layers is not None:
+            with clock.stage("reconstruct"):
+                reconstruct(smaller, tracing, keep, layers)
         with clock.stage("compare"):
             found.append((divergence(smaller, small, targets), used_gamma, smaller, keep))
     distance, used_gamma, smaller, keep = min(found, key=lambda entry: entry[0])
@@ -216,7 +230,7 @@ def prune_with_report(
         check_equivalence(network, tracing, example_inputs, keep=keep)
     if distill_steps:
         with clock.stage("distill"):
-            few = Inputs((torch.cat([batch for batch, _ in batches]),))
+            few = Inputs(tuple(everything))
             places = (smaller, network, tracing, keep, few)
             distill_pruned(*places, steps=distill_steps, seed=0, augment=augment)
         with clock.stage("compare"):

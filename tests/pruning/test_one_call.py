@@ -77,8 +77,9 @@ def test_the_report_says_what_was_done():
     assert report.num_images == 96
     targets = answers(network, [images()])
     distance = divergence(report.network, [images()], targets)
-    assert report.divergence == pytest.approx(distance)
-    stages = {"trace", "calibrate", "order", "extract and refit", "recalibrate", "compare", "check"}
+    assert report.divergence == pytest.approx(distance, rel=1e-3)
+    refits = {"extract and refit", "recalibrate", "reconstruct"}
+    stages = {"trace", "calibrate", "order", "compare", "check"} | refits
     assert set(report.seconds) == stages
 
 

@@ -3,19 +3,28 @@
 ``calibrate`` sums up the second moments of the inputs of all layers that read prunable filters
 (``Calibration``). ``obs_order`` orders the filters by what their removal costs, and gives every
 group's error curve, from which ``allocate`` finds widths. ``Refit`` gives the layers behind removed
-filters the weights that fit the inputs they have left.
+filters the weights that fit the inputs they have left. ``reconstruct`` then corrects layer after
+layer for the errors that have built up before it.
 """
 
 from fppmo_ray.pruning.calibration.filter_order import FilterOrder, obs_order
 from fppmo_ray.pruning.calibration.grams import Calibration, InputGram, calibrate
 from fppmo_ray.pruning.calibration.least_squares import Refit, refit
+from fppmo_ray.pruning.calibration.reconstruction import (
+    LayerTargets,
+    layer_targets,
+    reconstruct,
+)
 
 __all__ = [
     "Calibration",
     "FilterOrder",
     "InputGram",
+    "LayerTargets",
     "Refit",
     "calibrate",
+    "layer_targets",
     "obs_order",
+    "reconstruct",
     "refit",
 ]

@@ -164,6 +164,38 @@ def input_patches(
     return windows.reshape(-1, module.groups, columns)
 
 
+def output_rows(
+    layer: nn.Module, output: Tensor, num_wanted: int | None, offset: int = 0
+) -> Tensor:
+    """The outputs at the positions of ``input_patches``, ``(patches, outputs)``.
+
+    Args:
+        layer: A consumer's module.
+        output: Its output, or a tensor of the same shape.
+        num_wanted: As for ``input_patches``.
+        offset: As for ``input_patches``.
+    """
+    if isinstance(layer, nn.Linear):
+        rows = output.reshape(-1, output.shape[-1])
+        step = 1 if num_wanted is None else max(1, len(rows) // num_wanted)
+        return rows[offset % step :: step]
+    module: Any = layer
+    if output.dim() == len(module.kernel_size) + 1:
+        output = output[None]
+    if not isinstance(layer, _ConvTransposeNd):
+        steps = _lattice(output, num_wanted)
+        for axis, step in enumerate(steps):
+            start = offset // math.prod(steps[:axis]) % step
+            places = torch.arange(start, output.shape[2 + axis], step, device=output.device)
+            output = output.index_select(2 + axis, places)
+    return output.movedim(1, -1).reshape(-1, output.shape[1])
+
+
+def made_axis(layer: nn.Module) -> int:
+    """The axis of a layer's weight along which its outputs lie."""
+    return 1 if isinstance(layer, _ConvTransposeNd) else 0
+
+
 def _holders(model: nn.Module, weight: Tensor) -> tuple[str, ...]:
     """Names of the modules with this very parameter as their weight."""
     return tuple(

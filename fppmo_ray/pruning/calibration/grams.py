@@ -21,11 +21,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fppmo_ray.distribution.space import IntArray
 from fppmo_ray.pruning.calibration.consumers import (
-    STOCK_LAYERS,
     Consumer,
     find_consumers,
     input_patches,
 )
+from fppmo_ray.pruning.calibration.layer_outputs import is_stock
 from fppmo_ray.pruning.extract import AxisUnits, Tracing, check_axes
 from fppmo_ray.training.compute import in_mode
 from fppmo_ray.training.inputs import inputs_of
@@ -204,7 +204,7 @@ def _run(model: nn.Module, sums: Sequence[_Sums], batches: Iterable[Any], num_in
         images = args[0] if args else kwargs["input"]
         if not part.is_checked:
             part.is_checked = True
-            part.is_foreign = not _is_stock(layer, args, kwargs, output)
+            part.is_foreign = not is_stock(layer, args, kwargs, output)
         if part.is_foreign:
             return
         makers[id(output)] = part
@@ -217,7 +217,7 @@ def _run(model: nn.Module, sums: Sequence[_Sums], batches: Iterable[Any], num_in
         if maker is not None:
             maker.feeds_batchnorm = True
 
-    with in_mode(model, training=False), ExitStack() as hooks, _full_precision():
+    with in_mode(model, training=False), ExitStack() as hooks, full_precision():
         for part in sums:
             for name in part.consumer.modules:
                 hook = partial(observe, part)
@@ -240,7 +240,7 @@ def _run(model: nn.Module, sums: Sequence[_Sums], batches: Iterable[Any], num_in
 
 
 @contextmanager
-def _full_precision() -> Iterator[None]:
+def full_precision() -> Iterator[None]:
     """Products of float32 matrices without TF32 or bfloat16 inside."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
@@ -248,17 +248,6 @@ def _full_precision() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def _is_stock(layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> bool:
-    """Whether a layer computes what its stock class would, with its weight as it is."""
-    stock = next(kind for kind in STOCK_LAYERS if isinstance(layer, kind))
-    if type(layer).forward is stock.forward:
-        return True
-    expected: Tensor = stock.forward(layer, *args, **kwargs)  # type: ignore[arg-type]
-    return expected.shape == output.shape and torch.allclose(
-        expected, output, rtol=1e-3, atol=1e-4 * float(expected.abs().max())
-    )
 
 
 def _finished(model: nn.Module, part: _Sums) -> InputGram:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from fppmo_ray.distribution.space import BoolArray
-from fppmo_ray.pruning.calibration.consumers import weight_matrix, write_matrix
+from fppmo_ray.pruning.calibration.consumers import made_axis, weight_matrix, write_matrix
 from fppmo_ray.pruning.calibration.grams import Calibration, InputGram
 from fppmo_ray.pruning.extract import Tracing, check_axes
 from fppmo_ray.training.device import copy_to
@@ -92,7 +92,7 @@ class Refit:
                 continue
             weights, shift = self._solve(gram, kept_channels)
             layer: Any = self._dense.get_submodule(consumer.modules[0])
-            rows = _kept_rows(layer, kept.get((consumer.tensor, _made_axis(layer))), weights)
+            rows = _kept_rows(layer, kept.get((consumer.tensor, made_axis(layer))), weights)
             write_matrix(
                 pruned.get_submodule(consumer.modules[0]), weights.take_along_dim(rows, dim=1)
             )
@@ -155,11 +155,6 @@ def solve_weights(
     fitted = fitted[:, :, kept]
     shift = (matrix @ gram.mean[:, :, None]) - fitted @ gram.mean[:, kept, None]
     return fitted, shift[:, :, 0]
-
-
-def _made_axis(layer: nn.Module) -> int:
-    """The axis of a layer's weight along which its outputs lie."""
-    return 1 if isinstance(layer, _ConvTransposeNd) else 0
 
 
 def _kept_rows(layer: nn.Module, kept: Any, weights: Tensor) -> Tensor:
