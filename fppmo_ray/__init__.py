@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from fppmo_ray.pruning.classifier import load_classifier
     from fppmo_ray.pruning.export import export_network
     from fppmo_ray.pruning.one_call import prune, prune_with_report
+    from fppmo_ray.service.callbacks import Callback, ConsoleProgress, MLflow, TensorBoard
     from fppmo_ray.service.function_task import FunctionTask
     from fppmo_ray.service.image_task import ImageClassification
-    from fppmo_ray.service.progress.callbacks import Callback, ConsoleProgress
-    from fppmo_ray.service.progress.trackers import MLflow, TensorBoard
+    from fppmo_ray.service.problem import Task
     from fppmo_ray.service.resources import Resources
     from fppmo_ray.service.result import SearchResult
     from fppmo_ray.service.search import run_search, search
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
         Space,
     )
     from fppmo_ray.service.settings import SearchSettings
-    from fppmo_ray.service.task import Task
     from fppmo_ray.training import (
         Dataset,
         ImageArrays,
@@ -45,10 +44,10 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
-    "MLflow": "fppmo_ray.service.progress.trackers",
-    "TensorBoard": "fppmo_ray.service.progress.trackers",
-    "ConsoleProgress": "fppmo_ray.service.progress.callbacks",
-    "Callback": "fppmo_ray.service.progress.callbacks",
+    "MLflow": "fppmo_ray.service.callbacks",
+    "TensorBoard": "fppmo_ray.service.callbacks",
+    "ConsoleProgress": "fppmo_ray.service.callbacks",
+    "Callback": "fppmo_ray.service.callbacks",
     "Baseline": "fppmo_ray.service.setting_groups",
     "Calibration": "fppmo_ray.service.setting_groups",
     "Dataset": "fppmo_ray.training",
@@ -69,7 +68,7 @@ _HOMES = {
     "SearchSettings": "fppmo_ray.service.settings",
     "Space": "fppmo_ray.service.setting_groups",
     "Splits": "fppmo_ray.training",
-    "Task": "fppmo_ray.service.task",
+    "Task": "fppmo_ray.service.problem",
     "Transform": "fppmo_ray.training",
     "export_network": "fppmo_ray.pruning.export",
     "extract": "fppmo_ray.pruning",

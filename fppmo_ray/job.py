@@ -18,7 +18,7 @@ import tyro
 from rich.console import Console
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from fppmo_ray.service.job_client import submission
+from fppmo_ray.service import submission
 from fppmo_ray.service.journal.run_directory import Resume, require_fit
 from fppmo_ray.service.journal.storage import local_folder, location_of
 from fppmo_ray.service.stopping import SearchStopped, signals_stop_searches

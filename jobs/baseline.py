@@ -28,7 +28,7 @@ from torch import nn
 from fppmo_ray import Dataset, Recipe, Resources, Splits, load_dataset
 from fppmo_ray.durable_files import write_whole
 from fppmo_ray.job import require_lasting, run_job
-from fppmo_ray.service.connection import connection
+from fppmo_ray.service.resources import connection
 from fppmo_ray.training import (
     ComputeConfig,
     DType,

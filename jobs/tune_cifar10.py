@@ -19,7 +19,7 @@ from rich.table import Table
 
 from fppmo_ray import Dataset, Resources, SearchSettings, Splits, load_dataset, save_network
 from fppmo_ray.job import require_lasting, run_job
-from fppmo_ray.service.connection import connection
+from fppmo_ray.service.resources import connection
 from fppmo_ray.service.stopping import SearchStopped
 from fppmo_ray.service.tune import (
     FPPMOSearch,

@@ -14,7 +14,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -28,119 +28,20 @@ from fppmo_ray.service.pool.worker_pool import WorkerPool
 from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.stopping import StopRequest, process_ends_after
 from fppmo_ray.service.trainings import (
+    Begin,
+    CheckpointExchange,
+    EpochDone,
     Training,
     keep_epoch,
     resume_point,
     train_side_by_side,
 )
 from fppmo_ray.service.worker import PruningWorker
-from fppmo_ray.service.worker_protocol import TrainingReport, TrainingTask, Worker
+from fppmo_ray.service.worker_protocol import TrainingTask, Worker
 from fppmo_ray.training import Shard
 
 if TYPE_CHECKING:
     from ray.train import ScalingConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class Begin:
-    """The point from which a training has to go on."""
-
-    epoch: int
-    """The next epoch, counted from 0."""
-    state: bytes | None
-    """The training state before that epoch; None before the first."""
-    num_epochs: int
-    """Epochs of the whole training, more than ``epoch``."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EpochDone:
-    """The result of an epoch."""
-
-    training: int
-    """Place of the training in the list of all."""
-    epoch: int
-    """The epoch, counted from 0."""
-    state: Any
-    """The training state after it, bytes or a reference to them."""
-    report: TrainingReport
-    """How it went."""
-
-
-class CheckpointExchange:
-    """An actor beside the driver that outlives replicas and knows where they have to go on.
-
-    Replicas work on one training after the other. The state that is kept is the latest one they
-    left, whether or not the driver has taken it yet: an epoch that is not durable when the driver
-    ends is trained again.
-
-    Args:
-        begins: The point to go on from, for every training that is not finished.
-        share: Puts a state where all can read it, and returns a reference to it: ``ray.put``. A
-            state of hundreds of megabytes is then sent once to every node, and not once to every
-            replica. None: states are handed out themselves.
-    """
-
-    def __init__(
-        self, begins: Sequence[Begin], share: Callable[[bytes], Any] | None = None
-    ) -> None:
-        self._begins = begins
-        self._share = share
-        self._training = self._epoch = 0
-        self._begin(begins[0])
-        self._done: list[EpochDone] = []
-        self._is_stopped = False
-        self._is_running = False
-
-    def next_epoch(self) -> tuple[int, int] | None:
-        """Return the next training and its epoch; None: all are finished, or a stop was asked."""
-        self._is_running = self._training < len(self._begins) and not self._is_stopped
-        return (self._training, self._epoch) if self._is_running else None
-
-    def state_before(self, training: int, epoch: int) -> Any:
-        """Return the training state before the next epoch, as it was shared; None at the start.
-
-        Args:
-            training: Place of the training in the list of all.
-            epoch: The epoch, counted from 0.
-
-        Raises:
-            RuntimeError: another epoch is next by now; the caller belongs to a group that is gone.
-        """
-        if (training, epoch) != (self._training, self._epoch):
-            raise RuntimeError(f"epoch {epoch} of training {training} is not the next any more")
-        return self._state
-
-    def put(self, done: EpochDone) -> None:
-        """Take in the result of the next epoch; a repeated result changes nothing."""
-        if (done.training, done.epoch) != (self._training, self._epoch):
-            return
-        self._epoch, self._state = done.epoch + 1, self._shared(done.state)
-        self._done.append(replace(done, state=self._state))
-        if self._epoch == self._begins[self._training].num_epochs:
-            self._training += 1
-            if self._training < len(self._begins):
-                self._begin(self._begins[self._training])
-
-    def take(self) -> list[EpochDone]:
-        """Return the results since the last call, in order."""
-        done, self._done = self._done, []
-        return done
-
-    def start_group(self) -> None:
-        """Note that a new group of replicas starts and that no earlier one is at work."""
-        self._is_running = False
-
-    def stop(self) -> bool:
-        """Let no further epoch begin; return whether one is under way."""
-        self._is_stopped = True
-        return self._is_running
-
-    def _begin(self, begin: Begin) -> None:
-        self._epoch, self._state = begin.epoch, self._shared(begin.state)
-
-    def _shared(self, state: bytes | None) -> Any:
-        return state if state is None or self._share is None else self._share(state)
 
 
 logger = logging.getLogger(__name__)

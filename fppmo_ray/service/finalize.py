@@ -21,9 +21,9 @@ from fppmo_ray.distribution.limits import Resource, cost_of, dense_cost
 from fppmo_ray.pruning import check_equivalence, extract, save_network
 from fppmo_ray.pruning.export import describe_tensors
 from fppmo_ray.pruning.latency import Latency
+from fppmo_ray.service.choices import Found
 from fppmo_ray.service.ddp_training import train_whole
-from fppmo_ray.service.dense_weights import Context
-from fppmo_ray.service.finalists import Found
+from fppmo_ray.service.dense_network import Context
 from fppmo_ray.service.journal.artifacts import (
     ALLOCATION,
     DENSE,

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -19,11 +16,15 @@ from fppmo_ray.distribution import BoolArray
 from fppmo_ray.pruning import Score, Tracing, extract
 from fppmo_ray.pruning.calibration import Calibration
 from fppmo_ray.pruning.compute_trial import ComputeTrial, Timed
-from fppmo_ray.service.pool.pickle_by_value import line_of_user
-from fppmo_ray.service.process_state import seed_everything
 from fppmo_ray.service.resources import Resources
 from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.task_images import TaskImages
+from fppmo_ray.service.user_functions import (
+    as_number,
+    name_of,
+    named_in_errors,
+    set_seed,
+)
 from fppmo_ray.service.worker_protocol import Tested, TrainingReport, TrainingTask
 from fppmo_ray.training import ComputeConfig, Interface, Shard, TrainingState, capture
 
@@ -150,7 +151,7 @@ class FunctionTask:
     def identity(self) -> dict[str, Any]:
         """Return the names of the functions: nothing else can be known of them."""
         names = ("score", "fine_tune", "test", "recalibrate", *(("images",) if self.images else ()))
-        called = {name: _name(getattr(self, name)) for name in names}
+        called = {name: name_of(getattr(self, name)) for name in names}
         unnamed = self.measure == "score" and self.score is None and self.test is None
         return {"task": {"measure": _DIVERGENCE if unnamed else self.measure, **called}}
 
@@ -255,8 +256,8 @@ class FunctionsOnWorker:
 
     def _given_images(self) -> Iterable[Any]:
         assert self._task.images is not None
-        _set_seed((self._seed,))
-        with _users("images"):
+        set_seed((self._seed,))
+        with named_in_errors("images"):
             return self._task.images()
 
     def inputs(self) -> tuple[Tensor, ...]:
@@ -326,8 +327,8 @@ class FunctionsOnWorker:
         if self._images is not None and self._settings.calibration.refit:
             self._images.refit(network, dense, keep)
         if self._task.recalibrate is not None:
-            _set_seed((self._seed,))
-            with _users("recalibrate"):
+            set_seed((self._seed,))
+            with named_in_errors("recalibrate"):
                 self._task.recalibrate(network)
         elif self._images is not None:
             drawn = rng.permutation(len(self._images.few))[:count]
@@ -359,9 +360,9 @@ class FunctionsOnWorker:
         assert self._task.fine_tune is not None  # or there would be no epoch
         assert epoch == 0
         network.train()
-        _set_seed((self._seed,))
+        set_seed((self._seed,))
         begin = time.perf_counter()
-        with _users("fine_tune"):
+        with named_in_errors("fine_tune"):
             self._task.fine_tune(network)
         report = TrainingReport(loss=None, seconds=time.perf_counter() - begin)
         return capture(network, None, 1), report
@@ -379,10 +380,10 @@ class FunctionsOnWorker:
         Without a score it is minus the divergence on choose-val. See ``TaskOnWorker.evaluate``.
         """
         if split == "test" and self._task.test is not None:
-            _set_seed((self._seed, 0, _TEST))
-            with _users("test"):
+            set_seed((self._seed, 0, _TEST))
+            with named_in_errors("test"):
                 found = self._task.test(network.eval())
-            return Tested(figures={"score": _as_number(found, "test")})
+            return Tested(figures={"score": as_number(found, "test")})
         seed = (self._seed, 0, _TEST if split == "test" else _CHOOSE_VAL)
         if self._task.score is not None:
             return Tested(figures={"score": self._score(network, seed, self._task.score)})
@@ -394,52 +395,7 @@ class FunctionsOnWorker:
     def _score(
         self, network: nn.Module, seed: Sequence[int], score: Callable[[nn.Module, int], float]
     ) -> float:
-        number = _set_seed(seed)
-        with _users("score"):
+        number = set_seed(seed)
+        with named_in_errors("score"):
             found = score(network.eval(), number)
-        return _as_number(found, "score")
-
-
-def _name(function: Any) -> str | None:
-    """Return the qualified name of a function or method; of another callable, its class's."""
-    if function is None:
-        return None
-    named = function if hasattr(function, "__qualname__") else type(function)
-    return f"{named.__module__}.{named.__qualname__}"
-
-
-def _set_seed(seed: Sequence[int]) -> int:
-    """Make a seed of 32 bits from several numbers, give it to all generators, return it."""
-    number = int(np.random.SeedSequence(tuple(seed)).generate_state(1)[0])
-    seed_everything(number)
-    return number
-
-
-@contextmanager
-def _users(name: str) -> Iterator[None]:
-    """Name the function and its line in what a user's function raises.
-
-    A function that calls ``sys.exit`` would otherwise end its worker without a word.
-    """
-    try:
-        yield
-    except (Exception, SystemExit) as error:
-        raise RuntimeError(
-            f"{name} of the task raised {type(error).__name__}: {error} (at {line_of_user(error)})"
-        ) from error
-
-
-def _as_number(found: object, name: str) -> float:
-    is_scalar = isinstance(found, Tensor | np.ndarray) and math.prod(found.shape) == 1
-    value = found.item() if is_scalar else found  # type: ignore[attr-defined]
-    if isinstance(value, Real) and not isinstance(value, bool):
-        return float(value)
-    raise ValueError(
-        f"{name} of the task must return a number, got {_described(value)}; higher is better"
-    )
-
-
-def _described(found: object) -> str:
-    if isinstance(found, Tensor | np.ndarray):
-        return f"{type(found).__name__} of shape {tuple(found.shape)}"
-    return type(found).__name__
+        return as_number(found, "score")

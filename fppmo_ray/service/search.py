@@ -11,20 +11,17 @@ from typing import Any
 from torch import nn
 
 from fppmo_ray.pruning.given_network import plain_network
-from fppmo_ray.service.connection import connection, package_versions
-from fppmo_ray.service.dense_weights import Context
+from fppmo_ray.service.callbacks import Callback, ConsoleProgress, called_back
+from fppmo_ray.service.dense_network import Context
 from fppmo_ray.service.finalize import finalize
 from fppmo_ray.service.image_task import task_of
-from fppmo_ray.service.job_client.submission import search_id
 from fppmo_ray.service.journal.run_directory import Resume, RunDirectory, open_run
-from fppmo_ray.service.mask_search import find_mask
+from fppmo_ray.service.mask_search import find_mask, find_mask_in_stages
 from fppmo_ray.service.measurements import choose_compute, with_latency
-from fppmo_ray.service.pool.pickle_by_value import pickled_by_value
+from fppmo_ray.service.observation import Listener
 from fppmo_ray.service.pool.worker_pool import worker_pool
 from fppmo_ray.service.problem import Problem, build_problem, started_of
-from fppmo_ray.service.progress.callbacks import Callback, ConsoleProgress, called_back
-from fppmo_ray.service.progress.observation import Listener
-from fppmo_ray.service.resources import Resources
+from fppmo_ray.service.resources import Resources, connection, package_versions
 from fppmo_ray.service.result import SearchResult
 from fppmo_ray.service.search_loop import count_scored
 from fppmo_ray.service.setting_groups import (
@@ -37,8 +34,9 @@ from fppmo_ray.service.setting_groups import (
     Space,
 )
 from fppmo_ray.service.settings import SearchSettings
-from fppmo_ray.service.stages import find_mask_in_stages
 from fppmo_ray.service.stopping import stop_on_signal
+from fppmo_ray.service.submission import search_id
+from fppmo_ray.service.user_functions import pickled_by_value
 from fppmo_ray.service.worker import PruningWorker
 from fppmo_ray.training import Recipe, Splits, Transform
 

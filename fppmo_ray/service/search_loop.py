@@ -1,21 +1,38 @@
-"""The search loop: propose, score, tell."""
+"""The search loop: the probability model proposes, workers score, the model is told."""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
-from dataclasses import replace
-from typing import TypeVar
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fppmo_ray.distribution import Feedback, Proposal
+from fppmo_ray.distribution import (
+    BoolArray,
+    Feedback,
+    Finalist,
+    FloatArray,
+    MaskOptimizer,
+    OptimizerSettings,
+    Proposal,
+    PruningSpace,
+)
 from fppmo_ray.service.journal.facts import Updated, latest_feedback
 from fppmo_ray.service.journal.run_directory import RunDirectory
 from fppmo_ray.service.pool.call import Call
+from fppmo_ray.service.pool.cluster import end_actor, last_line
 from fppmo_ray.service.pool.worker_pool import WorkerPool
-from fppmo_ray.service.probability_model import Proposer, Step
-from fppmo_ray.service.progress.display import Progress
+from fppmo_ray.service.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 W = TypeVar("W")
 
@@ -115,3 +132,230 @@ def _record(step: Step, recorded: dict[int, Proposal], run: RunDirectory) -> Non
             )
     run.record([fact for fact in step.updates if fact.generation not in done])
     run.record(new)
+
+
+_MAX_LOST = 5  # in a row: an actor that cannot live on the driver's node would be tried for ever
+_ANSWER_S = 600.0  # a generation takes milliseconds, a long journal seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """The answer of the model to feedback."""
+
+    proposals: tuple[Proposal, ...]
+    """Masks to score."""
+    updates: tuple[Updated, ...]
+    """The distribution after each generation that the feedback completed."""
+
+
+class Proposer(Protocol):
+    """What proposes masks and learns from feedback: a ``ModelHandle``, or a rival method."""
+
+    def step(self, feedback: Sequence[Feedback], /) -> Step:
+        """Take feedback in and return what it makes possible; see ``ProbabilityModel.step``."""
+
+    def finalists(self) -> list[Finalist]:
+        """Return the masks worth rescoring, the importance-only one among them."""
+
+
+class ProbabilityModel:
+    """Runs as a Ray actor: one per search, on the driver's node, without a GPU.
+
+    It holds nothing that the journal does not: a fresh one that is told all feedback is the same.
+
+    Args:
+        space: The space of masks.
+        importance: ``(num_filters,)``, finite and > 0: where the probabilities start.
+        settings: How to search.
+        warm_start: Keep-logits of an earlier stage to start from instead; None: the importance.
+        allocations: One mask per budget to start at; None: the search starts with equal shares.
+    """
+
+    def __init__(
+        self,
+        space: PruningSpace,
+        importance: FloatArray,
+        settings: OptimizerSettings,
+        warm_start: FloatArray | None = None,
+        allocations: Sequence[BoolArray] | None = None,
+    ) -> None:
+        self._space = space
+        self._rule = settings.rule
+        self._optimizer = MaskOptimizer(space, importance, settings, warm_start, allocations)
+
+    def __repr__(self) -> str:
+        """Return the name that the Ray dashboard shows; Ray reads it once."""
+        return f"ProbabilityModel({self._rule}, {self._optimizer.num_generations} generations)"
+
+    def step(self, feedback: Sequence[Feedback]) -> Step:
+        """Take feedback in, and ask for every generation that it makes possible.
+
+        Feedback waits until its proposal has been asked for, so all the feedback of a journal
+        can be replayed in one call.
+
+        Args:
+            feedback: Feedback of proposals, in any order.
+
+        Raises:
+            ValueError: feedback for a proposal that is never asked for.
+            RuntimeError: every proposal of a generation failed.
+        """
+        # Proposals are asked for in the order of their ids.
+        waiting = deque(sorted(feedback, key=lambda item: item.proposal_id))
+        proposals: list[Proposal] = []
+        updates: list[Updated] = []
+        while True:
+            asked, num_waiting = self._optimizer.ask(), len(waiting)
+            while waiting and self._optimizer.expects(waiting[0].proposal_id):
+                updates += self._tell(waiting.popleft())
+            if not asked and len(waiting) == num_waiting:
+                break
+            proposals += asked
+        if waiting:
+            unknown = sorted({item.proposal_id for item in waiting})
+            raise ValueError(f"feedback for proposals that were never asked for: {unknown}")
+        return Step(proposals=tuple(proposals), updates=tuple(updates))
+
+    def finalists(self) -> list[Finalist]:
+        """Return the masks worth rescoring, the importance-only one among them."""
+        return self._optimizer.finalists()
+
+    def keep_logits(self) -> FloatArray:
+        """Return the latest beliefs, ``(num_filters,)``, for the next stage to start from."""
+        return self._optimizer.keep_logits()
+
+    def _tell(self, feedback: Feedback) -> list[Updated]:
+        before = self._optimizer.generation
+        self._optimizer.tell(feedback)
+        return [self._update(after) for after in range(before + 1, self._optimizer.generation + 1)]
+
+    def _update(self, after: int) -> Updated:
+        kept = np.add.reduceat(1.0 - self._optimizer.prune_prob(after), self._space.offsets)
+        return Updated(generation=after, keep_share=(kept / self._space.dense_widths).tolist())
+
+
+class ModelHandle:
+    """The driver's side of the model: it starts the actor anew and replays to it if it is lost.
+
+    Args:
+        space: See ``ProbabilityModel``.
+        importance: See ``ProbabilityModel``.
+        settings: See ``ProbabilityModel``.
+        warm_start: See ``ProbabilityModel``.
+        allocations: See ``ProbabilityModel``.
+    """
+
+    def __init__(
+        self,
+        space: PruningSpace,
+        importance: FloatArray,
+        settings: OptimizerSettings,
+        warm_start: FloatArray | None = None,
+        allocations: Sequence[BoolArray] | None = None,
+    ) -> None:
+        self._arguments = (space, importance, settings, warm_start, allocations)
+        self._told: list[Feedback] = []
+        self._actor = self._start()
+
+    def step(self, feedback: Sequence[Feedback]) -> Step:
+        """See ``ProbabilityModel.step``; a restarted actor answers with all it ever proposed.
+
+        Raises:
+            RuntimeError: the actor is lost again and again.
+        """
+        new = list(feedback)
+        self._told += new
+
+        def ask(is_fresh: bool) -> Any:
+            # The dashboard sums up by names; Ray's own changes with the repr after the first call.
+            call = self._actor.step.options(name="step")
+            return call.remote(self._told if is_fresh else new)
+
+        step: Step = self._answer(ask)
+        return step
+
+    def finalists(self) -> list[Finalist]:
+        """See ``ProbabilityModel.finalists``.
+
+        Raises:
+            RuntimeError: the actor is lost again and again.
+        """
+        finalists: list[Finalist] = self._answer(self._asking("finalists"))
+        return finalists
+
+    def keep_logits(self) -> FloatArray:
+        """See ``ProbabilityModel.keep_logits``.
+
+        Raises:
+            RuntimeError: the actor is lost again and again.
+        """
+        keep_logits: FloatArray = self._answer(self._asking("keep_logits"))
+        return keep_logits
+
+    def close(self) -> None:
+        """Stop the actor."""
+        end_actor(self._actor)
+
+    def _asking(self, method: str) -> Callable[[bool], Any]:
+        """Return a call of a method that changes nothing, for ``_answer``."""
+
+        def ask(is_fresh: bool) -> Any:
+            if is_fresh:
+                self._actor.step.remote(self._told)  # before the next call: calls keep order
+            return getattr(self._actor, method).remote()
+
+        return ask
+
+    def _answer(self, ask: Callable[[bool], Any]) -> Any:
+        """Return the answer to a call; ``ask`` is told whether the actor was just started anew."""
+        for num_lost in range(_MAX_LOST):
+            try:
+                return ray.get(ask(num_lost > 0), timeout=_ANSWER_S)
+            except RayTaskError as error:
+                raise error.cause from error  # the model's own sentence, without Ray's frame
+            except RayError as error:
+                reason = last_line(error)
+                logger.warning("the probability model was lost and is replayed to: %s", reason)
+                end_actor(self._actor)
+                self._actor = self._start()
+        raise RuntimeError(
+            f"the probability model was lost {_MAX_LOST} times in a row on the driver's node "
+            f"({_node_ip()}), most recently: {reason}; is that node short of "
+            "memory? go on with --resume"
+        )
+
+    def _start(self) -> Any:
+        # No CPU: a cluster's head often offers none, and the model needs next to nothing. Beside
+        # the driver, since nodes of workers come and go.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        actor: Any = ray.remote(num_cpus=0)(ProbabilityModel)
+        return actor.options(scheduling_strategy=here).remote(*self._arguments)
+
+
+@contextmanager
+def running_model(
+    space: PruningSpace,
+    importance: FloatArray,
+    settings: OptimizerSettings,
+    warm_start: FloatArray | None = None,
+    allocations: Sequence[BoolArray] | None = None,
+) -> Iterator[ModelHandle]:
+    """Yield a running probability-model actor, and stop it afterwards.
+
+    Args:
+        space: See ``ProbabilityModel``.
+        importance: See ``ProbabilityModel``.
+        settings: See ``ProbabilityModel``.
+        warm_start: See ``ProbabilityModel``.
+        allocations: See ``ProbabilityModel``.
+    """
+    model = ModelHandle(space, importance, settings, warm_start, allocations)
+    try:
+        yield model
+    finally:
+        model.close()
+
+
+def _node_ip() -> str:
+    ip: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    return ip

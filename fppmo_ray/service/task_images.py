@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from fppmo_ray.distribution import BoolArray, IntArray
 from fppmo_ray.pruning import Tracing
-from fppmo_ray.pruning.calibration import Calibration
+from fppmo_ray.pruning.calibration import Calibration, DenseCalibration
 from fppmo_ray.pruning.calibration.divergence import ANSWER_BATCH, DenseAnswers, divergence
 from fppmo_ray.pruning.distillation import distill_pruned
-from fppmo_ray.service.dense_calibration import DenseCalibration
 from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.training import recalibrate_batchnorm
 from fppmo_ray.training.inputs import Inputs, collect_inputs

@@ -27,7 +27,7 @@ from fppmo_ray.pruning.latency import (
 from fppmo_ray.service.journal.facts import DenseScored
 from fppmo_ray.service.pool.worker_group import WorkerInfo, worker_info, worker_name
 from fppmo_ray.service.problem import Problem
-from fppmo_ray.service.process_state import ProcessState
+from fppmo_ray.service.user_functions import ProcessState
 from fppmo_ray.service.worker_protocol import (
     Evaluation,
     TrainingReport,

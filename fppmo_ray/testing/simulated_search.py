@@ -32,9 +32,14 @@ from fppmo_ray.service.pool.call import Call
 from fppmo_ray.service.pool.cluster import Demand, explain_ray_errors
 from fppmo_ray.service.pool.worker_group import WorkerInfo, worker_info
 from fppmo_ray.service.pool.worker_pool import WorkerPool, worker_pool
-from fppmo_ray.service.probability_model import ModelHandle, Proposer, running_model
-from fppmo_ray.service.progress.display import watch
-from fppmo_ray.service.search_loop import count_scored, score_proposals
+from fppmo_ray.service.progress import watch
+from fppmo_ray.service.search_loop import (
+    ModelHandle,
+    Proposer,
+    count_scored,
+    running_model,
+    score_proposals,
+)
 from fppmo_ray.service.stopping import stop_on_signal
 
 _GROUPS, _FILTERS = 4, 16

@@ -17,7 +17,7 @@ from ray.cluster_utils import Cluster
 from fppmo_ray.distribution import Feedback, Proposal
 from fppmo_ray.service.journal.run_directory import RunDirectory
 from fppmo_ray.service.pool.worker_group import WorkerInfo
-from fppmo_ray.service.probability_model import ModelHandle
+from fppmo_ray.service.search_loop import ModelHandle
 from fppmo_ray.testing.simulated_search import Pace, SimulatedWorker
 
 KINDS = "worker", "exit", "node", "model", "hang"

@@ -37,7 +37,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fppmo_ray import Recipe, Resources
 from fppmo_ray.durable_files import write_whole
 from fppmo_ray.job import run_job
-from fppmo_ray.service.connection import package_versions
+from fppmo_ray.service.resources import package_versions
 from fppmo_ray.testing.pretended_gpu import pretended_gpu
 from fppmo_ray.training import ComputeConfig, DType, ImageFiles, StepTraining, evaluate, open_images
 from fppmo_ray.training.device import device_module, visible_gpu

@@ -29,7 +29,7 @@ from fppmo_ray.distribution import Feedback, OptimizerSettings, Proposal
 from fppmo_ray.job import run_job
 from fppmo_ray.service.pool.worker_group import WorkerInfo, worker_info
 from fppmo_ray.service.pool.worker_pool import WorkerPool
-from fppmo_ray.service.probability_model import ProbabilityModel
+from fppmo_ray.service.search_loop import ProbabilityModel
 from fppmo_ray.testing.simulated_search import (
     SIMULATED_SPACE,
     Pace,

@@ -38,9 +38,9 @@ from trained import Trained, choose_compute, fixed_key, known_compute
 from fppmo_ray import Resources, SearchSettings
 from fppmo_ray.distribution import RULES, Budget, UpdateRule
 from fppmo_ray.job import require_lasting, run_job
-from fppmo_ray.service.connection import connection
 from fppmo_ray.service.pool.worker_pool import WorkerPool, worker_pool
 from fppmo_ray.service.problem import Problem
+from fppmo_ray.service.resources import connection
 from fppmo_ray.training import ComputeConfig
 
 DEFAULT = "default"

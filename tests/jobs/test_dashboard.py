@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from ray_head import Head, num_scored, wait_until
 
-from fppmo_ray.service.progress.metrics import METRICS
+from fppmo_ray.service.progress import METRICS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page

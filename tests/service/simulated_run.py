@@ -13,17 +13,15 @@ import torch
 from simulated_training import PoolHere, SimulatedTrainer, TinyCNN
 
 from fppmo_ray import Resources, SearchSettings, load_dataset
-from fppmo_ray.service import mask_search, stages, worker_protocol
-from fppmo_ray.service.dense_weights import Context
-from fppmo_ray.service.finalists import Found
+from fppmo_ray.service import mask_search, progress, worker_protocol
+from fppmo_ray.service.choices import Found
+from fppmo_ray.service.dense_network import Context
 from fppmo_ray.service.image_task import image_classification
 from fppmo_ray.service.journal.facts import Fact, fact_to_json
 from fppmo_ray.service.journal.run_directory import RunDirectory, open_run, read_journal
-from fppmo_ray.service.mask_search import find_mask
-from fppmo_ray.service.probability_model import ProbabilityModel
+from fppmo_ray.service.mask_search import find_mask, find_mask_in_stages
 from fppmo_ray.service.problem import Problem, build_problem, started_of
-from fppmo_ray.service.progress import display
-from fppmo_ray.service.stages import find_mask_in_stages
+from fppmo_ray.service.search_loop import ProbabilityModel
 
 
 def problem_of(settings: SearchSettings) -> Problem:
@@ -97,8 +95,8 @@ def _without_ray(pools: Pools) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker_protocol.ray, "put", lambda value: value)
         patch.setattr(mask_search, "running_model", model_here)
-        patch.setattr(stages, "worker_pool", pool_here)
-        patch.setattr(display, "metrics_of", lambda search_id: lambda seen: None)
+        patch.setattr(mask_search, "worker_pool", pool_here)
+        patch.setattr(progress, "metrics_of", lambda search_id: lambda seen: None)
         yield
 
 

@@ -18,7 +18,7 @@ from torch import nn
 from fppmo_ray.distribution import Feedback, Proposal
 from fppmo_ray.pruning import Score, extract, importance
 from fppmo_ray.pruning.calibration import FilterOrder
-from fppmo_ray.service.first_lines import dense_scored
+from fppmo_ray.service.images_on_worker import dense_scored
 from fppmo_ray.service.journal.facts import DenseScored
 from fppmo_ray.service.pool.call import Call
 from fppmo_ray.service.problem import Problem

@@ -150,7 +150,7 @@ def test_a_worker_calibrates_once_for_all_scores_and_before_the_first(
         calibrated.append(arguments[0])
         return calibrate(*arguments, **named)
 
-    monkeypatch.setattr("fppmo_ray.service.dense_calibration.calibrate", noted)
+    monkeypatch.setattr("fppmo_ray.pruning.calibration.least_squares.calibrate", noted)
     worker, weights = PruningWorker(problem, 0), snapshot(problem, network_of())
     worker.ready()
     assert len(calibrated) == 1

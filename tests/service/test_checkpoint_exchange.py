@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fppmo_ray.service.ddp_training import Begin, CheckpointExchange, EpochDone
+from fppmo_ray.service.trainings import Begin, CheckpointExchange, EpochDone
 from fppmo_ray.service.worker_protocol import TrainingReport
 
 

@@ -15,21 +15,21 @@ from pathlib import Path
 
 import pytest
 
-from fppmo_ray.service.connection import (
+from fppmo_ray.service.pool.cluster import Demand
+from fppmo_ray.service.resources import (
+    Resources,
     _check_resources,
     _line_filter,
     connection,
     package_versions,
 )
-from fppmo_ray.service.pool.cluster import Demand
-from fppmo_ray.service.resources import Resources
 
 SCRIPT = """
 import logging, sys, warnings
 import torch
 from torch import nn
 from fppmo_ray import FunctionTask, Resources, SearchSettings, run_search
-from fppmo_ray.service.connection import connection
+from fppmo_ray.service.resources import connection
 
 def score(network, seed):
     print(f"printed with seed {seed}")
@@ -182,7 +182,7 @@ def test_a_copy_of_the_source_needs_no_installation(monkeypatch: pytest.MonkeyPa
             raise PackageNotFoundError(name)
         return "1.2"
 
-    monkeypatch.setattr("fppmo_ray.service.connection.version", version)
+    monkeypatch.setattr("fppmo_ray.service.resources.version", version)
     found = package_versions()
     assert found["fppmo-ray"] == "not installed"
     assert found["torch"] == "1.2"

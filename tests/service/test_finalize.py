@@ -13,7 +13,7 @@ from torch import nn
 from fppmo_ray import SearchSettings
 from fppmo_ray.distribution import Finalist
 from fppmo_ray.pruning import trace
-from fppmo_ray.service.finalists import Choice, Found
+from fppmo_ray.service.choices import Choice, Found
 from fppmo_ray.service.finalize import finalize
 from fppmo_ray.service.image_task import image_classification
 from fppmo_ray.service.problem import build_problem

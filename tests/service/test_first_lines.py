@@ -14,11 +14,12 @@ from simulated_run import all_of, go_on
 
 from fppmo_ray import Baseline, Recipe, Sampler, SearchSettings
 from fppmo_ray.distribution import Feedback
+from fppmo_ray.service.dense_network import score_dense
 from fppmo_ray.service.finalize import _half, _warn_if_missed
-from fppmo_ray.service.first_lines import dense_scored, score_dense
+from fppmo_ray.service.images_on_worker import dense_scored
 from fppmo_ray.service.journal.facts import DenseScored, EpochFinished
-from fppmo_ray.service.progress.observation import Generation, Observation
-from fppmo_ray.service.progress.spread import spread_warning
+from fppmo_ray.service.observation import Generation, Observation
+from fppmo_ray.service.progress import spread_warning
 
 
 def messages(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
@@ -119,7 +120,7 @@ def test_a_search_begins_with_its_data_and_the_dense_networks_accuracy(
     settings = SearchSettings(
         macs_cut=0.5, proposals=8, sampler=Sampler(population=4), fine_tune=Recipe(epochs=1)
     )
-    with caplog.at_level(logging.INFO, logger="fppmo_ray.service.first_lines"):
+    with caplog.at_level(logging.INFO, logger="fppmo_ray.service.dense_network"):
         go_on(tmp_path, settings)
     assert messages(caplog, logging.INFO) == [
         "digits: 1,294 images to train on, 86 to score on, 58 to choose on, 359 to test on",
@@ -129,7 +130,7 @@ def test_a_search_begins_with_its_data_and_the_dense_networks_accuracy(
         "dense network as given: 90.0 % ± 3.4 on 300 held-out images, chance 20.0 %",
     ]
     caplog.clear()
-    with caplog.at_level(logging.INFO, logger="fppmo_ray.service.first_lines"):
+    with caplog.at_level(logging.INFO, logger="fppmo_ray.service.dense_network"):
         _, pools = go_on(tmp_path, settings)
     assert "score of the dense network" not in pools.names[0]  # the journal knows it
     assert len(all_of(tmp_path, DenseScored)) == 1

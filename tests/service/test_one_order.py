@@ -28,15 +28,13 @@ from fppmo_ray.distribution import (
 from fppmo_ray.distribution.space import TensorSize
 from fppmo_ray.pruning import Score
 from fppmo_ray.report import draw_figures, print_status
-from fppmo_ray.service.dense_weights import Context
-from fppmo_ray.service.finalists import choose
+from fppmo_ray.service.choices import choose
+from fppmo_ray.service.dense_network import Context
 from fppmo_ray.service.journal.facts import Started
 from fppmo_ray.service.journal.run_directory import RunDirectory, open_run
 from fppmo_ray.service.pool.call import Call
-from fppmo_ray.service.probability_model import ProbabilityModel
-from fppmo_ray.service.progress import metrics
-from fppmo_ray.service.progress.display import watch
-from fppmo_ray.service.search_loop import score_proposals
+from fppmo_ray.service.progress import watch
+from fppmo_ray.service.search_loop import ProbabilityModel, score_proposals
 from fppmo_ray.service.setting_groups import Sampler, Scoring
 from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.tune import FPPMOSearch, ranked_trials
@@ -125,7 +123,8 @@ def seen(
 ) -> Iterator[Seen]:
     gauges: dict[str, Gauge] = {}
     monkeypatch.setattr(
-        metrics, "_meter", lambda metric, search_id: gauges.setdefault(metric.name, Gauge())
+        "fppmo_ray.service.progress._meter",
+        lambda metric, search_id: gauges.setdefault(metric.name, Gauge()),
     )
     settings = SETTINGS.optimizer_settings()
     model, pool = ProbabilityModel(SPACE, IMPORTANCE, settings), InlinePool(ScriptedWorker())

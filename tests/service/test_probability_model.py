@@ -21,7 +21,7 @@ from fppmo_ray.distribution import (
     Width,
 )
 from fppmo_ray.service.journal.facts import pack_mask
-from fppmo_ray.service.probability_model import ModelHandle, ProbabilityModel
+from fppmo_ray.service.search_loop import ModelHandle, ProbabilityModel
 
 # The workers' processes cannot import test modules.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -197,7 +197,7 @@ def test_a_model_that_is_killed_at_the_end_still_names_its_finalists(local_ray: 
 def test_a_model_that_no_process_survives_stops_the_search_with_a_sentence(
     local_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fppmo_ray.service.probability_model.ProbabilityModel", Deadly)
+    monkeypatch.setattr("fppmo_ray.service.search_loop.ProbabilityModel", Deadly)
     handle = ModelHandle(SPACE, IMPORTANCE, SETTINGS)
     with pytest.raises(
         RuntimeError, match=r"lost 5 times in a row on the driver's node \([\d.]+\)"

@@ -21,9 +21,8 @@ from fppmo_ray.service.journal.facts import Fact, Updated
 from fppmo_ray.service.journal.run_directory import RunDirectory
 from fppmo_ray.service.pool.call import Call
 from fppmo_ray.service.pool.worker_pool import WorkerPool
-from fppmo_ray.service.probability_model import ProbabilityModel
-from fppmo_ray.service.progress.display import watch
-from fppmo_ray.service.search_loop import score_proposals
+from fppmo_ray.service.progress import watch
+from fppmo_ray.service.search_loop import ProbabilityModel, score_proposals
 from fppmo_ray.service.setting_groups import Scoring
 from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.worker import feedback_of

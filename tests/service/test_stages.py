@@ -33,7 +33,7 @@ from fppmo_ray.distribution import Feedback, Proposal
 from fppmo_ray.job import show_result
 from fppmo_ray.pruning import extract, trace
 from fppmo_ray.report import draw_figures
-from fppmo_ray.service import stages
+from fppmo_ray.service import mask_search
 from fppmo_ray.service.journal.facts import (
     Chosen,
     EpochFinished,
@@ -323,7 +323,7 @@ def test_a_pruned_network_of_other_groups_ends_the_search_with_the_way_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = trace(nn.Sequential(nn.Conv2d(1, 3, 3), nn.Conv2d(3, 2, 3)), torch.zeros(1, 1, 8, 8))
-    monkeypatch.setattr(stages, "trace", lambda *_, **__: other)
+    monkeypatch.setattr(mask_search, "trace", lambda *_, **__: other)
     sentence = (
         r"other channel groups .*: 0 \(3\) instead of conv1 \(12\), conv2 \(16\); search with"
     )

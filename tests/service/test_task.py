@@ -36,13 +36,13 @@ from fppmo_ray import (
 )
 from fppmo_ray.distribution import Feedback, Proposal
 from fppmo_ray.report import print_result, print_status, write_comparison, write_report
-from fppmo_ray.service.function_task import FunctionsOnWorker, _as_number
+from fppmo_ray.service.function_task import FunctionsOnWorker
 from fppmo_ray.service.image_task import ImagesOnWorker, image_classification
 from fppmo_ray.service.journal.facts import EpochFinished, Started
 from fppmo_ray.service.journal.journal import to_lines
 from fppmo_ray.service.journal.run_directory import read_journal
-from fppmo_ray.service.problem import Problem, build_problem
-from fppmo_ray.service.task import TaskOnWorker
+from fppmo_ray.service.problem import Problem, TaskOnWorker, build_problem
+from fppmo_ray.service.user_functions import as_number
 from fppmo_ray.service.worker import PruningWorker
 from fppmo_ray.service.worker_protocol import WeightsSnapshot, Worker, digest, to_arrays
 from fppmo_ray.training import build_network
@@ -318,8 +318,8 @@ def test_a_score_does_not_depend_on_what_ran_before_in_the_process() -> None:
     "found", [0.5, np.float32(0.5), np.array([0.5]), torch.tensor(0.5), torch.tensor([[0.5]])]
 )
 def test_a_score_may_be_any_number(found: Any) -> None:
-    assert _as_number(found, "score") == 0.5
-    assert _as_number(2, "score") == 2.0
+    assert as_number(found, "score") == 0.5
+    assert as_number(2, "score") == 2.0
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ def test_a_score_may_be_any_number(found: Any) -> None:
 )
 def test_a_score_of_another_type_is_named(found: Any, kind: str) -> None:
     with pytest.raises(ValueError, match=f"score of the task must return a number, got {kind}"):
-        _as_number(found, "score")
+        as_number(found, "score")
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ layer for the errors that have built up before it.
 
 from fppmo_ray.pruning.calibration.filter_order import FilterOrder, obs_order
 from fppmo_ray.pruning.calibration.grams import Calibration, InputGram, calibrate
-from fppmo_ray.pruning.calibration.least_squares import Refit, refit
+from fppmo_ray.pruning.calibration.least_squares import DenseCalibration, Refit, refit
 from fppmo_ray.pruning.calibration.reconstruction import (
     LayerTargets,
     layer_targets,
@@ -18,6 +18,7 @@ from fppmo_ray.pruning.calibration.reconstruction import (
 
 __all__ = [
     "Calibration",
+    "DenseCalibration",
     "FilterOrder",
     "InputGram",
     "LayerTargets",

@@ -23,8 +23,8 @@ from fppmo_ray.distribution import (
 )
 from fppmo_ray.durable_files import write_whole
 from fppmo_ray.pruning import importance as measure_importance
-from fppmo_ray.service.probability_model import ProbabilityModel
 from fppmo_ray.service.problem import Problem
+from fppmo_ray.service.search_loop import ProbabilityModel
 from fppmo_ray.service.tune.trials import config_of, feedback_from
 
 logger = logging.getLogger(__name__)

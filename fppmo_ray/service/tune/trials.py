@@ -18,11 +18,10 @@ from fppmo_ray.distribution.proposal import fault_of
 from fppmo_ray.pruning import ScoreInRungs, extract
 from fppmo_ray.service.image_task import ImageClassification
 from fppmo_ray.service.journal.facts import pack_mask, unpack_mask
-from fppmo_ray.service.problem import Problem
+from fppmo_ray.service.problem import Problem, Task
 from fppmo_ray.service.problem import build_problem as problem_of
 from fppmo_ray.service.resources import Resources
 from fppmo_ray.service.settings import SearchSettings
-from fppmo_ray.service.task import Task
 from fppmo_ray.service.worker import claim_device
 from fppmo_ray.training.device import device_module
 

@@ -18,17 +18,16 @@ from fppmo_ray.distribution import BoolArray, Budget, Feedback, FloatArray
 from fppmo_ray.durable_files import write_whole
 from fppmo_ray.pruning import importance
 from fppmo_ray.pruning.importance import Ordering
-from fppmo_ray.service.connection import package_versions
-from fppmo_ray.service.dense_weights import Context, dense_weights
-from fppmo_ray.service.finalists import Found
-from fppmo_ray.service.job_client.submission import search_id
+from fppmo_ray.service.choices import Found
+from fppmo_ray.service.dense_network import Context, dense_weights
 from fppmo_ray.service.journal.facts import Fact, Rescored, pack_mask, unpack_mask
 from fppmo_ray.service.journal.run_directory import open_run, read_journal, stage_run_dir
-from fppmo_ray.service.mask_search import find_mask, find_mask_with
+from fppmo_ray.service.mask_search import find_mask, find_mask_in_stages, find_mask_with
 from fppmo_ray.service.pool.worker_pool import WorkerPool
 from fppmo_ray.service.problem import Problem, started_of
+from fppmo_ray.service.resources import package_versions
 from fppmo_ray.service.settings import SearchSettings
-from fppmo_ray.service.stages import find_mask_in_stages
+from fppmo_ray.service.submission import search_id
 from fppmo_ray.service.worker_protocol import Arrays, Worker, to_arrays
 from fppmo_ray.training import ComputeConfig
 from rivals.fastnas import fastnas_choice

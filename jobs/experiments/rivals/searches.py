@@ -22,7 +22,7 @@ from fppmo_ray.distribution import (
 )
 from fppmo_ray.distribution.logits import layer_mean
 from fppmo_ray.service.journal.artifacts import IMPORTANCE_ONLY
-from fppmo_ray.service.probability_model import Step
+from fppmo_ray.service.search_loop import Step
 from rivals.rankings import with_random_widths
 
 Costs = Mapping[int, float]

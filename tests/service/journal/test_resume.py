@@ -15,7 +15,7 @@ from simulated_training import PoolHere
 from fppmo_ray.distribution import Feedback, OptimizerSettings, Proposal
 from fppmo_ray.service.journal.run_directory import Resume, read_journal
 from fppmo_ray.service.journal.storage import open_storage
-from fppmo_ray.service.probability_model import ProbabilityModel
+from fppmo_ray.service.search_loop import ProbabilityModel
 from fppmo_ray.testing.simulated_search import (
     SIMULATED_SPACE,
     Pace,
@@ -31,7 +31,7 @@ SETTINGS = OptimizerSettings(macs_cut=0.5, num_proposals=32, population_size=8, 
 def _without_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray's metrics want a Ray."""
     monkeypatch.setattr(
-        "fppmo_ray.service.progress.display.metrics_of", lambda search_id: lambda seen: None
+        "fppmo_ray.service.progress.metrics_of", lambda search_id: lambda seen: None
     )
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from fppmo_ray.distribution import Feedback, Merit, OptimizerSettings, Proposal
-from fppmo_ray.service.progress import metrics
-from fppmo_ray.service.progress.metrics import METRICS, Metric, metrics_of
-from fppmo_ray.service.progress.observation import Tally, Workforce
+from fppmo_ray.service import progress
+from fppmo_ray.service.observation import Tally, Workforce
+from fppmo_ray.service.progress import METRICS, Metric, metrics_of
 
-GRAFANA = Path(__file__).resolve().parents[3] / "cluster" / "grafana"
+GRAFANA = Path(__file__).resolve().parents[2] / "cluster" / "grafana"
 
 
 class Recorder:
@@ -41,7 +41,7 @@ def recorders(monkeypatch: pytest.MonkeyPatch) -> dict[str, Recorder]:
         assert search_id == "c0ffee"
         return made.setdefault(metric.name, Recorder())
 
-    monkeypatch.setattr(metrics, "_meter", record)
+    monkeypatch.setattr(progress, "_meter", record)
     return made
 
 

@@ -1,26 +1,34 @@
-"""The choice of a search: finalists rescored with fresh seeds on images no score has seen."""
+"""The choices of a search among few masks, each scored once more than its proposals.
+
+At the start the allocation is chosen that the search begins at, on search-val; at the end the best
+finalist, with fresh seeds on images that no score has seen.
+"""
 
 from __future__ import annotations
 
 import logging
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from fppmo_ray.distribution import Finalist, FloatArray, Merit
+from fppmo_ray.distribution import BoolArray, Finalist, FloatArray, Merit
+from fppmo_ray.distribution.allocation import allocation_masks
 from fppmo_ray.pruning import Score
-from fppmo_ray.service.dense_weights import Context
+from fppmo_ray.pruning.calibration import FilterOrder
+from fppmo_ray.service.dense_network import Context
 from fppmo_ray.service.journal.artifacts import ALLOCATION, IMPORTANCE_ONLY
-from fppmo_ray.service.journal.facts import Chosen, Fact, Rescored
+from fppmo_ray.service.journal.facts import AllocationChosen, Chosen, Fact, Rescored
 from fppmo_ray.service.journal.run_directory import RunDirectory
 from fppmo_ray.service.pool.call import Call
+from fppmo_ray.service.problem import budgets_of
 from fppmo_ray.service.worker_protocol import SharedWeights, Worker
 
 logger = logging.getLogger(__name__)
 
-_RESCORE_STREAM = 1  # seeds [seed, repeat, 1]: never those of a generation, which are pairs
+# Last numbers of seeds [seed, repeat, stream]: never those of a generation, which are pairs.
+_FINALIST_STREAM, _ALLOCATION_STREAM = 1, 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,15 +70,6 @@ class Found:
         return len(self.searches)
 
 
-@dataclass(frozen=True, eq=False)
-class _Rescoring:
-    """One more score of a finalist."""
-
-    finalist: Finalist
-    split: str
-    repeat: int
-
-
 _Key = tuple[str, bytes]
 
 
@@ -98,7 +97,7 @@ def choose(finalists: Sequence[Finalist], context: Context, weights: SharedWeigh
     journaled = {fact.macs_cut: fact for fact in run.all(Chosen)}
     still_open = [item for item in finalists if item.macs_cut not in journaled]
     scores_nothing = not context.settings.proposals
-    failed = set() if scores_nothing else _rescore(still_open, context, weights)
+    failed = set() if scores_nothing else _rescore_all(still_open, context, weights)
     choices = []
     for macs_cut in dict.fromkeys(item.macs_cut for item in finalists):
         own = [item for item in finalists if item.macs_cut == macs_cut]
@@ -127,33 +126,29 @@ def _key_of_fact(fact: Rescored | Chosen) -> _Key:
     return fact.finalist, fact.keep.tobytes()
 
 
-def _rescore(finalists: Sequence[Finalist], context: Context, weights: SharedWeights) -> set[_Key]:
+def _rescore_all(
+    finalists: Sequence[Finalist], context: Context, weights: SharedWeights
+) -> set[_Key]:
     """Score and journal what the journal lacks; return the finalists that failed."""
-    run, pool = context.run, context.pool
+    run = context.run
     known = {(*_key_of_fact(fact), fact.split, fact.repeat) for fact in run.all(Rescored)}
-    in_flight: dict[Call[Worker, Score], _Rescoring] = {}
+    asked: dict[tuple[_Key, str, int], _Rescoring] = {}
     for repeat in range(context.settings.scoring.rescore_seeds):
         for finalist in finalists:
             for split in _splits_of(finalist):
-                rescore = (*_key(finalist), split, repeat)
-                if rescore not in known:
-                    known.add(rescore)
-                    rescoring = _Rescoring(finalist, split, repeat)
-                    call = _rescore_call(rescoring, context.settings.seed, weights)
-                    in_flight[call] = rescoring
-                    pool.submit(call)
+                if (*_key(finalist), split, repeat) not in known:
+                    rescoring = _Rescoring(
+                        title=f"finalist {_title(finalist)}",
+                        mask=finalist,
+                        split=split,
+                        repeat=repeat,
+                        seed=(context.settings.seed, repeat, _FINALIST_STREAM),
+                    )
+                    asked.setdefault((_key(finalist), split, repeat), rescoring)
     failed = set()
-    while in_flight:
-        scored = []
-        for call in pool.next_ended():
-            rescoring = in_flight.pop(call)
-            error = call.error or call.value.error
-            if error is None:
-                scored.append(_rescored(rescoring, call.value))
-            else:
-                logger.warning("%s failed: %s", call.name, error)
-                failed.add(_key(rescoring.finalist))
-        run.record(scored)
+    for ended in _rescore(list(asked.values()), context, weights):
+        run.record([_rescored(one, found) for one, found in ended if isinstance(found, Score)])
+        failed |= {_key(one.mask) for one, found in ended if isinstance(found, str)}
     return failed
 
 
@@ -171,19 +166,10 @@ def _splits_of(finalist: Finalist) -> tuple[str, ...]:
     return ("choose_val", "search_val") if finalist.name == IMPORTANCE_ONLY else ("choose_val",)
 
 
-def _rescore_call(rescoring: _Rescoring, seed: int, weights: SharedWeights) -> Call[Worker, Score]:
-    keep, split = rescoring.finalist.keep, rescoring.split
-    fresh_seed = (seed, rescoring.repeat, _RESCORE_STREAM)
-    return Call(
-        f"finalist {_title(rescoring.finalist)}",
-        lambda worker: worker.rescore(weights.shared, keep, fresh_seed, split),
-    )
-
-
 def _rescored(rescoring: _Rescoring, score: Score) -> Rescored:
     return Rescored(
-        finalist=rescoring.finalist.name,
-        keep=rescoring.finalist.keep,
+        finalist=rescoring.mask.name,
+        keep=rescoring.mask.keep,
         split=rescoring.split,
         repeat=rescoring.repeat,
         val_loss=score.val_loss,
@@ -226,4 +212,123 @@ def _mean_score(finalist: Finalist, run: RunDirectory) -> Score:
         val_loss=statistics.fmean(fact.val_loss for fact in facts),
         val_accuracy=statistics.fmean(accuracies) if accuracies else None,
         seconds=sum(fact.seconds for fact in facts),
+    )
+
+
+def choose_allocations(
+    context: Context, weights: SharedWeights, order: FilterOrder
+) -> list[BoolArray] | None:
+    """Return the masks that the search starts at, one for each budget.
+
+    Where the settings name several weights of the parameters, the mask of each is scored once on
+    search-val, and every budget takes the best.
+
+    Args:
+        context: The search, its pool with nothing unfinished.
+        weights: The dense weights that masks are scored on.
+        order: Importance and error curves of the filters.
+
+    Returns:
+        The masks; None where the search starts with equal shares.
+
+    Raises:
+        RuntimeError: every allocation of a budget failed.
+    """
+    settings, space = context.settings, context.problem.space
+    if settings.sampler.start != "allocation":
+        return None
+    budgets = budgets_of(space, settings)
+    by_gamma = {
+        gamma: allocation_masks(budgets, order.error_curves, order.importance, gamma=gamma)
+        for gamma in settings.gammas()
+    }
+    known = {fact.budget: fact for fact in context.run.all(AllocationChosen)}
+    chosen: list[BoolArray] = []
+    for number in range(len(budgets)):
+        masks = {gamma: masks[number] for gamma, masks in by_gamma.items()}
+        if number in known:
+            chosen.append(masks[known[number].gamma])
+            continue
+        gamma, scores = _best_gamma(masks, context, weights)
+        logger.info("allocation  gamma %g of %s", gamma, ", ".join(f"{each:g}" for each in masks))
+        context.run.record([AllocationChosen(budget=number, gamma=gamma, costs=scores)])
+        chosen.append(masks[gamma])
+    return chosen
+
+
+def _best_gamma(
+    masks: dict[float, BoolArray], context: Context, weights: SharedWeights
+) -> tuple[float, list[float]]:
+    """Return the weight whose mask scores best, and the costs of all that have a score."""
+    distinct = {keep.tobytes(): gamma for gamma, keep in reversed(masks.items())}
+    if len(distinct) == 1:  # equal masks, or a single weight: there is nothing to choose
+        return next(iter(masks)), []
+    space = context.problem.space
+    merit = context.settings.optimizer_settings().merit(space)
+    asked = {
+        gamma: _of_allocation(gamma, masks[gamma], context) for gamma in sorted(distinct.values())
+    }
+    found = {
+        one: answer
+        for ended in _rescore(list(asked.values()), context, weights)
+        for one, answer in ended
+    }
+    answers = {gamma: found[one] for gamma, one in asked.items()}
+    costs = {
+        gamma: merit.cost(answer, asked[gamma].mask.parameters)
+        for gamma, answer in answers.items()
+        if isinstance(answer, Score)
+    }
+    if not costs:
+        first = next(iter(answers.values()))
+        raise RuntimeError(f"no allocation could be scored; the first failed with: {first}")
+    return min(costs, key=lambda gamma: costs[gamma]), [round(cost, 6) for cost in costs.values()]
+
+
+def _of_allocation(gamma: float, keep: BoolArray, context: Context) -> _Rescoring:
+    title = f"allocation with gamma {gamma:g}"
+    return _Rescoring(
+        title=title,
+        mask=Finalist(name=title, keep=keep, parameters=context.problem.space.parameters(keep)),
+        split="search_val",
+        repeat=0,
+        seed=(context.settings.seed, 0, _ALLOCATION_STREAM),
+    )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Rescoring:
+    """One score of a mask that is not a proposal."""
+
+    title: str
+    """The mask in messages."""
+    mask: Finalist
+    split: str
+    repeat: int
+    seed: tuple[int, int, int]
+
+
+def _rescore(
+    asked: Sequence[_Rescoring], context: Context, weights: SharedWeights
+) -> Iterator[list[tuple[_Rescoring, Score | str]]]:
+    """Run scores on the workers; yield those that have ended, each with its score or its error."""
+    in_flight: dict[Call[Worker, Score], _Rescoring] = {}
+    for one in asked:
+        call = _rescore_call(one, weights)
+        in_flight[call] = one
+        context.pool.submit(call)
+    while in_flight:
+        ended: list[tuple[_Rescoring, Score | str]] = []
+        for call in context.pool.next_ended():
+            error = call.error or call.value.error
+            if error is not None:
+                logger.warning("%s failed: %s", call.name, error)
+            ended.append((in_flight.pop(call), call.value if error is None else error))
+        yield ended
+
+
+def _rescore_call(one: _Rescoring, weights: SharedWeights) -> Call[Worker, Score]:
+    return Call(
+        one.title,
+        lambda worker: worker.rescore(weights.shared, one.mask.keep, one.seed, one.split),
     )

@@ -1,13 +1,142 @@
-"""A search as metrics: Ray exports them to Prometheus as ``ray_fppmo_...``."""
+"""The progress of a running search: a line of the log per generation, warnings, Ray's metrics.
+
+Ray exports the metrics to Prometheus as ``ray_fppmo_...``.
+"""
 
 from __future__ import annotations
 
+import logging
 import statistics
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fppmo_ray.distribution import Feedback
-from fppmo_ray.service.progress.observation import Generation, Listener, Observation, Workforce
+from fppmo_ray.distribution import Feedback, Merit, OptimizerSettings, Proposal
+from fppmo_ray.service.journal.facts import Started
+from fppmo_ray.service.journal.run_directory import RunDirectory
+from fppmo_ray.service.observation import (
+    Generation,
+    Listener,
+    Observation,
+    Tally,
+    Workforce,
+    workforce_of,
+)
+from fppmo_ray.service.pool.worker_pool import WorkerPool
+
+logger = logging.getLogger(__name__)
+
+
+class Progress:
+    """Tells its listeners what happens in a search. Made by ``watch``.
+
+    Args:
+        tally: Counts the scores.
+        listeners: Functions that are given every observation.
+    """
+
+    def __init__(self, tally: Tally, listeners: Sequence[Listener]) -> None:
+        self._tally = tally
+        self._listeners = listeners
+
+    def begin(
+        self, proposals: Iterable[Proposal], known: Iterable[Feedback], pool: WorkerPool[Any]
+    ) -> None:
+        """Tell what the journal already holds.
+
+        Args:
+            proposals: The journal's proposals.
+            known: Their feedback that counts.
+            pool: The workers.
+        """
+        self._tally.propose(proposals)
+        self._tell(self._tally.begin(known, workforce_of(pool)))
+
+    def proposed(self, proposals: Iterable[Proposal]) -> None:
+        """Take in new proposals, which no listener is told before they have feedback."""
+        self._tally.propose(proposals)
+
+    def ended(self, feedback: Sequence[Feedback], pool: WorkerPool[Any]) -> None:
+        """Tell the feedback that has just come.
+
+        Args:
+            feedback: The feedback.
+            pool: The workers.
+        """
+        self._tell(self._tally.count(feedback, workforce_of(pool)))
+
+    def _tell(self, seen: Observation) -> None:
+        for listener in self._listeners:
+            listener(seen)
+
+
+@contextmanager
+def watch(
+    run: RunDirectory, settings: OptimizerSettings, merit: Merit, listeners: Sequence[Listener] = ()
+) -> Iterator[Progress]:
+    """Show a search in the log and in Ray's metrics, and tell further listeners of it.
+
+    Args:
+        run: The search, started.
+        settings: Its proposals, generations and budgets.
+        merit: The order of its scores.
+        listeners: Further functions that are given every observation.
+    """
+    [started] = run.all(Started)
+    own = [generation_log(), spread_warning(), metrics_of(started.search_id)]
+    yield Progress(Tally(settings, merit), [*listeners, *own])
+
+
+def generation_log() -> Listener:
+    """Return a listener that logs each generation when its last score has ended."""
+    began = time.monotonic()
+
+    def log(seen: Observation) -> None:
+        if seen.num_ended and not seen.ended:
+            logger.info("resumed with %d of %d scores", seen.num_ended, seen.num_wanted)
+        for generation in seen.touched:
+            if generation.is_complete:
+                seconds = time.monotonic() - began
+                logger.info("%s  %s  after %.0f s", generation, _workers(seen.workforce), seconds)
+
+    return log
+
+
+def _workers(workforce: Workforce) -> str:
+    return f"workers {workforce.placed} of {workforce.wanted}"
+
+
+_SMALLEST_SPREAD = 1e-5  # of the largest score; equal logits differ by rounding alone
+
+
+def spread_warning() -> Listener:
+    """Return a listener that warns once, after the first such generation."""
+    warned = False
+
+    def listen(seen: Observation) -> None:
+        nonlocal warned
+        for generation in seen.touched:
+            if warned or not generation.is_complete:
+                continue
+            scores = [
+                [abs(item.val_loss) for item in of_budget if item.val_loss is not None]
+                for of_budget in generation.by_budget
+            ]
+            compared = [found for found in scores if len(found) > 1]
+            if compared and all(max(s) - min(s) <= _SMALLEST_SPREAD * max(s) for s in compared):
+                warned = True
+                logger.warning(
+                    "all %d masks of generation %d have the same score, so the search learns "
+                    "nothing from them: the dense network may answer the same to all images, or "
+                    "the cut may leave too little; look at its accuracy, or cut less",
+                    sum(map(len, compared)),
+                    generation.index,
+                )
+
+    return listen
+
 
 _SECONDS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 

@@ -12,11 +12,11 @@ from zipfile import ZipFile
 
 import pytest
 
-from fppmo_ray.service.job_client import archive as project_archive
-from fppmo_ray.service.job_client import search_jobs as search_jobs_module
-from fppmo_ray.service.job_client.archive import pack, project_files
-from fppmo_ray.service.job_client.search_jobs import SearchJob, find_job, job_server, search_jobs
-from fppmo_ray.service.job_client.submission import (
+from fppmo_ray.service import job_archive as project_archive
+from fppmo_ray.service import search_jobs as search_jobs_module
+from fppmo_ray.service.job_archive import pack, project_files
+from fppmo_ray.service.search_jobs import SearchJob, find_job, job_server, search_jobs
+from fppmo_ray.service.submission import (
     Submission,
     search_id,
     send,

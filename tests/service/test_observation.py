@@ -11,9 +11,9 @@ import pytest
 from rich.console import Console
 
 from fppmo_ray.distribution import Feedback, Merit, OptimizerSettings, Proposal, RankBy
-from fppmo_ray.service.progress.callbacks import ConsoleProgress
-from fppmo_ray.service.progress.display import generation_log
-from fppmo_ray.service.progress.observation import Observation, Tally, Workforce
+from fppmo_ray.service.callbacks import ConsoleProgress
+from fppmo_ray.service.observation import Observation, Tally, Workforce
+from fppmo_ray.service.progress import generation_log
 
 WORKFORCE = Workforce(wanted=8, placed=6, busy=5, queued=3, requeued=1)
 

@@ -1,9 +1,10 @@
-"""The dense weights that masks are scored on, and the importance of their filters."""
+"""The dense network of a search: what is said of it first, its weights, its filters' importance."""
 
 from __future__ import annotations
 
 import io
 import logging
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +13,12 @@ from fppmo_ray.distribution import FloatArray
 from fppmo_ray.pruning.calibration import FilterOrder
 from fppmo_ray.pruning.importance import Ordering
 from fppmo_ray.service.ddp_training import train_whole
-from fppmo_ray.service.journal.facts import ImportanceMeasured, WeightsFrozen
+from fppmo_ray.service.journal.facts import (
+    DenseScored,
+    EpochFinished,
+    ImportanceMeasured,
+    WeightsFrozen,
+)
 from fppmo_ray.service.journal.run_directory import RunDirectory
 from fppmo_ray.service.pool.call import Call
 from fppmo_ray.service.pool.worker_pool import WorkerPool
@@ -33,6 +39,9 @@ logger = logging.getLogger(__name__)
 
 BASELINE = "baseline"
 """Name of the dense network's training in the journal."""
+_FEW = 200  # held-out images, below which a step in accuracy is half a point or more
+_MATCH = 0.5  # smallest accuracy in another order of classes that cannot be chance
+_GAIN = 2  # how many times better that order must be
 _IMPORTANCE, _CURVES = "importance.npy", "error_curves.npy"
 
 
@@ -200,3 +209,66 @@ def _to_bytes(array: FloatArray) -> bytes:
 def _from_bytes(content: bytes) -> FloatArray:
     array: FloatArray = np.load(io.BytesIO(content), allow_pickle=False)
     return array
+
+
+def log_data(context: Context) -> None:
+    """Log how images become inputs, how many there are, and what the classes are called."""
+    for line in context.problem.task.first_lines():
+        logger.info(line)
+
+
+def score_dense(context: Context, weights: SharedWeights) -> None:
+    """Evaluate the dense network on search-val once, journal it, log it, and warn of bad signs.
+
+    Args:
+        context: The search.
+        weights: The dense weights.
+    """
+    known = context.run.all(DenseScored)
+    if not known:
+        call: Call[Worker, DenseScored | None] = Call(
+            "score of the dense network", lambda worker: worker.score_dense(weights.shared)
+        )
+        [found] = context.pool.run([call])
+        if found is None:
+            return
+        context.run.record([found])
+        known = [found]
+    epochs = context.settings.baseline.baseline_epochs
+    state = f"after {epochs} epochs of training" if epochs else "as given"
+    logger.info("dense network %s: %s", state, known[0])
+    for warning in _warnings(known[0], context):
+        logger.warning(warning)
+
+
+def _warnings(score: DenseScored, context: Context) -> list[str]:
+    found = []
+    if score.num_images < _FEW:
+        found.append(
+            f"masks are ranked on {score.num_images} held-out images, where one image is "
+            f"{100 / score.num_images:.2g} points of accuracy; hold out {_FEW} or more (splits=...)"
+        )
+    reordered = score.reordered_accuracy
+    if reordered >= max(_MATCH, _GAIN * score.accuracy):
+        return [
+            *found,
+            f"the network's outputs are in another order than the labels: reordered, it would have "
+            f"{100 * reordered:.1f} %; give class_names in the order of the network's outputs",
+        ]
+    if score.is_chance:
+        found.append(
+            "the dense network is no better than chance, and no mask will be: check mean, std, "
+            "colour order and size of the images, the order of the classes, and the weights"
+        )
+        losses = [
+            fact.train_loss
+            for fact in context.run.all(EpochFinished)
+            if fact.task == BASELINE and fact.train_loss is not None
+        ]
+        if losses:
+            found.append(
+                f"the dense network's training ended at a loss of {losses[-1]:.3f}, where guessing "
+                f"has ln {score.num_classes} = {math.log(score.num_classes):.3f}: it diverged or "
+                "was too short; lower baseline_learning_rate, or raise baseline_epochs"
+            )
+    return found

@@ -17,8 +17,8 @@ from simulated_run import told
 from fppmo_ray.distribution import BoolArray, Finalist, OptimizerSettings, PruningSpace
 from fppmo_ray.distribution.space import TensorSize, Width
 from fppmo_ray.pruning import Score
-from fppmo_ray.service.dense_weights import Context
-from fppmo_ray.service.finalists import Choice, choose
+from fppmo_ray.service.choices import Choice, choose
+from fppmo_ray.service.dense_network import Context
 from fppmo_ray.service.journal.facts import Chosen, Rescored
 from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.testing.simulated_search import SIMULATED_SPACE, simulated_run

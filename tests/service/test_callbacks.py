@@ -23,7 +23,7 @@ from fppmo_ray import (
     search,
 )
 from fppmo_ray.service.journal.facts import EpochFinished, Started
-from fppmo_ray.service.progress.observation import Generation, Observation
+from fppmo_ray.service.observation import Generation, Observation
 
 
 class Recorder(Callback):

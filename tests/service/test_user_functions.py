@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from fppmo_ray.service.process_state import ProcessState, seed_everything
+from fppmo_ray.service.user_functions import ProcessState, seed_everything
 
 HAS_PRECISIONS = hasattr(torch.backends, "fp32_precision")
 LEAKS: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
@@ -101,7 +101,7 @@ def test_all_generators_begin_anew_with_a_state_and_with_a_seed() -> None:
 
 def test_a_state_is_restored_without_importing_dynamo() -> None:
     code = (
-        "import sys; from fppmo_ray.service.process_state import ProcessState\n"
+        "import sys; from fppmo_ray.service.user_functions import ProcessState\n"
         "ProcessState().restore(); print('torch._dynamo' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -13,7 +13,7 @@ import torch
 import torchvision
 from torch import nn
 
-from fppmo_ray.service.pool.pickle_by_value import line_of_user, pickled_by_value
+from fppmo_ray.service.user_functions import line_of_user, pickled_by_value
 from fppmo_ray.training import build_network
 
 pickle = ray.cloudpickle

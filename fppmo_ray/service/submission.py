@@ -16,9 +16,9 @@ from typing import Any
 
 import yaml
 
-from fppmo_ray.service.job_client.archive import pack
-from fppmo_ray.service.job_client.search_jobs import SearchJob, search_jobs
+from fppmo_ray.service.job_archive import pack
 from fppmo_ray.service.journal.storage import local_folder, location_of, require_no_credentials
+from fppmo_ray.service.search_jobs import SearchJob, search_jobs
 
 logger = logging.getLogger(__name__)
 

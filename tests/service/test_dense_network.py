@@ -17,8 +17,8 @@ from simulated_training import SimulatedTrainer, TinyCNN
 from fppmo_ray import Recipe, Sampler, Scoring, SearchSettings
 from fppmo_ray.pruning import importance
 from fppmo_ray.pruning.calibration import FilterOrder
-from fppmo_ray.service import dense_weights
-from fppmo_ray.service.dense_weights import measure_filters
+from fppmo_ray.service import dense_network
+from fppmo_ray.service.dense_network import measure_filters
 from fppmo_ray.service.journal.facts import EpochFinished, ImportanceMeasured, WeightsFrozen
 from fppmo_ray.service.journal.run_directory import JOURNAL
 from fppmo_ray.service.worker_protocol import digest, to_arrays
@@ -216,6 +216,6 @@ def test_an_importance_that_is_lost_is_measured_again(
     assert told(tmp_path) == whole
     lose()
     other = FilterOrder(importance=np.ones(3), error_curves=())
-    monkeypatch.setattr(dense_weights, "_measured", lambda context, weights: other)
+    monkeypatch.setattr(dense_network, "_measured", lambda context, weights: other)
     with pytest.raises(ValueError, match="is gone, and measured again it is another; resume on"):
         go_on(tmp_path, SETTINGS)

@@ -1,1 +1,0 @@
-"""Search jobs on a Ray cluster: submit, list, follow and stop them."""
