@@ -80,6 +80,7 @@ def main(
     kills: int = 20,
     proposals: int = 200,
     score_seconds: float = 0.3,
+    first_seed: int = 0,
     output: Path | None = None,
 ) -> None:
     """Disturb searches; end with 1 if one of them does not end like the undisturbed one.
@@ -89,11 +90,12 @@ def main(
         kills: In each; one of every kind at least, if there are as many.
         proposals: In each.
         score_seconds: Mean duration of a score.
+        first_seed: Seed of the first search; the others follow it.
         output: CSV file with a row for each search.
     """
     trials = []
     with _cluster() as cluster, tempfile.TemporaryDirectory() as folder:
-        for seed in range(seeds):
+        for seed in range(first_seed, first_seed + seeds):
             chaos = Chaos(
                 folder=Path(folder) / str(seed),
                 settings=OptimizerSettings(

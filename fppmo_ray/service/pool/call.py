@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +15,26 @@ _MAX_RAISED = 2  # a proposal's own error shows on two workers, a worker's error
 _MAX_TIMEOUTS = 2
 # A call that ends its worker's process, or its node by its use of memory, would run for ever.
 # Nodes may be lost often by themselves, when they are cheap ones that the cloud takes back.
-_MAX_LOST_WORKERS, _MAX_LOST_NODES = 3, 10
+_MIN_LOST_WORKERS, _MAX_LOST_WORKERS, _MAX_LOST_NODES = 3, 10, 10
+_CHANCE = 1e-6  # with which a call is blamed for losses that are not its fault
+_PRIOR = 100  # calls without a loss that are assumed before the first one
+
+
+def max_losses(num_lost: int, num_ended: int) -> int:
+    """Return how many lost workers of one call are too many to be chance.
+
+    A mask that ends its workers' processes loses all of them, an unlucky one loses as many as
+    others do. Where workers die often by themselves, three in a row are no proof against a mask.
+
+    Args:
+        num_lost: Workers lost under other calls, without those that a call was blamed for.
+        num_ended: Calls that have ended.
+    """
+    if not num_lost:
+        return _MIN_LOST_WORKERS
+    rate = num_lost / (num_lost + num_ended + _PRIOR)
+    by_chance = math.ceil(math.log(_CHANCE) / math.log(rate))
+    return min(max(_MIN_LOST_WORKERS, by_chance), _MAX_LOST_WORKERS)
 
 
 class Call(Generic[W_contra, T]):
@@ -164,13 +184,16 @@ class Call(Generic[W_contra, T]):
         self.num_timeouts += 1
         return f"timed out twice after {limit:g} s" if self.num_timeouts >= _MAX_TIMEOUTS else None
 
-    def count_loss(self, slot: int, reason: str, *, is_node_lost: bool) -> str | None:
+    def count_loss(
+        self, slot: int, reason: str, *, is_node_lost: bool, most: int = _MIN_LOST_WORKERS
+    ) -> str | None:
         """Count an attempt that was lost with its worker.
 
         Args:
             slot: Slot of the worker.
             reason: Why the worker was lost, for the error.
-            is_node_lost: Whether the worker's whole node was lost.
+            is_node_lost: Whether the worker's whole node was lost, which says nothing of the call.
+            most: Losses of workers after which the call fails; see ``max_losses``.
 
         Returns:
             The error that the call ends with, since chance does not explain so many losses; None if
@@ -180,7 +203,7 @@ class Call(Generic[W_contra, T]):
             self.num_lost_nodes += 1
         else:
             self.lost_on.append(slot)
-        if len(self.lost_on) >= _MAX_LOST_WORKERS:
+        if len(self.lost_on) >= most:
             return _lost_too_often("worker", len(self.lost_on), reason)
         if self.num_lost_nodes >= _MAX_LOST_NODES:
             return _lost_too_often("node", self.num_lost_nodes, reason)

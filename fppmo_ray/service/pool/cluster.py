@@ -137,11 +137,13 @@ def is_own_fault(error: RayError) -> bool:
 
 
 def is_unreachable(error: RayError) -> bool:
-    """Whether the actor's node does not answer.
+    """Whether the actor's node does not answer, or is being taken back by its cloud.
 
     A node reports the death of a worker at once. When the node itself is gone, the cluster learns
     of it later, and until then its actors count as unavailable instead of dead.
     """
+    if isinstance(error, RayActorError) and error.preempted:
+        return True
     return isinstance(error, ActorUnavailableError)
 
 

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from fppmo_ray.service.pool.call import Call
+from fppmo_ray.service.pool.call import Call, max_losses
 from fppmo_ray.service.pool.cluster import Demand, is_node_alive, is_unreachable, last_line
 from fppmo_ray.service.pool.in_flight import MAX_CALLS_PER_WORKER, InFlight, TimeLimits
 from fppmo_ray.service.pool.worker_group import WorkerGroup
@@ -61,6 +61,9 @@ class WorkerPool(Generic[W_co]):
         self._queue: deque[Call[Any, Any]] = deque()
         self._in_flight = InFlight()
         self._ended: list[Call[Any, Any]] = []
+        self._num_ended = 0
+        self._num_lost = 0
+        """Workers lost on nodes that lived on, without those that a failed call is blamed for."""
         self._turns: Counter[int] = Counter()
         """Number of answers and restarts of each slot."""
         self._known_errors: set[str] = set()
@@ -125,6 +128,7 @@ class WorkerPool(Generic[W_co]):
         if not self.stop.is_made:
             self._dispatch()  # now, because the caller may need some time for the answers
         ended, self._ended = self._ended, []
+        self._num_ended += len(ended)
         return ended
 
     def run(self, calls: Sequence[Call[W_co, T]]) -> list[T]:
@@ -309,7 +313,12 @@ class WorkerPool(Generic[W_co]):
         logger.warning("worker %d was lost while it ran %s: %s", slot, call.name, reason)
         is_node_lost = is_unreachable(error) or not is_node_alive(node_id)
         call.failed_at[slot] = self._turns[slot]
-        self._settle(call, slot, call.count_loss(slot, reason, is_node_lost=is_node_lost))
+        most = max_losses(self._num_lost - len(call.lost_on), self._num_ended)
+        outcome = call.count_loss(slot, reason, is_node_lost=is_node_lost, most=most)
+        self._num_lost += not is_node_lost
+        if outcome is not None:
+            self._num_lost -= len(call.lost_on)
+        self._settle(call, slot, outcome)
 
     def _look_after_running(self) -> None:
         """Take back calls that ran past their limit; warn about silent ones of an unknown kind."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fppmo_ray.service.pool.call import Call
+from fppmo_ray.service.pool.call import Call, max_losses
 
 
 class Actor:
@@ -100,3 +100,31 @@ def test_calls_with_equal_arguments_are_different_keys() -> None:
     first, second = (Call("proposal 17", ask_two) for _ in range(2))
     assert {first: 1, second: 2} == {second: 2, first: 1}
     assert first != second
+
+
+@pytest.mark.parametrize(
+    ("num_lost", "num_ended", "expected"),
+    [
+        (0, 0, 3),
+        (0, 10_000, 3),
+        (1, 0, 3),  # one of 101 calls: (1 / 101) ** 3 is less than one in a million
+        (10, 200, 5),  # 10 of 310: ** 4 is 1.08 in a million
+        (50, 200, 8),
+        (10_000, 0, 10),
+    ],
+)
+def test_a_call_is_blamed_for_as_many_losses_as_chance_does_not_explain(
+    num_lost: int, num_ended: int, expected: int
+) -> None:
+    assert max_losses(num_lost, num_ended) == expected
+
+
+def test_losses_with_the_node_are_not_counted_as_losses_of_the_worker() -> None:
+    call: Call[Any, Any] = Call("proposal 17", lambda worker: worker.score(1))
+    for _ in range(5):
+        assert call.count_loss(0, "the node is gone", is_node_lost=True) is None
+    assert call.count_loss(0, "killed", is_node_lost=False) is None
+    assert call.count_loss(1, "killed", is_node_lost=False) is None
+    assert (call.count_loss(0, "killed", is_node_lost=False) or "").startswith(
+        "lost its worker 3 times, most recently: killed;"
+    )

@@ -252,6 +252,22 @@ def test_a_call_that_kills_every_worker_fails_after_three_losses_and_others_go_o
     assert re.match(r"lost its worker 3 times, most recently: .*; give each worker", fatal.error)
 
 
+def test_losses_of_other_calls_count_as_chance_unless_a_call_was_blamed_for_them(
+    pool: WorkerPool[Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def note(num_lost: int, num_ended: int) -> int:
+        seen.append((num_lost, num_ended))
+        return 2
+
+    monkeypatch.setattr("fppmo_ray.service.pool.worker_pool.max_losses", note)
+    run(pool, call("die_once", 3))
+    assert run(pool, call("always_die"))[0].error is not None
+    run(pool, call("always_die"))
+    assert seen == [(0, 0), (1, 1), (1, 1), (1, 2), (1, 2)]
+
+
 def test_a_call_past_its_timeout_runs_on_another_worker(pool: WorkerPool[Worker]) -> None:
     run(pool, call("echo", 0), call("echo", 0))  # both workers are up
     [ended] = run(pool, call("hang_once", 3, timeout=1.0))
