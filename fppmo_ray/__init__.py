@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from fppmo_ray.pruning.classifier import load_classifier
     from fppmo_ray.pruning.export import export_network
     from fppmo_ray.pruning.one_call import prune, prune_with_report
+    from fppmo_ray.script import search
     from fppmo_ray.service.callbacks import Callback, ConsoleProgress, MLflow, TensorBoard
     from fppmo_ray.service.function_task import FunctionTask
     from fppmo_ray.service.image_task import ImageClassification
     from fppmo_ray.service.problem import Task
     from fppmo_ray.service.resources import Resources
     from fppmo_ray.service.result import SearchResult
-    from fppmo_ray.service.search import run_search, search
+    from fppmo_ray.service.search import run_search
     from fppmo_ray.service.setting_groups import (
         Baseline,
         Calibration,
@@ -80,7 +81,7 @@ _HOMES = {
     "recalibrate_batchnorm": "fppmo_ray.training",
     "run_search": "fppmo_ray.service.search",
     "save_network": "fppmo_ray.pruning",
-    "search": "fppmo_ray.service.search",
+    "search": "fppmo_ray.script",
     "trace": "fppmo_ray.pruning",
     "transform_of": "fppmo_ray.training",
 }

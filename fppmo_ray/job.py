@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import shlex
 import signal
 import sys
 import textwrap
@@ -19,6 +20,7 @@ from rich.console import Console
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from fppmo_ray.service import submission
+from fppmo_ray.service.journal.artifacts import budgets_asked, network_names, read_figures
 from fppmo_ray.service.journal.run_directory import Resume, require_fit
 from fppmo_ray.service.journal.storage import local_folder, location_of
 from fppmo_ray.service.stopping import SearchStopped, signals_stop_searches
@@ -26,6 +28,7 @@ from fppmo_ray.service.stopping import SearchStopped, signals_stop_searches
 logger = logging.getLogger(__name__)
 
 _TRACEBACK = "FPPMO_TRACEBACK"
+_FORMAT, _CLOCK = "%(asctime)s %(message)s", "%H:%M:%S"
 _STOPPED = 128 + signal.SIGTERM
 _INTERRUPTED = 128 + signal.SIGINT
 _FIRST_FLAGS = (
@@ -104,7 +107,7 @@ def _log_on_stderr() -> Iterator[None]:
     """Log to stderr from level INFO, warnings too, unless the process already has a log."""
     root = logging.getLogger()
     handlers, level, showwarning = root.handlers[:], root.level, warnings.showwarning
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(level=logging.INFO, format=_FORMAT, datefmt=_CLOCK)
     added = [handler for handler in root.handlers if handler not in handlers]
     warnings.showwarning = _log_warning
     try:
@@ -114,6 +117,24 @@ def _log_on_stderr() -> Iterator[None]:
         root.setLevel(level)
         for handler in added:
             root.removeHandler(handler)
+
+
+@contextmanager
+def log_of_search() -> Iterator[None]:
+    """Log this package's messages to stderr, unless the process has handlers of its own."""
+    own = logging.getLogger("fppmo_ray")
+    if own.hasHandlers():
+        yield
+        return
+    handler, level = logging.StreamHandler(), own.level
+    handler.setFormatter(logging.Formatter(_FORMAT, _CLOCK))
+    own.addHandler(handler)
+    own.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        own.setLevel(level)
+        own.removeHandler(handler)
 
 
 def _log_warning(message: Warning | str, *_: object, **__: object) -> None:
@@ -180,13 +201,42 @@ def resume_mode(run_dir: str | Path, *, resume: bool, resume_or_start: bool = Fa
     return wanted
 
 
-def show_result(run_dir: str | Path) -> None:
-    """Draw a finished search's figures and print its table: the last step of every job."""
+def show_result(run_dir: str | Path, console: Console | None = None) -> None:
+    """Draw a finished search's figures; print its table and the commands that use its network.
+
+    Args:
+        run_dir: The search's run directory, a folder or a URI.
+        console: The console to print to; None: that of the process.
+    """
     from fppmo_ray.report import draw_figures, print_result
 
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    if console is None:
+        console = Console(width=None if sys.stdout.isatty() else 140)
     draw_figures(run_dir)
     print_result(run_dir, console)
     folder = local_folder(run_dir)
     place = location_of(run_dir) if folder is None else folder.resolve()
-    console.print(f"run directory: {place}", soft_wrap=True, markup=False)
+    for line in (f"run directory: {place}", *_next_steps(run_dir)):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def _next_steps(run_dir: str | Path) -> list[str]:
+    """Return the commands that show, export and load the network of a finished search."""
+    figures = read_figures(run_dir)
+    budgets = budgets_asked(figures)
+    _, recipe = network_names(budgets[0] if len(budgets) > 1 else None)
+    place = shlex.quote(str(run_dir))
+    cut = f" --macs-cut {budgets[0]}" if len(budgets) > 1 else ""
+    lines = [
+        f"look:    fppmo-ray report {place}",
+        f"export:  fppmo-ray export {place} --format onnx{cut}",
+    ]
+    if local_folder(run_dir) is not None:
+        lines.append(f"load:    fppmo_ray.load_network({str(Path(run_dir) / recipe)!r})")
+    if not figures.get("source"):
+        lines[1:] = [
+            f"{lines[1]} --constructor MODULE:FUNCTION",
+            *(line.replace(")", ", constructor)") for line in lines[2:]),
+            "         (the function, without arguments, constructs the dense network)",
+        ]
+    return lines

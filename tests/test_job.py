@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 import signal
 import subprocess
@@ -9,7 +10,13 @@ from pathlib import Path
 import pytest
 import tyro
 
-from fppmo_ray.job import comma_lists, exit_on_error, require_lasting, resume_mode
+from fppmo_ray.job import (
+    _next_steps,
+    comma_lists,
+    exit_on_error,
+    require_lasting,
+    resume_mode,
+)
 from fppmo_ray.service.journal.facts import Started
 from fppmo_ray.service.journal.run_directory import open_run
 from fppmo_ray.service.settings import SearchSettings, in_stages
@@ -81,6 +88,44 @@ assert state() == before
     clock = r"\d\d:\d\d:\d\d"
     assert re.fullmatch(rf"{clock} too few images\n{clock} generation 1\n", done.stderr)
     assert done.stdout == "error: macs_cut must be in (0, 1)\n"
+
+
+def test_a_search_in_a_script_logs_unless_the_process_has_a_log_of_its_own() -> None:
+    code = """
+import logging, sys
+from fppmo_ray.job import log_of_search
+
+def search():
+    with log_of_search():
+        logging.getLogger("fppmo_ray.service").info("generation 1")
+
+search()
+assert logging.getLogger("fppmo_ray").handlers == []
+logging.basicConfig(level=logging.INFO, format="mine: %(message)s")
+search()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    clock = r"\d\d:\d\d:\d\d"
+    assert re.fullmatch(rf"{clock} generation 1\nmine: generation 1\n", done.stderr)
+
+
+def test_the_next_commands_are_those_that_can_be_run(tmp_path: Path) -> None:
+    def steps(**figures: object) -> list[str]:
+        (tmp_path / "result.json").write_text(json.dumps(figures))
+        return _next_steps(tmp_path)
+
+    one, two = {"macs_cut": 0.5}, {"macs_cut": [0.4, 0.6]}
+    assert steps(settings=one, source={"constructor": "mine:net"}) == [
+        f"look:    fppmo-ray report {tmp_path}",
+        f"export:  fppmo-ray export {tmp_path} --format onnx",
+        f"load:    fppmo_ray.load_network('{tmp_path}/network.json')",
+    ]
+    assert steps(settings=two, source={})[1:] == [
+        f"export:  fppmo-ray export {tmp_path} --format onnx --macs-cut 0.4 "
+        "--constructor MODULE:FUNCTION",
+        f"load:    fppmo_ray.load_network('{tmp_path}/network-0.4.json', constructor)",
+        "         (the function, without arguments, constructs the dense network)",
+    ]
 
 
 def test_a_signal_stops_a_search_only_in_a_block_that_asks_for_it() -> None:

@@ -148,11 +148,12 @@ def _draw_generations(axes: Axes, history: pd.DataFrame, column: str) -> None:
         by_generation = own.groupby("generation")
         best_rows = own.loc[by_generation["cost"].idxmin()].set_index("generation")
         behind = "" if budget is None else f", budget {budget}"
-        given: dict[str, Any] = {"color": _BLUES[number % len(_BLUES)], "markersize": 4}
+        given: dict[str, Any] = {"color": _BLUES[number % len(_BLUES)], "markersize": 6}
         mean = by_generation[column].mean()
-        marker = "o" if len(mean) < _MIN_CURVE else ""
-        axes.plot(mean, marker + ":", **given, label=f"generation's mean{behind}")
-        axes.plot(best_rows[column], marker + "-", **given, label=f"generation's best{behind}")
+        is_curve = len(mean) >= _MIN_CURVE
+        mean_style, best_style = (":", "-") if is_curve else ("_", "o")
+        axes.plot(mean, mean_style, **given, label=f"generation's mean{behind}")
+        axes.plot(best_rows[column], best_style, **given, label=f"generation's best{behind}")
 
 
 def _draw_importance_only(axes: Axes, run: Run) -> None:
@@ -358,9 +359,9 @@ def draw_training(figure: Figure, run: Run) -> None:
         kind = next(name for name in COLORS if task.startswith(name))
         dash = dashes.setdefault(task.removeprefix(kind), len(dashes))
         label = "FPPMO" + task.removeprefix(FPPMO) if kind == FPPMO else task
-        style: dict[str, Any] = {"color": COLORS[kind], "linestyle": _DASHES[dash % len(_DASHES)]}
-        marker = "o" if len(losses) < _MIN_CURVE else ""
-        axes.plot(range(1, len(losses) + 1), losses, **style, marker=marker, label=label_of(label))
+        style = _DASHES[dash % len(_DASHES)] if len(losses) >= _MIN_CURVE else _MARKERS[kind]
+        epochs = range(1, len(losses) + 1)
+        axes.plot(epochs, losses, style, color=COLORS[kind], label=label_of(label))
     axes.set(xlabel="epoch", ylabel="training loss", title="Final fine-tuning")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(bottom=0)
@@ -390,8 +391,8 @@ def draw_runs(figure: Figure, runs: list[Run]) -> None:
     axes: Axes = figure.subplots()
     for number, run in enumerate(runs):
         means = _scores(run).groupby("generation")["figure"].mean()
-        color, marker = _RUNS[number % len(_RUNS)], "o" if len(means) < _MIN_CURVE else ""
-        axes.plot(means, color=color, marker=marker, label=run.name)
+        style = "-" if len(means) >= _MIN_CURVE else "o"
+        axes.plot(means, style, color=_RUNS[number % len(_RUNS)], label=run.name)
     ylabel = runs[0].measure.at("on search-val")
     axes.set(xlabel="generation", ylabel=ylabel, title="Generations' means")
     axes.legend()

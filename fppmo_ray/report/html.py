@@ -41,10 +41,12 @@ th { font-weight: 600; font-size: 0.9rem; vertical-align: bottom; overflow-wrap:
 th:first-child, td:first-child { text-align: left; padding-left: 0 }
 .pairs td:last-child { text-align: left }
 .chosen td { font-weight: 600 }
+.cards td:not(:first-child) { white-space: nowrap }
 .texts td, .texts th { text-align: left }
-.texts td:nth-child(-n + 2) { white-space: nowrap }
+.cards.texts td { white-space: normal }
+.cards.texts td:nth-child(-n + 2) { white-space: nowrap }
 .figures { display: grid; gap: 1.25rem; margin: 1.5rem 0;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 28rem), 1fr)) }
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 28rem), 1fr)) }
 figure { margin: 0; padding: 0.75rem; background: var(--soft); border-radius: 8px }
 figure svg { display: block; width: 100%; height: auto; font-family: inherit }
 figcaption { font-size: 0.85rem; line-height: 1.4; margin: 0.5rem 0.25rem 0 }
@@ -65,7 +67,8 @@ pre { white-space: pre-wrap; background: var(--soft); padding: 0.75rem; border-r
   .cards, .cards tbody, .cards tr, .cards td { display: block; width: 100% }
   .cards tr { padding: 0.6rem 0; border-bottom: 1px solid var(--line) }
   .cards td { display: flex; justify-content: space-between; gap: 1rem; border: 0;
-    padding: 0.1rem 0; text-align: right }
+    padding: 0.1rem 0; text-align: right; white-space: normal }
+  .cards td:not(:first-child) { white-space: normal }
   .cards td::before { content: attr(data-label); color: var(--faint); text-align: left;
     flex: none; max-width: 12rem }
   .cards td:first-child { font-weight: 600 }

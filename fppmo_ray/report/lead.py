@@ -27,8 +27,8 @@ def against_importance(figures: _Figures) -> list[str]:
     Args:
         figures: The content of result.json.
     """
-    measure = measure_of(figures)
-    sentences = []
+    measure, sentences = measure_of(figures), list[str]()
+    trained = " after as much training" if _is_trained(figures) else ""
     for row in figures["variants"]:
         if row["name"] != FPPMO or (plain := _row(figures, IMPORTANCE_ONLY, row)) is None:
             continue
@@ -42,7 +42,7 @@ def against_importance(figures: _Figures) -> list[str]:
         difference = _difference(measure, row, plain, IMPORTANCE_ONLY)
         sentences.append(
             f"{budget}the importance-only network of the same size has "
-            f"{_figure(measure, plain)} after as much training; the search's differs by "
+            f"{_figure(measure, plain)}{trained}; the search's differs by "
             f"{difference}."
         )
     return [sentence[0].upper() + sentence[1:] for sentence in sentences]
@@ -60,13 +60,20 @@ def _row(figures: _Figures, name: str, like: _Figures | None) -> Any:
 def _headline(figures: _Figures, row: _Figures, dense: _Figures) -> str:
     measure = measure_of(figures)
     images = figures.get("images", {}).get("test")
+    trained = " with the same extra training" if _is_trained(figures) else ""
     on = f" on {images:,} test images" if images else " on test"
     budget = f"Budget {row['budget']}: " if "budget" in row else ""
     return (
         f"{budget}{_removed(row)} removed; {measure.name}{on} is {_figure(measure, row)}, "
-        f"{_difference(measure, row, dense, DENSE)} from the dense network with the same extra "
-        f"training{_speed(row, dense)}."
+        f"{_difference(measure, row, dense, DENSE)} from the dense network{trained}"
+        f"{_speed(row, dense)}."
     )
+
+
+def _is_trained(figures: _Figures) -> bool:
+    """Return whether the networks were fine-tuned after all."""
+    epochs = figures.get("settings", {}).get("fine_tune", {}).get("epochs", 1)
+    return bool(epochs)
 
 
 def _removed(row: _Figures) -> str:

@@ -88,13 +88,13 @@ def write_report(run_dir: str | Path, output: Path) -> list[Path]:
     inner = [name for name in figures if name.endswith(("probabilities", "timeline"))]
     parts = [
         *_lead(run, stages),
-        html.figures({figures[name]: _caption(name) for name in figures if name not in inner}),
+        html.figures({figures[name]: _caption(name, run) for name in figures if name not in inner}),
         *_networks(run),
         *_choice(run),
         *_proposals(stages or [run]),
         "<h2>Internals</h2>",
         html.pairs(status_lines(run.facts)),
-        html.figures({figures[name]: _caption(name) for name in inner}),
+        html.figures({figures[name]: _caption(name, run) for name in inner}),
         html.details("Settings", _json(run.started.identity.get("settings"))),
         html.details("Versions", _json(run.started.versions)),
     ]
@@ -154,7 +154,7 @@ def _drawings(run: Run) -> dict[str, _Draw]:
 
 
 _CAPTIONS = {
-    "results": "After the same extra training. Test data decides nothing. Bars: 95 % intervals.",
+    "results": "After the same extra training. The test data decides nothing.",
     "widths": "Filters that each group of layers keeps.",
     "scores": "Every dot is a mask that was scored, without final fine-tuning.",
     "training": "The dense network is trained for as long as the smaller ones.",
@@ -164,10 +164,13 @@ _CAPTIONS = {
 }
 
 
-def _caption(name: str) -> str:
+def _caption(name: str, run: Run) -> str:
+    """Return what a figure shows, in a sentence or two."""
     stage = re.match(r"stage-(\d+)-", name)
     behind = f"Stage {stage[1]}. " if stage else ""
-    return f"{behind}{_CAPTIONS[name.rpartition('-')[2]]}"
+    caption = f"{behind}{_CAPTIONS[name.rpartition('-')[2]]}"
+    has_bars = name == "results" and run.measure == ACCURACY and "test" in run.started.images
+    return f"{caption} Bars are 95 % intervals." if has_bars else caption
 
 
 def _svg(name: str, draw: _Draw, drawn: Any) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, get_args
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -13,14 +15,12 @@ from fppmo_ray.distribution import Feedback, Proposal
 from fppmo_ray.distribution.limits import Resource
 from fppmo_ray.report.result_rows import (
     cut_table,
-    measure_of,
     moments_of,
+    network_rows,
     on_test,
     plain,
     size_columns,
-    sizes,
     table_sentence,
-    title_of,
 )
 from fppmo_ray.service.journal.artifacts import read_figures
 from fppmo_ray.service.journal.facts import (
@@ -38,6 +38,9 @@ from fppmo_ray.service.journal.facts import (
 from fppmo_ray.service.journal.run_directory import begun_stages, read_journal
 from fppmo_ray.service.journal.storage import location_of
 
+_WIDE, _NARROW = 140, 110  # columns of a terminal that fit all of the table, and without lines
+_LEFT_OUT = ("MACs, M", "file, kB", "activations, kB")  # of a narrow table; the page has them
+
 
 def print_result(run_dir: str | Path, console: Console) -> None:
     """Print a finished search's networks side by side, and the cost and noise of its scores.
@@ -51,18 +54,25 @@ def print_result(run_dir: str | Path, console: Console) -> None:
     """
     figures = read_figures(run_dir)
     name = location_of(run_dir).rpartition("/")[2]
-    dense, *others = figures["variants"]
-    measure = measure_of(figures)
-    table = Table(title=_literal(f"{name}: {on_test(figures)}; chosen: {figures['chosen']}"))
-    moments = moments_of(figures)
-    for column in ("network", *moments.values(), *size_columns(dense)):
-        table.add_column(_literal(column), justify="left" if column == "network" else "right")
-    for title, moment in (("dense", "before"), ("dense, same extra training", "after")):
-        texts = [measure.text(dense, at) if at == moment else "" for at in moments]
-        table.add_row(title, *texts, *sizes(dense))
-    for row in others:
-        texts = [measure.text(row, at) for at in moments]
-        table.add_row(_literal(title_of(row)), *texts, *sizes(row))
+    dense = figures["variants"][0]
+    is_narrow = console.width < _WIDE
+    table = Table(
+        title=_literal(f"{name}: {on_test(figures)}; chosen: {figures['chosen']}"),
+        box=box.SIMPLE_HEAD if is_narrow else box.HEAVY_HEAD,
+        padding=(0, 0) if is_narrow else (0, 1),
+    )
+    columns = ["network", *moments_of(figures).values(), *size_columns(dense)]
+    left_out = _LEFT_OUT if console.width < _NARROW else ()
+    shown = [at for at, column in enumerate(columns) if column not in left_out]
+    for at in shown:
+        title = plain(columns[at])
+        table.add_column(
+            Text(_in_two_lines(title) if is_narrow else title),
+            justify="right" if at else "left",
+            no_wrap=is_narrow and at > 0,
+        )
+    for row in network_rows(figures):
+        table.add_row(*(_literal(row[at]) for at in shown))
     console.print(table)
     _print_cuts(figures, console)
     if epochs := figures.get("epochs_between_stages", 0):
@@ -70,6 +80,13 @@ def print_result(run_dir: str | Path, console: Console) -> None:
             f"FPPMO's network was trained for {epochs} epochs more than the others, between stages"
         )
     console.print(_cost_line(figures))
+
+
+def _in_two_lines(column: str) -> str:
+    """Return a column's name for a narrow table."""
+    if column == "before fine-tuning":
+        return "before"
+    return re.sub(r"^(ms at|MACs) (?=\w)", r"\1\n", column)
 
 
 def _literal(text: str) -> Text:
@@ -109,7 +126,7 @@ def _cost_line(figures: dict[str, Any]) -> str:
 
 
 def print_status(run_dir: str | Path, console: Console) -> None:
-    """Print how far a search has come, read from its journal, and then each of its stages.
+    """Print how far a search has come, and its result if it has finished; then each stage.
 
     Args:
         run_dir: The search's run directory, a folder or a URI.
@@ -119,6 +136,11 @@ def print_status(run_dir: str | Path, console: Console) -> None:
         ValueError: the run directory holds no journal.
     """
     facts = read_journal(run_dir)
+    if any(isinstance(fact, Finished) for fact in facts):
+        try:
+            print_result(run_dir, console)
+        except ValueError as error:  # the result is gone or damaged, and the journal is not
+            console.print(plain(str(error)), markup=False)
     table = Table(title=_literal(location_of(run_dir)), show_header=False)
     table.add_column()
     table.add_column()

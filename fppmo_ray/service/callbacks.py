@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rich import progress as bars
 from rich.console import Console
+from rich.table import Column
 
 from fppmo_ray.service.journal.facts import EpochFinished, Fact, Started
 from fppmo_ray.service.journal.run_directory import RunDirectory
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from fppmo_ray.service.result import SearchResult
 
 logger = logging.getLogger(__name__)
+
+_BAR = 16  # columns of the bar
 
 
 class Callback(Protocol):
@@ -75,30 +79,41 @@ class Callback(Protocol):
 class ConsoleProgress(Callback):
     """Draws a bar that moves as scores end, if the console is a terminal.
 
+    The bar goes when the last score has ended. While it is there, what the process logs to the
+    terminal is written above it.
+
     Args:
-        console: The console; by default that of the process.
+        console: The console; by default that of the process. ``Console(quiet=True)`` shows nothing.
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console()
+        self.console = console or Console()
+        self._log = ExitStack()
         self._bar: bars.Progress | None = None
         self._task = bars.TaskID(0)
 
     def feedback(self, seen: Observation) -> None:
         """Move the bar, which begins with the first scores and ends with the last one."""
-        if not self._console.is_terminal:
+        if not self.console.is_terminal:
             return
         if self._bar is None and seen.num_ended < seen.num_wanted:
             self._bar = bars.Progress(
-                bars.TextColumn("{task.description}"),
-                bars.BarColumn(),
-                bars.MofNCompleteColumn(),
-                bars.TimeRemainingColumn(),
-                bars.TextColumn("{task.fields[status]}"),
-                console=self._console,
+                bars.TextColumn("scores", table_column=Column(no_wrap=True)),
+                bars.BarColumn(_BAR, table_column=Column(width=_BAR)),
+                bars.MofNCompleteColumn(table_column=Column(no_wrap=True)),
+                bars.TimeRemainingColumn(table_column=Column(no_wrap=True)),
+                # What is left of the line, however little.
+                bars.TextColumn(
+                    "{task.fields[status]}",
+                    table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+                ),
+                console=self.console,
+                expand=True,
+                transient=True,
             )
-            self._task = self._bar.add_task("scores", total=None, status="")
+            self._task = self._bar.add_task("scores", total=seen.num_wanted, status="")
             self._bar.start()
+            self._log.enter_context(_log_above_bar())
         if self._bar is None:
             return
         workers = f"workers {seen.workforce.placed} of {seen.workforce.wanted}"
@@ -110,8 +125,32 @@ class ConsoleProgress(Callback):
     def end(self, result: SearchResult | None) -> None:
         """Leave the terminal to others."""
         if self._bar is not None:
+            self._log.close()
             self._bar.stop()
             self._bar = None
+
+
+@contextmanager
+def _log_above_bar() -> Iterator[None]:
+    """Send log lines for the terminal through ``sys.stderr``, which the bar has replaced.
+
+    A handler keeps the stream that it was made with, and would write into the bar.
+    """
+    loggers = (logging.getLogger(), logging.getLogger("fppmo_ray"))
+    handlers = [
+        handler
+        for own in loggers
+        for handler in own.handlers
+        if isinstance(handler, logging.StreamHandler)
+        and handler.stream in (sys.__stdout__, sys.__stderr__)
+        and handler.stream.isatty()
+    ]
+    streams = [handler.setStream(sys.stderr) for handler in handlers]
+    try:
+        yield
+    finally:
+        for handler, stream in zip(handlers, streams, strict=True):
+            handler.setStream(stream)
 
 
 @contextmanager

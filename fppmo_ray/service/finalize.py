@@ -102,6 +102,7 @@ def finalize(context: Context, found: Found, source: Mapping[str, Any] | None) -
         **({"task": started.identity["task"]} if "task" in started.identity else {}),
         "epochs_between_stages": settings.gradual.stage_epochs * (found.stages - 1),
         **_table_figures(context),
+        "source": dict(source or {}),
         "images": problem.task.num_images(),
         "variants": _figures(context, variants, distilled, states),
         "score_noise": _score_noise(found),

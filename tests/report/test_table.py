@@ -164,6 +164,48 @@ def test_the_state_of_a_search_with_several_budgets_shows_the_best_of_each(tmp_p
     assert "best on search-val, budget 0.57 0.7000 (proposal 2)" in shown
 
 
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_closing_table_fits_terminals_without_a_cut_word(tmp_path: Path, width: int) -> None:
+    result = {
+        "chosen": "mode",
+        "variants": [
+            row("dense", 0.8756, 0.8702, 40_000_000),
+            row("importance-only", 0.4513, 0.8306, 17_000_000, budget=0.57),
+            row("fppmo", 0.7003, 0.8410, 17_200_000, budget=0.57),
+        ],
+        "score_noise": None,
+        "scores": {"scored": 320, "failed": 1, "mean_seconds": 2.96},
+    }
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    console = Console(file=io.StringIO(), width=width)
+    print_result(tmp_path, console)
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    assert not any("…" in line for line in lines)
+    sizes = "17.20 57.0 % 123,456 500 65.5" if width == 120 else "57.0 % 123,456"
+    shown = [" ".join(line.split()) for line in lines]
+    assert f"FPPMO, budget 0.57 70.03 84.10 {sizes} 1.50 20.25" in shown
+
+
+def test_the_status_of_a_finished_search_shows_its_result(tmp_path: Path) -> None:
+    result = {
+        "chosen": "mode",
+        "variants": [row("dense", 0.8756, 0.8702, 40_000_000), row("fppmo", 0.7, 0.8410, 17)],
+        "score_noise": None,
+        "scores": {"scored": 320, "failed": 0, "mean_seconds": 2.96},
+    }
+    with open_run(tmp_path, resume=False, started=started_with()) as run:
+        digest = run.write_artifact("result.json", json.dumps(result).encode())
+        run.record([Finished(artifacts={"result.json": digest})])
+    shown = status_of(tmp_path)
+    assert "FPPMO 70.00 84.10" in shown
+    (tmp_path / "result.json").write_text("{}")
+    damaged = status_of(tmp_path)
+    assert "is not the file that the journal names" in damaged
+    assert "state finished" in damaged
+
+
 def test_the_state_names_each_phase_of_a_search(tmp_path: Path) -> None:
     steps: list[tuple[Fact, str]] = [
         (ImportanceMeasured(criterion="l1", artifact="a", sha256="0"), "preparing"),

@@ -87,7 +87,10 @@ def searched(run_dir: Path, *callbacks: Callback, score_with: Any = score) -> Se
 
 
 def test_callbacks_are_told_of_a_search_from_start_to_end(
-    local_ray: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    local_ray: None,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     recorder, broken = Recorder(), Broken()
     events = tmp_path / "events"
@@ -100,6 +103,11 @@ def test_callbacks_are_told_of_a_search_from_start_to_end(
     assert {"fppmo", "importance-only"} <= trained
     assert recorder.told[-1] == ("end", True)
     assert broken.calls == 2
+    printed = capsys.readouterr().out
+    assert "importance-only" in printed  # a row of the closing table
+    assert f"fppmo-ray report {tmp_path / 'run'}" in printed
+    assert "\x1b" not in printed  # nothing for terminals where there is none
+    assert (tmp_path / "run" / "scores.png").exists()
     [warning] = [text for text in caplog.messages if "Broken" in text]
     assert warning == ("Broken is not called again: feedback raised OSError('the server is gone')")
     [file] = events.iterdir()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
+import re
+import sys
 from collections.abc import Iterable
 
 import numpy as np
@@ -176,6 +178,43 @@ def test_the_bar_on_a_terminal_says_how_many_have_ended_and_how_the_generation_s
     text = terminal.file.getvalue()
     for part in ("2/10", "best 0.8750", "mean 0.7500", "workers 6 of 8"):
         assert part in text
+
+
+def test_the_bar_keeps_count_and_remaining_time_at_80_columns_and_leaves_nothing_behind() -> None:
+    terminal = Console(file=io.StringIO(), force_terminal=True, color_system=None, width=80)
+    bar = ConsoleProgress(terminal)
+    bar.feedback(tally().count([scored(0, 0.3, 0.875), scored(1, 0.3, 0.625)], WORKFORCE))
+    bar.end(None)
+    assert isinstance(terminal.file, io.StringIO)
+    *_, drawn, erased = terminal.file.getvalue().split("\n")
+    line = drawn[drawn.rindex("scores") :].partition("\x1b")[0]
+    assert re.fullmatch(r"scores .{16} +2/10 -:--:-- generation 0  best 0\.8750.*…", line)
+    assert len(line) <= 80
+    assert erased.endswith("\x1b[1A\x1b[2K")  # the bar's line
+
+
+def test_lines_of_the_log_are_written_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal()
+    monkeypatch.setattr(sys, "__stderr__", stream)
+    monkeypatch.setattr(sys, "stderr", stream)
+    handler, own = logging.StreamHandler(stream), logging.getLogger("fppmo_ray")
+    own.addHandler(handler)
+    try:
+        terminal = Console(file=stream, force_terminal=True, color_system=None, width=80)
+        bar = ConsoleProgress(terminal)
+        bar.feedback(tally().count([scored(0, 0.3, 0.875)], WORKFORCE))
+        own.error("generation 7")
+        bar.end(None)
+        own.error("finalist")
+    finally:
+        own.removeHandler(handler)
+    # The line of the bar is erased, the line of the log written, and the bar drawn again.
+    assert re.search(r"\x1b\[2Kgeneration 7 *\n *scores ", stream.getvalue())
+    assert stream.getvalue().endswith("\x1b[2Kfinalist\n")
 
 
 def test_a_task_of_functions_is_shown_by_its_own_score() -> None:
