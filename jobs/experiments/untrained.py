@@ -4,7 +4,8 @@
         --held-out-rows search_val_rows.npy --output runs/untrained-resnet20.csv
 
 Every method names the filters to keep; then the layers behind removed filters are refitted or not,
-and the batch norms are recalibrated. All methods get the same unlabelled images; a seed is a choice
+the batch norms are recalibrated, and the layers are reconstructed one after the other or not. All
+methods get the same unlabelled images; a seed is a choice
 of images. The test set is read once per row, for the row alone. The same command goes on where it
 was stopped.
 """
@@ -36,7 +37,16 @@ from fppmo_ray.distribution.allocation import allocation_masks
 from fppmo_ray.distribution.logits import uniform_priority
 from fppmo_ray.job import run_job
 from fppmo_ray.pruning import Criterion, Tracing, extract, importance, trace
-from fppmo_ray.pruning.calibration import Calibration, FilterOrder, Refit, calibrate, obs_order
+from fppmo_ray.pruning.calibration import (
+    Calibration,
+    FilterOrder,
+    LayerTargets,
+    Refit,
+    calibrate,
+    layer_targets,
+    obs_order,
+    reconstruct,
+)
 from fppmo_ray.pruning.calibration.divergence import Answers, answers, divergence
 from fppmo_ray.training import (
     ComputeConfig,
@@ -60,6 +70,8 @@ _SCORED_ON, _RECALIBRATED_ON = 500, 250  # images of a random mask's score
 _REFERENCE = "l1"
 REFIT = " + refit"
 """Ends the names of methods whose masks are refitted, where they come without it too."""
+RECONSTRUCTED = ", reconstructed"
+"""Ends the names of methods whose networks are refitted, recalibrated and reconstructed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,16 +230,22 @@ class Study:
             method: One of ``METHODS``.
             budget: What the mask must meet.
         """
-        calibrated = method.endswith(REFIT) or method not in _PLAIN
+        reconstructed = method.endswith(RECONSTRUCTED)
+        method = method.removesuffix(RECONSTRUCTED)
+        calibrated = reconstructed or method.endswith(REFIT) or method not in _PLAIN
         shared = self.trace_seconds + (self._calibrated[1] if calibrated else 0.0)
         if "order" in METHODS[method].__name__:
             shared += self._ordered[1]
+        if reconstructed:
+            shared += self._targets[1]
         began = time.perf_counter()
         keep = METHODS[method](self, budget)
         network = extract(self.dense, self.tracing, keep)
         if calibrated:
             self._refit(network, keep)
         recalibrate_batchnorm(network, self.images.batches(_RECALIBRATION_BATCH))
+        if reconstructed:
+            reconstruct(network, self.tracing, keep, self._targets[0])
         seconds = time.perf_counter() - began + shared
         distance = divergence(network, self.images.batches(_BATCH), self._answers)
         return Pruned(network=network, keep=keep, divergence=distance, seconds=seconds)
@@ -245,6 +263,16 @@ class Study:
         network = extract(self.dense, self.tracing, keep)
         self._refit(network, keep)
         recalibrate_batchnorm(network, self.images.batches(batch, positions))
+        return network
+
+    def reconstructed(self, keep: BoolArray) -> nn.Module:
+        """The network that ``prune`` hands out: refitted, recalibrated and reconstructed.
+
+        Args:
+            keep: The mask, ``(num_filters,)``.
+        """
+        network = self.network(keep)
+        reconstruct(network, self.tracing, keep, self._targets[0])
         return network
 
     @property
@@ -273,6 +301,14 @@ class Study:
         calibration = self._calibrated[0]
         began = time.perf_counter()
         found = obs_order(self.dense, self.tracing, calibration)
+        return found, time.perf_counter() - began
+
+    @cached_property
+    def _targets(self) -> tuple[LayerTargets, float]:
+        began = time.perf_counter()
+        inputs = torch.cat([images for images, _ in self.images.batches(_BATCH)])
+        found = layer_targets(self.dense, self.tracing, [inputs])
+        assert found is not None  # a study has enough images and memory
         return found, time.perf_counter() - began
 
     @cached_property
@@ -329,11 +365,8 @@ def _random_widths_on_obs_order(study: Study, budget: Budget) -> BoolArray:
 
 METHODS: dict[str, Method] = {
     "l1": _uniform("l1"),
-    "l1" + REFIT: _uniform("l1"),
     "fpgm": _uniform("fpgm"),
-    "fpgm" + REFIT: _uniform("fpgm"),
     "torch-pruning": _torch_pruning,
-    "torch-pruning" + REFIT: _torch_pruning,
     "obs, uniform widths": _uniform_on_obs_order,
     "obs, random widths": _random_widths_on_obs_order,
     "allocation, gamma 0": _allocation(0.0),
@@ -343,6 +376,11 @@ METHODS: dict[str, Method] = {
 }
 """From a study and a budget to the mask. Masks of plain criteria are refitted only by name."""
 _PLAIN = ("l1", "fpgm", "torch-pruning")
+METHODS |= {name + REFIT: METHODS[name] for name in _PLAIN}
+METHODS |= {
+    name + RECONSTRUCTED: METHODS[name]
+    for name in (*_PLAIN, "obs, uniform widths", *(n for n in METHODS if "gamma" in n))
+}
 CHOSEN = "allocation, gamma chosen"
 """The row of the gamma, other than 0, whose network diverges least on the images."""
 
@@ -370,7 +408,7 @@ def _table(title: str, rows: Sequence[Row]) -> Table:
         "method", "test %", f"minus {_REFERENCE}, 95 %", "n", "parameters", "seconds", title=title
     )
     reference = by_method.get(_REFERENCE, {})
-    for method in [*METHODS, CHOSEN]:
+    for method in [*METHODS, CHOSEN, CHOSEN + RECONSTRUCTED]:
         own = by_method.get(method)
         if not own:
             continue
@@ -394,11 +432,12 @@ def _chosen(rows: Sequence[Row]) -> Iterator[Row]:
     """For every seed, the allocation whose network diverges least from the dense one."""
     by_seed = defaultdict(list)
     for row in rows:
-        if row.method.startswith("allocation") and row.method != "allocation, gamma 0":
-            by_seed[row.seed].append(row)
-    for own in by_seed.values():
+        if row.method.startswith("allocation") and "gamma 0," not in f"{row.method},":
+            by_seed[row.seed, row.method.endswith(RECONSTRUCTED)].append(row)
+    for (_, reconstructed), own in by_seed.items():
         best = min(own, key=lambda row: row.divergence)
-        yield Row(**asdict(best) | {"method": CHOSEN, "seconds": sum(row.seconds for row in own)})
+        name = CHOSEN + (RECONSTRUCTED if reconstructed else "")
+        yield Row(**asdict(best) | {"method": name, "seconds": sum(row.seconds for row in own)})
 
 
 def _dense_row(network: str, dense: nn.Module, tracing: Tracing, test: Images) -> Row:
