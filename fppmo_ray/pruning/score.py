@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,6 +74,9 @@ class Candidate:
     refit: Refit | None = None
     """Refits the extracted network before it is fine-tuned or recalibrated; None: its weights stay
     those of the dense network."""
+    reconstruct: Callable[[nn.Module, BoolArray], None] | None = None
+    """Corrects the layers of the recalibrated network one after the other, before a distillation,
+    or where no steps are done; None: they stay as they are."""
     answers: DenseAnswers | None = None
     """The dense network's answers to the held-out images: the loss is then the divergence from
     them. None: the loss is the cross-entropy with the labels."""
@@ -154,6 +157,7 @@ class ScoreInRungs:
         )
         if few is not None:
             self.recalibrate()  # and not after the distillation, which it would cost two points
+            self._reconstruct()
 
     def measure_at(self, rung: int) -> Metrics:
         """Train until ``rung`` steps are done in total, recalibrate, and evaluate.
@@ -167,6 +171,8 @@ class ScoreInRungs:
         self.train_to(rung)
         if self._candidate.few_images is None:
             self.recalibrate()
+            if not rung:
+                self._reconstruct()
         return self.look()
 
     def train_to(self, rung: int) -> None:
@@ -178,6 +184,10 @@ class ScoreInRungs:
         candidate = self._candidate
         batches = candidate.search_train.batches(candidate.recalibration_batch, self._recalibration)
         recalibrate_batchnorm(self.network, batches, dtype=candidate.compute.dtype)
+
+    def _reconstruct(self) -> None:
+        if self._candidate.reconstruct is not None:
+            self._candidate.reconstruct(self.network, self._candidate.keep)
 
     def look(self) -> Metrics:
         """Return loss and accuracy on the held-out images of the score."""

@@ -3,12 +3,13 @@
     python jobs/experiments/feedback.py --data DIR --weights resnet20.pt --network resnet20 \
         --held-out-rows search_val_rows.npy --output runs/feedback-resnet20.csv
 
-All methods share the calibration on 1,000 unlabelled images, the OBS order and the refit, so masks
-differ in their widths alone (or, for LeGR and the filter search, in what moves the order). A score
-is the divergence from the dense network's answers on 500 held-out images; the finalists of a method
-are compared on 2,000 others. The test set is read for the chosen network alone: before training,
-and after 300 steps of distillation on the 1,000 images. The same command goes on where it was
-stopped.
+All methods share the calibration on 1,000 unlabelled images, the OBS order, the refit and the
+reconstruction, so masks differ in their widths alone (or, for LeGR and the filter search, in what
+moves the order). A score is the divergence from the dense network's answers on 500 held-out images,
+of a network that was reconstructed on 100 images; the finalists of a method are reconstructed on
+all, and compared on 2,000 others. The test set is read for the chosen network alone: before
+training, and after 300 steps of distillation on the 1,000 images. The same command goes on where it
+was stopped.
 """
 
 from __future__ import annotations
@@ -74,6 +75,8 @@ class Row:
     """How widths were found, and by how many scores: ``widths 160``."""
     capacity_weight: float
     """How much the parameters left count when masks are compared."""
+    score_images: int
+    """Images that a score reconstructs its network on; 0: it is refitted alone."""
     seed: int
     """Which images were used, and the seed of the search."""
     chosen: str
@@ -89,9 +92,10 @@ class Row:
     """Of all scores, on one core."""
 
     @property
-    def setting(self) -> tuple[str, float, str, float]:
+    def setting(self) -> tuple[str, float, str, float, int]:
         """All but the seed and what was measured."""
-        return self.network, self.macs_cut, self.method, self.capacity_weight
+        of_scores = self.capacity_weight, self.score_images
+        return self.network, self.macs_cut, self.method, *of_scores
 
 
 def main(
@@ -107,6 +111,7 @@ def main(
     steps: int = 300,
     gamma: float = 1.0,
     capacity_weight: float = 0.0,
+    score_images: int = 100,
     ignore: tuple[str, ...] = ("conv1",),
     min_keep: float = 0.1,
     threads: int = 1,
@@ -126,6 +131,7 @@ def main(
         steps: Distillation steps of 100 images; 0: the networks are not trained.
         gamma: Weight of the parameters in the allocation.
         capacity_weight: How much the parameters left count when masks are compared.
+        score_images: Images that a score reconstructs its network on; 0: it is refitted alone.
         ignore: Layers that stay whole.
         min_keep: Smallest share of a group's filters that is kept.
         threads: Threads of torch.
@@ -154,8 +160,8 @@ def main(
         for seed in seeds
     }
     for seed, cut, method in itertools.product(seeds, macs_cuts, methods):
-        weight = 0.0 if method == _ALLOCATION else capacity_weight
-        if ((network, cut, method, weight), seed) in done:
+        weight, seen = (0.0, 0) if method == _ALLOCATION else (capacity_weight, score_images)
+        if ((network, cut, method, weight, seen), seed) in done:
             continue
         study = studies[seed]
         subject = Subject(
@@ -163,6 +169,7 @@ def main(
             budget=Budget.from_cut(space, cut),
             gamma=gamma,
             capacity_weight=weight,
+            score_images=seen,
             scored=scored,
             chosen=chosen,
         )
@@ -173,12 +180,13 @@ def main(
         distances = {name: subject.distance(keep) for name, keep in finalists.items()}
         name = min(distances, key=lambda each: subject.cost(distances[each], finalists[each]))
         keep = finalists[name]
-        smaller = study.network(keep)
+        smaller = study.reconstructed(keep)
         row = Row(
             network=network,
             macs_cut=cut,
             method=method,
             capacity_weight=weight,
+            score_images=seen,
             seed=seed,
             chosen=name,
             divergence=distances[name],
@@ -207,6 +215,7 @@ class Subject:
     budget: Budget
     gamma: float
     capacity_weight: float
+    score_images: int
     scored: tuple[Images, Answers]
     """Images of the scores, with the dense network's answers."""
     chosen: tuple[Images, Answers]
@@ -228,8 +237,12 @@ class Subject:
         return {_ALLOCATION: allocation} | {f"sample {i}": masks[i][0] for i in best}
 
     def score(self, keep: BoolArray) -> float:
-        """The divergence that a score sees: recalibrated on 250 images, in small batches."""
-        network = fold_batchnorm(self.study.network(keep, np.arange(_RECALIBRATED_ON)).eval())
+        """The divergence that a score sees: recalibrated on few images, in small batches."""
+        if self.score_images:
+            made = self.study.reconstructed(keep, self.score_images)
+        else:
+            made = self.study.network(keep, np.arange(_RECALIBRATED_ON))
+        network = fold_batchnorm(made.eval())
         lay_out(network, ComputeConfig(channels_last=True))
         images, known = self.scored
         return divergence(network, images.batches(_BATCH), known)
@@ -241,9 +254,9 @@ class Subject:
         return distance * float(share**-self.capacity_weight)
 
     def distance(self, keep: BoolArray) -> float:
-        """The divergence on the images of the choice, recalibrated on all images."""
+        """The divergence on the images of the choice, reconstructed on all images."""
         images, known = self.chosen
-        return divergence(self.study.network(keep), images.batches(_BATCH), known)
+        return divergence(self.study.reconstructed(keep), images.batches(_BATCH), known)
 
     def _searched(self, rule: UpdateRule, scores: int) -> dict[str, BoolArray]:
         order, budgets = self.study.order, [self.budget]
@@ -299,13 +312,13 @@ def feedback_table(rows: Sequence[Row]) -> Table:
         *("network", "cut", "method", "untrained", "minus allocation, 95 %"),
         *("distilled", "minus allocation, 95 %", "n", "parameters", "seconds"),
     )
-    cells: dict[tuple[str, float, str, float], dict[int, Row]] = defaultdict(dict)
+    cells: dict[tuple[str, float, str, float, int], dict[int, Row]] = defaultdict(dict)
     for row in rows:
         cells[row.setting][row.seed] = row
-    for (network, cut, method, weight), own in cells.items():
+    for (network, cut, method, weight, _), own in cells.items():
         reference = {}
         if method != _ALLOCATION:
-            reference = cells.get((network, cut, _ALLOCATION, 0.0), {})
+            reference = cells.get((network, cut, _ALLOCATION, 0.0, 0), {})
         pairs = [seed for seed in own if seed in reference]
         lines.add_row(
             network,

@@ -17,7 +17,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -222,6 +222,8 @@ class Study:
     trace_seconds: float
     random_scores: int
     seed: int
+    _known_targets: dict[int, tuple[LayerTargets, float]] = field(default_factory=dict)
+    """By number of images: the dense network's outputs, and the seconds that they took."""
 
     def prune(self, method: str, budget: Budget) -> Pruned:
         """Prune by a method, and say how long it took.
@@ -265,14 +267,16 @@ class Study:
         recalibrate_batchnorm(network, self.images.batches(batch, positions))
         return network
 
-    def reconstructed(self, keep: BoolArray) -> nn.Module:
+    def reconstructed(self, keep: BoolArray, num_images: int | None = None) -> nn.Module:
         """The network that ``prune`` hands out: refitted, recalibrated and reconstructed.
 
         Args:
             keep: The mask, ``(num_filters,)``.
+            num_images: As many images reconstruct it, and recalibrate it before; None: all.
         """
-        network = self.network(keep)
-        reconstruct(network, self.tracing, keep, self._targets[0])
+        count = len(self.images) if num_images is None else num_images
+        network = self.network(keep, np.arange(count))
+        reconstruct(network, self.tracing, keep, self._targets_of(count)[0])
         return network
 
     @property
@@ -303,13 +307,19 @@ class Study:
         found = obs_order(self.dense, self.tracing, calibration)
         return found, time.perf_counter() - began
 
-    @cached_property
+    @property
     def _targets(self) -> tuple[LayerTargets, float]:
-        began = time.perf_counter()
-        inputs = torch.cat([images for images, _ in self.images.batches(_BATCH)])
-        found = layer_targets(self.dense, self.tracing, [inputs])
-        assert found is not None  # a study has enough images and memory
-        return found, time.perf_counter() - began
+        return self._targets_of(len(self.images))
+
+    def _targets_of(self, count: int) -> tuple[LayerTargets, float]:
+        if count not in self._known_targets:
+            began = time.perf_counter()
+            batches = self.images.batches(_BATCH, np.arange(count))
+            inputs = torch.cat([images for images, _ in batches])
+            found = layer_targets(self.dense, self.tracing, [inputs])
+            assert found is not None  # a study has enough images and memory
+            self._known_targets[count] = found, time.perf_counter() - began
+        return self._known_targets[count]
 
     @cached_property
     def _answers(self) -> Answers:
