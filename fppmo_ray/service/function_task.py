@@ -35,7 +35,7 @@ _OF_LABELS = ("rank_by", "baseline_epochs", "stages", "dtype", "autotune", "fine
 """Settings that say how labelled images are scored and trained on, which a task's functions do."""
 _OF_IMAGES = (
     *("calibration_images", "refit", "start", "score_by", "distill_steps"),
-    *("recalibrate_images", "score_recalibrate_images"),
+    *("recalibrate_images", "score_recalibrate_images", "score_reconstruct_images"),
 )
 """Settings that say what a task's unlabelled images are used for."""
 _OF_DIVERGENCE = ("score_steps", "capacity_weight", "score_images", "rescore_images")
@@ -280,13 +280,7 @@ class FunctionsOnWorker:
         """
         begin = time.perf_counter()
         rng, settings = np.random.default_rng(tuple(seed)), self._settings
-        is_proposal = split == "search_val"
-        count = (
-            settings.scoring.score_recalibrate_images
-            if is_proposal
-            else settings.scoring.recalibrate_images
-        )
-        network = self._pruned(dense, keep, count, rng)
+        network = self._pruned(dense, keep, rng, is_proposal=split == "search_val")
         if self._task.score is not None:
             loss = -self._score(network, seed, self._task.score)
         else:
@@ -312,27 +306,33 @@ class FunctionsOnWorker:
         return ComputeTrial(compute=compute, seconds=found.seconds, val_loss=found.val_loss)
 
     def pruned(self, dense: nn.Module, keep: BoolArray) -> nn.Module:
-        """Return the extracted network, refitted, and recalibrated by the user's function.
+        """Return the extracted network, refitted, recalibrated and reconstructed.
 
-        Without one, batch norms are recalibrated on the images. See ``TaskOnWorker.pruned``.
+        Batch norms are recalibrated by the user's function; without one, on the images. See
+        ``TaskOnWorker.pruned``.
         """
-        count, rng = self._settings.scoring.recalibrate_images, np.random.default_rng(self._seed)
-        return self._pruned(dense, keep, count, rng)
+        rng = np.random.default_rng(self._seed)
+        return self._pruned(dense, keep, rng, is_proposal=False)
 
     def _pruned(
-        self, dense: nn.Module, keep: BoolArray, count: int, rng: np.random.Generator
+        self, dense: nn.Module, keep: BoolArray, rng: np.random.Generator, *, is_proposal: bool
     ) -> nn.Module:
-        """Return the network that a mask leaves, recalibrated on ``count`` images by default."""
-        network = extract(dense, self._tracing, keep)
-        if self._images is not None and self._settings.calibration.refit:
+        """Return the network that a mask leaves; that of a proposal is made on fewer images."""
+        network, scoring = extract(dense, self._tracing, keep), self._settings.scoring
+        refits = self._images is not None and self._settings.calibration.refit
+        if self._images is not None and refits:
             self._images.refit(network, dense, keep)
         if self._task.recalibrate is not None:
             set_seed((self._seed,))
             with named_in_errors("recalibrate"):
                 self._task.recalibrate(network)
         elif self._images is not None:
+            count = scoring.score_recalibrate_images if is_proposal else scoring.recalibrate_images
             drawn = rng.permutation(len(self._images.few))[:count]
             self._images.recalibrate(network, np.sort(drawn))
+        num_images = scoring.score_reconstruct_images if is_proposal else None
+        if self._images is not None and refits and num_images != 0:
+            self._images.reconstruct(network, dense, keep, num_images)
         return network
 
     def importance_batches(self, seed: int) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -109,7 +109,7 @@ class ImagesOnWorker:
             split: ``search_val`` for a proposal; ``choose_val`` for a finalist, on more images.
             compute: How passes are computed.
         """
-        settings = self._settings
+        settings, is_proposal = self._settings, split != "choose_val"
         distils = settings.scoring.score_by == "divergence" and settings.scoring.score_steps > 0
         return Candidate(
             dense=dense,
@@ -117,13 +117,14 @@ class ImagesOnWorker:
             keep=keep,
             search_train=self.images("search_train"),
             held_out=self.images(split),
-            fidelity=(
-                settings.rescore_fidelity() if split == "choose_val" else settings.fidelity()
-            ),
+            fidelity=settings.fidelity() if is_proposal else settings.rescore_fidelity(),
             recipe=settings.fine_tune,
             seed=tuple(seed),
             compute=compute,
             refit=self._refit(dense),
+            reconstruct=self._reconstruct(
+                dense, settings.scoring.score_reconstruct_images if is_proposal else None
+            ),
             answers=self._answers(dense, split),
             few_images=self.images("calibration") if distils else None,
         )
@@ -188,7 +189,9 @@ class ImagesOnWorker:
         return try_compute(candidate) if of == "score" else try_training(candidate)
 
     def pruned(self, dense: nn.Module, keep: BoolArray) -> nn.Module:
-        """Return the extracted network, refitted if the settings say so, with its own statistics.
+        """Return the extracted network, refitted and reconstructed if the settings say so.
+
+        Its batch norms have its own statistics.
 
         Args:
             dense: The dense network.
@@ -200,6 +203,8 @@ class ImagesOnWorker:
         count = self._settings.scoring.recalibrate_images
         drawn = self.images("search_train").batches(_RECALIBRATION_BATCH, self._drawn(count))
         recalibrate_batchnorm(network, drawn)
+        if (reconstruct := self._reconstruct(dense, None)) is not None:
+            reconstruct(network, keep)
         return network
 
     def calibration(self, dense: nn.Module) -> Calibration:
@@ -217,6 +222,19 @@ class ImagesOnWorker:
 
     def _refit(self, dense: nn.Module) -> Refit | None:
         return self._calibration.refit(dense) if self._settings.calibration.refit else None
+
+    def _reconstruct(
+        self, dense: nn.Module, num_images: int | None
+    ) -> Callable[[nn.Module, BoolArray], None] | None:
+        """Return what corrects the layers of a recalibrated network; None: nothing does.
+
+        Args:
+            dense: The dense network.
+            num_images: How many calibration images to use; None: all.
+        """
+        if not self._settings.calibration.refit or num_images == 0:
+            return None
+        return partial(self._calibration.reconstruct, dense, num_images=num_images)
 
     def importance_batches(self, seed: int) -> Batches:
         """Return a few labelled batches of search-train.

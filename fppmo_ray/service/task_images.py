@@ -90,6 +90,19 @@ class TaskImages:
         """
         self._calibration.refit(dense)(network, keep)
 
+    def reconstruct(
+        self, network: nn.Module, dense: nn.Module, keep: BoolArray, num_images: int | None
+    ) -> None:
+        """Correct the layers of a recalibrated network, in place.
+
+        Args:
+            network: The network that the mask leaves.
+            dense: The dense network.
+            keep: The mask, ``(num_filters,)``.
+            num_images: How many calibration images to use; None: all.
+        """
+        self._calibration.reconstruct(dense, network, keep, num_images)
+
     def recalibrate(self, network: nn.Module, positions: IntArray) -> None:
         """Re-estimate the statistics of batch norms on calibration images, in place.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import nn
 from fppmo_ray import Recipe, SearchSettings, load_dataset
 from fppmo_ray.distribution import BoolArray, Proposal
 from fppmo_ray.pruning import Candidate, ScoreInRungs, extract, score
-from fppmo_ray.pruning.calibration import Refit, calibrate, obs_order
+from fppmo_ray.pruning.calibration import Refit, calibrate, layer_targets, obs_order, reconstruct
 from fppmo_ray.pruning.calibration.divergence import answers, divergence
 from fppmo_ray.service.image_task import ImagesOnWorker, image_classification
 from fppmo_ray.service.problem import Problem, build_problem
@@ -43,7 +44,7 @@ def problem_of(**changes: Any) -> Problem:
 
 
 def opened(problem: Problem) -> ImagesOnWorker:
-    return ImagesOnWorker(problem.task, problem.tracing, problem.settings, CPU, threads=1)
+    return problem.task.open(problem.tracing, problem.settings, CPU, threads=1)
 
 
 def snapshot(problem: Problem, network: nn.Module) -> WeightsSnapshot:
@@ -100,8 +101,15 @@ def every_second(problem: Problem) -> BoolArray:
     return np.arange(problem.space.num_filters) % 2 == 0
 
 
-def test_scores_and_handed_out_networks_are_refitted_if_the_settings_say_so() -> None:
-    problem = problem_of(refit=True, score_images=200, recalibrate_images=150, score_by="labels")
+def test_scores_and_handed_out_networks_are_refitted_and_reconstructed_if_so_set() -> None:
+    problem = problem_of(
+        refit=True,
+        score_images=200,
+        recalibrate_images=150,
+        calibration_images=120,
+        score_reconstruct_images=60,
+        score_by="labels",
+    )
     network, keep = network_of(), every_second(problem)
     images = opened(problem)
     refit = Refit(network, problem.tracing, images.calibration(network))
@@ -116,7 +124,18 @@ def test_scores_and_handed_out_networks_are_refitted_if_the_settings_say_so() ->
         seed=(0, 3),
         compute=problem.compute,
     )
-    expected = score(replace(candidate, refit=refit))
+    first = np.random.default_rng(0).permutation(len(candidate.search_train))[:120]
+    inputs = torch.cat([part for part, _ in candidate.search_train.batches(50, first)])
+    few, every = (layer_targets(network, problem.tracing, [t]) for t in (inputs[:60], inputs))
+    correct = partial(reconstruct, tracing=problem.tracing)
+    expected = score(
+        replace(
+            candidate,
+            refit=refit,
+            reconstruct=lambda pruned, keep: correct(pruned, keep=keep, targets=few),
+        )
+    )
+    assert expected.val_loss != score(replace(candidate, refit=refit)).val_loss
     assert expected.val_loss != score(candidate).val_loss
     worker, weights = PruningWorker(problem, 0), snapshot(problem, network)
     proposal = Proposal(proposal_id=0, generation=3, keep=keep, macs=0, score_seed=(0, 3))
@@ -125,6 +144,7 @@ def test_scores_and_handed_out_networks_are_refitted_if_the_settings_say_so() ->
     refit(by_hand, keep)
     drawn = np.random.default_rng(0).permutation(len(candidate.search_train))[:150]
     recalibrate_batchnorm(by_hand, candidate.search_train.batches(250, drawn))
+    correct(by_hand, keep=keep, targets=every)
     handed_out = opened(problem).pruned(network, keep).state_dict()
     assert all(torch.equal(handed_out[name], value) for name, value in by_hand.state_dict().items())
 
@@ -150,7 +170,7 @@ def test_a_worker_calibrates_once_for_all_scores_and_before_the_first(
         calibrated.append(arguments[0])
         return calibrate(*arguments, **named)
 
-    monkeypatch.setattr("fppmo_ray.pruning.calibration.least_squares.calibrate", noted)
+    monkeypatch.setattr("fppmo_ray.pruning.calibration.dense_calibration.calibrate", noted)
     worker, weights = PruningWorker(problem, 0), snapshot(problem, network_of())
     worker.ready()
     assert len(calibrated) == 1
@@ -171,7 +191,7 @@ def test_a_score_by_divergence_compares_with_the_dense_network_on_the_same_image
     scored = ScoreInRungs(
         images.candidate(network, keep, seed=(0, 2), split="search_val", compute=problem.compute)
     )
-    scored.recalibrate()
+    scored.measure_at(0)
     held_out = images.images("search_val")
     rng = np.random.default_rng((0, 2))
     rng.permutation(len(images.images("search_train")))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fppmo_ray import Calibration, ImageArrays, Recipe, Scoring, SearchSettings, load_dataset
 from fppmo_ray.distribution import Feedback, Proposal
 from fppmo_ray.pruning import Candidate, Fidelity, Score, score
-from fppmo_ray.service.image_task import ImagesOnWorker, image_classification
+from fppmo_ray.service.image_task import image_classification
 from fppmo_ray.service.problem import build_problem
 from fppmo_ray.service.worker import PruningWorker, feedback_of
 from fppmo_ray.service.worker_protocol import WeightsSnapshot, digest, to_arrays
@@ -50,7 +50,7 @@ def test_a_score_begins_anew_and_that_of_a_finalist_has_images_of_its_own() -> N
     keep = np.arange(problem.space.num_filters) % 2 == 0
     weights = snapshot(network, problem.compute)
     worker, cpu = PruningWorker(problem, 0), torch.device("cpu")
-    images = ImagesOnWorker(task, problem.tracing, problem.settings, cpu, threads=1)
+    images = task.open(problem.tracing, problem.settings, cpu, threads=1)
 
     def expected(split: str, recalibrated: int, scored_on: int) -> Score:
         fidelity = Fidelity(steps=6, recalibrate_images=recalibrated, score_images=scored_on)
@@ -131,7 +131,7 @@ def test_what_is_fine_tuned_is_recalibrated_on_all_classes_though_images_come_cl
     problem = build_problem(network, task, settings)
     seen: list[Tensor] = []
     monkeypatch.setattr(
-        "fppmo_ray.service.image_task.recalibrate_batchnorm",
+        "fppmo_ray.service.images_on_worker.recalibrate_batchnorm",
         lambda network, batches: seen.append(torch.cat([labels for _, labels in batches])),
     )
     on_worker = task.open(

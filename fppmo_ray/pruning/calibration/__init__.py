@@ -7,9 +7,10 @@ filters the weights that fit the inputs they have left. ``reconstruct`` then cor
 layer for the errors that have built up before it.
 """
 
+from fppmo_ray.pruning.calibration.dense_calibration import DenseCalibration
 from fppmo_ray.pruning.calibration.filter_order import FilterOrder, obs_order
 from fppmo_ray.pruning.calibration.grams import Calibration, InputGram, calibrate
-from fppmo_ray.pruning.calibration.least_squares import DenseCalibration, Refit, refit
+from fppmo_ray.pruning.calibration.least_squares import Refit, refit
 from fppmo_ray.pruning.calibration.reconstruction import (
     LayerTargets,
     layer_targets,

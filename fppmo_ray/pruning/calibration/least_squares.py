@@ -3,13 +3,11 @@
 A layer that lost inputs gets the weights that reproduce the dense layer's output best from the
 inputs it has left (He et al. 2017, 1707.06168), by the Gram matrices of the calibration alone:
 ``W_S = M G[:, S] (G_SS)^-1``. No image is looked at, and no gradient is computed.
-``DenseCalibration`` calibrates a dense network when its refit is first needed.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,13 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from fppmo_ray.distribution.space import BoolArray, IntArray
+from fppmo_ray.distribution.space import BoolArray
 from fppmo_ray.pruning.calibration.consumers import made_axis, weight_matrix, write_matrix
-from fppmo_ray.pruning.calibration.grams import Calibration, InputGram, calibrate
+from fppmo_ray.pruning.calibration.grams import Calibration, InputGram
 from fppmo_ray.pruning.extract import Tracing, check_axes
-from fppmo_ray.training import Images
 from fppmo_ray.training.device import copy_to
-from fppmo_ray.training.inputs import Inputs
 
 CACHE_BYTES = 256 * 1024**2
 """Default memory for solved weights, which masks that keep the same inputs of a layer share."""
@@ -127,72 +123,6 @@ class Refit:
             _, (weights, shift) = self._solved.popitem(last=False)
             used -= 8 * (weights.numel() + shift.numel())
         return solved
-
-
-_BATCH = 50  # twice as fast on CPUs as 250, and the patches used vary more often
-
-
-class DenseCalibration:
-    """Calibrates the dense network that it is given, and remembers the last one's results.
-
-    Every worker calibrates by itself and the same images: a worker that replaces a lost one or
-    resumes a search needs nothing but the weights, and Gram matrices, which can take gigabytes,
-    neither fill Ray's object store nor travel. The pass is computed in float32 with the threads
-    that the worker holds, whatever the compute configuration of the search, so that all workers on
-    equal processors find the same.
-
-    Args:
-        tracing: Tracing of the dense network.
-        images: Returns images on the worker's device, and the positions of those to look at.
-        threads: CPUs that the worker holds.
-        num_inputs: How many tensors the network's forward takes.
-    """
-
-    def __init__(
-        self,
-        tracing: Tracing,
-        images: Callable[[], tuple[Images | Inputs, IntArray]],
-        *,
-        threads: int,
-        num_inputs: int = 1,
-    ) -> None:
-        self._tracing = tracing
-        self._images = images
-        self._threads = threads
-        self._num_inputs = num_inputs
-        self._last: tuple[nn.Module, Calibration, Refit] | None = None
-
-    def of(self, dense: nn.Module) -> Calibration:
-        """Return the calibration of a dense network.
-
-        Args:
-            dense: The dense network; another object must be given after a change of its weights.
-        """
-        return self._results(dense)[1]
-
-    def refit(self, dense: nn.Module) -> Refit:
-        """Return the function that refits pruned networks, with all that it has solved before.
-
-        Args:
-            dense: The dense network that they are cut from.
-        """
-        return self._results(dense)[2]
-
-    def _results(self, dense: nn.Module) -> tuple[nn.Module, Calibration, Refit]:
-        if self._last is None or self._last[0] is not dense:
-            images, drawn = self._images()
-            before = torch.get_num_threads()
-            torch.set_num_threads(self._threads)
-            found = calibrate(
-                dense,
-                self._tracing,
-                images.batches(_BATCH, drawn),
-                num_images=len(drawn),
-                num_inputs=self._num_inputs,
-            )
-            torch.set_num_threads(before)
-            self._last = dense, found, Refit(dense, self._tracing, found)
-        return self._last
 
 
 def solve_weights(
