@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from inspect import signature
 from itertools import chain
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ParamSpec, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -47,8 +48,11 @@ from fppmo_ray.pruning.importance import importance as importance_of
 from fppmo_ray.pruning.network_io import ExampleInputs
 from fppmo_ray.pruning.trace import trace
 from fppmo_ray.training import Transform, recalibrate_batchnorm
-from fppmo_ray.training.inputs import Inputs
+from fppmo_ray.training.inputs import Inputs, checked_batches
 from fppmo_ray.training.own_data import own_batches
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +88,7 @@ class PruneReport:
     """Time of every stage."""
 
 
-def prune(
+def prune_with_report(
     network: nn.Module,
     example_inputs: ExampleInputs,
     images: CalibrationImages,
@@ -101,8 +105,10 @@ def prune(
     min_keep: float = 0.1,
     width_multiple: int = 1,
     ignore: Sequence[str] = (),
-) -> nn.Module:
-    """Return a smaller network that answers as the given one does, without labels.
+) -> PruneReport:
+    """Return a smaller network that answers as the given one does, and what was done to get it.
+
+    No labels are needed.
 
     Args:
         network: A trained network with convolutions; left as it is.
@@ -138,52 +144,11 @@ def prune(
             and ``?`` as in file names.
 
     Returns:
-        The smaller network, in eval mode, on the device of ``network``.
+        The report, whose network is on the device of ``network``.
 
     Raises:
         ValueError: an argument is out of range, the images do not fit the network, it has nothing
             that can be pruned, or the smaller network is not exact.
-    """
-    return prune_with_report(
-        network,
-        example_inputs,
-        images,
-        transform=transform,
-        num_images=num_images,
-        macs_cut=macs_cut,
-        further_cuts=further_cuts,
-        importance=importance,
-        gamma=gamma,
-        refit=refit,
-        distill_steps=distill_steps,
-        augment=augment,
-        min_keep=min_keep,
-        width_multiple=width_multiple,
-        ignore=ignore,
-    ).network
-
-
-def prune_with_report(
-    network: nn.Module,
-    example_inputs: ExampleInputs,
-    images: CalibrationImages,
-    *,
-    transform: Transform | None = None,
-    num_images: int = 1000,
-    macs_cut: float = 0.5,
-    further_cuts: Mapping[Resource, float] | None = None,
-    importance: Ordering = "obs",
-    gamma: float | Sequence[float] = GAMMAS,
-    refit: bool = True,
-    distill_steps: int = 0,
-    augment: Callable[[Tensor], Tensor] | None = None,
-    min_keep: float = 0.1,
-    width_multiple: int = 1,
-    ignore: Sequence[str] = (),
-) -> PruneReport:
-    """Return the smaller network of ``prune``, with its mask and what was measured on the way.
-
-    The arguments and errors are those of ``prune``.
     """
     network = plain_network(network)
     gammas = _checked_gammas(gamma)
@@ -259,6 +224,27 @@ def prune_with_report(
     return report
 
 
+def _with_parameters_of(other: Callable[P, object]) -> Callable[[Callable[..., T]], Callable[P, T]]:
+    """Return a decorator that gives a function the parameters of another one."""
+
+    def decorate(function: Any) -> Any:
+        returned = signature(function).return_annotation
+        function.__signature__ = signature(other).replace(return_annotation=returned)
+        return function
+
+    return decorate
+
+
+@_with_parameters_of(prune_with_report)
+def prune(*args: Any, **kwargs: Any) -> nn.Module:
+    """Return a smaller network that answers as the given one does, without labels.
+
+    The parameters and errors are those of ``prune_with_report``, whose network this returns, in
+    eval mode.
+    """
+    return prune_with_report(*args, **kwargs).network
+
+
 def _masks(
     network: nn.Module,
     tracing: Tracing,
@@ -268,7 +254,7 @@ def _masks(
     gammas: Sequence[float],
     batches: Sequence[tuple[Tensor, Any]],
 ) -> list[tuple[float | None, BoolArray]]:
-    """The masks to try, each with its gamma; None where all groups lose the same share."""
+    """Return the different masks to try, each with its first gamma; None where widths are equal."""
     if ordering != "obs":
         labelled = batches if ordering == "taylor" else None
         if labelled and not all(isinstance(labels, Tensor) for _, labels in labelled):
@@ -281,7 +267,11 @@ def _masks(
     assert calibration is not None
     order = obs_order(network, tracing, calibration)
     curves, values = order.error_curves, order.importance
-    return [(gamma, allocation_masks([budget], curves, values, gamma=gamma)[0]) for gamma in gammas]
+    masks: dict[bytes, tuple[float | None, BoolArray]] = {}
+    for gamma in gammas:
+        [keep] = allocation_masks([budget], curves, values, gamma=gamma)
+        masks.setdefault(keep.tobytes(), (gamma, keep))
+    return list(masks.values())
 
 
 def _batches(
@@ -310,22 +300,10 @@ def _batches(
     else:
         given = images
     device, precision = next(network.parameters()).device, precision_of(network)
-    batches = []
-    for batch in given:
-        several = isinstance(batch, tuple | list)
-        inputs, labels = (batch[0], *batch[1:2]) if several else (batch, None)
-        dims = examples[0].dim()
-        if not isinstance(inputs, Tensor) or inputs.dim() != dims or not len(inputs):
-            shape = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
-            raise ValueError(
-                "images must be a tensor with a batch axis, or batches of such tensors, like the "
-                f"example input of shape {tuple(examples[0].shape)}, got {shape}"
-            )
-        labels = labels.to(device) if isinstance(labels, Tensor) else labels
-        batches.append((cast(inputs.to(device), precision), labels))
-    if not batches:
-        raise ValueError("pruning needs a few images without labels, got none; give 100 or more")
-    return batches
+    return [
+        (cast(inputs, precision), labels.to(device) if isinstance(labels, Tensor) else labels)
+        for (inputs,), labels in checked_batches(given, examples, device)
+    ]
 
 
 def _is_own_data(images: Any) -> bool:

@@ -70,6 +70,30 @@ class Inputs:
         return self.batches(batch_size, order.numpy())
 
 
+def checked_batches(
+    batches: Iterable[Any], examples: Sequence[Tensor], device: torch.device | str = "cpu"
+) -> Iterator[tuple[tuple[Tensor, ...], Any]]:
+    """Yield the network's inputs of each batch on a device, and what follows them; else None.
+
+    Args:
+        batches: Each a tensor, or a tuple that begins with the network's inputs.
+        examples: An example of each input of the forward, with a batch axis.
+        device: The device.
+
+    Raises:
+        ValueError: there is no batch, or one is not like the examples.
+    """
+    is_empty = True
+    for batch in batches:
+        is_empty, several = False, isinstance(batch, Tensor | tuple | list)
+        inputs = inputs_of(batch, len(examples)) if several else (batch,)
+        _check_batch(inputs, examples)
+        rest = None if isinstance(batch, Tensor) else next(iter(batch[len(examples) :]), None)
+        yield tuple(tensor.to(device) for tensor in inputs), rest
+    if is_empty:
+        raise ValueError("expected batches of images without labels, got none; give 100 or more")
+
+
 def collect_inputs(
     batches: Iterable[Any], examples: Sequence[Tensor], device: torch.device | str = "cpu"
 ) -> Inputs:
@@ -84,20 +108,19 @@ def collect_inputs(
         ValueError: there is no batch, or one is not like the examples or like the first batch.
     """
     found: list[tuple[Tensor, ...]] = []
-    for batch in batches:
-        several = isinstance(batch, Tensor | tuple | list)
-        inputs = inputs_of(batch, len(examples)) if several else (batch,)
-        _check_batch(inputs, found[0] if found else (), examples)
-        found.append(tuple(tensor.to(device) for tensor in inputs))
-    if not found:
-        raise ValueError("expected batches of images without labels, got none; give 100 or more")
+    for inputs, _ in checked_batches(batches, examples, device):
+        expected, shapes = ([tuple(x.shape) for x in one] for one in ((*found, inputs)[0], inputs))
+        if any(mine[1:] != first[1:] for mine, first in zip(shapes, expected, strict=True)):
+            raise ValueError(
+                f"all images must have the shape of those in the first batch, {expected}, got "
+                f"{shapes}; crop or resize them"
+            )
+        found.append(inputs)
     return Inputs(tuple(torch.cat(column) for column in zip(*found, strict=True)))
 
 
-def _check_batch(
-    inputs: Sequence[Any], first: Sequence[Tensor], examples: Sequence[Tensor]
-) -> None:
-    """Refuse a batch that the network cannot take, or that differs from the first in shape."""
+def _check_batch(inputs: Sequence[Any], examples: Sequence[Tensor]) -> None:
+    """Refuse a batch that the network cannot take."""
     tensors = [item for item in inputs if isinstance(item, Tensor)]
     shapes = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in inputs]
     fits = len(tensors) == len(examples) and all(
@@ -109,10 +132,4 @@ def _check_batch(
         raise ValueError(
             "batches of images must begin with the network's inputs, tensors with a batch axis "
             f"like the example inputs of shape {wanted}, got {shapes}"
-        )
-    if first and any(a.shape[1:] != b.shape[1:] for a, b in zip(tensors, first, strict=True)):
-        expected = [tuple(tensor.shape) for tensor in first]
-        raise ValueError(
-            f"all images must have the shape of those in the first batch, {expected}, got "
-            f"{shapes}; crop or resize them"
         )

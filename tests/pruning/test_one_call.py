@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import subprocess
 import sys
+from inspect import signature
 
 import pytest
 import torch
@@ -137,6 +139,27 @@ def test_further_cuts_and_multiples_hold():
     assert all(width % 4 == 0 for width in report.tracing.space.widths(report.keep))
 
 
+def test_prune_takes_what_prune_with_report_takes_and_says_so() -> None:
+    ours, reported = signature(prune), signature(prune_with_report)
+    assert ours.parameters == reported.parameters
+    assert list(ours.parameters)[:3] == ["network", "example_inputs", "images"]
+    assert ours.return_annotation == "nn.Module"
+    assert pickle.loads(pickle.dumps(prune)) is prune
+
+
+def test_masks_that_several_gammas_share_are_tried_once(monkeypatch) -> None:
+    tried = []
+
+    def noted(network, tracing, keep):
+        tried.append(keep.tobytes())
+        return extract(network, tracing, keep)
+
+    monkeypatch.setattr(one_call, "extract", noted)
+    report = prune_with_report(Small(), IMAGE, images(), gamma=(1.0, 1.0, 1.0 + 1e-12, 30.0))
+    assert len(tried) == len(set(tried)) <= 2
+    assert report.gamma in (1.0, 30.0)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -157,10 +180,10 @@ def test_arguments_out_of_range_are_refused(options, message):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([], "needs a few images without labels, got none"),
-        (torch.zeros(0, 3, 8, 8), "needs a few images without labels, got none"),
-        (torch.zeros(3, 8, 8), "images must be a tensor with a batch axis"),
-        (["photo.png"], "images must be a tensor with a batch axis.* got str"),
+        ([], "expected batches of images without labels, got none"),
+        (torch.zeros(0, 3, 8, 8), "expected batches of images without labels, got none"),
+        (torch.zeros(3, 8, 8), "begin with the network's inputs, tensors with a batch axis"),
+        (["photo.png"], r"inputs, tensors with a batch axis .* got \['str'\]"),
     ],
 )
 def test_what_are_no_images_is_refused(given, message):
