@@ -115,7 +115,7 @@ def repair(run_dir: tyro.conf.Positional[str], /) -> None:
     Args:
         run_dir: The search's run directory, a folder or a URI. Its driver must have ended.
     """
-    from fppmo_ray.service.journal.repair import repair
+    from fppmo_ray.service.journal.writers import repair
 
     for sentence in repair(run_dir):
         print(sentence)

@@ -10,6 +10,7 @@ import logging
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,13 @@ from fppmo_ray.pruning import Score
 from fppmo_ray.pruning.calibration import FilterOrder
 from fppmo_ray.service.dense_network import Context
 from fppmo_ray.service.journal.artifacts import ALLOCATION, IMPORTANCE_ONLY
-from fppmo_ray.service.journal.facts import AllocationChosen, Chosen, Fact, Rescored
+from fppmo_ray.service.journal.facts import (
+    AllocationChosen,
+    Chosen,
+    Fact,
+    Rescored,
+    latest_feedback,
+)
 from fppmo_ray.service.journal.run_directory import RunDirectory
 from fppmo_ray.service.pool.call import Call
 from fppmo_ray.service.problem import budgets_of
@@ -68,6 +75,42 @@ class Found:
     def stages(self) -> int:
         """Stages of gradual pruning, at least 1."""
         return len(self.searches)
+
+
+def score_noise(found: Found) -> dict[str, float] | None:
+    """Return the standard deviation of an importance-only mask's scores over fresh seeds.
+
+    The scores are on search-val. With several budgets or stages it is the mean over their masks.
+    """
+    by_mask: dict[tuple[int, bytes], list[Rescored]] = {}
+    for number, facts in enumerate(found.searches):
+        for fact in facts:
+            if isinstance(fact, Rescored) and fact.split == "search_val":
+                by_mask.setdefault((number, fact.keep.tobytes()), []).append(fact)
+    repeated = [facts for facts in by_mask.values() if len(facts) > 1]
+    if not repeated:
+        return None
+    return {
+        "repeats": min(map(len, repeated)),
+        **{
+            name: statistics.fmean(
+                statistics.stdev(getattr(fact, name) for fact in facts) for facts in repeated
+            )
+            for name in ("val_loss", "val_accuracy")
+            if getattr(repeated[0][0], name) is not None
+        },
+    }
+
+
+def score_costs(found: Found) -> dict[str, Any]:
+    """Return how many scores the search took, and their mean time; None if it has none."""
+    feedback = [item for facts in found.searches for item in latest_feedback(facts).values()]
+    seconds = [item.seconds for item in feedback if item.seconds is not None]
+    return {
+        "scored": sum(not item.failed for item in feedback),
+        "failed": sum(item.failed for item in feedback),
+        "mean_seconds": statistics.fmean(seconds) if seconds else None,
+    }
 
 
 _Key = tuple[str, bytes]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from fppmo_ray.distribution.limits import Resource, cost_of, dense_cost
 from fppmo_ray.pruning import check_equivalence, extract, save_network
 from fppmo_ray.pruning.export import describe_tensors
 from fppmo_ray.pruning.latency import Latency
-from fppmo_ray.service.choices import Found
+from fppmo_ray.service.choices import Found, score_costs, score_noise
 from fppmo_ray.service.ddp_training import train_whole
 from fppmo_ray.service.dense_network import Context
 from fppmo_ray.service.journal.artifacts import (
@@ -35,11 +34,9 @@ from fppmo_ray.service.journal.artifacts import (
 )
 from fppmo_ray.service.journal.facts import (
     Finished,
-    LatencyMeasured,
-    Rescored,
     Started,
-    latest_feedback,
 )
+from fppmo_ray.service.measurements import table_figures
 from fppmo_ray.service.pool.call import Call
 from fppmo_ray.service.trainings import Training, train_side_by_side
 from fppmo_ray.service.worker_protocol import Evaluation, SharedWeights, TrainingTask, Worker
@@ -101,12 +98,12 @@ def finalize(context: Context, found: Found, source: Mapping[str, Any] | None) -
         "interface": problem.task.interface().to_json(),
         **({"task": started.identity["task"]} if "task" in started.identity else {}),
         "epochs_between_stages": settings.gradual.stage_epochs * (found.stages - 1),
-        **_table_figures(context),
+        **table_figures(context.run),
         "source": dict(source or {}),
         "images": problem.task.num_images(),
         "variants": _figures(context, variants, distilled, states),
-        "score_noise": _score_noise(found),
-        "scores": _score_costs(found),
+        "score_noise": score_noise(found),
+        "scores": score_costs(found),
     }
     artifacts: dict[str, str] = {}
     for variant in variants:
@@ -324,42 +321,6 @@ def _evaluation(variant: _Variant, state: bytes | None) -> Call[Worker, Evaluati
     )
 
 
-def _score_noise(found: Found) -> dict[str, float] | None:
-    """Return the standard deviation of an importance-only mask's scores over fresh seeds.
-
-    The scores are on search-val. With several budgets or stages it is the mean over their masks.
-    """
-    by_mask: dict[tuple[int, bytes], list[Rescored]] = {}
-    for number, facts in enumerate(found.searches):
-        for fact in facts:
-            if isinstance(fact, Rescored) and fact.split == "search_val":
-                by_mask.setdefault((number, fact.keep.tobytes()), []).append(fact)
-    repeated = [facts for facts in by_mask.values() if len(facts) > 1]
-    if not repeated:
-        return None
-    return {
-        "repeats": min(map(len, repeated)),
-        **{
-            name: statistics.fmean(
-                statistics.stdev(getattr(fact, name) for fact in facts) for facts in repeated
-            )
-            for name in ("val_loss", "val_accuracy")
-            if getattr(repeated[0][0], name) is not None
-        },
-    }
-
-
-def _score_costs(found: Found) -> dict[str, Any]:
-    """Return how many scores the search took, and their mean time; None if it has none."""
-    feedback = [item for facts in found.searches for item in latest_feedback(facts).values()]
-    seconds = [item.seconds for item in feedback if item.seconds is not None]
-    return {
-        "scored": sum(not item.failed for item in feedback),
-        "failed": sum(item.failed for item in feedback),
-        "mean_seconds": statistics.fmean(seconds) if seconds else None,
-    }
-
-
 def _keep_network(
     context: Context,
     variant: _Variant,
@@ -390,15 +351,6 @@ def _rebuild(context: Context, keep: BoolArray, state: bytes) -> nn.Module:
     network = extract(context.problem.network, context.problem.tracing, keep)
     network.load_state_dict(state_from_bytes(state).network)
     return network.eval()
-
-
-def _table_figures(context: Context) -> dict[str, Any]:
-    """Return the latency table's entry of result.json; nothing where no latency is limited."""
-    measured = context.run.all(LatencyMeasured)
-    if not measured:
-        return {}
-    names = ("batch", "dense_ms", "median_error", "device")
-    return {"latency_table": {name: getattr(measured[0], name) for name in names}}
 
 
 def _cut_figures(context: Context, masks: Sequence[BoolArray | None]) -> list[dict[str, Any]]:

@@ -19,12 +19,7 @@ from fppmo_ray.pruning.compute_trial import ComputeTrial, Timed
 from fppmo_ray.service.resources import Resources
 from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.task_images import TaskImages
-from fppmo_ray.service.user_functions import (
-    as_number,
-    name_of,
-    named_in_errors,
-    set_seed,
-)
+from fppmo_ray.service.user_functions import as_number, name_of, named_in_errors, set_seed
 from fppmo_ray.service.worker_protocol import Tested, TrainingReport, TrainingTask
 from fppmo_ray.training import ComputeConfig, Interface, Shard, TrainingState, capture
 

@@ -39,7 +39,8 @@ from fppmo_ray.service.dense_network import (
 )
 from fppmo_ray.service.journal.artifacts import IMPORTANCE_ONLY
 from fppmo_ray.service.journal.facts import Chosen, Fact, Started
-from fppmo_ray.service.journal.run_directory import open_run, stage_run_dir
+from fppmo_ray.service.journal.run_directory import open_run
+from fppmo_ray.service.journal.storage import stage_run_dir
 from fppmo_ray.service.observation import Listener
 from fppmo_ray.service.pool.call import Call
 from fppmo_ray.service.pool.worker_pool import worker_pool

@@ -284,6 +284,15 @@ def with_latency(
     return replace(problem, tracing=replace(problem.tracing, space=space))
 
 
+def table_figures(run: RunDirectory) -> dict[str, Any]:
+    """Return the latency table's entry of result.json; nothing where no latency is limited."""
+    measured = run.all(LatencyMeasured)
+    if not measured:
+        return {}
+    names = ("batch", "dense_ms", "median_error", "device")
+    return {"latency_table": {name: getattr(measured[0], name) for name in names}}
+
+
 def _measure(
     settings: SearchSettings,
     run: RunDirectory,

@@ -15,13 +15,10 @@ What it cannot show: speed, kernels that are missing for CUDA, races between str
 
 from __future__ import annotations
 
-import sys
 import time
-import weakref
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import cache, partial
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,6 +27,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
+from fppmo_ray.testing.device_rules import DeviceMemory, Held, HostTraffic
 from fppmo_ray.testing.recorded_graph import Recording
 
 _NAME = "pretend"
@@ -37,14 +35,6 @@ _TOTAL_BYTES = 8 * 2**30
 _CAPABILITY = 8, 0  # NVIDIA Ampere
 _LOWERED = "conv1d", "conv2d", "conv3d", "linear", "matmul", "addmm", "mm", "bmm"
 """Operations that autocast computes in bfloat16."""
-_COPIES = {"aten.copy_.default", "aten._to_copy.default"}
-_INDEXING = {"aten.index.Tensor", "aten.index_put_.default", "aten._index_put_impl_.default"}
-_READS = {
-    *("aten._local_scalar_dense.default", "aten.nonzero.default", "aten.masked_select.default"),
-    *("aten.equal.default", "aten._unique2.default", "aten.repeat_interleave.Tensor"),
-    *("aten._linalg_check_errors.default",),
-}
-"""Operations whose result or its shape depends on values, so that the host waits for them."""
 
 
 class PretendedGpu:
@@ -53,25 +43,19 @@ class PretendedGpu:
     device = torch.device("cpu")  # replaced once torch knows the device's name
 
     def __init__(self) -> None:
-        self.waits: Counter[str] = Counter()
-        """How often the host waited to read the device's memory, by place in the project."""
-        self.pageable_copies: Counter[str] = Counter()
-        """How often memory that is not pinned was copied to the device, by place."""
-        self.launches: Counter[str] = Counter()
-        """How often each operation was launched; views are not counted."""
+        self.traffic = HostTraffic(_NAME)
+        """What the host reads, copies and launches."""
+        self.waits = self.traffic.waits
+        self.pageable_copies = self.traffic.pageable_copies
+        self.launches = self.traffic.launches
+        self.memory = DeviceMemory(_TOTAL_BYTES)
+        """The memory of this process's tensors."""
         self.replays = 0
         """How often a graph was replayed."""
         self.is_usable = False
         """Whether ``pretended_gpu`` is entered; torch takes devices that are available unasked."""
         self.recording: Recording | None = None
         """The graph that is being captured."""
-        self.limit = _TOTAL_BYTES
-        """Bytes that this process may allocate."""
-        self._storages: dict[int, list[int]] = {}
-        """Bytes and number of living tensors of each storage."""
-        self._allocated = self._peak = 0
-        self._too_much: str | None = None
-        self._pinned: weakref.WeakSet[Tensor] = weakref.WeakSet()
 
     def reset_counts(self) -> None:
         """Set all counters to zero."""
@@ -126,7 +110,7 @@ class PretendedGpu:
 
     def synchronize(self, device: object = None) -> None:
         """Count a wait."""
-        self._wait("synchronize")
+        self.traffic.wait("synchronize")
 
     def set_sync_debug_mode(self, mode: object) -> None:
         """Do nothing: waits are always counted."""
@@ -138,19 +122,19 @@ class PretendedGpu:
             fraction: Share of the device's memory.
             device: Not used; there is only one.
         """
-        self.limit = int(fraction * _TOTAL_BYTES)
+        self.memory.limit = int(fraction * _TOTAL_BYTES)
 
     def memory_allocated(self, device: object = None) -> int:
         """Return the bytes of all living tensors, graphs' own included."""
-        return self._allocated
+        return self.memory.allocated
 
     def max_memory_allocated(self, device: object = None) -> int:
         """Return the most bytes that were allocated at a time."""
-        return self._peak
+        return self.memory.peak
 
     def reset_peak_memory_stats(self, device: object = None) -> None:
         """Count the most bytes from now on."""
-        self._peak = self._allocated
+        self.memory.peak = self.memory.allocated
 
     def empty_cache(self) -> None:
         """Do nothing: freed memory is not kept."""
@@ -175,7 +159,7 @@ class PretendedGpu:
 
     def CUDAGraph(self) -> Recording:
         """Return an empty graph."""
-        return Recording(self._is_alive, self._count_replay)
+        return Recording(self.memory.is_alive, self._count_replay)
 
     @contextmanager
     def graph(self, graph: Recording, **_: object) -> Iterator[None]:
@@ -184,12 +168,12 @@ class PretendedGpu:
         Args:
             graph: A graph from ``CUDAGraph``.
         """
-        self.recording = graph
+        self.recording, self.traffic.is_capturing = graph, True
         generator = torch.get_rng_state()
         try:
             yield
         finally:
-            self.recording = None
+            self.recording, self.traffic.is_capturing = None, False
             graph.undo()
             torch.set_rng_state(generator)
 
@@ -197,67 +181,6 @@ class PretendedGpu:
 
     def _count_replay(self) -> None:
         self.replays += 1
-
-    def _is_alive(self, storage: int) -> bool:
-        return storage in self._storages
-
-    def _wait(self, reason: str) -> None:
-        if self.recording is not None:
-            raise RuntimeError(f"operation not permitted when stream is capturing: {reason}")
-        self.waits[f"{_place()} {reason}"] += 1
-
-    def _copy_up(self, source: Tensor, is_asynchronous: bool) -> None:
-        if is_asynchronous and self._is_pinned(source):
-            return
-        if self.recording is not None:
-            raise RuntimeError("operation not permitted when stream is capturing: pageable copy")
-        self.pageable_copies[_place()] += 1
-
-    def _is_pinned(self, tensor: Tensor) -> bool:
-        own = tensor.untyped_storage().data_ptr()
-        return any(known.untyped_storage().data_ptr() == own for known in self._pinned)
-
-    def allocate(self, tensor: DeviceTensor) -> None:
-        """Count the memory of a new tensor until nothing refers to it any more.
-
-        Args:
-            tensor: The tensor.
-
-        Raises:
-            torch.OutOfMemoryError: the process has no room for it. In a backward pass, the next
-                operation after it raises instead.
-        """
-        storage = tensor.on_cpu.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        known = self._storages.get(key)
-        if known is None:
-            if self._allocated + size > self.limit:
-                self._too_much = (
-                    f"CUDA out of memory. Tried to allocate {size} bytes, {self._allocated} of "
-                    f"{self.limit} are in use"
-                )
-                self._raise_if_too_much()
-            known = self._storages[key] = [size, 0]
-            self._allocated += size
-            self._peak = max(self._peak, self._allocated)
-        known[1] += 1
-        tensor.memory = _Memory(partial(self._free, key))
-
-    def _raise_if_too_much(self) -> None:
-        """Raise for memory that there was no room for; within a backward pass, at its end.
-
-        Torch's backward pass ends the process if an operation of a device in Python raises.
-        """
-        if self._too_much is not None and torch._C._current_graph_task_id() == -1:
-            message, self._too_much = self._too_much, None
-            raise torch.OutOfMemoryError(message)
-
-    def _free(self, key: int) -> None:
-        known = self._storages[key]
-        known[1] -= 1
-        if not known[1]:
-            del self._storages[key]
-            self._allocated -= known[0]
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operation that has a tensor of the device, or makes one.
@@ -270,7 +193,7 @@ class PretendedGpu:
         Raises:
             RuntimeError: it mixes devices, or waits during a capture.
         """
-        self._raise_if_too_much()
+        self.memory.raise_if_too_much()
         name = str(func)
         leaves, spec = tree_flatten((args, kwargs))
         asked = kwargs.get("device")
@@ -281,7 +204,7 @@ class PretendedGpu:
             if isinstance(leaf, Tensor) and not isinstance(leaf, DeviceTensor)
         ]
         to_device = torch.device(asked).type == _NAME if asked is not None else bool(on_device)
-        self._check(func, name, args, kwargs, on_device, on_host, to_device)
+        self.traffic.check(func, args, kwargs, on_device, on_host, to_device)
         wrapper_of = {id(tensor.on_cpu): tensor for tensor in on_device}
         inner_args, inner_kwargs = spec.unflatten(
             [leaf.on_cpu if isinstance(leaf, DeviceTensor) else leaf for leaf in leaves]
@@ -305,56 +228,6 @@ class PretendedGpu:
 
         return tree_map_only(Tensor, wrap, out)
 
-    def _check(
-        self,
-        func: Any,
-        name: str,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        on_device: list[DeviceTensor],
-        on_host: list[Tensor],
-        to_device: bool,
-    ) -> None:
-        """Count an operation, or refuse it."""
-        if not _is_view(func):
-            self.launches[name] += 1
-        if name in _COPIES:
-            is_asynchronous = bool(kwargs.get("non_blocking", len(args) > 2 and args[2]))
-            source, target_on_device = args[0], to_device
-            if name == "aten.copy_.default":
-                source, target_on_device = args[1], isinstance(args[0], DeviceTensor)
-            from_device = isinstance(source, DeviceTensor)
-            if from_device and not target_on_device:
-                self._wait("copy to the CPU")
-            elif target_on_device and not from_device:
-                self._copy_up(source, is_asynchronous)
-            return
-        if name in _READS and on_device:
-            self._wait(name)
-        mixed = [tensor for tensor in on_host if tensor.dim()] if on_device else []
-        if mixed and name in _INDEXING:
-            self._copy_up(mixed[0], is_asynchronous=False)
-        elif mixed:
-            shapes = [tuple(tensor.shape) for tensor in (*on_device, *mixed)]
-            raise RuntimeError(
-                "Expected all tensors to be on the same device, but found at least two devices, "
-                f"{_NAME}:0 and cpu! ({name}, shapes {shapes})"
-            )
-        if name in _INDEXING and any(
-            isinstance(index, Tensor) and index.dtype == torch.bool for index in args[1]
-        ):
-            self._wait("index by a mask")
-
-
-class _Memory:
-    """The memory of a tensor; torch cannot exchange the data of tensors with weak references."""
-
-    def __init__(self, free: Callable[[], None]) -> None:
-        self._free = free
-
-    def __del__(self) -> None:
-        self._free()
-
 
 class _Event:
     def record(self) -> None:
@@ -368,7 +241,7 @@ class DeviceTensor(Tensor):
     """A tensor of the pretended device; ``on_cpu`` holds its numbers on the CPU."""
 
     on_cpu: Tensor
-    memory: _Memory
+    memory: Held
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> DeviceTensor:
@@ -382,7 +255,7 @@ class DeviceTensor(Tensor):
             device=_gpu().device,
         )
         made.on_cpu = inner
-        _gpu().allocate(made)
+        made.memory = _gpu().memory.hold(inner.untyped_storage())
         return made  # type: ignore[no-any-return]
 
     @classmethod
@@ -398,7 +271,7 @@ class DeviceTensor(Tensor):
 
     def tolist(self) -> Any:
         """Return the numbers, which waits for the device."""
-        _gpu()._wait("tolist")
+        _gpu().traffic.wait("tolist")
         return self.on_cpu.tolist()
 
     def numpy(self, **_: Any) -> Any:
@@ -422,33 +295,13 @@ class _OnDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if makes or any(isinstance(leaf, DeviceTensor) for leaf in leaves):
             return gpu.run(func, args, kwargs)
         if func is torch.ops.aten.is_pinned.default:
-            return gpu._is_pinned(args[0])
+            return gpu.traffic.is_pinned(args[0])
         pins = kwargs.pop("pin_memory", None) or func is torch.ops.aten._pin_memory.default
         made = args[0].clone() if func is torch.ops.aten._pin_memory.default else None
         made = func(*args, **kwargs) if made is None else made
         if pins:
-            gpu._pinned.add(made)
+            gpu.traffic.pinned.add(made)
         return made
-
-
-def _place() -> str:
-    """Return file, line and function of this package that the present operation comes from."""
-    frame = sys._getframe(2)
-    while frame.f_back is not None:
-        code = frame.f_code
-        if "fppmo_ray" in code.co_filename and "/testing/" not in code.co_filename:
-            file = code.co_filename.rpartition("fppmo_ray/")[2]
-            return f"{file}:{frame.f_lineno} {code.co_name}"
-        frame = frame.f_back
-    return "elsewhere"
-
-
-@cache
-def _is_view(func: Any) -> bool:
-    return any(
-        item.alias_info is not None and not item.alias_info.is_write
-        for item in func._schema.returns
-    )
 
 
 _libraries: list[Any] = []  # an implementation lives as long as its library object
@@ -499,7 +352,7 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
         raise RuntimeError(f"torch {torch.__version__} has no devices written in Python; use 2.10")
     gpu = _gpu()
     gpu.reset_counts()
-    gpu.limit, gpu._too_much, gpu.is_usable = _TOTAL_BYTES, None, True
+    gpu.memory.limit, gpu.memory.too_much, gpu.is_usable = _TOTAL_BYTES, None, True
     swaps = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)  # for Module.to(device)
     try:

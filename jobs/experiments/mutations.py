@@ -40,8 +40,8 @@ from fppmo_ray.service.journal.facts import (
     fact_to_json,
 )
 from fppmo_ray.service.journal.journal import JOURNAL, to_lines
-from fppmo_ray.service.journal.repair import repair
 from fppmo_ray.service.journal.run_directory import open_run, read_journal
+from fppmo_ray.service.journal.writers import repair
 from fppmo_ray.service.resources import Resources
 from fppmo_ray.service.setting_groups import Baseline, Numerics, Sampler, Scoring
 from fppmo_ray.training import state_from_bytes

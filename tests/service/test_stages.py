@@ -48,8 +48,8 @@ from fppmo_ray.service.journal.run_directory import (
     JOURNAL,
     begun_stages,
     read_journal,
-    stage_run_dir,
 )
+from fppmo_ray.service.journal.storage import stage_run_dir
 from fppmo_ray.service.settings import in_stages
 from fppmo_ray.training import build_network, evaluate, open_images, source_of
 

@@ -192,7 +192,7 @@ def test_a_network_on_the_gpu_is_saved_and_loaded_on_the_cpu(
 
 def test_a_worker_is_held_to_its_share_of_the_memory(gpu: PretendedGpu) -> None:
     Pair(problem_of())
-    assert gpu.limit == gpu.get_device_properties().total_memory // 2
+    assert gpu.memory.limit == gpu.get_device_properties().total_memory // 2
     assert Resources(gpus=0.5).device_type == "cuda"
 
 
@@ -204,14 +204,14 @@ def test_a_score_that_runs_out_of_memory_is_tried_once_with_smaller_batches(
     before = gpu.memory_allocated()
     expected = pair.gpu.score(pair.weights, proposal(pair.keep))
     needed = gpu.max_memory_allocated() - before
-    base, gpu.limit = gpu.memory_allocated(), gpu.memory_allocated() + needed // 2
+    base, gpu.memory.limit = gpu.memory_allocated(), gpu.memory_allocated() + needed // 2
     found = pair.gpu.score(pair.weights, proposal(pair.keep))
     assert found.val_loss == pytest.approx(expected.val_loss, rel=0.1)  # of other statistics
     [message] = caplog.messages
     assert "a score is tried again, float32, channels last, scored by 62" in message
     assert gpu.memory_allocated() == base
-    gpu.limit = base + needed // 50
+    gpu.memory.limit = base + needed // 50
     with pytest.raises(RuntimeError, match="a score needs more memory than the GPU has, even"):
         pair.gpu.score(pair.weights, proposal(pair.keep))
-    gpu.limit = 2**40
+    gpu.memory.limit = 2**40
     assert pair.gpu.score(pair.weights, proposal(pair.keep)).val_loss == expected.val_loss

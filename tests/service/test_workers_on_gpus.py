@@ -42,7 +42,8 @@ class Worker(PruningWorker):
 
     def where(self):
         visible = os.environ["CUDA_VISIBLE_DEVICES"]
-        return visible, self.gpu.limit / self.gpu.get_device_properties().total_memory, repr(self)
+        share = self.gpu.memory.limit / self.gpu.get_device_properties().total_memory
+        return visible, share, repr(self)
 
 
 ray.init(address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)

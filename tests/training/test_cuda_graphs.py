@@ -222,9 +222,9 @@ def test_a_batch_that_does_not_fit_into_the_memory_is_trained_on_in_parts_to_the
         base = gpu.memory_allocated()
         gpu.reset_peak_memory_stats()
         if limit is not None:
-            gpu.limit = base + limit
+            gpu.memory.limit = base + limit
         train_steps(network, images, recipe, steps=6, seed=0, compute=compute)
-        gpu.limit = 2**40
+        gpu.memory.limit = 2**40
         weights = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
         return weights, gpu.max_memory_allocated() - base
 
@@ -241,7 +241,7 @@ def test_a_batch_that_does_not_fit_into_the_memory_is_trained_on_in_parts_to_the
 
 def test_a_single_image_that_does_not_fit_ends_the_training(gpu: PretendedGpu) -> None:
     network, images = without_batchnorm().to(gpu.device), images_on(gpu.device)
-    gpu.limit = gpu.memory_allocated() + 20_000
+    gpu.memory.limit = gpu.memory_allocated() + 20_000
     recipe = Recipe(batch_size=4, distillation_weight=0.0)
     with pytest.raises(torch.OutOfMemoryError):
         train_steps(network, images, recipe, steps=1, seed=0)

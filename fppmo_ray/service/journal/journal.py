@@ -1,19 +1,14 @@
-"""A journal: facts as JSON lines, and the file that a local run directory keeps them in."""
+"""A journal: facts as JSON lines, each with a checksum that shows damage."""
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
-from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 from fppmo_ray.distribution import Feedback, Proposal
-from fppmo_ray.durable_files import explain_write_errors, sync_folder
 from fppmo_ray.service.journal.facts import (
     FORMAT,
     Fact,
@@ -23,7 +18,6 @@ from fppmo_ray.service.journal.facts import (
 )
 
 JOURNAL = "journal.jsonl"
-_LOCK = "lock"
 _SUM = b',"sum":"'
 _TAIL_BYTES = len(_SUM) + 16 + 2  # 64 bits in hexadecimal, a quotation mark and a brace
 
@@ -189,95 +183,3 @@ def _other_format(line: bytes) -> str | None:
 def complete_lines(content: bytes) -> bytes:
     """Return the content without a torn last line, which counts as never written."""
     return content[: content.rfind(b"\n") + 1]
-
-
-def read_file(folder: Path) -> bytes | None:
-    """Return the complete lines of a folder's journal, or None if it has none."""
-    journal = folder / JOURNAL
-    return complete_lines(journal.read_bytes()) if journal.is_file() else None
-
-
-class FileJournal:
-    """A file that is appended to under a lock. Made by ``open_file``.
-
-    Args:
-        file: The journal, open without a buffer at its end.
-        path: Its path.
-    """
-
-    def __init__(self, file: IO[bytes], path: Path) -> None:
-        self._file = file
-        self._path = path
-
-    def append(self, lines: bytes) -> None:
-        """See ``Journal.append``.
-
-        Raises:
-            OSError: the disk is full or fails; the journal is left as it was.
-        """
-        end = self._file.tell()
-        with explain_write_errors(self._path):
-            try:
-                left = memoryview(lines)
-                while left:
-                    left = left[self._file.write(left) :]
-                os.fsync(self._file.fileno())
-            except OSError:
-                with suppress(OSError):
-                    self._file.truncate(end)
-                raise
-        self.require_held()
-
-    def require_held(self) -> None:
-        """See ``Journal.require_held``; the lock holds as long as the process and the file."""
-        try:
-            is_there = os.path.samestat(self._path.stat(), os.fstat(self._file.fileno()))
-        except OSError:  # not found, or the network file system has lost it
-            is_there = False
-        if not is_there:
-            raise RuntimeError(
-                f"{self._path} is not the file any more that this search writes: the run directory "
-                "was deleted, moved, replaced or unmounted; put it back and go on with --resume"
-            )
-
-
-@contextmanager
-def open_file(folder: Path) -> Iterator[tuple[FileJournal, bytes]]:
-    """Hold a folder's journal, made if absent; yield it with its complete lines.
-
-    Raises:
-        ValueError: another driver holds it.
-        OSError: the folder cannot be written.
-    """
-    journal = folder / JOURNAL
-    with explain_write_errors(journal):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / _LOCK).open("ab")
-    with lock:
-        _require_lock(lock, folder)
-        lines = read_file(folder) or b""
-        with explain_write_errors(journal):
-            file = journal.open("ab", buffering=0)
-        with file:
-            with explain_write_errors(journal):
-                file.truncate(len(lines))
-                file.seek(0, os.SEEK_END)
-                sync_folder(folder)
-            yield FileJournal(file, journal), lines
-
-
-def _require_lock(lock: IO[bytes], folder: Path) -> None:
-    # On NFS (EFS) Linux turns flock into a byte-range lock of the server's, so it holds between
-    # machines; it needs the file to be open for writing. Buckets mounted as folders have no locks:
-    # give their URI instead.
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ValueError(
-            f"{folder} is being written by another driver; wait for it, or stop it"
-        ) from error
-    except OSError as error:
-        raise OSError(
-            f"{folder} cannot be locked: {error.strerror or error}; choose a run directory on a "
-            "file system with locks, or give a bucket's URI"
-        ) from error

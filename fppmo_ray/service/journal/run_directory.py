@@ -19,12 +19,16 @@ from fppmo_ray.service.journal.journal import (
     Journal,
     from_lines,
     last_checksum,
-    open_file,
-    read_file,
     to_lines,
 )
-from fppmo_ray.service.journal.leases import LEASES, open_lease, read_leases
-from fppmo_ray.service.journal.storage import Storage, open_storage
+from fppmo_ray.service.journal.storage import Storage, open_storage, stage_run_dir
+from fppmo_ray.service.journal.writers import (
+    LEASES,
+    open_file,
+    open_lease,
+    read_file,
+    read_leases,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -55,20 +59,6 @@ def read_journal(run_dir: str | Path) -> list[Fact]:
             "expected the run directory of a search"
         )
     return facts
-
-
-def stage_run_dir(run_dir: Path | str, number: int) -> Path | str:
-    """Return the run directory of a stage.
-
-    Args:
-        run_dir: Run directory of the whole search, a folder or a URI.
-        number: Number of the stage, counted from 1.
-    """
-    name = f"stage-{number}"
-    if isinstance(run_dir, Path) or "://" not in run_dir:
-        return Path(run_dir) / name
-    place, mark, query = run_dir.partition("?")
-    return f"{place.rstrip('/')}/{name}{mark}{query}"
 
 
 def begun_stages(run_dir: str | Path) -> list[Path | str]:

@@ -107,6 +107,20 @@ def location_of(run_dir: str | Path) -> str:
     return f"{parts.scheme}://{name}{'@' * bool(name)}{host}{parts.path}".rstrip("/")
 
 
+def stage_run_dir(run_dir: Path | str, number: int) -> Path | str:
+    """Return the run directory of a stage.
+
+    Args:
+        run_dir: Run directory of the whole search, a folder or a URI.
+        number: Number of the stage, counted from 1.
+    """
+    name = f"stage-{number}"
+    if isinstance(run_dir, Path) or "://" not in run_dir:
+        return Path(run_dir) / name
+    place, mark, query = run_dir.partition("?")
+    return f"{place.rstrip('/')}/{name}{mark}{query}"
+
+
 def require_no_credentials(uri: str) -> None:
     """Refuse a URI with a password or a key, which logs, process lists and journals would show.
 

@@ -21,7 +21,8 @@ from fppmo_ray.pruning.importance import Ordering
 from fppmo_ray.service.choices import Found
 from fppmo_ray.service.dense_network import Context, dense_weights
 from fppmo_ray.service.journal.facts import Fact, Rescored, pack_mask, unpack_mask
-from fppmo_ray.service.journal.run_directory import open_run, read_journal, stage_run_dir
+from fppmo_ray.service.journal.run_directory import open_run, read_journal
+from fppmo_ray.service.journal.storage import stage_run_dir
 from fppmo_ray.service.mask_search import find_mask, find_mask_in_stages, find_mask_with
 from fppmo_ray.service.pool.worker_pool import WorkerPool
 from fppmo_ray.service.problem import Problem, started_of

@@ -16,9 +16,9 @@ from example_facts import FACTS, STARTED, numbered, told
 from fppmo_ray.durable_files import write_whole
 from fppmo_ray.service.journal.artifacts import network_files, read_figures
 from fppmo_ray.service.journal.facts import EpochFinished, Finished
-from fppmo_ray.service.journal.repair import repair
 from fppmo_ray.service.journal.run_directory import open_run, read_journal
 from fppmo_ray.service.journal.storage import open_storage
+from fppmo_ray.service.journal.writers import repair
 
 GONE = "is not the file any more that this search writes: the run directory was deleted, moved"
 

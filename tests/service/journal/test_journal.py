@@ -14,8 +14,8 @@ from example_facts import FACTS, STARTED, numbered, told
 
 from fppmo_ray.service.journal.facts import fact_to_json
 from fppmo_ray.service.journal.journal import last_checksum, to_lines
-from fppmo_ray.service.journal.repair import repair
 from fppmo_ray.service.journal.run_directory import open_run, read_journal
+from fppmo_ray.service.journal.writers import repair
 
 
 @pytest.fixture

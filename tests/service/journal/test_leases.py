@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import pytest
 from interleaving import MemoryStorage, every_order, interleave
 
-from fppmo_ray.service.journal import leases
-from fppmo_ray.service.journal.leases import LeaseJournal, open_lease, read_leases
+from fppmo_ray.service.journal import writers
+from fppmo_ray.service.journal.writers import LeaseJournal, open_lease, read_leases
 
 BEFORE = [b"before-0\n", b"before-1\n"]
 
@@ -57,7 +57,7 @@ class Driver:
 def _suffixes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The random part of tokens, such that a later claim is the higher or the lower one."""
     counted = itertools.count() if request.param == "rising" else itertools.count(10**6, -1)
-    monkeypatch.setattr(leases.secrets, "token_hex", lambda size: f"{next(counted):012d}")
+    monkeypatch.setattr(writers.secrets, "token_hex", lambda size: f"{next(counted):012d}")
 
 
 def begun() -> dict[str, bytes]:
