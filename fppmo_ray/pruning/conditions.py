@@ -31,6 +31,8 @@ class Conditions:
     image: Inputs
     """The inputs whose costs are counted: the first of the batch, or the whole of it for a network
     that does not run on two images."""
+    batch: int | None
+    """Length of the batch axis; None: that of the examples."""
     training_error: str | None
     """What the network raises in training mode; None if it runs."""
 
@@ -75,9 +77,8 @@ def find_conditions(
                     raise
                 error = raised
             else:
-                image = first_of(inputs, 1) if batch else inputs
                 failed = None if training else training_error
-                return Conditions(inputs=inputs, image=image, training_error=failed)
+                return conditions_on(examples, precision, batch, failed)
             if training:
                 training_error = _sentence(error)
     with must_run(inputs), torch.no_grad():
@@ -87,6 +88,22 @@ def find_conditions(
         f"{_sentence(error)}; put the code that raises it into a module that `ignore` names, or "
         "report it"
     ) from error
+
+
+def conditions_on(
+    examples: Inputs, precision: torch.dtype, batch: int | None, training_error: str | None
+) -> Conditions:
+    """Return conditions with random inputs.
+
+    Args:
+        examples: Example inputs, from ``checked``.
+        precision: Of the network.
+        batch: Length of the batch axis; None: that of the examples.
+        training_error: What the network raises in training mode; None if it runs.
+    """
+    inputs = random_inputs(examples, batch, precision)
+    image = first_of(inputs, 1) if batch else inputs
+    return Conditions(inputs=inputs, image=image, batch=batch, training_error=training_error)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -12,7 +13,14 @@ import numpy as np
 from torch import nn
 
 from fppmo_ray.distribution.space import IntArray
-from fppmo_ray.pruning.conditions import Conditions, Inputs, find_conditions, must_run
+from fppmo_ray.pruning.conditions import (
+    Conditions,
+    Inputs,
+    conditions_on,
+    find_conditions,
+    must_run,
+    precision_of,
+)
 from fppmo_ray.pruning.costs import CoupledCost, CoupledTensor, run_and_count, unfused
 from fppmo_ray.pruning.dependency import (
     FIXED,
@@ -21,11 +29,13 @@ from fppmo_ray.pruning.dependency import (
     Dependencies,
     DisjointSets,
     Product,
+    RuleError,
     independent,
     record_pass,
 )
 from fppmo_ray.pruning.dependency.widths import Decision, with_units
 from fppmo_ray.pruning.extract import Axis, NumberKey, Side, layer_of, named_tensors
+from fppmo_ray.pruning.shape_only import ShapeOnly, worthwhile
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -84,6 +94,8 @@ _BOTH_WAYS = "a tied weight has its filters as outputs in one place and reads th
 def couple(model: nn.Module, examples: Inputs) -> Coupling:
     """Trace the dependencies of a network's channels in training and in eval mode.
 
+    A large network is followed without numbers if it runs so.
+
     Args:
         model: The network on the CPU. It is left in eval mode, its batch-norm statistics change.
         examples: Arguments of its forward, with a batch axis.
@@ -91,6 +103,19 @@ def couple(model: nn.Module, examples: Inputs) -> Coupling:
     Raises:
         ValueError: the network does not run on such inputs.
     """
+    if worthwhile(model, examples):
+        shapes = ShapeOnly(model)
+        with suppress(RuleError):
+            found = shapes.attempt(lambda *given: _couple(shapes.network, given), examples)
+            # What does not run without numbers may run with them.
+            ran = found is not None and found.conditions.training_error is None
+            if found is not None and ran and (batch := found.conditions.batch) is not None:
+                conditions = conditions_on(examples, precision_of(model), batch, None)
+                return replace(found, conditions=conditions)
+    return _couple(model, examples)
+
+
+def _couple(model: nn.Module, examples: Inputs) -> Coupling:
     dependencies = independent(model)
 
     def follow(inputs: Inputs) -> None:

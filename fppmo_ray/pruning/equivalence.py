@@ -9,12 +9,14 @@ index from rounding.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fppmo_ray.distribution.space import BoolArray
+from fppmo_ray.distribution.space import BoolArray, IntArray
 from fppmo_ray.pruning.conditions import (
     Choices,
     Conditions,
@@ -38,7 +40,14 @@ from fppmo_ray.pruning.network_io import (
     opened,
 )
 from fppmo_ray.pruning.noise import even_noise
-from fppmo_ray.pruning.twin import random_mask, randomise, relative_error, zeroed_consumers
+from fppmo_ray.pruning.shape_only import ShapeOnly, is_large, worthwhile
+from fppmo_ray.pruning.twin import (
+    mask_of_widths,
+    random_mask,
+    randomise,
+    relative_error,
+    zeroed_consumers,
+)
 from fppmo_ray.training.outputs import flat_tensors
 
 _TOLERANCES = {
@@ -102,7 +111,8 @@ class Proof:
 
     The numbers are compared on images of 64 or 96 pixels if the network performs the same
     operations on these, else in the given size. Whether a smaller network runs, also in training
-    mode, and costs what the space says is tried in the given size and the network's own precision.
+    mode, and costs what the space says is tried in the given size and the network's own precision;
+    of large networks without numbers, if they run so.
 
     Args:
         network: The network on the CPU, in its own precision.
@@ -118,6 +128,11 @@ class Proof:
         self._attempt = 0
         self._telling: list[bool] = []
         self._sees_choices = False
+        self._proven: list[tuple[BoolArray, nn.Module]] = []
+        self._proven_axes: object = None
+        self._is_large = is_large(network, conditions.image)
+        spares = worthwhile(network, conditions.image)
+        self._shapes = ShapeOnly(self._network) if spares else None
         self.remark: str | None = None
         """What a user must know of the precision of the last comparison; None: it was float64."""
         self._choose_twin()
@@ -134,19 +149,33 @@ class Proof:
             if precision is not None:
                 cast_network(twin, precision)
             for given in sizes:
-                self._twin = twin
+                self._twin, self._is_cropped = twin, given is short
                 self._inputs = tuple(cast(t, precision) if precision else t for t in given)
                 try:
-                    with Operations() as operations:
-                        _answers(twin, self._first(self._inputs))
+                    precisions = self._precisions()
                 except FORWARD_ERRORS as error:
                     last = error
                 else:
-                    known = [kind for kind in _TOLERANCES if kind in operations.precisions]
+                    known = [kind for kind in _TOLERANCES if kind in precisions]
                     self._lowest = max(known, key=_TOLERANCES.__getitem__, default=torch.float64)
                     return
         with must_run(inputs):
             raise last
+
+    def _precisions(self) -> set[torch.dtype]:
+        """The precisions in which the twin computes."""
+
+        def run(network: nn.Module, *inputs: Tensor) -> set[torch.dtype]:
+            with Operations() as operations:
+                _answers(network, inputs)
+            precisions: set[torch.dtype] = operations.precisions
+            return precisions
+
+        inputs, found = self._first(self._inputs), None
+        if self._shapes is not None:
+            shapes = ShapeOnly(self._twin)
+            found = shapes.attempt(partial(run, shapes.network), inputs)
+        return run(self._twin, *inputs) if found is None else found
 
     def _short_inputs(self) -> Inputs | None:
         """Crops of half the numbers or fewer on which the network performs the same operations."""
@@ -156,21 +185,30 @@ class Proof:
             short = shortened(inputs, pixels)
             if 2 * sum(map(Tensor.numel, short)) > sum(map(Tensor.numel, inputs)):
                 continue  # not worth it
-            try:
-                performed = self._operations(short)
-            except FORWARD_ERRORS:
-                continue
-            names = names or self._operations(inputs)
-            if performed == names:
+            if names is None and self._shapes is not None:
+                names = self._operations(inputs)
+                if names is None:
+                    self._shapes = None  # it needs numbers
+            performed = self._operations(short)
+            if performed is not None and performed == (names or self._operations(inputs)):
                 return short
         return None
 
-    def _operations(self, inputs: Inputs) -> list[str]:
-        """Names of the operations that the network performs on the first of a batch of inputs."""
-        with Operations() as operations:
-            _answers(self._network, self._first(inputs))
-        names: list[str] = operations.names
-        return names
+    def _operations(self, inputs: Inputs) -> list[str] | None:
+        """Names of the operations on the first of a batch of inputs; None if these do not run."""
+        network = self._network if self._shapes is None else self._shapes.network
+
+        def performed(*given: Tensor) -> list[str]:
+            with Operations() as operations:
+                _answers(network, given)
+            names: list[str] = operations.names
+            return names
+
+        if self._shapes is not None:
+            return self._shapes.attempt(performed, self._first(inputs))
+        with suppress(*FORWARD_ERRORS):
+            return performed(*self._first(inputs))
+        return None
 
     def _first(self, inputs: Inputs) -> Inputs:
         """The first of a batch of inputs, or all for a network that does not run on one."""
@@ -192,10 +230,16 @@ class Proof:
         """
         rng = np.random.default_rng(0)
         masks = given or [random_mask(tracing.space, rng) for _ in range(_NUM_MASKS)]
+        axes = [(part.tensor, part.axis, part.units.tobytes()) for part in tracing.slices]
+        if axes != self._proven_axes:
+            self._proven, self._proven_axes = [], axes
         for index, keep in enumerate(masks):
-            reason = self._misfit(tracing, keep, trains=index == 0)
-            if reason is not None:
-                return reason
+            # Comparing single images of the given size shows costs, too.
+            is_counted = self._counts and self._batch(masks, index) is not self._inputs
+            if index == 0 or not is_counted:
+                reason = self._misfit(tracing, keep, trains=index == 0)
+                if reason is not None:
+                    return reason
         reason = self._no_proof(tracing, masks)
         if reason == _NOTHING and not self._sees_choices:
             self._sees_choices, self._telling = True, []
@@ -208,6 +252,7 @@ class Proof:
         for attempt in range(_ATTEMPTS):
             if attempt > 0:
                 self._attempt += 1
+                self._proven = []
                 randomise(self._twin, self._attempt)
             reason, shown = self._difference(tracing, masks)
             if reason is not None or len(masks) == 1:
@@ -226,36 +271,47 @@ class Proof:
     @torch.no_grad()
     def _misfit(self, tracing: Tracing, keep: BoolArray, *, trains: bool) -> str | None:
         """How a smaller network does not run or train, or costs other than the space says."""
-        # Our own steps stay outside: their exceptions are bugs, not properties of the network.
-        smaller = extract(self._network, tracing, keep)
-        macs = tracing.space.macs(keep)
-        try:
+        macs, batch = tracing.space.macs(keep), self._conditions.inputs
+        trains = trains and self._conditions.training_error is None
+
+        def counted(network: nn.Module, *inputs: Tensor) -> int:
             with even_noise():
-                _, counted = run_and_count(smaller, self._conditions.image)
-                if macs != counted:
-                    return f"it has {counted} MACs instead of {macs}"
-                # Heads that only train must fit too.
-                if trains and self._conditions.training_error is None:
-                    smaller.train()(*self._conditions.inputs)
+                _, found = run_and_count(network, inputs[: len(batch)])
+                if found == macs and trains:  # heads that only train must fit too
+                    network.train()(*inputs[len(batch) :])
+            return found
+
+        # Our own steps stay outside: their exceptions are bugs, not properties of the network.
+        inputs = (*self._conditions.image, *batch)
+        if self._shapes is not None:
+            shapes = extract(self._shapes.network, tracing, keep)
+            if self._shapes.attempt(partial(counted, shapes), inputs) == macs:
+                return None
+        smaller = extract(self._network, tracing, keep)
+        try:
+            found = counted(smaller, *inputs)
         except FORWARD_ERRORS as error:
             return _raises(error)
-        return None
+        return None if found == macs else f"it has {found} MACs instead of {macs}"
 
     def _difference(
         self, tracing: Tracing, masks: Sequence[BoolArray]
     ) -> tuple[str | None, list[bool]]:
         """How outputs differ from the dense network's, and which of them depend on the mask."""
-        # A second comparison, at other widths, need not show again that images do not mix.
-        inputs = self._first(self._inputs) if self._telling else self._inputs
         expected: list[list[Tensor]] = []
-        for keep in masks:
+        for index, keep in enumerate(masks):
+            inputs = self._batch(masks, index)
             smaller = extract(self._twin, tracing, keep)
-            with zeroed_consumers(self._twin, tracing, keep):
-                dense, chosen = self._answers(self._twin, inputs)
+            # Smaller networks have been proven on single images only.
+            within, larger = (None, self._twin) if inputs is self._inputs else self._larger(keep)
+            with zeroed_consumers(larger, tracing, keep, within):
+                dense, chosen = self._answers(larger, inputs)
             try:
-                outputs, operands = self._answers(smaller, inputs)
+                (outputs, operands), counted = self._counted_answers(smaller, inputs)
             except FORWARD_ERRORS as error:
                 return _raises(error), []
+            if counted not in (None, macs := tracing.space.macs(keep)):
+                return f"it has {counted} MACs instead of {macs}", []
             if len(chosen) == len(operands):
                 pairs = [_comparable(*pair) for pair in zip(operands, chosen, strict=True)]
                 outputs += [one for one, _ in pairs]
@@ -264,11 +320,52 @@ class Proof:
             reason = self._deviation(outputs, dense)
             if reason is not None:
                 return reason, []
+            if self._is_large and len(masks) > 1:
+                self._proven.append((keep, smaller))
+                del self._proven[1:-1]  # each takes memory
         shows = _SHOWS * _TOLERANCES[self._lowest]
         return None, [
             is_real(one) and one.shape == other.shape and relative_error(one, other) > shows
-            for one, other in zip(expected[0], expected[-1], strict=False)
+            for one, other in map(_of_one_length, expected[0], expected[-1])
         ]
+
+    def masks(
+        self, tracing: Tracing, widths: Sequence[IntArray], rng: np.random.Generator
+    ) -> list[BoolArray]:
+        """Return a mask for every one of given widths.
+
+        For a large network they lie in one another where they can, the widest first: a network that
+        has been proven stands for the dense one in the proof of those that lie in its mask.
+
+        Args:
+            tracing: The tracing to prove.
+            widths: Kept filters per group, each ``(num_groups,)``.
+            rng: Source of randomness.
+        """
+        masks = [keep for keep, _ in self._proven[:1] if len(keep) == tracing.space.num_filters]
+        if not masks:
+            return [mask_of_widths(tracing.space, width, rng) for width in widths]
+        for width in sorted(widths, key=lambda width: -int(width.sum())):
+            masks.append(mask_of_widths(tracing.space, width, rng, *masks[-1:]))
+        return masks[-len(widths) :]
+
+    def _larger(self, keep: BoolArray) -> tuple[BoolArray | None, nn.Module]:
+        """The smallest proven network that has all filters of a mask, with its own mask."""
+        found = [one for one in self._proven if not (keep & ~one[0]).any()]
+        return min(found, key=lambda one: int(one[0].sum()), default=(None, self._twin))
+
+    def _batch(self, masks: Sequence[BoolArray], index: int) -> Inputs:
+        """The inputs to compare on: two images if this shows that they do not mix, else one.
+
+        Every proof ends with two images. A large network has them only at its smallest widths,
+        which are tried last, and where a single mask is tried.
+        """
+        is_last, is_first_proof = index == len(masks) - 1, not self._telling
+        if self._is_large:
+            has_two = is_last and not (is_first_proof and len(masks) > 1)
+        else:
+            has_two = is_last or is_first_proof
+        return self._inputs if has_two else self._first(self._inputs)
 
     def _deviation(self, outputs: list[Tensor], expected: list[Tensor]) -> str | None:
         """How outputs are other than expected; None if they are equal but for rounding."""
@@ -286,6 +383,19 @@ class Proof:
                 "output only, and not to 1e-9"
             )
         return None
+
+    @property
+    def _counts(self) -> bool:
+        """Whether comparisons count MACs."""
+        return self._is_large and not self._is_cropped
+
+    def _counted_answers(
+        self, network: nn.Module, inputs: Inputs
+    ) -> tuple[tuple[list[Tensor], list[Tensor]], int | None]:
+        """The answers and, of large networks on one image of the given size, the MACs."""
+        if inputs is self._inputs or not self._counts:
+            return self._answers(network, inputs), None
+        return run_and_count(network, inputs, lambda *given: self._answers(network, given))
 
     @torch.no_grad()
     def _answers(self, network: nn.Module, inputs: Inputs) -> tuple[list[Tensor], list[Tensor]]:
@@ -305,6 +415,14 @@ def _answers(network: nn.Module, inputs: Inputs) -> list[Tensor]:
 def _comparable(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     """Two tensors, or empty ones where they have fewer channels than one another."""
     return (one, other) if one.shape == other.shape else (_EMPTY, _EMPTY)
+
+
+def _of_one_length(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Two outputs, of which one may be of two images and the other of the first of these."""
+    if one.dim() == other.dim() > 0:
+        length = min(len(one), len(other))
+        return one[:length], other[:length]
+    return one, other
 
 
 _EMPTY = torch.empty(0)

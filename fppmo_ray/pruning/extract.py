@@ -228,7 +228,7 @@ def select(
     for (name, axis), positions in kept.items():
         tensor = sliced.get(name, tensors[name])
         sliced[name] = tensor.index_select(axis, indices[id(positions), tensor.device])
-    smaller = _copy(
+    smaller = replaced(
         model, {id(tensor): _like(tensor, sliced.get(name)) for name, tensor in tensors.items()}
     )
     changed = {id(tensors[name]) for name in sliced}
@@ -280,7 +280,7 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict(chain(model.named_parameters(), model.named_buffers()))
 
 
-def _copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+def replaced(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """``copy.deepcopy`` that uses the tensors in the memo instead of copying the model's.
 
     An empty shell of every module is put in the memo too and filled with few calls, which is three

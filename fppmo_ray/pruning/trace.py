@@ -27,7 +27,6 @@ from fppmo_ray.pruning.equivalence import Proof
 from fppmo_ray.pruning.extract import AxisUnits, NumberKey, NumberUnits, Tracing
 from fppmo_ray.pruning.given_network import check_finite, check_traceable
 from fppmo_ray.pruning.network_io import ExampleInputs, checked, opened
-from fppmo_ray.pruning.twin import mask_of_widths
 from fppmo_ray.pruning.width_decisions import (
     WidthDecision,
     changing_widths,
@@ -317,7 +316,7 @@ class _Survey:
         space = tracing.space
         if not widths:
             widths = tuple(usual_widths(self._decisions(chosen), space.dense_widths, rng))
-        masks = [mask_of_widths(space, width, rng) for width in widths]
+        masks = self.proof.masks(tracing, widths, rng)
         return self.proof.disagreement(tracing, masks)
 
     def _decisions(self, chosen: list[CandidateGroup]) -> list[WidthDecision]:

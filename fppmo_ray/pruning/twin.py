@@ -68,13 +68,16 @@ def randomise(twin: nn.Module, seed: int = 0) -> None:
 
 
 @contextmanager
-def zeroed_consumers(twin: nn.Module, tracing: Tracing, keep: BoolArray) -> Iterator[None]:
+def zeroed_consumers(
+    twin: nn.Module, tracing: Tracing, keep: BoolArray, within: BoolArray | None = None
+) -> Iterator[None]:
     """Set the weights that read removed channels to zero within a block.
 
     Args:
-        twin: The dense network; its weights change within the block.
-        tracing: Its tracing.
+        twin: The dense network, or an extracted one; its weights change within the block.
+        tracing: Tracing of the dense network.
         keep: The mask, bool ``(num_filters,)``, True = kept.
+        within: The mask of ``twin``, which keeps more filters; None: it is dense.
     """
     tensors = named_tensors(twin)
     before: list[tuple[Tensor, int, Tensor, Tensor]] = []
@@ -82,7 +85,8 @@ def zeroed_consumers(twin: nn.Module, tracing: Tracing, keep: BoolArray) -> Iter
         for part in tracing.slices:
             if part.side == "input":
                 weight = tensors[part.tensor]
-                removed = torch.from_numpy(np.flatnonzero(~part.kept(keep)))
+                present = slice(None) if within is None else part.kept(within)
+                removed = torch.from_numpy(np.flatnonzero(~part.kept(keep)[present]))
                 before.append((weight, part.axis, removed, weight.index_select(part.axis, removed)))
                 weight.index_fill_(part.axis, removed, 0)
         try:
@@ -122,15 +126,24 @@ def random_mask(space: PruningSpace, rng: np.random.Generator) -> BoolArray:
     return keep
 
 
-def mask_of_widths(space: PruningSpace, widths: IntArray, rng: np.random.Generator) -> BoolArray:
+def mask_of_widths(
+    space: PruningSpace,
+    widths: IntArray,
+    rng: np.random.Generator,
+    within: BoolArray | None = None,
+) -> BoolArray:
     """Return a mask that keeps so many random filters of each group.
 
     Args:
         space: The space of the mask.
         widths: Kept filters per group, ``(num_groups,)``.
         rng: Source of its randomness.
+        within: A mask of which filters are taken, where it keeps so many.
     """
     keep = np.zeros(space.num_filters, dtype=np.bool_)
     for offset, group, width in zip(space.offsets, space.groups, widths, strict=True):
-        keep[offset + rng.choice(group.num_filters, size=width, replace=False)] = True
+        filters = np.arange(offset, offset + group.num_filters)
+        inner = filters if within is None else filters[within[filters]]
+        few = inner if len(inner) >= width else filters
+        keep[few[rng.choice(len(few), size=width, replace=False)]] = True
     return keep

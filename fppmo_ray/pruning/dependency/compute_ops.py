@@ -71,7 +71,7 @@ def mixed(op: Operation) -> list[Channels]:
 
 
 def observed(op: Operation) -> list[Channels]:
-    """Ask whether all elements are true, as checks of values do: couple nothing."""
+    """Ask whether all elements are true, as checks of values do, or where they are."""
     return [{} for _ in op.outputs]
 
 

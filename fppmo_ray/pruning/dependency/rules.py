@@ -23,7 +23,7 @@ _RULES: Mapping[Rule, str] = {
     compute_ops.mixed: (
         "_softmax _log_softmax cumsum cumprod logcumsumexp sort topk _fft_r2c _fft_c2r _fft_c2c"
     ),
-    compute_ops.observed: "_is_all_true _is_any_true",
+    compute_ops.observed: "_is_all_true _is_any_true device",
     compute_ops.resampled: "grid_sampler_2d grid_sampler_3d",
     compute_ops.reduced: (
         "mean sum amax amin max min var std var_mean std_mean prod logsumexp linalg_vector_norm "
@@ -107,7 +107,7 @@ def apply_rule(overload: OpOverload, op: Operation) -> list[Channels]:
     Raises:
         RuleError: the rule itself failed.
     """
-    if not op.outputs:
+    if not op.outputs and _rule_of(overload) is not compute_ops.observed:
         return compute_ops.without_rule(op)
     try:
         return _checked(op, _rule_of(overload)(op))
