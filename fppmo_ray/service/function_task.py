@@ -275,7 +275,9 @@ class FunctionsOnWorker:
         """
         begin = time.perf_counter()
         rng, settings = np.random.default_rng(tuple(seed)), self._settings
-        network = self._pruned(dense, keep, rng, is_proposal=split == "search_val")
+        is_proposal = split == "search_val"
+        count = settings.scoring.score_reconstruct_images if is_proposal else None
+        network = self._pruned(dense, keep, rng, is_proposal=is_proposal, num_images=count)
         if self._task.score is not None:
             loss = -self._score(network, seed, self._task.score)
         else:
@@ -300,19 +302,28 @@ class FunctionsOnWorker:
         found = self.score(dense, keep, seed=(self._seed,), split=split, compute=compute)
         return ComputeTrial(compute=compute, seconds=found.seconds, val_loss=found.val_loss)
 
-    def pruned(self, dense: nn.Module, keep: BoolArray) -> nn.Module:
+    def pruned(self, dense: nn.Module, keep: BoolArray, *, for_epochs: bool = False) -> nn.Module:
         """Return the extracted network, refitted, recalibrated and reconstructed.
 
         Batch norms are recalibrated by the user's function; without one, on the images. See
         ``TaskOnWorker.pruned``.
         """
         rng = np.random.default_rng(self._seed)
-        return self._pruned(dense, keep, rng, is_proposal=False)
+        return self._pruned(dense, keep, rng, num_images=0 if for_epochs else None)
 
     def _pruned(
-        self, dense: nn.Module, keep: BoolArray, rng: np.random.Generator, *, is_proposal: bool
+        self,
+        dense: nn.Module,
+        keep: BoolArray,
+        rng: np.random.Generator,
+        *,
+        num_images: int | None,
+        is_proposal: bool = False,
     ) -> nn.Module:
-        """Return the network that a mask leaves; that of a proposal is made on fewer images."""
+        """Return the network that a mask leaves; that of a proposal is made on fewer images.
+
+        ``num_images`` images reconstruct it, all of them if it is None.
+        """
         network, scoring = extract(dense, self._tracing, keep), self._settings.scoring
         refits = self._images is not None and self._settings.calibration.refit
         if self._images is not None and refits:
@@ -325,7 +336,6 @@ class FunctionsOnWorker:
             count = scoring.score_recalibrate_images if is_proposal else scoring.recalibrate_images
             drawn = rng.permutation(len(self._images.few))[:count]
             self._images.recalibrate(network, np.sort(drawn))
-        num_images = scoring.score_reconstruct_images if is_proposal else None
         if self._images is not None and refits and num_images != 0:
             self._images.reconstruct(network, dense, keep, num_images)
         return network

@@ -188,14 +188,10 @@ class ImagesOnWorker:
         candidate = self.candidate(dense, keep, seed=(0,), split=split, compute=compute)
         return try_compute(candidate) if of == "score" else try_training(candidate)
 
-    def pruned(self, dense: nn.Module, keep: BoolArray) -> nn.Module:
+    def pruned(self, dense: nn.Module, keep: BoolArray, *, for_epochs: bool = False) -> nn.Module:
         """Return the extracted network, refitted and reconstructed if the settings say so.
 
-        Its batch norms have its own statistics.
-
-        Args:
-            dense: The dense network.
-            keep: The mask, ``(num_filters,)``.
+        Its batch norms have its own statistics. See ``TaskOnWorker.pruned``.
         """
         network = extract(dense, self._tracing, keep)
         if (refit := self._refit(dense)) is not None:
@@ -203,7 +199,8 @@ class ImagesOnWorker:
         count = self._settings.scoring.recalibrate_images
         drawn = self.images("search_train").batches(_RECALIBRATION_BATCH, self._drawn(count))
         recalibrate_batchnorm(network, drawn)
-        if (reconstruct := self._reconstruct(dense, None)) is not None:
+        reconstruct = None if for_epochs else self._reconstruct(dense, None)
+        if reconstruct is not None:
             reconstruct(network, keep)
         return network
 

@@ -242,12 +242,14 @@ class TaskOnWorker(Protocol):
             of: What is measured.
         """
 
-    def pruned(self, dense: nn.Module, keep: BoolArray) -> nn.Module:
+    def pruned(self, dense: nn.Module, keep: BoolArray, *, for_epochs: bool = False) -> nn.Module:
         """Return the network that a mask leaves, mended as far as that goes without training.
 
         Args:
             dense: The dense network.
             keep: The mask, ``(num_filters,)``.
+            for_epochs: Whether epochs of training follow: they start from refitted layers, and end
+                no better from reconstructed ones.
         """
 
     def importance_batches(self, seed: int) -> Batches | None:

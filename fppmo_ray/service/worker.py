@@ -152,7 +152,7 @@ class PruningWorker:
         shard: Shard = WHOLE,
     ) -> tuple[bytes, TrainingReport | None]:
         """See ``Worker.train_epoch``."""
-        network = self._network(weights, task.keep, state)
+        network = self._network(weights, task.keep, state, for_epochs=True)
         compute = task.compute or weights.compute
         torch.set_num_threads(compute.threads)
         new_state, report = self._task.train_epoch(
@@ -238,12 +238,17 @@ class PruningWorker:
         return self._dense
 
     def _network(
-        self, weights: WeightsSnapshot, keep: BoolArray | None, state: bytes | None
+        self,
+        weights: WeightsSnapshot,
+        keep: BoolArray | None,
+        state: bytes | None,
+        *,
+        for_epochs: bool = False,
     ) -> nn.Module:
         """Return a network of the caller's own: in a training state, or before training."""
         dense, tracing = self._with(weights), self._problem.tracing
         if keep is not None and state is None:
-            return self._task.pruned(dense, keep)
+            return self._task.pruned(dense, keep, for_epochs=for_epochs)
         network = copy.deepcopy(dense) if keep is None else extract(dense, tracing, keep)
         if state is not None:
             network.load_state_dict(state_from_bytes(state).network)

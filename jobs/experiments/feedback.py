@@ -42,7 +42,7 @@ from fppmo_ray.distribution import (
     OptimizerSettings,
     UpdateRule,
 )
-from fppmo_ray.distribution.allocation import allocation_masks
+from fppmo_ray.distribution.allocation import GAMMAS, allocation_masks
 from fppmo_ray.job import run_job
 from fppmo_ray.pruning import trace
 from fppmo_ray.pruning.calibration.divergence import Answers, answers, divergence
@@ -109,7 +109,7 @@ def main(
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
     methods: tuple[str, ...] = (_ALLOCATION, "widths 160", "random 160", "legr 160"),
     steps: int = 300,
-    gamma: float = 1.0,
+    gammas: tuple[float, ...] = GAMMAS,
     capacity_weight: float = 0.0,
     score_images: int = 100,
     ignore: tuple[str, ...] = ("conv1",),
@@ -129,7 +129,8 @@ def main(
         methods: ``allocation``, or a rule of ``fppmo_ray.distribution.RULES``, ``random`` (widths)
             or ``legr`` with a number of scores.
         steps: Distillation steps of 100 images; 0: the networks are not trained.
-        gamma: Weight of the parameters in the allocation.
+        gammas: Weights of the parameters in the allocation, of which the one that scores best is
+            taken.
         capacity_weight: How much the parameters left count when masks are compared.
         score_images: Images that a score reconstructs its network on; 0: it is refitted alone.
         ignore: Layers that stay whole.
@@ -160,16 +161,16 @@ def main(
         for seed in seeds
     }
     for seed, cut, method in itertools.product(seeds, macs_cuts, methods):
-        weight, seen = (0.0, 0) if method == _ALLOCATION else (capacity_weight, score_images)
-        if ((network, cut, method, weight, seen), seed) in done:
+        weight = 0.0 if method == _ALLOCATION else capacity_weight
+        if ((network, cut, method, weight, score_images), seed) in done:
             continue
         study = studies[seed]
         subject = Subject(
             study=study,
             budget=Budget.from_cut(space, cut),
-            gamma=gamma,
+            gammas=gammas,
             capacity_weight=weight,
-            score_images=seen,
+            score_images=score_images,
             scored=scored,
             chosen=chosen,
         )
@@ -186,7 +187,7 @@ def main(
             macs_cut=cut,
             method=method,
             capacity_weight=weight,
-            score_images=seen,
+            score_images=score_images,
             seed=seed,
             chosen=name,
             divergence=distances[name],
@@ -213,7 +214,7 @@ class Subject:
 
     study: Study
     budget: Budget
-    gamma: float
+    gammas: tuple[float, ...]
     capacity_weight: float
     score_images: int
     scored: tuple[Images, Answers]
@@ -223,10 +224,7 @@ class Subject:
 
     def finalists(self, method: str) -> dict[str, BoolArray]:
         """The masks that a method ends with, by name; the allocation is always among them."""
-        order = self.study.order
-        [allocation] = allocation_masks(
-            [self.budget], order.error_curves, order.importance, gamma=self.gamma
-        )
+        allocation = self.allocation()
         if method == _ALLOCATION:
             return {_ALLOCATION: allocation}
         name, scores = method.split()
@@ -235,6 +233,17 @@ class Subject:
         masks = self._drawn(name, int(scores))
         best = sorted(masks, key=lambda i: masks[i][1])[:_NUM_SAMPLES]
         return {_ALLOCATION: allocation} | {f"sample {i}": masks[i][0] for i in best}
+
+    def allocation(self) -> BoolArray:
+        """The allocation of the weight that scores best."""
+        order = self.study.order
+        masks = [
+            allocation_masks([self.budget], order.error_curves, order.importance, gamma=gamma)[0]
+            for gamma in self.gammas
+        ]
+        if len(masks) == 1:
+            return masks[0]
+        return min(masks, key=lambda keep: self.cost(self.score(keep), keep))
 
     def score(self, keep: BoolArray) -> float:
         """The divergence that a score sees: recalibrated on few images, in small batches."""
@@ -259,7 +268,7 @@ class Subject:
         return divergence(self.study.reconstructed(keep), images.batches(_BATCH), known)
 
     def _searched(self, rule: UpdateRule, scores: int) -> dict[str, BoolArray]:
-        order, budgets = self.study.order, [self.budget]
+        order = self.study.order
         settings = OptimizerSettings(
             macs_cut=1 - self.budget.max_macs / self.budget.space.dense_macs,
             num_proposals=scores,
@@ -267,7 +276,7 @@ class Subject:
             seed=self.study.seed,
             capacity_weight=self.capacity_weight,
         )
-        start = allocation_masks(budgets, order.error_curves, order.importance, gamma=self.gamma)
+        start = [self.allocation()]
         search = MaskOptimizer(self.budget.space, order.importance, settings, allocations=start)
         while not search.finished:
             for proposal in search.ask():
@@ -315,10 +324,10 @@ def feedback_table(rows: Sequence[Row]) -> Table:
     cells: dict[tuple[str, float, str, float, int], dict[int, Row]] = defaultdict(dict)
     for row in rows:
         cells[row.setting][row.seed] = row
-    for (network, cut, method, weight, _), own in cells.items():
+    for (network, cut, method, weight, images), own in cells.items():
         reference = {}
         if method != _ALLOCATION:
-            reference = cells.get((network, cut, _ALLOCATION, 0.0, 0), {})
+            reference = cells.get((network, cut, _ALLOCATION, 0.0, images), {})
         pairs = [seed for seed in own if seed in reference]
         lines.add_row(
             network,

@@ -150,7 +150,7 @@ class Tuner:
         if weights is not None:
             load_arrays(network, weights)
         if task.keep is not None:
-            network = self.classification.pruned(network, task.keep)
+            network = self.classification.pruned(network, task.keep, for_epochs=True)
         lay_out(network, task.compute)
         return network
 

@@ -4,8 +4,8 @@
         --held-out-rows search_val_rows.npy --epochs 60 --output runs/long-resnet20.csv
 
 Masks come from 1,000 unlabelled images; those of a search were scored by divergence, weighed by the
-parameters left, as ``search`` does before fine-tuning. All pruned networks are refitted,
-recalibrated and reconstructed, and all networks, the dense one too, are trained by the same recipe.
+parameters left, as ``search`` does before fine-tuning. All pruned networks are refitted
+and recalibrated, and all networks, the dense one too, are trained by the same recipe.
 The held-out images show every epoch; the test images are read before the first epoch and after the
 last. After every epoch a checkpoint is written, and the same command goes on where it was stopped.
 """
@@ -160,7 +160,7 @@ def main(
                 seed=seed,
             ),
             budget=Budget.from_cut(space, cut),
-            gamma=1.0,
+            gammas=_GAMMAS,
             capacity_weight=_CAPACITY_WEIGHT,
             score_images=100,
             scored=scored,
@@ -168,7 +168,7 @@ def main(
         )
         folder = output.with_suffix("") / f"{method}-{cut:g}-{recipe.epochs}-{name}-s{seed}"
         keep = None if method == DENSE else _mask(subject, method, folder)
-        start = copy.deepcopy(dense) if keep is None else subject.study.reconstructed(keep)
+        start = copy.deepcopy(dense) if keep is None else subject.study.network(keep)
         before = accuracy_on(start, course.test)
         logger.info("%s, seed %d: %.2f %% before training", method, seed, before)
         trained, seen = course.train_from(start, seed, folder)
@@ -266,7 +266,7 @@ def _found(subject: Subject, method: str) -> BoolArray:
     if method == "allocation":
         return finalists[best]
     gamma = float(best.split()[1])
-    own = {**replace(subject, gamma=gamma).finalists(method), best: finalists[best]}
+    own = {**replace(subject, gammas=(gamma,)).finalists(method), best: finalists[best]}
     return own[_best(subject, own)]
 
 
