@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,12 @@ from fppmo_ray.training.networks import NETWORKS, torchvision_source
 from fppmo_ray.training.own_data import OwnData, own_data
 
 _TIMM = "timm"
+
+
+def load_function(name: str) -> Callable[..., Any]:
+    """Return the function that ``MODULE:FUNCTION`` names; the working directory is searched too."""
+    sys.path.insert(0, str(Path.cwd()))
+    return load_constructor(name)
 
 
 def open_network(
@@ -48,8 +54,7 @@ def open_network(
         arguments = {"model_name": model, "num_classes": num_classes}
         source = {"constructor": "timm:create_model", "arguments": arguments}
     elif colon:
-        sys.path.insert(0, str(Path.cwd()))
-        network, source = load_constructor(name)(), {"constructor": name, "arguments": {}}
+        network, source = load_function(name)(), {"constructor": name, "arguments": {}}
     elif name in NETWORKS:
         network, source = build_network(name, num_classes, seed=seed), source_of(name, num_classes)
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fppmo_ray.job import resume_mode, show_result
-from fppmo_ray.own_network import open_data, open_network
+from fppmo_ray.own_network import load_function, open_data, open_network
 from fppmo_ray.service.resources import Resources
 from fppmo_ray.service.search import run_search
 from fppmo_ray.service.settings import SearchSettings
@@ -24,6 +24,7 @@ def search(
     weights: Path | None = None,
     dataset: DatasetName = "image_folder",
     class_names: tuple[str, ...] = (),
+    latency: str | None = None,
     resume: bool = False,
 ) -> None:
     """Search for the filters to remove from a trained network, and fine-tune what is left.
@@ -43,6 +44,8 @@ def search(
         weights: File of the network's weights. Default: those that the function gives it.
         dataset: The kind of data set in the folder.
         class_names: Class names in the order of the network's outputs. Default: sorted.
+        latency: MODULE:FUNCTION, (network) -> milliseconds: the clock of --latency-cut, on a phone,
+            say. Default: a worker measures its own latency.
         resume: There must be a search in the run directory to resume. Without it, a search that is
             there is resumed, and else one begins.
     """
@@ -55,6 +58,7 @@ def search(
         opened,
         settings,
         run_dir=run_dir,
+        latency=None if latency is None else load_function(latency),
         resources=resources,
         splits=found.splits,
         resume=resuming,

@@ -56,13 +56,13 @@ class LatencyTable:
     num_groups: int
     """Number of channel groups of the space."""
     layers: tuple[LayerLatency, ...]
-    """Measured layers."""
+    """Measured layers, or groups of them."""
     written: tuple[TensorSize, ...]
     """Bytes that the inference of one image writes."""
     fs_per_byte: int
     """Femtoseconds per byte written, >= 0."""
     constant_ns: int
-    """Nanoseconds that do not depend on widths, >= 0."""
+    """Nanoseconds that do not depend on widths; negative where the savings of groups overlap."""
     dense_ns: int
     """Measured latency of the dense network; a ``latency_cut`` is a share of it."""
 

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from inspect import signature
 from itertools import chain
 from pathlib import Path
@@ -45,6 +45,7 @@ from fppmo_ray.pruning.extract import Tracing, extract
 from fppmo_ray.pruning.given_network import plain_network
 from fppmo_ray.pruning.importance import Ordering
 from fppmo_ray.pruning.importance import importance as importance_of
+from fppmo_ray.pruning.latency import Clock, table_of_clock
 from fppmo_ray.pruning.network_io import ExampleInputs
 from fppmo_ray.pruning.trace import trace
 from fppmo_ray.training import Transform, recalibrate_batchnorm
@@ -97,6 +98,7 @@ def prune_with_report(
     num_images: int = 1000,
     macs_cut: float = 0.5,
     further_cuts: Mapping[Resource, float] | None = None,
+    latency: Clock | None = None,
     importance: Ordering = "obs",
     gamma: float | Sequence[float] = GAMMAS,
     refit: bool = True,
@@ -123,7 +125,9 @@ def prune_with_report(
         num_images: How many are drawn at random from data that is no tensor and no list of batches.
         macs_cut: Share of the multiply-accumulates to remove, in (0, 1); 0 beside further cuts.
         further_cuts: Shares of other resources to remove, such as ``{"params": 0.3}`` or
-            ``{"memory": 0.2}``.
+            ``{"memory": 0.2}``; ``{"latency": 0.4}`` needs ``latency``.
+        latency: (network) -> milliseconds: the clock of a latency cut, on a phone, say. It is given
+            extracted networks, in eval mode on the CPU, a hundred times or so.
         importance: What orders the filters. ``obs`` orders them by the second-order error of
             removing them one by one, and finds the widths from these errors. ``l1``, ``l2``,
             ``fpgm``, ``bn_scale`` and ``taylor`` remove the same share of every group; ``taylor``
@@ -160,6 +164,12 @@ def prune_with_report(
         tracing = trace(network, example_inputs, ignore=ignore)
         network = with_plain_weights(network)
         space = tracing.space.with_limits(min_keep=min_keep, multiple=width_multiple)
+        if latency is not None:
+            if "latency" not in (further_cuts or {}):
+                raise ValueError(
+                    "latency times networks for a cut of it; give further_cuts={'latency': 0.3} too"
+                )
+            space = replace(space, latency=table_of_clock(latency, network, tracing, space))
         budget = Budget.from_cut(space, macs_cut, further_cuts)
         batches = _batches(images, network, example_inputs, transform, num_images)
     parts = (torch.split(batch, _SMALL_BATCH) for batch, _ in batches)

@@ -212,7 +212,8 @@ def table_sentence(figures: _Figures) -> str:
     table = figures.get("latency_table")
     if table is None:
         return ""
+    place = f"at batch {table['batch']} on" if table["batch"] else "by"
     return (
-        f"latency at batch {table['batch']} on {table['device']}; its table is off by "
+        f"latency {place} {table['device']}; its table is off by "
         f"{100 * table['median_error']:.1f} % (median of masks that it was not fitted to)"
     )

@@ -12,6 +12,7 @@ import numpy as np
 from fppmo_ray.distribution import FloatArray
 from fppmo_ray.pruning.calibration import FilterOrder
 from fppmo_ray.pruning.importance import Ordering
+from fppmo_ray.pruning.latency import Read
 from fppmo_ray.service.ddp_training import train_whole
 from fppmo_ray.service.journal.facts import (
     DenseScored,
@@ -59,6 +60,8 @@ class Context:
     """How scores are computed, and everything but whole trainings."""
     training_compute: ComputeConfig | None = None
     """How whole trainings are computed; None: as scores."""
+    read_clock: Read | None = None
+    """Returns the milliseconds of a mask's network by the user's clock; None: a worker measures."""
 
     @property
     def settings(self) -> SearchSettings:

@@ -15,8 +15,15 @@ from fppmo_ray.distribution import BoolArray
 from fppmo_ray.distribution.latency_table import LatencyTable
 from fppmo_ray.distribution.logits import uniform_priority
 from fppmo_ray.pruning.compute_trial import ComputeTrial, Timed
-from fppmo_ray.pruning.latency import MeasuredLatency
-from fppmo_ray.service.journal.facts import ComputeChosen, LatencyMeasured
+from fppmo_ray.pruning.latency import (
+    Clock,
+    MeasuredLatency,
+    Read,
+    num_readings,
+    read_clock,
+    table_by_clock,
+)
+from fppmo_ray.service.journal.facts import ClockRead, ComputeChosen, LatencyMeasured
 from fppmo_ray.service.journal.run_directory import RunDirectory
 from fppmo_ray.service.pool.call import Call
 from fppmo_ray.service.pool.worker_pool import WorkerPool
@@ -251,8 +258,35 @@ ARTIFACT = "latency.json"
 _DOUBTFUL = 0.15  # a median error of the table above this is warned of
 
 
+def journaled_clock(clock: Clock | None, problem: Problem, run: RunDirectory) -> Read | None:
+    """Return a function that reads the user's clock once for every mask, and journals what it says.
+
+    Args:
+        clock: The clock; None: there is none.
+        problem: The network and its tracing.
+        run: The record of the search.
+    """
+    if clock is None:
+        return None
+    known = {fact.keep.tobytes(): fact.milliseconds for fact in run.all(ClockRead)}
+
+    def read(keep: BoolArray) -> float:
+        mask = keep.tobytes()
+        if mask not in known:
+            milliseconds = read_clock(clock, problem.network, problem.tracing, keep)
+            run.record([ClockRead(keep=keep, milliseconds=milliseconds)])
+            known[mask] = milliseconds
+        return known[mask]
+
+    return read
+
+
 def with_latency(
-    problem: Problem, run: RunDirectory, pool: WorkerPool[Worker], compute: ComputeConfig
+    problem: Problem,
+    run: RunDirectory,
+    pool: WorkerPool[Worker],
+    compute: ComputeConfig,
+    read: Read | None = None,
 ) -> Problem:
     """Return the problem with a space that knows latencies, if the settings limit them.
 
@@ -263,6 +297,7 @@ def with_latency(
         run: Where the table is kept.
         pool: Idle workers, so that no other work slows the measurements down.
         compute: Says how many threads the network is timed with.
+        read: Reads the user's clock; None: a worker measures.
 
     Raises:
         ValueError: the cut is out of reach on this device, or the table is not the journal's.
@@ -270,7 +305,7 @@ def with_latency(
     if problem.settings.latency_cut is None:
         return problem
     known = run.all(LatencyMeasured)
-    fact = known[0] if known else _measure(problem.settings, run, pool, compute)
+    fact = known[0] if known else _measure(problem, run, pool, compute, read)
     try:
         content = json.loads(run.read_artifact(fact.artifact, fact.sha256))
     except ValueError as error:
@@ -294,16 +329,24 @@ def table_figures(run: RunDirectory) -> dict[str, Any]:
 
 
 def _measure(
-    settings: SearchSettings,
+    problem: Problem,
     run: RunDirectory,
     pool: WorkerPool[Worker],
     compute: ComputeConfig,
+    read: Read | None,
 ) -> LatencyMeasured:
+    settings, space = problem.settings, problem.space
     batch, seed = settings.latency_batch, settings.seed
-    call: Call[Worker, MeasuredLatency] = Call(
-        "latency table", lambda worker: worker.measure_latency_table(compute, batch, seed)
-    )
-    [measured] = pool.run([call])
+    if read is None:
+        call: Call[Worker, MeasuredLatency] = Call(
+            "latency table", lambda worker: worker.measure_latency_table(compute, batch, seed)
+        )
+        [measured] = pool.run([call])
+    else:
+        assert problem.clock is not None  # there is a clock to read
+        count, batch = num_readings(space), 0
+        logger.info("latency  %s times %d networks, one after the other", problem.clock, count)
+        measured = table_by_clock(read, space, seed=seed, name=problem.clock)
     content = json.dumps(_to_json(measured, batch, compute)).encode()
     fact = LatencyMeasured(
         artifact=ARTIFACT,
@@ -318,8 +361,12 @@ def _measure(
     if fact.median_error > _DOUBTFUL:
         warnings.warn(
             f"the latency table is off by {100 * fact.median_error:.0f} % (median of "
-            f"{len(measured.checks)} masks), so cuts of latency are as doubtful; measure on a "
-            "worker with nothing else to do, or with a larger latency_batch",
+            f"{len(measured.checks)} masks), so cuts of latency are as doubtful; measure "
+            + (
+                "on a worker with nothing else to do, or with a larger latency_batch"
+                if read is None
+                else "with nothing else running, and return the median of several passes"
+            ),
             stacklevel=2,
         )
     return fact

@@ -59,6 +59,8 @@ class Problem:
     """Resources of a worker."""
     replica_demand: Demand = field(default_factory=Demand)
     """Resources of each process of a training that several share."""
+    clock: str | None = None
+    """Name of the user's clock of latencies; None: a worker measures them."""
 
     @property
     def space(self) -> PruningSpace:
@@ -84,6 +86,7 @@ class Problem:
             "network": digest(to_arrays(self.network)),
             "space": self.space.fingerprint(),
             **self.task.identity(),
+            **({} if self.clock is None else {"latency": self.clock}),
         }
 
 

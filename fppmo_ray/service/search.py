@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ from typing import Any
 from torch import nn
 
 from fppmo_ray.pruning.given_network import plain_network
+from fppmo_ray.pruning.latency import Clock, name_of
 from fppmo_ray.service.callbacks import Callback, ConsoleProgress, called_back
 from fppmo_ray.service.dense_network import Context
 from fppmo_ray.service.finalize import finalize
 from fppmo_ray.service.image_task import task_of
 from fppmo_ray.service.journal.run_directory import Resume, RunDirectory, open_run
 from fppmo_ray.service.mask_search import find_mask, find_mask_in_stages
-from fppmo_ray.service.measurements import choose_compute, with_latency
+from fppmo_ray.service.measurements import choose_compute, journaled_clock, with_latency
 from fppmo_ray.service.observation import Listener
 from fppmo_ray.service.pool.worker_pool import worker_pool
 from fppmo_ray.service.problem import Problem, build_problem, started_of
@@ -50,6 +52,7 @@ def search(
     params_cut: float | None = SearchSettings.params_cut,
     latency_cut: float | None = SearchSettings.latency_cut,
     latency_batch: int = SearchSettings.latency_batch,
+    latency: Clock | None = None,
     memory_cut: float | None = SearchSettings.memory_cut,
     proposals: int = SearchSettings.proposals,
     seed: int = SearchSettings.seed,
@@ -89,6 +92,10 @@ def search(
         params_cut: Share of the parameters to remove.
         latency_cut: Share of the latency to remove.
         latency_batch: Batch size at which latency is measured.
+        latency: The clock of ``latency_cut``: (network) -> milliseconds, for a phone, an inference
+            engine or anything else that a worker is not. It is given an extracted network, in eval
+            mode on the CPU, on the driver and one at a time, a hundred times or so: the log says
+            how often. What it returns is journaled. None: a worker measures its own latency.
         memory_cut: Share of the peak memory of activations to remove.
         proposals: Number of masks to score.
         seed: Random seed of masks, scores and training, >= 0.
@@ -143,6 +150,7 @@ def search(
         data,
         settings,
         run_dir=run_dir,
+        latency=latency,
         resources=resources,
         splits=splits,
         transform=transform,
@@ -159,6 +167,7 @@ def run_search(
     settings: SearchSettings,
     *,
     run_dir: Path | str,
+    latency: Clock | None = None,
     resources: Resources | None = None,
     splits: Splits | None = None,
     transform: Transform | None = None,
@@ -174,6 +183,7 @@ def run_search(
         data: Images and classes, or a task of your own.
         settings: What to search for.
         run_dir: Folder or URI for all that the search leaves.
+        latency: The clock of ``latency_cut``, as for ``search``.
         resources: How many workers of what size; by default two of one CPU.
         splits: Rows of the training images, as for ``search``.
         transform: How images become inputs, as for ``search``.
@@ -186,13 +196,15 @@ def run_search(
     _warn_of_idle_workers(resources.workers, settings.sampler.population)
     network = plain_network(network)
     task = task_of(data, splits, transform=transform, class_names=class_names, seed=settings.seed)
+    _check_clock(latency, settings)
     problem = build_problem(network, task, settings, resources=resources)
+    problem = replace(problem, clock=None if latency is None else name_of(latency))
     started = started_of(problem, search_id(run_dir), package_versions())
     with open_run(run_dir, resume=resume, started=started) as run:
         if not run.is_finished():
             result = partial(SearchResult, run_dir, network)
             with called_back(_with_console(callbacks), run, result) as listener:
-                _search(problem, run, run_dir, resources, source, [listener])
+                _search(problem, run, run_dir, resources, source, [listener], latency)
     return SearchResult(run_dir, network)
 
 
@@ -203,6 +215,7 @@ def _search(
     resources: Resources,
     source: Mapping[str, Any] | None,
     listeners: Sequence[Listener],
+    clock: Clock | None,
 ) -> None:
     """Run every phase of a search; each starts from what the journal already holds of it."""
 
@@ -225,19 +238,36 @@ def _search(
         ) as pool,
     ):
         compute, training_compute = choose_compute(problem, run, pool)
-        problem = with_latency(problem, run, pool, compute)
+        read = journaled_clock(clock, problem, run)
+        problem = with_latency(problem, run, pool, compute, read)
         context = Context(
             problem=problem,
             run=run,
             pool=pool,
             compute=compute,
             training_compute=training_compute,
+            read_clock=read,
         )
         if problem.settings.gradual.stages:
             found = find_mask_in_stages(context, run_dir, resources, listeners)
         else:
             found = find_mask(context, listeners=listeners)
         finalize(context, found, source)
+
+
+def _check_clock(latency: Clock | None, settings: SearchSettings) -> None:
+    """Refuse a clock that nothing asks for, and a batch size that it cannot be told."""
+    if latency is None:
+        return
+    if not callable(latency):
+        raise ValueError(f"latency must be a function (network) -> milliseconds, got {latency!r}")
+    if settings.latency_cut is None:
+        raise ValueError("latency times networks for latency_cut; give latency_cut too")
+    if settings.latency_batch != SearchSettings.latency_batch:
+        raise ValueError(
+            "a latency function chooses its batch itself; leave latency_batch at "
+            f"{SearchSettings.latency_batch}, got {settings.latency_batch}"
+        )
 
 
 def _with_console(callbacks: Sequence[Callback]) -> list[Callback]:

@@ -5,6 +5,15 @@ data (``fppmo_ray.distribution.latency_table``) is fitted to both, and its error
 networks of further masks.
 """
 
+from fppmo_ray.pruning.latency.clock import (
+    Clock,
+    Read,
+    name_of,
+    num_readings,
+    read_clock,
+    table_by_clock,
+    table_of_clock,
+)
 from fppmo_ray.pruning.latency.forward import Latency, measure_latency
 from fppmo_ray.pruning.latency.measure import (
     MeasuredLatency,
@@ -15,11 +24,18 @@ from fppmo_ray.pruning.latency.measure import (
 )
 
 __all__ = [
+    "Clock",
     "Latency",
     "MeasuredLatency",
+    "Read",
     "TimedMask",
     "measure_latency",
     "measure_latency_table",
+    "name_of",
+    "num_readings",
+    "read_clock",
     "repeated",
+    "table_by_clock",
+    "table_of_clock",
     "time_masks",
 ]

@@ -83,19 +83,30 @@ class LatencyMeasured:
     sha256: str
     """Digest of the file."""
     batch: int
-    """Images per pass."""
+    """Images per pass; 0 where only the user's clock knows."""
     dense_ms: float
     """Measured latency of the dense network, in milliseconds."""
     median_error: float
     """Relative error of the table, the median over masks that it was not fitted to."""
     device: str
-    """Name of the device that it was measured on."""
+    """Name of the device that it was measured on, or of the user's clock."""
 
     def __str__(self) -> str:
+        place = f"at batch {self.batch} on {self.device}" if self.batch else f"by {self.device}"
         return (
-            f"dense {self.dense_ms:.3g} ms at batch {self.batch} on {self.device}; the table is "
+            f"dense {self.dense_ms:.3g} ms {place}; the table is "
             f"off by {100 * self.median_error:.1f} % (median)"
         )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClockRead:
+    """The user's clock was read, which a driver that resumes need not do again."""
+
+    keep: BoolArray
+    """Mask of the network that was timed, ``(num_filters,)``."""
+    milliseconds: float
+    """What the clock returned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,6 +251,7 @@ Fact = (
     Started
     | ComputeChosen
     | LatencyMeasured
+    | ClockRead
     | EpochFinished
     | WeightsFrozen
     | DenseScored

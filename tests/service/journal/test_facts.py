@@ -13,6 +13,7 @@ from fppmo_ray.distribution import Feedback, Merit, Proposal
 from fppmo_ray.service.journal.facts import (
     AllocationChosen,
     Chosen,
+    ClockRead,
     ComputeChosen,
     DenseScored,
     EpochFinished,
@@ -117,6 +118,7 @@ EVERY: list[Fact] = [
     Chosen(finalist="mode", keep=KEEP),
     Chosen(finalist="sample 3", keep=~KEEP, macs_cut=0.4),
     Finished(artifacts={"result.json": "23", "network.pt": "45"}),
+    ClockRead(keep=KEEP, milliseconds=1.25),
 ]
 
 
