@@ -43,6 +43,7 @@ def export(
     output: Path = Path("exported"),
     macs_cut: float | None = None,
     constructor: str | None = None,
+    fixed_batch: int | None = None,
 ) -> None:
     """Check a finished search's network and write it to a folder.
 
@@ -55,6 +56,8 @@ def export(
         macs_cut: The budget whose network to export, if the search had several budgets.
         constructor: ``MODULE:FUNCTION``, a function without arguments that constructs the dense
             network, if that is your own class. The working directory is searched for the module.
+        fixed_batch: The only batch size that a TorchScript, torch.export or ONNX file has to take,
+            for networks and runtimes that cannot vary it.
     """
     from fppmo_ray.service.result import export_result, load_constructor
 
@@ -66,6 +69,7 @@ def export(
         format=format,
         macs_cut=macs_cut,
         constructor=None if constructor is None else load_constructor(constructor),
+        fixed_batch=fixed_batch,
     )
     for path in paths:
         print(path)

@@ -172,6 +172,7 @@ def export_result(
     format: Format = "torch",
     macs_cut: float | None = None,
     constructor: Callable[[], nn.Module] | None = None,
+    fixed_batch: int | None = None,
 ) -> list[Path]:
     """Check the network of a search by rebuilding it from its recipe, and write its files.
 
@@ -181,6 +182,8 @@ def export_result(
         format: The file format.
         macs_cut: The budget whose network to export, if the search had several budgets.
         constructor: Constructs the dense network, as for ``load_network``.
+        fixed_batch: The only batch size that a file of ``torchscript``, ``torch.export`` or
+            ``onnx`` has to take, >= 1; None: any.
 
     Returns:
         The files written to ``output``.
@@ -189,6 +192,11 @@ def export_result(
         ValueError: the search has not finished, it has no such budget, or its network cannot be
             rebuilt or exported.
     """
+    if fixed_batch is not None and format in ("torch", "safetensors"):
+        raise ValueError(
+            f"fixed_batch = {fixed_batch} has no meaning for the format {format!r}, which holds "
+            "weights only; leave it out, or take torchscript, torch.export or onnx"
+        )
     folder = local_folder(run_dir)
     if folder is not None and output.resolve() == folder.resolve():
         raise ValueError(f"the network is in {run_dir} already; choose another output folder")
@@ -203,7 +211,12 @@ def export_result(
         interface = read_interface(recipe)
         return [
             export_network(
-                network, target, format=format, example_inputs=inputs, interface=interface
+                network,
+                target,
+                format=format,
+                example_inputs=inputs,
+                interface=interface,
+                fixed_batch=fixed_batch,
             )
         ]
 

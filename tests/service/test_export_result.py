@@ -59,11 +59,31 @@ def exported(finished: Path, *arguments: str) -> subprocess.CompletedProcess[str
 
 
 def test_a_network_of_ones_own_is_exported_by_naming_what_makes_it(finished: Path) -> None:
-    done = exported(finished, "--format", "torch.export", "--constructor", "mine:make")
+    arguments = ("--format", "torch.export", "--constructor", "mine:make", "--fixed-batch", "2")
+    done = exported(finished, *arguments)
     assert done.returncode == 0, done.stderr
     images = torch.randn(2, 3, 8, 8)
     outputs = torch.export.load(finished.parent / "exported" / "network.pt2").module()(images)
     assert outputs.shape == (2, 2, 6, 6)
+
+
+def test_a_file_may_take_one_batch_size_only(finished: Path, tmp_path: Path) -> None:
+    [path] = export_result(
+        finished,
+        tmp_path / "out",
+        format="torch.export",
+        constructor=dense_network,
+        fixed_batch=2,
+    )
+    network = torch.export.load(path).module()
+    assert network(torch.randn(2, 3, 8, 8)).shape == (2, 2, 6, 6)
+    with pytest.raises(AssertionError, match="size"):
+        network(torch.randn(3, 3, 8, 8))
+
+
+def test_weights_alone_have_no_batch_size(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="fixed_batch = 1 has no meaning for the format 'torch'"):
+        export_result(finished, tmp_path / "out", constructor=dense_network, fixed_batch=1)
 
 
 def test_without_a_name_the_way_out_is_told(finished: Path) -> None:
