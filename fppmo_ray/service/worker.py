@@ -20,7 +20,7 @@ from fppmo_ray.pruning.importance import Ordering
 from fppmo_ray.pruning.latency import (
     Latency,
     MeasuredLatency,
-    measure_latency,
+    measure_latencies,
     measure_latency_table,
     time_masks,
 )
@@ -200,7 +200,7 @@ class PruningWorker:
         """See ``Worker.latencies``."""
         inputs, batches = self._task.inputs(), self._task.latency_batches
         networks = [self._network(weights, keep, None).eval() for keep in masks]
-        return [measure_latency(network, *inputs, batches=batches) for network in networks]
+        return measure_latencies(networks, *inputs, batches=batches)
 
     def measure_latency_table(
         self, compute: ComputeConfig, batch: int, seed: int

@@ -14,7 +14,7 @@ from fppmo_ray.pruning.latency.clock import (
     table_by_clock,
     table_of_clock,
 )
-from fppmo_ray.pruning.latency.forward import Latency, measure_latency
+from fppmo_ray.pruning.latency.forward import Latency, measure_latencies
 from fppmo_ray.pruning.latency.measure import (
     MeasuredLatency,
     TimedMask,
@@ -29,7 +29,7 @@ __all__ = [
     "MeasuredLatency",
     "Read",
     "TimedMask",
-    "measure_latency",
+    "measure_latencies",
     "measure_latency_table",
     "name_of",
     "num_readings",

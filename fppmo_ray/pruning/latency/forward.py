@@ -1,57 +1,52 @@
-"""How long a network takes on the device at hand."""
+"""How long networks take on the device at hand."""
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
 from fppmo_ray.pruning.latency.measure import repeated
-from fppmo_ray.training.device import device_module
-
-_WARM_UP = 3
-_REPEATS = 10
+from fppmo_ray.pruning.latency.timing import Call, seconds_in_turns
 
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Median wall time of a forward pass."""
+    """Wall time of a forward pass."""
 
     batch: int
+    """Images per pass."""
     milliseconds: float
+    """Least mean time over several turns."""
 
 
 @torch.no_grad()
-def measure_latency(
-    network: nn.Module, *inputs: torch.Tensor, batches: Sequence[int]
-) -> tuple[Latency, ...]:
-    """Median of ten forward passes, after three to warm up, for every size of a batch.
+def measure_latencies(
+    networks: Sequence[nn.Module], *inputs: torch.Tensor, batches: Sequence[int]
+) -> list[tuple[Latency, ...]]:
+    """Return each network's latency for every size of a batch.
+
+    The networks take turns, so that other work on the machine slows none of them alone.
 
     Args:
-        network: In eval mode, on the device to measure.
-        inputs: What its forward takes, for one image (1, ...), on the same device.
-        batches: Of how many such images.
+        networks: In eval mode, on the device to measure.
+        inputs: What their forward takes, for one image (1, ...), on the same device.
+        batches: Numbers of images per pass.
     """
-    return tuple(
-        Latency(
-            batch=batch,
-            milliseconds=_median_ms(network, repeated(inputs, batch)),
+    by_batch = []
+    for batch in batches:
+        images = repeated(inputs, batch)
+        makers: list[Callable[[], Call]] = [
+            partial(partial, network, *images) for network in networks
+        ]
+        by_batch.append(seconds_in_turns(makers, inputs[0].device))
+    return [
+        tuple(
+            Latency(batch=batch, milliseconds=1000 * seconds)
+            for batch, seconds in zip(batches, of_network, strict=True)
         )
-        for batch in batches
-    )
-
-
-def _median_ms(network: nn.Module, inputs: Sequence[torch.Tensor]) -> float:
-    device = inputs[0].device
-    seconds = []
-    for _ in range(_WARM_UP + _REPEATS):
-        device_module(device).synchronize(device)
-        begin = time.perf_counter()
-        network(*inputs)
-        device_module(device).synchronize(device)
-        seconds.append(time.perf_counter() - begin)
-    return 1000 * statistics.median(seconds[_WARM_UP:])
+        for of_network in zip(*by_batch, strict=True)
+    ]
