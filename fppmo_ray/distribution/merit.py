@@ -73,7 +73,8 @@ class Merit:
                 ``capacity_weight`` is.
 
         Raises:
-            ValueError: the score lacks the figure that is compared.
+            ValueError: the score lacks the figure that is compared, or ``parameters`` is not above
+                0 where ``capacity_weight`` is.
         """
         figure = score.val_loss if self.rank_by == "val_loss" else score.val_accuracy
         if figure is None:
@@ -115,4 +116,9 @@ class Merit:
     def _capacity_factor(self, parameters: int) -> float:
         if self.capacity_weight == 0:
             return 1.0
+        if parameters <= 0:
+            raise ValueError(
+                f"capacity_weight = {self.capacity_weight} needs the parameters that a mask "
+                f"leaves, got {parameters}; give them with it, or take capacity_weight = 0"
+            )
         return float((parameters / self.dense_parameters) ** -self.capacity_weight)

@@ -14,7 +14,7 @@ from fppmo_ray.distribution.logits import (
     prune_prob,
     uniform_priority,
 )
-from fppmo_ray.distribution.proposal import Feedback, Finalist, MaskLog, Proposal
+from fppmo_ray.distribution.proposal import Feedback, Finalist, PackedMask, Proposal
 from fppmo_ray.distribution.rules import RULES, RankedGeneration
 from fppmo_ray.distribution.settings import OptimizerSettings
 from fppmo_ray.distribution.space import BoolArray, FloatArray, PruningSpace
@@ -73,7 +73,8 @@ class MaskOptimizer:
         self._late_logits = np.zeros(space.num_filters)
         """Sum over the beliefs after each of the last updates of the search."""
         self._num_late = 0
-        self._masks = MaskLog(space.num_filters)
+        self._masks: list[PackedMask] = []
+        """The masks of all proposals, by id."""
         self._parameters: list[int] = []
         """Parameters that each mask leaves."""
         self._layer_noise: dict[int, FloatArray] = {}
@@ -118,7 +119,7 @@ class MaskOptimizer:
             progress=self.settings.progress(generation),
         )
         self._layer_noise[generation] = layer_noise
-        self._masks.extend(masks)
+        self._masks += map(PackedMask.of, masks)
         self._parameters += [self._count_parameters(keep) for keep in masks]
         self._num_asked += 1
         self._forget_beliefs()
@@ -228,7 +229,7 @@ class MaskOptimizer:
         ids = [i for generation in asked for i in self.settings.ids_by_budget(generation)[budget]]
         best = self._ranked_ids(ids)[:num_samples]
         candidates |= {
-            f"sample {proposal_id}": self._masks.mask(proposal_id) for proposal_id in best
+            f"sample {proposal_id}": self._masks[proposal_id].keep() for proposal_id in best
         }
         seen = {keep.tobytes() for keep in always.values()}
         distinct: dict[str, BoolArray] = {}
@@ -250,12 +251,12 @@ class MaskOptimizer:
         return self._space.parameters(keep) if self._space.tensor_sizes else 0
 
     def _proposal(self, generation: int, budget: int, proposal_id: int) -> Proposal:
-        keep = self._masks.mask(proposal_id)
+        packed = self._masks[proposal_id]
         return Proposal(
             proposal_id=proposal_id,
             generation=generation,
-            keep=keep,
-            macs=self._space.macs(keep),
+            keep=packed,
+            macs=self._space.macs(packed.keep()),
             parameters=self._parameters[proposal_id],
             score_seed=(self.settings.seed, generation),
             macs_cut=self._macs_cut(budget),
@@ -308,7 +309,7 @@ class MaskOptimizer:
         rows = np.array(ranked) - self.settings.ids(generation).start
         return RankedGeneration(
             space=self._space,
-            keep=np.stack([self._masks.mask(proposal_id) for proposal_id in ranked]),
+            keep=np.stack([self._masks[proposal_id].keep() for proposal_id in ranked]),
             layer_noise=self._layer_noise[generation][rows],
         )
 

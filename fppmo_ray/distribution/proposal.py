@@ -6,12 +6,10 @@ The optimizer, the workers' calls, the journal, the progress and Ray Tune all sp
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fppmo_ray.distribution.space import BoolArray
 
@@ -29,37 +27,82 @@ def fault_of(figure: float) -> str | None:
     return "not finite" if is_infinite else f"beyond {_LARGEST:g} in size"
 
 
-@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class PackedMask(NamedTuple):
+    """A mask as bits, an eighth of a byte per filter."""
+
+    bits: bytes
+    """The bits, filled up with zeros to whole bytes."""
+    num_filters: int
+    """Length of the mask."""
+
+    @classmethod
+    def of(cls, keep: BoolArray) -> PackedMask:
+        """Return a mask ``(num_filters,)`` as bits."""
+        return cls(np.packbits(keep).tobytes(), len(keep))
+
+    def keep(self) -> BoolArray:
+        """Return the mask as a new array, ``(num_filters,)``, True = kept."""
+        bits = np.frombuffer(self.bits, dtype=np.uint8)
+        return np.unpackbits(bits, count=self.num_filters).astype(bool)
+
+
+@dataclass(frozen=True, eq=False, slots=True, init=False)
 class Proposal:
-    """A candidate mask. It meets its budget; workers never repair it."""
+    """A candidate mask. It meets its budget; workers never repair it.
+
+    A driver keeps all of a search's proposals, so the mask is held as bits.
+    """
 
     proposal_id: int
     """Unique within a search, counted from 0 in the order of asking."""
     generation: int
     """Round of proposals that it belongs to, counted from 0."""
-    keep: BoolArray
-    """The mask, ``(num_filters,)``, True = kept."""
+    packed: PackedMask
+    """The mask as bits."""
     macs: int
     """Exact multiply-accumulates of the pruned network for one input."""
-    parameters: int = 0
+    parameters: int
     """Exact parameters of the pruned network; 0 where the space does not know tensor sizes."""
-    score_seed: tuple[int, int] = (0, 0)
+    score_seed: tuple[int, int]
     """(search seed, generation): all proposals of a generation share their random numbers."""
-    macs_cut: float | None = None
+    macs_cut: float | None
     """Budget that the mask is for, in a search with several budgets; else None."""
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the mask as packed bytes: Ray handles each array of an object by itself."""
-        others = {
-            field.name: getattr(self, field.name) for field in fields(self) if field.name != "keep"
-        }
-        return _unpickled, (np.packbits(self.keep).tobytes(), len(self.keep), others)
+    def __init__(
+        self,
+        *,
+        proposal_id: int,
+        generation: int,
+        keep: BoolArray | PackedMask,
+        macs: int,
+        parameters: int = 0,
+        score_seed: tuple[int, int] = (0, 0),
+        macs_cut: float | None = None,
+    ) -> None:
+        """Make a proposal.
 
+        Args:
+            proposal_id: See the attribute.
+            generation: See the attribute.
+            keep: The mask ``(num_filters,)``, True = kept, or its bits.
+            macs: See the attribute.
+            parameters: See the attribute.
+            score_seed: See the attribute.
+            macs_cut: See the attribute.
+        """
+        packed = keep if isinstance(keep, PackedMask) else PackedMask.of(keep)
+        object.__setattr__(self, "proposal_id", proposal_id)
+        object.__setattr__(self, "generation", generation)
+        object.__setattr__(self, "packed", packed)
+        object.__setattr__(self, "macs", macs)
+        object.__setattr__(self, "parameters", parameters)
+        object.__setattr__(self, "score_seed", score_seed)
+        object.__setattr__(self, "macs_cut", macs_cut)
 
-def _unpickled(packed: bytes, num_filters: int, others: dict[str, Any]) -> Proposal:
-    """Return the proposal that ``Proposal.__reduce__`` describes."""
-    bits = np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=num_filters)
-    return Proposal(keep=bits.astype(bool), **others)
+    @property
+    def keep(self) -> BoolArray:
+        """The mask as a new array, ``(num_filters,)``, True = kept."""
+        return self.packed.keep()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,27 +182,3 @@ class Finalist:
     """Exact parameters of the pruned network; 0 where the space does not know tensor sizes."""
     macs_cut: float | None = None
     """Budget that the mask is for, in a search with several budgets; else None."""
-
-
-class MaskLog:
-    """The masks of all proposals of a search, in the order of their ids, an eighth of a byte each.
-
-    Args:
-        num_filters: Length of a mask.
-    """
-
-    def __init__(self, num_filters: int) -> None:
-        self._num_filters = num_filters
-        self._packed: list[NDArray[np.uint8]] = []
-
-    def __len__(self) -> int:
-        """Return the number of masks."""
-        return len(self._packed)
-
-    def extend(self, masks: Iterable[BoolArray]) -> None:
-        """Append masks, each ``(num_filters,)``."""
-        self._packed.extend(np.packbits(keep) for keep in masks)
-
-    def mask(self, proposal_id: int) -> BoolArray:
-        """Return a copy of a proposal's mask, ``(num_filters,)``."""
-        return np.unpackbits(self._packed[proposal_id], count=self._num_filters).astype(bool)

@@ -226,8 +226,8 @@ def _about(run: Run) -> list[str]:
             times += f", finished {_date(finished[-1].at)}, {_duration(seconds)} later"
         lines.append(f"{times}.")
     if images := started.images:
-        uses = (("train", "train on"), ("score", "score on"), ("choose", "choose on"))
-        counts = [f"{images[name]:,} to {use}" for name, use in (*uses, ("test", "test on"))]
+        uses = "train", "score", "choose", "test"
+        counts = [f"{images[use]:,} to {use} on" for use in uses if use in images]
         lines.append(f"Images: {', '.join(counts)}.")
     if run.figures is not None and any("against" in row for row in run.figures["variants"]):
         lines.append("± is the 95 % interval of a difference between two networks on these images.")

@@ -127,7 +127,8 @@ def finalists(run: Run) -> list[RescoredFinalist]:
 def scores_by_worker(run: Run) -> dict[str, list[Feedback]]:
     """Return every worker's scores in the order in which they ended, by the worker's name."""
     by_worker: dict[str, list[Feedback]] = {}
-    for fact in sorted(_scored(run), key=lambda fact: fact.at or 0.0):
+    timed = (fact for fact in _scored(run) if fact.at is not None)
+    for fact in sorted(timed, key=lambda fact: fact.at or 0.0):
         by_worker.setdefault(fact.worker, []).append(fact)
     return by_worker
 

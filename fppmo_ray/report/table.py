@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -35,7 +36,7 @@ from fppmo_ray.service.journal.facts import (
     Started,
     latest_feedback,
 )
-from fppmo_ray.service.journal.run_directory import begun_stages, read_journal
+from fppmo_ray.service.journal.run_directory import begun_stages, read_journal, skim_journal
 from fppmo_ray.service.journal.storage import location_of
 
 _WIDE, _NARROW = 140, 110  # columns of a terminal that fit all of the table, and without lines
@@ -52,7 +53,10 @@ def print_result(run_dir: str | Path, console: Console) -> None:
     Raises:
         ValueError: the search has not finished.
     """
-    figures = read_figures(run_dir)
+    _print_figures(run_dir, read_figures(run_dir), console)
+
+
+def _print_figures(run_dir: str | Path, figures: dict[str, Any], console: Console) -> None:
     name = location_of(run_dir).rpartition("/")[2]
     dense = figures["variants"][0]
     is_narrow = console.width < _WIDE
@@ -135,46 +139,64 @@ def print_status(run_dir: str | Path, console: Console) -> None:
     Raises:
         ValueError: the run directory holds no journal.
     """
-    facts = read_journal(run_dir)
+    skimmed = skim_journal(run_dir, skip=Proposal)
+    facts, num_skipped = skimmed.facts, skimmed.num_skipped
+    if num_skipped and _ranks_by_proposals(facts):
+        facts, num_skipped = read_journal(run_dir), 0
     if any(isinstance(fact, Finished) for fact in facts):
         try:
-            print_result(run_dir, console)
+            _print_figures(run_dir, read_figures(run_dir, facts), console)
         except ValueError as error:  # the result is gone or damaged, and the journal is not
             console.print(plain(str(error)), markup=False)
     table = Table(title=_literal(location_of(run_dir)), show_header=False)
     table.add_column()
     table.add_column()
-    for name, value in status_lines(facts):
+    for name, value in status_lines(facts, num_skipped):
         table.add_row(_literal(name), _literal(value))
     console.print(table)
     for place in begun_stages(run_dir):
         print_status(place, console)
 
 
-def status_lines(facts: list[Fact]) -> list[tuple[str, str]]:
+def _ranks_by_proposals(facts: list[Fact]) -> bool:
+    """Return whether the best scores depend on their proposals: on budgets, or on parameters."""
+    started = next((fact for fact in facts if isinstance(fact, Started)), None)
+    return started is not None and (
+        isinstance(started.setting("macs_cut", float | int | list), list)
+        or started.merit.capacity_weight > 0
+    )
+
+
+def status_lines(facts: list[Fact], num_skipped: int = 0) -> list[tuple[str, str]]:
     """Return the state of a search as pairs of a name and a value.
 
     Args:
-        facts: All facts of the search's journal, in order.
+        facts: All facts of the search's journal, in order, with or without the proposals.
+        num_skipped: Number of proposals that are left out.
+
+    Raises:
+        ValueError: the first of them does not tell the search's settings.
     """
     started = next((fact for fact in facts if isinstance(fact, Started)), None)
     if started is None:
         return [("state", "not started")]
-    settings = started.identity["settings"]
+    macs_cut = started.setting("macs_cut", float | int | list)
+    num_wanted = started.setting("proposals", int)
+    num_asked = _count(facts, Proposal) + num_skipped
     feedback = latest_feedback(facts).values()
     num_failed = sum(item.failed for item in feedback)
     num_scored = len(feedback) - num_failed
     lines = [
         ("search", started.search_id),
-        ("state", _state(facts, settings)),
-        ("MACs cut", f"{_listed(settings['macs_cut'])} of {started.dense_macs:,}"),
-        *_further_cuts(settings),
-        ("proposals", f"{num_scored} scored, {num_failed} failed of {settings['proposals']}"),
-        ("asked", str(_count(facts, Proposal))),
+        ("state", _state(started, facts, num_asked)),
+        ("MACs cut", f"{_listed(macs_cut)} of {started.dense_macs:,}"),
+        *_further_cuts(started.identity["settings"]),
+        ("proposals", f"{num_scored} scored, {num_failed} failed of {num_wanted}"),
+        ("asked", str(num_asked)),
     ]
     lines += [("compute", fact.why) for fact in facts if isinstance(fact, ComputeChosen)]
     lines += [("latency", str(fact)) for fact in facts if isinstance(fact, LatencyMeasured)]
-    lines += _best_scores(started, facts)
+    lines += _best_scores(started, facts, feedback)
     epochs = [fact for fact in facts if isinstance(fact, EpochFinished)]
     last = {fact.task: fact for fact in epochs}
     lines += [(task, f"epoch {fact.epoch} done{_loss(fact)}") for task, fact in last.items()]
@@ -196,22 +218,32 @@ def _listed(macs_cut: float | list[float]) -> str:
     return ", ".join(map(str, macs_cut)) if isinstance(macs_cut, list) else str(macs_cut)
 
 
-def _best_scores(started: Started, facts: list[Fact]) -> list[tuple[str, str]]:
+def _best_scores(
+    started: Started, facts: list[Fact], feedback: Iterable[Feedback]
+) -> list[tuple[str, str]]:
     """Return a line for every budget, because scores of different budgets do not compare."""
     proposals = {fact.proposal_id: fact for fact in facts if isinstance(fact, Proposal)}
     by_cut: dict[float | None, list[Feedback]] = {}
-    for item in latest_feedback(facts).values():
+    for item in feedback:
         if not item.failed:
-            by_cut.setdefault(proposals[item.proposal_id].macs_cut, []).append(item)
+            macs_cut = proposals[item.proposal_id].macs_cut if proposals else None
+            by_cut.setdefault(macs_cut, []).append(item)
+    if not by_cut:
+        return []
+    merit = started.merit
+
+    def key(item: Feedback) -> tuple[int, float, int]:
+        return merit.key(item, proposals[item.proposal_id].parameters if proposals else 0)
+
     lines = []
     for macs_cut in sorted(by_cut, key=lambda cut: cut or 0.0):
-        ranked = started.merit.ranked(by_cut[macs_cut], lambda i: proposals[i].parameters)
+        best = min(by_cut[macs_cut], key=key)
         name = "best on search-val" + ("" if macs_cut is None else f", budget {macs_cut}")
-        lines.append((name, f"{ranked[0].score:.4f} (proposal {ranked[0].proposal_id})"))
+        lines.append((name, f"{best.score:.4f} (proposal {best.proposal_id})"))
     return lines
 
 
-def _state(facts: list[Fact], settings: dict[str, Any]) -> str:
+def _state(started: Started, facts: list[Fact], num_asked: int) -> str:
     """Return the step that the search has reached."""
     if _count(facts, Finished):
         return "finished"
@@ -219,9 +251,9 @@ def _state(facts: list[Fact], settings: dict[str, Any]) -> str:
         return "final fine-tuning"
     if _count(facts, Rescored):
         return "choosing among the finalists"
-    if _count(facts, Proposal):
+    if num_asked:
         return "searching"
-    if settings["gradual"]["stages"] and _count(facts, ImportanceMeasured):
+    if started.setting("gradual.stages", list) and _count(facts, ImportanceMeasured):
         return "searching in stages: each has a run directory below, stage-1, stage-2 ..."
     return "preparing"
 

@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 W = TypeVar("W")
 
+_REPLAYED_TOGETHER = 4096
+
 
 def score_proposals(
     model: Proposer,
@@ -78,7 +80,8 @@ def score_proposals(
                 pool.submit(call)
 
     progress.begin(recorded.values(), known.values(), pool)
-    take_in(model.step(list(known.values())))
+    for part in _parts(known):
+        take_in(model.step(part))
     while in_flight:
         ended = pool.next_ended()
         new = [feedback_of_call(call, in_flight.pop(call)) for call in ended]
@@ -119,13 +122,20 @@ def _known_feedback(run: RunDirectory) -> dict[int, Feedback]:
     return {i: item for i, item in latest.items() if generation_of[i] in scored}
 
 
+def _parts(known: dict[int, Feedback]) -> Iterator[list[Feedback]]:
+    """Yield feedback by ascending id, some at a time: the model answers with as many proposals."""
+    ordered = [known[proposal_id] for proposal_id in sorted(known)]
+    for start in range(0, len(ordered) or 1, _REPLAYED_TOGETHER):
+        yield ordered[start : start + _REPLAYED_TOGETHER]
+
+
 def _record(step: Step, recorded: dict[int, Proposal], run: RunDirectory) -> None:
     """Journal the updates and proposals that are new; refuse proposals that have changed."""
     done = {fact.generation for fact in run.all(Updated)} if step.updates else set()
     new = [item for item in step.proposals if item.proposal_id not in recorded]
     for item in step.proposals:
         before = recorded.setdefault(item.proposal_id, item)
-        if not np.array_equal(before.keep, item.keep):
+        if before.packed != item.packed:
             raise ValueError(
                 f"replaying the journal gives another mask for proposal {item.proposal_id}; "
                 "resume with the package versions that the journal's first line names"

@@ -186,7 +186,8 @@ def simulated_run(
     """
     # With what status and report read of a search's settings.
     scoring = {"rank_by": settings.rank_by, "capacity_weight": settings.capacity_weight}
-    as_of_search = {"proposals": settings.num_proposals, "stages": [], "scoring": scoring}
+    as_of_search = {"proposals": settings.num_proposals, "scoring": scoring}
+    as_of_search |= {"gradual": {"stages": []}}
     started = Started(
         search_id="simulated",
         identity={

@@ -7,19 +7,25 @@ is changed in every way, and read. A changed journal has to be refused with the 
 to be repaired to the lines before it; where the change is the same as a crash (lines are missing at
 the end), what is left has to be read. Some searches are resumed from changed files as well, and
 have to end like the undisturbed one.
+
+Then entries of lines are forged: the checksums are made again, so that nothing shows the change.
+The journal, the status and the report then have to answer with a sentence, or as the line says.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import random
 import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +38,7 @@ from rich.table import Table
 from fppmo_ray import ConsoleProgress, Recipe, SearchResult, load_dataset, search
 from fppmo_ray.job import run_job
 from fppmo_ray.pruning import load_network
+from fppmo_ray.report import print_status, write_report
 from fppmo_ray.service.journal.facts import (
     ComputeChosen,
     Fact,
@@ -47,7 +54,13 @@ from fppmo_ray.service.setting_groups import Baseline, Numerics, Sampler, Scorin
 from fppmo_ray.training import state_from_bytes
 from fppmo_ray.training.networks import build_network, source_of
 
-OUTCOMES = "refused", "as after a crash", "unchanged", "made again", "silent", "traceback"
+logger = logging.getLogger(__name__)
+
+OUTCOMES = (
+    *("refused", "as after a crash", "unchanged", "made again", "as it says"),
+    *("silent", "traceback"),
+)
+_REPORTED = 4  # of so many forged journals, one is read by the report, which takes a while
 _SENTENCES = (ValueError, RuntimeError, OSError)
 _OF_ONE_RUN = {"worker", "seconds", "at", "search_id"}  # entries that differ between two searches
 
@@ -85,6 +98,7 @@ def main(
             rng, scratch = random.Random(seed), Path(folder) / "changed"
             rows = [
                 *changed_lines(lines_with_latency(origin), scratch, rng, repeats),
+                *forged_lines(origin, scratch, rng, repeats),
                 *changed_files(origin, scratch, rng, repeats),
                 *(resumed_searches(origin, scratch, rng) if resumed else ()),
             ]
@@ -165,7 +179,10 @@ def _noise(content: bytes, rng: random.Random) -> bytes:
     return rng.randbytes(len(content))
 
 
-def _entry(change: Callable[[dict[str, Any], str, random.Random], None]) -> Any:
+_EntryChange = Callable[[dict[str, Any], str, random.Random], None]
+
+
+def _entry(change: _EntryChange) -> Any:
     """Return the change of one entry of a JSON object, written without white space."""
 
     def mutate(content: bytes, rng: random.Random) -> bytes:
@@ -259,6 +276,7 @@ def journal_outcome(content: bytes, original: bytes, scratch: Path) -> str:
     journal = scratch / JOURNAL
     journal.write_bytes(content)
     try:
+        _print_status(scratch)
         facts = read_journal(scratch)
     except ValueError as error:
         is_named = f"{JOURNAL}, line " in str(error) and "fppmo-ray repair" in str(error)
@@ -274,6 +292,85 @@ def journal_outcome(content: bytes, original: bytes, scratch: Path) -> str:
     left = content[: content.rfind(b"\n") + 1]
     is_crash = original.startswith(left) and len(facts) == left.count(b"\n")
     return "as after a crash" if is_crash else "silent"
+
+
+def _print_status(run_dir: Path) -> None:
+    print_status(run_dir, Console(file=io.StringIO(), width=120))
+
+
+def forged_lines(origin: Path, scratch: Path, rng: random.Random, repeats: int) -> Iterator[Row]:
+    """Forge lines of a finished search's journal, and yield the outcomes of reading it.
+
+    Args:
+        origin: The search's run directory.
+        scratch: A folder for its copy.
+        rng: Source of randomness.
+        repeats: Changes of each kind.
+    """
+    lines = lines_with_latency(origin)
+    kinds = [kind_of(line) for line in lines]
+    shutil.rmtree(scratch, ignore_errors=True)
+    shutil.copytree(origin, scratch)
+    changes = {"is missing": _drop, "has another value": _put, "has another name": _rename}
+    for kind in dict.fromkeys(kinds):
+        places = [place for place, of_line in enumerate(kinds) if of_line == kind]
+        for name, change in changes.items():
+            outcomes = []
+            for number in range(repeats):
+                place = rng.choice(places)
+                changed = [*lines[:place], _forged(lines[place], change, rng), *lines[place + 1 :]]
+                (scratch / JOURNAL).write_bytes(sealed(changed))
+                outcomes.append(
+                    forged_outcome(scratch, reported=number % _REPORTED == _REPORTED - 1)
+                )
+            yield _row(f"{kind}, forged", f"an entry {name}", outcomes)
+
+
+def _forged(line: bytes, change: _EntryChange, rng: random.Random) -> bytes:
+    """Return a line of which an entry of any depth was changed."""
+    data = json.loads(line)
+    del data["sum"]
+    inner = rng.choice(list(_dicts_in(data)))
+    change(inner, rng.choice(sorted(inner)), rng)
+    return json.dumps(data, separators=(",", ":")).encode()
+
+
+def _dicts_in(value: Any) -> Iterator[dict[str, Any]]:
+    """Yield the JSON objects in a value, itself included, that have entries."""
+    if isinstance(value, dict) and value:
+        yield value
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _dicts_in(item)
+
+
+def sealed(lines: Sequence[bytes]) -> bytes:
+    """Return lines with the checksums that they need behind each other."""
+    checksum, whole = b"", b""
+    for line in lines:
+        body = line.rstrip(b"\n").removesuffix(b"}").partition(b',"sum":"')[0]
+        checksum = blake2b(checksum + body, digest_size=8).hexdigest().encode()
+        whole += body + b',"sum":"' + checksum + b'"}\n'
+    return whole
+
+
+def forged_outcome(run_dir: Path, *, reported: bool) -> str:
+    """Return what becomes of a journal with a forged line.
+
+    Args:
+        run_dir: Its run directory.
+        reported: Whether the report reads it too.
+    """
+    try:
+        _print_status(run_dir)
+        if reported:
+            write_report(run_dir, run_dir / "report" / "page.html")
+    except _SENTENCES:
+        return "refused"
+    except Exception:  # the study counts tracebacks of any kind
+        logger.exception("a forged journal was answered by a traceback")
+        return "traceback"
+    return "as it says"
 
 
 FileMutation = Callable[[bytes, random.Random], bytes | None]

@@ -192,3 +192,9 @@ def test_a_weight_that_cannot_be_used_is_refused() -> None:
     for changes in ({"capacity_weight": -1.0}, {"capacity_weight": 1.0, "rank_by": "val_accuracy"}):
         with pytest.raises(ValueError, match="capacity_weight must be at least 0, and 0 where"):
             replace(SETTINGS, **changes)
+
+
+def test_a_mask_without_a_number_of_parameters_has_no_cost_where_parameters_count():
+    merit = Merit(capacity_weight=0.5, dense_parameters=100)
+    with pytest.raises(ValueError, match="needs the parameters that a mask leaves, got 0; give"):
+        merit.cost(Feedback(proposal_id=0, val_loss=1.0), 0)

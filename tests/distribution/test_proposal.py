@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fppmo_ray.distribution import Feedback, Proposal
-from fppmo_ray.distribution.proposal import MaskLog
+from fppmo_ray.distribution.proposal import PackedMask
 
 
 @pytest.mark.parametrize(
@@ -50,14 +50,17 @@ def test_steps_below_zero_are_refused():
         Feedback(proposal_id=4, val_loss=1.0, val_accuracy=0.1, steps=-1)
 
 
-def test_logged_masks_come_back_as_copies():
-    masks = np.array([[1, 0, 1, 1, 0, 0, 0, 0, 1], [0, 1, 1, 0, 0, 0, 0, 1, 0]], dtype=bool)
-    log = MaskLog(9)
-    log.extend(masks)
-    assert len(log) == 2
-    assert log.mask(1).tolist() == masks[1].tolist()
-    log.mask(0)[:] = False
-    assert log.mask(0).tolist() == masks[0].tolist()
+def test_packed_masks_come_back_as_copies():
+    keep = np.array([1, 0, 1, 1, 0, 0, 0, 0, 1], dtype=bool)
+    proposal = Proposal(proposal_id=0, generation=0, keep=keep, macs=1)
+    assert proposal.packed == PackedMask.of(keep) == (b"\xb0\x80", 9)
+    proposal.keep[:] = False
+    keep[:] = True
+    assert proposal.keep.tolist() == [1, 0, 1, 1, 0, 0, 0, 0, 1]
+    again = Proposal(proposal_id=0, generation=0, keep=proposal.packed, macs=1)
+    assert np.array_equal(again.keep, proposal.keep)
+    with pytest.raises(AttributeError):
+        again.macs = 2
 
 
 def test_figures_are_as_small_or_as_large_as_their_means_and_squares_allow():

@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from example_runs import mask, proposal, rescored, score, started_with
 from rich.console import Console
 
-from fppmo_ray.distribution import Feedback
-from fppmo_ray.report import print_result, print_status
+from fppmo_ray.distribution import Feedback, Proposal
+from fppmo_ray.report import print_result, print_status, write_report
+from fppmo_ray.report.table import status_lines
 from fppmo_ray.service.journal.facts import (
     Chosen,
     ComputeChosen,
@@ -19,7 +21,7 @@ from fppmo_ray.service.journal.facts import (
     ImportanceMeasured,
     Started,
 )
-from fppmo_ray.service.journal.run_directory import open_run
+from fppmo_ray.service.journal.run_directory import open_run, skim_journal
 
 
 def row(name: str, before: float, after: float, macs: int, **budget: float) -> dict[str, object]:
@@ -162,6 +164,30 @@ def test_the_state_of_a_search_with_several_budgets_shows_the_best_of_each(tmp_p
     assert "MACs cut 0.4, 0.57 of 9" in shown
     assert "best on search-val, budget 0.4 0.9000 (proposal 0)" in shown
     assert "best on search-val, budget 0.57 0.7000 (proposal 2)" in shown
+
+
+def test_the_status_of_a_search_with_one_budget_needs_no_proposals(tmp_path: Path) -> None:
+    started = started_with()
+    facts: list[Fact] = [started, *map(proposal, range(4)), *(score(i, 0.5 + i) for i in range(3))]
+    with open_run(tmp_path, resume=False, started=started) as run:
+        run.record(facts[1:])
+    skimmed = skim_journal(tmp_path, skip=Proposal)
+    assert (len(skimmed.facts), skimmed.num_skipped) == (4, 4)
+    lines = status_lines(facts)
+    assert dict(lines)["asked"] == "4"
+    assert status_lines(skimmed.facts, skimmed.num_skipped) == lines
+    shown = status_of(tmp_path)
+    assert all(f"{name} {value}" in shown for name, value in lines)
+
+
+def test_a_first_line_without_settings_is_answered_by_a_sentence(tmp_path: Path) -> None:
+    started = replace(started_with(), identity={"settings": {"macs_cut": 0.5}})
+    with open_run(tmp_path, resume=False, started=started) as run:
+        run.record([proposal(0), score(0, 0.5)])
+    with pytest.raises(ValueError, match="first line should tell the search's setting scoring"):
+        print_status(tmp_path, Console(file=io.StringIO()))
+    with pytest.raises(ValueError, match="first line should tell the search's setting"):
+        write_report(tmp_path, tmp_path / "report.html")
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -16,8 +17,9 @@ from inline_pool import InlinePool
 import fppmo_ray.service
 from fppmo_ray.distribution import Feedback, MaskOptimizer, OptimizerSettings, Proposal
 from fppmo_ray.pruning import Score
+from fppmo_ray.service import search_loop
 from fppmo_ray.service.journal.artifacts import read_history
-from fppmo_ray.service.journal.facts import Fact, Updated
+from fppmo_ray.service.journal.facts import Fact, Updated, fact_to_json
 from fppmo_ray.service.journal.run_directory import RunDirectory
 from fppmo_ray.service.pool.call import Call
 from fppmo_ray.service.pool.worker_pool import WorkerPool
@@ -55,6 +57,13 @@ def searched(pool: InlinePool, run_dir: Path, *, resume: bool = False) -> list[F
         model = ProbabilityModel(SIMULATED_SPACE, IMPORTANCE, SETTINGS)
         score_proposals(model, cast(WorkerPool, pool), run, score_call, progress)
         return run.facts
+
+
+def told(facts: Iterable[Fact]) -> list[dict[str, Any]]:
+    """Return all that facts say but times, in the order of their text."""
+    rows = [fact_to_json(fact) for fact in facts]
+    kept = [{k: v for k, v in row.items() if k not in ("at", "seconds")} for row in rows]
+    return sorted(kept, key=json.dumps)
 
 
 def feedback_in(facts: Iterable[Fact]) -> list[Feedback]:
@@ -135,7 +144,11 @@ def test_generations_that_failed_as_a_whole_are_scored_again_after_a_resume(
     assert losses[0] == losses[1]
 
 
-def test_a_resumed_search_scores_only_what_its_journal_lacks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("together", [3, 4096])
+def test_a_resumed_search_scores_only_what_its_journal_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    monkeypatch.setattr(search_loop, "_REPLAYED_TOGETHER", together)
     whole = searched(InlinePool(simulated_worker()), tmp_path)
     journal = tmp_path / "journal.jsonl"
     lines = journal.read_bytes().splitlines(keepends=True)
@@ -146,6 +159,7 @@ def test_a_resumed_search_scores_only_what_its_journal_lacks(tmp_path: Path) -> 
     assert [call.name for call in pool.submitted] == [f"proposal {i}" for i in range(19, 24)]
     losses = [[item.val_loss for item in feedback_in(facts)] for facts in (whole, again)]
     assert losses[0] == losses[1]
+    assert told(again) == told(whole)
 
 
 def test_a_model_that_proposes_other_masks_than_the_journal_holds_is_refused(
@@ -155,10 +169,15 @@ def test_a_model_that_proposes_other_masks_than_the_journal_holds_is_refused(
     ask = MaskOptimizer.ask
 
     def other_masks(optimizer: MaskOptimizer) -> list[Proposal]:
-        proposals = ask(optimizer)
-        for proposal in proposals:
-            proposal.keep[:] = ~proposal.keep
-        return proposals
+        return [
+            Proposal(
+                proposal_id=proposal.proposal_id,
+                generation=proposal.generation,
+                keep=~proposal.keep,
+                macs=proposal.macs,
+            )
+            for proposal in ask(optimizer)
+        ]
 
     monkeypatch.setattr(MaskOptimizer, "ask", other_masks)
     sentence = "replaying the journal gives another mask for proposal 0; resume with the package"

@@ -11,13 +11,12 @@ import base64
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
+from functools import cache, lru_cache
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-import numpy as np
-
 from fppmo_ray.distribution import BoolArray, Feedback, Merit, Proposal
+from fppmo_ray.distribution.proposal import PackedMask, fault_of
 
 FORMAT = 3
 """Format number of the journal, in its first line."""
@@ -52,12 +51,31 @@ class Started:
     @property
     def merit(self) -> Merit:
         """The order of the search's scores."""
-        scoring = self.identity["settings"]["scoring"]
         return Merit(
-            rank_by=scoring["rank_by"],
-            capacity_weight=scoring["capacity_weight"],
+            rank_by=self.setting("scoring.rank_by", str),
+            capacity_weight=self.setting("scoring.capacity_weight", float | int),
             dense_parameters=self.dense_parameters,
         )
+
+    def setting(self, path: str, kind: type | UnionType) -> Any:
+        """Return a setting of the search.
+
+        Args:
+            path: Names of the group and the setting, such as ``scoring.rank_by``.
+            kind: Its type.
+
+        Raises:
+            ValueError: there is no such setting, or it is of another type.
+        """
+        value: Any = self.identity
+        for name in ("settings", *path.split(".")):
+            value = value.get(name) if isinstance(value, dict) else None
+        if not isinstance(value, kind):
+            raise ValueError(
+                f"the journal's first line should tell the search's setting {path}, got "
+                f"{value!r:.40}; was it written by another program, or changed by hand?"
+            )
+        return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +242,14 @@ class Rescored:
     seconds: float
     """Time that the worker spent on the score."""
 
+    def __post_init__(self) -> None:
+        figures = (
+            [self.val_loss] if self.val_accuracy is None else [self.val_loss, self.val_accuracy]
+        )
+        for figure in figures:
+            if (fault := fault_of(figure)) is not None:
+                raise ValueError(f"a score of finalist {self.finalist} is {fault}: {figure}")
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Chosen:
@@ -266,16 +292,21 @@ Fact = (
 )
 
 _KINDS: dict[str, type[Fact]] = {kind.__name__: kind for kind in get_args(Fact)}
-_TYPES: dict[str, dict[str, Any]] = {
-    name: {
-        field.name: str if field.name == "keep" else get_type_hints(kind)[field.name]
-        for field in fields(kind)
-    }
-    for name, kind in _KINDS.items()
-}
-"""Types of the JSON values of every kind's fields; a mask is text there."""
+
+
+def _types_of(kind: type[Fact]) -> dict[str, Any]:
+    hints = get_type_hints(kind)
+    types = {field.name: hints[field.name] for field in fields(kind)}
+    mask = {"keep": str} if {"keep", "packed"} & types.keys() else {}
+    return {name: hint for name, hint in types.items() if name != "packed"} | mask
+
+
+_TYPES = {name: _types_of(kind) for name, kind in _KINDS.items()}
+"""Types of the JSON values of every kind's fields; a mask is text there, named ``keep``."""
 _NULLABLE: dict[str, set[str]] = {
-    name: {"train_loss", "val_accuracy"} & types.keys() for name, types in _TYPES.items()
+    name: {"train_loss", "val_accuracy"} & types.keys()
+    for name, types in _TYPES.items()
+    if name != "Feedback"
 }
 """Fields without a default that are left out where they are None."""
 _SCALARS: dict[Any, tuple[type, ...]] = {
@@ -287,11 +318,13 @@ _ACCEPTED: dict[str, dict[str, tuple[type, ...]]] = {
     for name, types in _TYPES.items()
 }
 """Types of simple fields' JSON values, to check most values in one look."""
+_LARGEST_INT = 2**63
+_YEAR_10000 = 253_402_300_800  # in Unix time
 
 
 def pack_mask(keep: BoolArray) -> str:
     """Return a mask as base64 text of its packed bits."""
-    return base64.b64encode(np.packbits(keep).tobytes()).decode("ascii")
+    return base64.b64encode(PackedMask.of(keep).bits).decode("ascii")
 
 
 def unpack_mask(text: str, num_filters: int) -> BoolArray:
@@ -304,13 +337,17 @@ def unpack_mask(text: str, num_filters: int) -> BoolArray:
     Raises:
         ValueError: the text holds another number of filters.
     """
-    bits = np.frombuffer(base64.b64decode(text), dtype=np.uint8)
+    return _packed(text, num_filters).keep()
+
+
+def _packed(text: str, num_filters: int) -> PackedMask:
+    bits = base64.b64decode(text)
     if len(bits) != -(-num_filters // 8):
         raise ValueError(
             f"expected a mask of {num_filters} filters in {-(-num_filters // 8)} bytes, "
             f"got {len(bits)} bytes; the mask belongs to another network"
         )
-    return np.unpackbits(bits, count=num_filters).astype(bool)
+    return PackedMask(bits, num_filters)
 
 
 def latest_feedback(facts: Iterable[Fact]) -> dict[int, Feedback]:
@@ -340,6 +377,7 @@ def fact_from_json(data: Any, num_filters: int) -> Fact:
     if not isinstance(data, dict):
         raise ValueError(f"expected a JSON object, got {type(data).__name__}")
     entries = dict(data)
+    entries.pop("sum", None)  # the line's checksum
     name = entries.pop("fact", None)
     kind = _KINDS.get(name) if isinstance(name, str) else None
     if kind is None:
@@ -350,14 +388,19 @@ def fact_from_json(data: Any, num_filters: int) -> Fact:
             value, _TYPES[name].get(entry, Any)
         ):
             raise ValueError(f"{entry} of fact {name} is of another type: {value!r:.40}")
+        if type(value) is int and not -_LARGEST_INT < value < _LARGEST_INT:
+            raise ValueError(f"{entry} of fact {name} is too large: {value!r:.40}")
+    if not 0 <= (entries.get("at") or 0) < _YEAR_10000:
+        raise ValueError(f"at of fact {name} is no time: {entries['at']!r:.40}")
     if "keep" in entries:
-        entries["keep"] = unpack_mask(entries["keep"], num_filters)
+        packed = _packed(entries["keep"], num_filters)
+        entries["keep"] = packed if kind is Proposal else packed.keep()
     if "score_seed" in entries:
         entries["score_seed"] = _shared(tuple(entries["score_seed"]))
     if "worker" in entries:
         entries["worker"] = sys.intern(entries["worker"])
-    for absent in _NULLABLE[name] - entries.keys():
-        entries[absent] = None
+    for absent in _NULLABLE.get(name, ()):
+        entries.setdefault(absent, None)
     try:
         return kind(**entries)
     except TypeError as error:
@@ -370,13 +413,19 @@ def _shared(seed: tuple[int, ...]) -> tuple[int, ...]:
     return seed
 
 
+@cache
+def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Return the origin and the arguments of a type, such as ``list`` and ``(float,)``."""
+    return get_origin(hint), get_args(hint)
+
+
 def _fits(value: object, hint: Any) -> bool:
     """Return whether a JSON value is of a field's type; tuples are lists in JSON."""
     if hint is Any:
         return True
     if hint is float:
         return type(value) in (float, int)
-    outer, inner = get_origin(hint), get_args(hint)
+    outer, inner = _parts(hint)
     if outer in (Union, UnionType):
         return any(_fits(value, one) for one in inner)
     if outer is dict:

@@ -8,7 +8,7 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -17,9 +17,12 @@ from fppmo_ray.service.journal.facts import EpochFinished, Fact, Finished, Start
 from fppmo_ray.service.journal.journal import (
     JOURNAL,
     Journal,
+    LinesRead,
     from_lines,
     last_checksum,
+    read_lines,
     to_lines,
+    undamaged,
 )
 from fppmo_ray.service.journal.storage import Storage, open_storage, stage_run_dir
 from fppmo_ray.service.journal.writers import (
@@ -51,14 +54,27 @@ def read_journal(run_dir: str | Path) -> list[Fact]:
     Raises:
         ValueError: there is no journal, it is damaged, or its store cannot be reached.
     """
+    return skim_journal(run_dir).facts
+
+
+def skim_journal(run_dir: str | Path, skip: type[Fact] | None = None) -> LinesRead:
+    """Return the facts of a run directory's journal without those of a kind.
+
+    Args:
+        run_dir: Folder or URI; see ``open_storage``.
+        skip: The kind of facts that are only counted; see ``read_lines``.
+
+    Raises:
+        ValueError: see ``read_journal``.
+    """
     storage = open_storage(run_dir)
-    facts = _read(storage)
-    if facts is None:
+    lines = _read_lines(storage)
+    if lines is None:
         raise ValueError(
             f"{storage.location} holds no {_journal_name(storage)}; "
             "expected the run directory of a search"
         )
-    return facts
+    return undamaged(read_lines(lines, skip), storage.location, _journal_name(storage))
 
 
 def begun_stages(run_dir: str | Path) -> list[Path | str]:
@@ -68,7 +84,7 @@ def begun_stages(run_dir: str | Path) -> list[Path | str]:
         run_dir: Run directory of the whole search, a folder or a URI.
     """
     places = (stage_run_dir(run_dir, number) for number in itertools.count(1))
-    return list(itertools.takewhile(lambda place: _read(open_storage(place)), places))
+    return list(itertools.takewhile(lambda place: _read_lines(open_storage(place)), places))
 
 
 def require_fit(run_dir: str | Path, *, resume: Resume, started: Started | None = None) -> None:
@@ -109,24 +125,22 @@ def open_run(
     """
     storage = open_storage(run_dir)
     seen = _require_fit(storage, resume, started)
-    with _open_journal(storage) as (journal, lines):
-        facts = seen.facts if seen.lines == lines else _facts_of(lines, storage)
-        del seen
+    journal: Journal
+    with ExitStack() as stack:
+        if storage.local is None:
+            journal, lines = open_lease(storage)
+        else:
+            journal, lines = stack.enter_context(open_file(storage.local))
+        facts = seen.facts if seen.digest == _digest(lines) else _facts_of(lines, storage)
+        checksum = last_checksum(lines)
+        del seen, lines  # which nobody needs any more, and which are as large as the facts
         _require_wanted(facts, storage, resume)
         _clear_orphans(storage, facts)
-        run = RunDirectory(storage, journal, facts, last_checksum(lines))
+        run = RunDirectory(storage, journal, facts, checksum)
+        del facts
         if started is not None:
             run.start(started)
         yield run
-
-
-@contextmanager
-def _open_journal(storage: Storage) -> Iterator[tuple[Journal, bytes]]:
-    if storage.local is None:
-        yield open_lease(storage)
-        return
-    with open_file(storage.local) as opened:
-        yield opened
 
 
 class RunDirectory:
@@ -293,15 +307,23 @@ def _clear_orphans(storage: Storage, facts: Sequence[Fact]) -> None:
 class _Seen:
     """A journal, read before it is held."""
 
-    lines: bytes | None
-    """Its complete lines; None: there is none."""
+    digest: bytes | None
+    """Digest of its complete lines; None: there is none."""
     facts: list[Fact]
     """The facts of the lines."""
 
 
 def _look(storage: Storage) -> _Seen:
-    lines = read_leases(storage) if storage.local is None else read_file(storage.local)
-    return _Seen(lines, [] if lines is None else _facts_of(lines, storage))
+    lines = _read_lines(storage)
+    return _Seen(None, []) if lines is None else _Seen(_digest(lines), _facts_of(lines, storage))
+
+
+def _read_lines(storage: Storage) -> bytes | None:
+    return read_leases(storage) if storage.local is None else read_file(storage.local)
+
+
+def _digest(lines: bytes) -> bytes:
+    return hashlib.blake2b(lines).digest()
 
 
 def _facts_of(lines: bytes, storage: Storage) -> list[Fact]:
@@ -310,7 +332,7 @@ def _facts_of(lines: bytes, storage: Storage) -> list[Fact]:
 
 def _read(storage: Storage) -> list[Fact] | None:
     seen = _look(storage)
-    return None if seen.lines is None else seen.facts
+    return None if seen.digest is None else seen.facts
 
 
 def _journal_name(storage: Storage) -> str:
@@ -320,7 +342,7 @@ def _journal_name(storage: Storage) -> str:
 def _require_fit(storage: Storage, resume: Resume, started: Started | None) -> _Seen:
     seen = _look(storage)
     facts = seen.facts
-    if seen.lines is None:
+    if seen.digest is None:
         if resume is True:
             raise ValueError(
                 f"--resume: {storage.location} holds no {_journal_name(storage)}; "

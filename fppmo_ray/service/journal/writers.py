@@ -119,7 +119,9 @@ def open_file(folder: Path) -> Iterator[tuple[FileJournal, bytes]]:
                 file.truncate(len(lines))
                 file.seek(0, os.SEEK_END)
                 sync_folder(folder)
-            yield FileJournal(file, journal), lines
+            handed_over = [lines]
+            del lines  # so that this frame does not keep them while the search runs
+            yield FileJournal(file, journal), handed_over.pop()
 
 
 def _require_lock(lock: IO[bytes], folder: Path) -> None:
@@ -293,7 +295,7 @@ def _repair_leases(run_dir: str | Path) -> str:
 
 def _undamaged(lines: bytes, place: str) -> bytes:
     """Return the lines before the first damaged one."""
-    _, damage = read_lines(lines)
+    damage = read_lines(lines).damage
     if damage is None:
         return lines
     if not damage.can_be_repaired:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import get_args
@@ -19,11 +20,14 @@ from mutations import (
     Row,
     changed_files,
     changed_lines,
+    forged_lines,
     journal_outcome,
     kind_of,
     read_outcome,
+    sealed,
 )
 
+from fppmo_ray import SearchSettings
 from fppmo_ray.distribution import Feedback, Proposal
 from fppmo_ray.pruning import extract, save_network, trace
 from fppmo_ray.service.journal.facts import (
@@ -46,6 +50,7 @@ from fppmo_ray.service.journal.run_directory import open_run
 from fppmo_ray.training import capture, state_to_bytes
 from fppmo_ray.training.networks import build_network, source_of
 
+SETTINGS = SearchSettings(macs_cut=0.5).changed(capacity_weight=0)
 KEEP = np.arange(10) % 3 > 0
 SCORE = {"val_loss": 0.25, "val_accuracy": 0.5, "seconds": 1.0}
 
@@ -56,7 +61,7 @@ def facts_with(digests: dict[str, str]) -> list[Fact]:
     return [
         Started(
             search_id="abc",
-            identity={"settings": {"macs_cut": 0.5}},
+            identity={"settings": SETTINGS.journaled()},
             versions={"torch": "2.13"},
             groups=["conv1"],
             num_filters=10,
@@ -126,6 +131,21 @@ def test_no_change_of_a_line_is_silent_or_a_traceback(origin: Path, tmp_path: Pa
     assert found["silent"] == found["traceback"] == 0
     assert found["refused"] > 14 * 12 * 2
     assert sum(found.values()) == len(rows) * 2
+
+
+def test_no_forged_line_is_answered_by_a_traceback(origin: Path, tmp_path: Path) -> None:
+    running = tmp_path / "running"
+    shutil.copytree(origin, running, ignore=lambda *_: ["result.json"])
+    rows = list(forged_lines(running, tmp_path / "scratch", random.Random(0), 2))
+    assert {row.changed for row in rows} == {f"{kind.__name__}, forged" for kind in get_args(Fact)}
+    found = totals(rows)
+    assert found["refused"] + found["as it says"] == sum(found.values()) == 14 * 3 * 2
+    assert found["refused"] > 14 * 2
+
+
+def test_the_study_forges_checksums_that_fit(origin: Path) -> None:
+    lines = (origin / "journal.jsonl").read_bytes()
+    assert sealed(lines.splitlines(keepends=True)) == lines
 
 
 def test_no_change_of_a_file_is_silent_or_a_traceback(origin: Path, tmp_path: Path) -> None:

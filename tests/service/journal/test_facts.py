@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, get_args
 
 import numpy as np
@@ -26,7 +26,6 @@ from fppmo_ray.service.journal.facts import (
     Updated,
     WeightsFrozen,
     fact_from_json,
-    fact_to_json,
     latest_feedback,
     pack_mask,
     unpack_mask,
@@ -205,8 +204,10 @@ def test_the_first_line_tells_the_order_of_the_scores() -> None:
     assert started.merit == Merit(rank_by="val_loss", capacity_weight=0.5, dense_parameters=90)
 
 
-def test_a_fact_in_json_does_not_share_the_mask_in_memory() -> None:
-    proposal = Proposal(proposal_id=0, generation=0, keep=KEEP.copy(), macs=1)
-    line = fact_to_json(proposal)
-    proposal.keep[:] = False
-    assert line["keep"] == "sEA="
+def test_a_setting_that_the_first_line_does_not_tell_is_named() -> None:
+    assert STARTED.setting("scoring.capacity_weight", float) == 0.5
+    for identity in ({}, {"settings": []}, {"settings": {"scoring": "all"}}):
+        with pytest.raises(ValueError, match=r"setting scoring\.rank_by, got None; was it written"):
+            _ = replace(STARTED, identity=identity).merit
+    with pytest.raises(ValueError, match=r"setting scoring\.rank_by, got 'val_loss'; was"):
+        STARTED.setting("scoring.rank_by", float)

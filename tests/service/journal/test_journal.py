@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 from collections.abc import Callable
@@ -10,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from example_facts import FACTS, STARTED, numbered, told
+from example_facts import FACTS, KEEP, STARTED, numbered, told
 
-from fppmo_ray.service.journal.facts import fact_to_json
-from fppmo_ray.service.journal.journal import last_checksum, to_lines
+from fppmo_ray.distribution import Proposal
+from fppmo_ray.service.journal.facts import Rescored, fact_to_json
+from fppmo_ray.service.journal.journal import last_checksum, read_lines, to_lines
 from fppmo_ray.service.journal.run_directory import open_run, read_journal
 from fppmo_ray.service.journal.writers import repair
 
@@ -99,6 +101,17 @@ def test_lines_that_are_joined_or_divided_show(journal: Path) -> None:
             read_journal(journal.parent)
 
 
+RESCORED = fact_to_json(
+    Rescored(
+        finalist="mode",
+        keep=KEEP,
+        split="choose_val",
+        repeat=0,
+        val_loss=1.0,
+        val_accuracy=0.5,
+        seconds=1.0,
+    )
+)
 IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"fact": "Guessed"}, "expected a fact of Started, .*got 'Guessed'"),
     ({"fact": ["Started"]}, "expected a fact of Started"),
@@ -114,6 +127,13 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"fact": "Chosen", "finalist": "mode", "keep": 7}, "keep of fact Chosen is of another type"),
     ({"fact": "WeightsFrozen", "sha256": None}, "sha256 of fact WeightsFrozen is of another type"),
     ({"fact": "WeightsFrozen", "sha256": {"a": [{}] * 9}}, "sha256 of fact WeightsFrozen is of"),
+    ({"fact": "Feedback", "proposal_id": 0, "error": "", "at": 1e300}, "at of fact Feedback is no"),
+    (
+        {"fact": "Feedback", "proposal_id": 0, "error": "", "steps": 10**400},
+        "steps of .* too large",
+    ),
+    ({**RESCORED, "val_loss": 1e308}, r"a score of finalist mode is beyond 1e\+100 in size: 1e"),
+    ({**RESCORED, "val_accuracy": math.nan}, "a score of finalist mode is not finite: nan"),
     (fact_to_json(STARTED), "expected Started in the first line alone"),
     (fact_to_json(FACTS[1]) | {"score_seed": [1]}, "score_seed of fact Proposal is of another"),
 ]
@@ -127,6 +147,28 @@ def test_a_line_with_a_right_checksum_that_no_search_writes_is_refused(
     journal.write_bytes(content + sealed(json.dumps(data), content))
     with pytest.raises(ValueError, match=rf"line 5 is damaged: .*{reason}"):
         read_journal(journal.parent)
+
+
+def test_the_lines_of_a_kind_can_be_skipped_but_not_their_checksums() -> None:
+    lines = to_lines(FACTS)
+    read = read_lines(lines, skip=Proposal)
+    assert told(read.facts) == told([FACTS[0], *FACTS[2:]])
+    assert (read.num_skipped, read.damage) == (1, None)
+    damaged = read_lines(lines.replace(b'"macs":50', b'"macs":51'), skip=Proposal)
+    assert (told(damaged.facts), damaged.num_skipped) == (told(FACTS[:1]), 0)
+    assert damaged.damage is not None
+    assert "checksum" in damaged.damage.reason
+
+
+def test_garbage_collection_goes_on_after_a_journal_was_read() -> None:
+    read_lines(to_lines(FACTS))
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        read_lines(to_lines(FACTS))
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 def test_a_line_nested_too_deeply_is_refused(journal: Path) -> None:
