@@ -94,10 +94,9 @@ def _trace(model: nn.Module, examples: Inputs, ignore: Sequence[str]) -> Tracing
     survey, sound = survey.at_extremes(sound, failed, unsound)
     reasons = "; ".join(f"{name} ({reason})" for name, reason in unsound.items())
     if not sound:
-        reasons = reasons or _why_none(coupling) or "no layer reads the filters of another"
         raise ValueError(
-            f"the network has no channel group that can be pruned: {reasons}; write what is named "
-            "here differently, or trace the part of the network before it"
+            f"the network has no channel group that can be pruned: {_why_none(coupling, unsound)}; "
+            "write what is named here differently, or trace the part of the network before it"
         )
     if unsound:
         message = f"channel groups left whole, since they cannot be pruned exactly: {reasons}"
@@ -115,15 +114,16 @@ def _trace(model: nn.Module, examples: Inputs, ignore: Sequence[str]) -> Tracing
     return survey.tracing(sound, tuple(unsound))
 
 
-def _why_none(coupling: Coupling) -> str:
-    """Why the first filters of layers without a candidate group stay."""
-    found = {
+def _why_none(coupling: Coupling, unsound: Mapping[str, str]) -> str:
+    """Why no group can be pruned: the first of these groups, or of layers without a group."""
+    found = dict(unsound) or {
         part.layer: coupling.kept[int(part.units[0])]
         for part in coupling.axes
         if part.is_convolution and part.axis[1] == 0 and int(part.units[0]) in coupling.kept
     }
-    named = [f"{n} ({reason})" for n, reason in found.items() if reason != RETURNED]
-    return "; ".join(named[:_NAMED])
+    named = [f"{n} ({r})" for n, r in found.items() if unsound or r != RETURNED]
+    more = f", and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+    return "; ".join(named[:_NAMED]) + more or "no layer reads the filters of another"
 
 
 _NAMED = 4
