@@ -9,9 +9,10 @@ fitness (mAP 50-95 of boxes) on a tenth of the training images, at most 1000, wh
 Ultralytics' trainer fine-tunes it on the others with its own loss. ``YOLO(file)`` opens the result.
 Workers must see the data set under the same paths.
 
-Tests show this for boxes (v5n, v8n, v10n and 11n as YAML, TorchScript as the export) on CPUs, with
-a handful of small images. Masks, poses and rotated boxes take the same way through Ultralytics'
-classes, but neither they nor GPUs, ONNX, public ``.pt`` files or real data sets have been tried.
+Tests show this on CPUs with a handful of small images: boxes (v5n, v8n, v10n and 11n as YAML,
+exported as TorchScript), masks and poses (v8n-seg and v8n-pose, exported as ONNX). Rotated boxes
+take the same way through Ultralytics' classes, but neither they nor GPUs, resumed searches, public
+``.pt`` files or real data sets have been tried.
 """
 
 from __future__ import annotations

@@ -74,6 +74,49 @@ def test_a_pruned_detector_is_trained_scored_opened_and_exported_by_ultralytics(
     torch.testing.assert_close(exported(image), network(image)[0], rtol=1e-3, atol=1e-3)
 
 
+LABELS = {
+    "segment": "0 {l} {t} {r} {t} {r} {b} {l} {b}\n",
+    "pose": "0 {x} {y} 0.375 0.375 {l} {t} 2 {r} {b} 2\n",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "name"), [("segment", "yolov8n-seg"), ("pose", "yolov8n-pose")])
+def test_pruned_networks_for_masks_and_poses_are_trained_scored_opened_and_exported(
+    data: str, tmp_path: Path, kind: str, name: str
+) -> None:
+    for file in tmp_path.glob("labels/*/*.txt"):
+        x, y = map(float, file.read_text().split()[1:3])
+        places = {"x": x, "y": y, "l": x - 0.18, "r": x + 0.18, "t": y - 0.18, "b": y + 0.18}
+        file.write_text(LABELS[kind].format(**places))
+    with Path(data).open("a") as file:
+        file.write("kpt_shape: [2, 3]\nflip_idx: [1, 0]\n" if kind == "pose" else "")
+    torch.manual_seed(0)
+    task = _detection(kind, f"{name}.yaml", data, image_size=64, epochs=1)
+    dense = task.untrained(ultralytics.YOLO(f"{name}.yaml").model.yaml).eval()
+    tracing = trace(dense, torch.zeros(1, 3, 64, 64))
+    space = tracing.space.with_limits(min_keep=0.1)
+    assert space.min_macs < 0.1 * space.dense_macs
+    keep = np.random.default_rng(0).random(space.num_filters) < 0.5
+    keep[np.asarray(space.offsets)[: len(space.groups)]] = True
+    network = extract(dense, tracing, keep)
+    task.recalibrate(network)
+    task.fine_tune(network.train())
+    assert 0 <= task.score(network.eval(), 0) <= 2  # boxes and masks, or boxes and poses
+    save_checkpoint(network, tmp_path / "pruned.pt", kind)
+    opened = ultralytics.YOLO(tmp_path / "pruned.pt")
+    assert opened.task == kind
+    assert _parameters(opened.model) == _parameters(network) < 0.7 * _parameters(dense)
+    assert len(opened.predict(np.zeros((64, 64, 3), np.uint8), imgsz=64, verbose=False)) == 1
+    path = opened.export(format="onnx", imgsz=64, simplify=False)
+    image = torch.rand(1, 3, 64, 64)
+    session = pytest.importorskip("onnxruntime").InferenceSession(path)
+    found = session.run(None, {session.get_inputs()[0].name: image.numpy()})[0]
+    expected = network(image)[0]
+    expected = expected[0] if isinstance(expected, tuple) else expected
+    np.testing.assert_allclose(found, expected.numpy(force=True), rtol=1e-3, atol=1e-2)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_the_job_trains_prunes_and_writes_a_file_for_ultralytics(data: str, tmp_path: Path) -> None:
