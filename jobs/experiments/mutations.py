@@ -29,6 +29,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 from archive import flattened, write_rows
@@ -40,10 +41,12 @@ from fppmo_ray.job import run_job
 from fppmo_ray.pruning import load_network
 from fppmo_ray.report import print_status, write_report
 from fppmo_ray.service.journal.facts import (
+    ClockRead,
     ComputeChosen,
     Fact,
     Finished,
     LatencyMeasured,
+    Started,
     fact_to_json,
 )
 from fppmo_ray.service.journal.journal import JOURNAL, to_lines
@@ -132,7 +135,7 @@ def run_search(run_dir: Path, *, resume: bool) -> None:
 
 
 def lines_with_latency(run_dir: Path) -> list[bytes]:
-    """Return the journal's lines, and one of a kind that only searches with latency limits have."""
+    """Return the journal's lines, and those that only searches with latency limits have."""
     measured = LatencyMeasured(
         artifact="latency.json",
         sha256="0" * 64,
@@ -143,7 +146,11 @@ def lines_with_latency(run_dir: Path) -> list[bytes]:
     )
     facts: list[Fact] = []
     for fact in read_journal(run_dir):
-        facts += [fact, measured] if isinstance(fact, ComputeChosen) else [fact]
+        facts.append(fact)
+        if isinstance(fact, Started):
+            clock_read = ClockRead(keep=np.ones(fact.num_filters, dtype=bool), milliseconds=1.25)
+        elif isinstance(fact, ComputeChosen):
+            facts += [clock_read, measured]
     return to_lines(facts).splitlines(keepends=True)
 
 
