@@ -1,7 +1,7 @@
 """How much of networks from other packages can be pruned exactly, beside Torch-Pruning?
 
     pip install timm segmentation-models-pytorch monai transformers open-clip-torch ultralytics
-    python jobs/experiments/packages.py --output jobs/experiments/results/networks-packages.csv
+    python jobs/experiments/packages.py --output jobs/experiments/results/packages.csv
 
 Each network has random weights and small inputs. It is traced, cut to half of its MACs, compared
 with the masked dense network, and given to Torch-Pruning, all in a process of its own. Networks
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.table import Table
 from torch import Tensor, nn
 
 from fppmo_ray.distribution import Budget
@@ -127,6 +128,24 @@ def listed() -> list[str]:
         "open_clip": _CLIP,
     }
     return [f"{package}:{name}" for package, names in named.items() for name in names]
+
+
+def packages_table(path: Path) -> Table:
+    """Return a row for each network of a file: what can go, and what the rival did.
+
+    Args:
+        path: The CSV file.
+    """
+    rows = list(_read(path).values())
+    halves = sum(row.half for row in rows)
+    columns = ("package", "network", "can go", "half", "s", "Torch-Pruning", "s")
+    table = Table(*columns, title=f"{halves} of {len(rows)} lose half")
+    for row in rows:
+        table.add_row(
+            *(row.package, row.network, f"{100 * row.can_go:.0f} %", "yes" if row.half else "no"),
+            *(f"{row.seconds:.1f}", row.rival, f"{row.rival_seconds:.1f}"),
+        )
+    return table
 
 
 def _read(path: Path) -> dict[str, Row]:

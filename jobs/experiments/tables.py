@@ -27,6 +27,7 @@ from landscape_searches import Row
 from model_zoo import Attempt, attempts_table
 from mutations import Row as Changed
 from mutations import outcomes_table
+from packages import packages_table
 from recipes import recipe_tables
 from rich.console import Console
 from rich.table import Table
@@ -68,6 +69,7 @@ _OF_ROWS: dict[str, Callable[[Path], list[Table]]] = {
     "networks": lambda path: [attempts_table([Attempt(**row) for row in _values(path)])],
     "chaos": lambda path: [trials_table([Trial(**row) for row in _values(path)])],
     "load": lambda path: [_load_table(path)],
+    "packages": lambda path: [packages_table(path)],
     "mutations": lambda path: [outcomes_table([Changed(**row) for row in _values(path)])],
     "feedback": lambda path: [feedback_table([FeedbackRow(**row) for row in _values(path)])],
     "unlabelled": lambda path: [few_images_table([FewImages(**row) for row in _values(path)])],
