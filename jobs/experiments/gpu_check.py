@@ -61,6 +61,8 @@ class Size:
     """Images and batch size."""
     scores: int
     """Scores in the check of memory."""
+    depth: int
+    """Training steps of a score."""
     steps: int
     """Training steps of a measurement."""
     repeats: int
@@ -78,6 +80,7 @@ _FULL = Size(
     trained=("resnet56", "resnet110", "resnet50"),
     plan=Plan(device="cuda", steps=(0, 50)),
     scores=100,
+    depth=60,
     steps=60,
     repeats=5,
     files=1024,
@@ -85,9 +88,10 @@ _FULL = Size(
 _DRY = Size(
     small="resnet20",
     trained=("resnet20",),
-    plan=Plan(recalibrate_images=16, score_images=16, batch_size=8),
-    scores=3,
-    steps=4,
+    plan=Plan(recalibrate_images=16, score_images=16, batch_size=4),
+    scores=2,
+    depth=4,  # the fourth step is replayed, and some of those below
+    steps=2,
     repeats=1,
     files=12,
     dtypes=("bfloat16",),
@@ -131,7 +135,7 @@ class Checks:
     def memory(self) -> dict[str, Any]:
         """Bytes that are allocated before and after many scores, without garbage collection."""
         found: dict[str, Any] = {}
-        steps = self._size.steps
+        steps = self._size.depth
         for name, compute in (("launched", _LAUNCHED), ("graphs", _GRAPHS)):
             subject = replace(self._subject().at(steps), compute=compute)
             subject.score()
@@ -224,7 +228,7 @@ class Checks:
     def waits(self) -> dict[str, Any]:
         """How often the host waits for the GPU in a score, by ``set_sync_debug_mode``."""
         found = {}
-        for steps in (0, self._size.steps):
+        for steps in (0, self._size.depth):
             subject = self._subject().at(steps)
             subject.score()
             with warnings.catch_warnings(record=True) as caught:
@@ -254,7 +258,7 @@ class Checks:
     def score_over_passes(self) -> dict[str, Any]:
         """Seconds of a score over those of its bare passes."""
         found = {}
-        for steps in (0, self._size.steps):
+        for steps in (0, self._size.depth):
             subject = self._subject().at(steps)
             score, bare = (self._median(run) for run in (subject.score, bare_passes(subject)))
             found[f"{steps} steps"] = {"score_ms": 1e3 * score, "ratio": score / bare}

@@ -94,7 +94,11 @@ def test_a_segmentation_network_on_a_resnet_is_pruned_throughout() -> None:
 
 
 @SLOW
-def test_a_detection_network_is_pruned_through_its_backbone() -> None:
+def test_a_detection_network_is_pruned_through_its_backbone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Without its own kernels torchvision would compile roi_align, for minutes and with a warning.
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
     models = importlib.import_module("torchvision.models.detection")
     torch.manual_seed(0)
     network = models.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=3)
