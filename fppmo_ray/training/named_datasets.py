@@ -30,7 +30,7 @@ _CIFAR_SIDE = 32
 
 def load_dataset(
     name: DatasetName,
-    path: Path | None = None,
+    path: str | Path | None = None,
     transform: Transform = _PLAIN,
     *,
     class_names: Sequence[str] | None = None,
@@ -59,6 +59,7 @@ def load_dataset(
         raise ValueError(f"{name} has class names of its own; leave class_names out")
     if name == "digits":
         return _with_transform(_digits(), transform)
+    path = None if path is None else Path(path)
     if path is None or not path.is_dir():
         raise ValueError(f"data set {name} needs the folder that holds it, got {path}")
     if name == "image_folder":

@@ -263,7 +263,11 @@ class Interface:
 
 
 def interface_of(dataset: Dataset) -> Interface:
-    """Return what a network of a data set expects and answers."""
+    """Return what a network of a data set expects and answers, for ``export_network``.
+
+    Args:
+        dataset: Such as ``load_dataset("image_folder", "images/", Transform(mean=..., std=...))``.
+    """
     return Interface(preprocessing=preprocessing_of(dataset), class_names=dataset.class_names)
 
 

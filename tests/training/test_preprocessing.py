@@ -82,7 +82,7 @@ def test_a_network_reads_its_accuracy_only_with_the_normalisation_of_its_trainin
 ) -> None:
     network = TrainedOnHalves(resnet20)
     as_trained = load_dataset("image_folder", jpegs, HALVES)
-    as_imagenet = load_dataset("image_folder", jpegs, Transform(image_size=32))
+    as_imagenet = load_dataset("image_folder", str(jpegs), Transform(image_size=32))
     right = accuracy(network, as_trained)
     assert (
         right == accuracy(resnet20, as_imagenet) == pytest.approx(0.815, abs=0.01)
