@@ -80,13 +80,16 @@ def finalize(context: Context, found: Found, source: Mapping[str, Any] | None) -
     Raises:
         ValueError: a chosen network is not the dense one without the removed filters.
     """
+    problem = context.problem
     variants = _variants(found)
     for variant in variants:
         if variant.name == FPPMO:
-            _check_exact(context, variant)
+            check_equivalence(
+                problem.network, problem.tracing, problem.task.inputs(), keep=variant.keep
+            )
     distilled = _distill(context, found.given, variants)
     states = _fine_tune(context, found.given, variants, distilled)
-    settings, problem = context.settings, context.problem
+    settings = context.settings
     [started] = context.run.all(Started)
     result = {
         "settings": settings.journaled(),
@@ -134,12 +137,6 @@ def _warn_if_missed(rows: Sequence[dict[str, Any]]) -> None:
                 "%.4f; more proposals, or more held-out images, make a better choice likely",
                 *(figure, ours[figure], theirs[figure]),
             )
-
-
-def _check_exact(context: Context, variant: _Variant) -> None:
-    """Check that a chosen network computes what the dense one does without the removed filters."""
-    problem = context.problem
-    check_equivalence(problem.network, problem.tracing, problem.task.inputs(), keep=variant.keep)
 
 
 def _variants(found: Found) -> list[_Variant]:

@@ -282,9 +282,8 @@ class FunctionsOnWorker:
             loss = -self._score(network, seed, self._task.score)
         else:
             assert self._images is not None  # a task has a score or images
-            if settings.scoring.score_steps:
-                number = int(rng.integers(2**31))
-                self.distill(network, dense, keep, steps=settings.scoring.score_steps, seed=number)
+            if steps := settings.scoring.score_steps:
+                self.distill(network, dense, keep, steps=steps, seed=int(rng.integers(2**31)))
             loss = self._images.divergence(network, dense, split, rng)
         return Score(val_loss=loss, val_accuracy=None, seconds=time.perf_counter() - begin)
 
@@ -298,8 +297,8 @@ class FunctionsOnWorker:
 
         See ``TaskOnWorker.try_compute``.
         """
-        split = "search_val"
-        found = self.score(dense, keep, seed=(self._seed,), split=split, compute=compute)
+        seed, split = (self._seed,), "search_val"
+        found = self.score(dense, keep, seed=seed, split=split, compute=compute)
         return ComputeTrial(compute=compute, seconds=found.seconds, val_loss=found.val_loss)
 
     def pruned(self, dense: nn.Module, keep: BoolArray, *, for_epochs: bool = False) -> nn.Module:
