@@ -222,6 +222,8 @@ def show_result(run_dir: str | Path, console: Console | None = None) -> None:
 
 def _next_steps(run_dir: str | Path) -> list[str]:
     """Return the commands that show, export and load the network of a finished search."""
+    from fppmo_ray.pruning.files import TRUSTED_MODULES  # imports torch
+
     figures = read_figures(run_dir)
     budgets = budgets_asked(figures)
     _, recipe = network_names(budgets[0] if len(budgets) > 1 else None)
@@ -233,9 +235,10 @@ def _next_steps(run_dir: str | Path) -> list[str]:
     ]
     if local_folder(run_dir) is not None:
         lines.append(f"load:    fppmo_ray.load_network({str(Path(run_dir) / recipe)!r})")
-    if not figures.get("source"):
+    constructor = figures.get("source", {}).get("constructor", "MODULE:FUNCTION")
+    if constructor.partition(":")[0] not in TRUSTED_MODULES:
         lines[1:] = [
-            f"{lines[1]} --constructor MODULE:FUNCTION",
+            f"{lines[1]} --constructor {constructor}",
             *(line.replace(")", ", constructor)") for line in lines[2:]),
             "         (the function, without arguments, constructs the dense network)",
         ]

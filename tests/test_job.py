@@ -115,11 +115,13 @@ def test_the_next_commands_are_those_that_can_be_run(tmp_path: Path) -> None:
         return _next_steps(tmp_path)
 
     one, two = {"macs_cut": 0.5}, {"macs_cut": [0.4, 0.6]}
-    assert steps(settings=one, source={"constructor": "mine:net"}) == [
+    assert steps(settings=one, source={"constructor": "timm:create_model"}) == [
         f"look:    fppmo-ray report {tmp_path}",
         f"export:  fppmo-ray export {tmp_path} --format onnx",
         f"load:    fppmo_ray.load_network('{tmp_path}/network.json')",
     ]
+    own = steps(settings=one, source={"constructor": "mine:net"})
+    assert own[1].endswith("--format onnx --constructor mine:net")
     assert steps(settings=two, source={})[1:] == [
         f"export:  fppmo-ray export {tmp_path} --format onnx --macs-cut 0.4 "
         "--constructor MODULE:FUNCTION",

@@ -30,7 +30,8 @@ from fppmo_ray.training import Interface, interface_from_json
 
 _FORMAT = 2
 _SAFETENSORS = ".safetensors"
-_TRUSTED_MODULES = ("fppmo_ray.training.networks", "torchvision.models", "timm")
+TRUSTED_MODULES = ("fppmo_ray.training.networks", "torchvision.models", "timm")
+"""Modules whose functions a recipe may name as the constructor of its network."""
 _TIMM_ARGUMENTS = {"model_name", "num_classes"}  # others name files and repositories to load
 
 
@@ -231,10 +232,10 @@ def _named_constructor(source: Mapping[str, Any]) -> Callable[[], nn.Module]:
             "command line: --constructor MODULE:FUNCTION)"
         )
     module_name, _, function = str(source["constructor"]).partition(":")
-    if module_name not in _TRUSTED_MODULES or function.startswith("_"):
+    if module_name not in TRUSTED_MODULES or function.startswith("_"):
         raise ValueError(
             f"the file names the constructor {source['constructor']!r}; only those of "
-            f"{', '.join(_TRUSTED_MODULES)} are called by name, so pass constructor="
+            f"{', '.join(TRUSTED_MODULES)} are called by name, so pass constructor="
         )
     make = getattr(importlib.import_module(module_name), function, None)
     if not callable(make):
