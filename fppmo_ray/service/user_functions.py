@@ -11,16 +11,18 @@ import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import reduce
+from functools import reduce, wraps
 from numbers import Real
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
 import torch
 from torch import Tensor, nn
+
+_Worker = TypeVar("_Worker")
 
 _ON_EVERY_WORKER = frozenset({__name__.partition(".")[0], "numpy", "ray", "torch", "torchvision"})
 """Top-level packages without which no worker starts, wherever Python finds them."""
@@ -98,6 +100,39 @@ def line_of_user(error: BaseException) -> str:
     ]
     last = [*lines, *users][-1]
     return f"{last.filename}:{last.lineno} in {last.name}"
+
+
+def with_plain_errors(worker: type[_Worker]) -> type[_Worker]:
+    """Let the public methods of a worker's class raise errors that Ray can send, in place.
+
+    A text that is no Unicode, such as the name of a file in another encoding, ends Ray's process
+    when it stands in an error.
+    """
+
+    def plain(method: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(method)
+        def call(*arguments: Any, **named: Any) -> Any:
+            try:
+                return method(*arguments, **named)
+            except Exception as error:
+                if _is_unicode(str(error)):
+                    raise
+                raise RuntimeError(repr(error)) from None  # repr() escapes what cannot be encoded
+
+        return call
+
+    for name, method in list(vars(worker).items()):
+        if callable(method) and not name.startswith("_"):
+            setattr(worker, name, plain(method))
+    return worker
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 _PRECISIONS = (

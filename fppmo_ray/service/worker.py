@@ -27,7 +27,7 @@ from fppmo_ray.pruning.latency import (
 from fppmo_ray.service.journal.facts import DenseScored
 from fppmo_ray.service.pool.worker_group import WorkerInfo, worker_info, worker_name
 from fppmo_ray.service.problem import Problem
-from fppmo_ray.service.user_functions import ProcessState
+from fppmo_ray.service.user_functions import ProcessState, with_plain_errors
 from fppmo_ray.service.worker_protocol import (
     Evaluation,
     TrainingReport,
@@ -53,6 +53,7 @@ from fppmo_ray.training.device import device_module, visible_gpu
 logger = logging.getLogger(__name__)
 
 
+@with_plain_errors
 class PruningWorker:
     """Runs as a Ray actor on the CPUs or the GPU it was given; see ``Worker`` for its calls.
 

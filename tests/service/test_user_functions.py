@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from fppmo_ray.service.user_functions import ProcessState, seed_everything
+from fppmo_ray.service.user_functions import ProcessState, seed_everything, with_plain_errors
 
 HAS_PRECISIONS = hasattr(torch.backends, "fp32_precision")
 LEAKS: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
@@ -106,3 +106,17 @@ def test_a_state_is_restored_without_importing_dynamo() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_errors_that_are_no_unicode_reach_the_driver_escaped() -> None:
+    @with_plain_errors
+    class Worker:
+        def open(self, name: str) -> None:
+            raise ValueError(f"cannot open {name}")
+
+    with pytest.raises(RuntimeError) as raised:
+        Worker().open("caf\udce9.png")
+    assert str(raised.value) == "ValueError('cannot open caf\\udce9.png')"
+    assert raised.value.__suppress_context__
+    with pytest.raises(ValueError, match=r"cannot open café\.png"):
+        Worker().open(name="café.png")

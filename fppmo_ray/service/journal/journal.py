@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -98,6 +99,10 @@ def undamaged(read: LinesRead, run_dir: str, name: str = JOURNAL) -> LinesRead:
     place = f"{run_dir}/{name}, line {before + 1}"
     if not read.damage.can_be_repaired:
         raise ValueError(f"{place}: {read.damage.reason}")
+    if read.damage.is_of_transfer:
+        raise ValueError(
+            f"{place} is damaged: {read.damage.reason}; `fppmo-ray repair {run_dir}` undoes that"
+        )
     raise ValueError(
         f"{place} is damaged: {read.damage.reason}; `fppmo-ray repair {run_dir}` keeps the "
         f"{before} lines before it, and the search then does the rest again with --resume"
@@ -114,6 +119,8 @@ class Damage:
     """Number of bytes before it."""
     can_be_repaired: bool
     """Whether the lines before it can be kept: False for a journal of another format."""
+    is_of_transfer: bool = False
+    """Whether ``before_transfer`` mends it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,10 +159,8 @@ def read_lines(lines: bytes, skip: type[Fact] | None = None) -> LinesRead:
                         num_filters = fact.num_filters
                     facts.append(fact)
             except ValueError as error:
-                other = None if facts else _other_format(line)
-                damage = Damage(
-                    reason=other or str(error), start=start, can_be_repaired=other is None
-                )
+                damage = _damage_of_first(line) if not facts else None
+                damage = damage or Damage(reason=str(error), start=start, can_be_repaired=True)
                 return LinesRead(facts=facts, num_skipped=num_skipped, damage=damage)
             start += len(line)
     return LinesRead(facts=facts, num_skipped=num_skipped, damage=None)
@@ -226,6 +231,25 @@ def _require_order(fact: Fact, is_first: bool, asked: set[int] | None) -> None:
         asked.add(fact.proposal_id)
     elif isinstance(fact, Feedback) and fact.proposal_id not in asked:
         raise ValueError(f"it is feedback for proposal {fact.proposal_id}, which no line asks for")
+
+
+def before_transfer(content: bytes) -> bytes:
+    """Return a journal without the marks that a transfer as text adds, which no journal has.
+
+    Args:
+        content: The journal, with or without a byte-order mark and carriage returns.
+    """
+    return content.removeprefix(BOM_UTF8).replace(b"\r\n", b"\n")
+
+
+def _damage_of_first(line: bytes) -> Damage | None:
+    """Return what is known of a first line that cannot be read."""
+    if (other := _other_format(line)) is not None:
+        return Damage(reason=other, start=0, can_be_repaired=False)
+    if before_transfer(line) == line:
+        return None
+    reason = "a transfer as text has added carriage returns or a byte-order mark"
+    return Damage(reason=reason, start=0, can_be_repaired=True, is_of_transfer=True)
 
 
 def _other_format(line: bytes) -> str | None:

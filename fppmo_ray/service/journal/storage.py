@@ -159,18 +159,28 @@ def local_folder(run_dir: str | Path) -> Path | None:
     """Return a run directory as a folder of this machine, or None for a URI of another store.
 
     Raises:
-        ValueError: a URI lacks a slash, as it does after a detour through ``pathlib.Path``.
+        ValueError: it is empty; or a URI lacks a slash, as it does after a detour through
+            ``pathlib.Path``, or names another machine, or holds an unquoted ``#`` or ``?``.
     """
     text = str(run_dir)
+    if not text.strip():
+        raise ValueError("run directory must be a folder or a URI, got an empty text")
     if _URI.match(text):
         parts = urlsplit(text)
-        return Path(unquote(parts.path)) if parts.scheme == "file" else None
+        if parts.scheme != "file":
+            return None
+        if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
+            raise ValueError(
+                f"run directory {text} must be file:// and an absolute path of this machine, with "
+                "# as %23 and ? as %3F; or give the path without file://"
+            )
+        return Path(unquote(parts.path))
     if _BROKEN_URI.match(text):
         raise ValueError(
             f"run directory {text} looks like a URI without its two slashes; "
             "give SCHEME://BUCKET/PATH as a string, or ./ before a folder of that name"
         )
-    return Path(run_dir)
+    return Path(run_dir).expanduser()
 
 
 @dataclass(frozen=True)

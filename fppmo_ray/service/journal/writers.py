@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import IO
 
 from fppmo_ray.durable_files import explain_write_errors, sync_folder, write_whole
-from fppmo_ray.service.journal.journal import JOURNAL, complete_lines, read_lines
+from fppmo_ray.service.journal.journal import JOURNAL, before_transfer, complete_lines, read_lines
 from fppmo_ray.service.journal.storage import Storage, open_storage, stage_run_dir
 
 _LOCK = "lock"
@@ -102,10 +102,12 @@ def open_file(folder: Path) -> Iterator[tuple[FileJournal, bytes]]:
     """Hold a folder's journal, made if absent; yield it with its complete lines.
 
     Raises:
-        ValueError: another driver holds it.
+        ValueError: another driver holds it, or the folder is something else.
         OSError: the folder cannot be written.
     """
     journal = folder / JOURNAL
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise ValueError(f"run directory {folder} must be a folder, or not exist; choose another")
     with explain_write_errors(journal):
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / _LOCK).open("ab")
@@ -272,7 +274,7 @@ def repair(run_dir: str | Path) -> list[str]:
 def _repair_folder(folder: Path) -> str:
     journal = folder / JOURNAL
     with open_file(folder) as (_, lines):
-        kept = _undamaged(lines, str(journal))
+        kept = _undamaged(before_transfer(lines), str(journal))
         if kept == lines:
             return _no_damage(journal, lines)
         names = (f"journal-damaged-{number}.jsonl" for number in itertools.count(1))
@@ -309,6 +311,8 @@ def _no_damage(place: str | Path, lines: bytes) -> str:
 
 def _cut(place: str | Path, lines: bytes, kept: bytes) -> str:
     num_kept, num_lines = (content.count(b"\n") for content in (kept, lines))
+    if num_kept == num_lines:
+        return f"{place} is as before its transfer as text, all {num_lines} lines"
     return (
         f"{place} now ends after line {num_kept}, the last one before the damage "
         f"({num_lines - num_kept} lines were removed); resume the search with --resume"

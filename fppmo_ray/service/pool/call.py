@@ -13,6 +13,7 @@ T = TypeVar("T")
 
 _MAX_RAISED = 2  # a proposal's own error shows on two workers, a worker's error on one
 _MAX_TIMEOUTS = 2
+_MAX_ERROR_CHARS = 2000  # the journal keeps it
 # A call that ends its worker's process, or its node by its use of memory, would run for ever.
 # Nodes may be lost often by themselves, when they are cheap ones that the cloud takes back.
 _MIN_LOST_WORKERS, _MAX_LOST_WORKERS, _MAX_LOST_NODES = 3, 10, 10
@@ -156,10 +157,11 @@ class Call(Generic[W_contra, T]):
         """End the call with an error.
 
         Args:
-            error: What went wrong, as a phrase for messages.
+            error: What went wrong, as a phrase for messages; very long ones are cut.
             worker: Name of the worker on which the last attempt failed.
         """
-        self.error = error
+        rest = len(error) - _MAX_ERROR_CHARS
+        self.error = error if rest <= 0 else f"{error[:_MAX_ERROR_CHARS]}... and {rest:,} more"
         self._end(worker)
 
     def count_raise(self, slot: int, cause: BaseException) -> str | None:

@@ -10,7 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    ActorUnavailableError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    UnserializableException,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -124,14 +131,19 @@ def end_actor(actor: Any) -> None:
 def last_line(error: RayError) -> str:
     """The reason of an error, without Ray's advice.
 
-    The lines above it are the remote traceback or the actor's ids.
+    The lines above it are the remote traceback or the actor's ids. Where Ray has ended a process
+    for want of memory, the advice comes last.
     """
-    return str(error).strip().splitlines()[-1].partition(" Some common causes include:")[0]
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if isinstance(error, OutOfMemoryError):
+        reason = next((line for line in lines if line.startswith("Memory on the node")), lines[0])
+        return reason.partition(". Ray killed")[0]
+    return lines[-1].partition(" Some common causes include:")[0]
 
 
 def is_own_fault(error: RayError) -> bool:
     """Whether the actor's own code raised the error, in a method or in its constructor."""
-    return isinstance(error, RayTaskError) or (
+    return isinstance(error, RayTaskError | UnserializableException) or (
         isinstance(error, RayActorError) and error.actor_init_failed
     )
 

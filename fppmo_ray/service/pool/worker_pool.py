@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError, UnserializableException
 
 from fppmo_ray.service.pool.call import Call, max_losses
 from fppmo_ray.service.pool.cluster import Demand, is_node_alive, is_unreachable, last_line
@@ -239,7 +239,9 @@ class WorkerPool(Generic[W_co]):
         try:
             value = ray.get(call.reference)
         except RayTaskError as error:
-            self._after_raise(call, slot, error)
+            self._after_raise(call, slot, error.cause)
+        except UnserializableException as error:  # its constructor takes other arguments
+            self._after_raise(call, slot, RuntimeError(last_line(error)))
         except RayError as error:  # the worker, its node, its memory or its answer is lost
             self._after_loss(call, slot, error)
         else:
@@ -293,18 +295,18 @@ class WorkerPool(Generic[W_co]):
             if len(contradicted) >= _MAX_CONTRADICTED:
                 self._replace(other)
 
-    def _after_raise(self, call: Call[Any, Any], slot: int, error: RayTaskError) -> None:
+    def _after_raise(self, call: Call[Any, Any], slot: int, cause: BaseException) -> None:
         """Count an error; replace the worker, since the fault may be its own and hit the next call.
 
         Of each type of error, that is done once. Later ones of a task that raises often only count:
         the call's second attempt shows whose fault it was.
         """
-        logger.warning("%s raised on worker %d: %s", call.name, slot, error.cause)
-        kind = type(error.cause).__qualname__
-        outcome = call.count_raise(slot, error.cause)
+        logger.warning("%s raised on worker %d: %s", call.name, slot, cause)
+        kind = type(cause).__qualname__
+        outcome = call.count_raise(slot, cause)
         call.failed_at[slot] = self._turns[slot]
         self._raised_since_answer[slot].append(call)
-        is_new = kind not in self._known_errors or _is_of_device(error.cause)
+        is_new = kind not in self._known_errors or _is_of_device(cause)
         self._known_errors.add(kind)
         self._settle(call, slot, outcome, replace=is_new)
 

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from example_facts import FACTS, STARTED, numbered, told
@@ -248,3 +249,40 @@ def test_a_folder_without_a_journal_is_not_repaired(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"{tmp_path} holds no journal; expected a search's run"):
         repair(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_directory_that_is_no_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for name in ("file", "dangling"):
+        with pytest.raises(ValueError, match=rf"{tmp_path / name} must be a folder, or not exist"):
+            open_run(tmp_path / name, resume="auto").__enter__()
+
+
+def test_two_names_of_one_folder_have_one_writer(tmp_path: Path) -> None:
+    (tmp_path / "other").symlink_to(tmp_path / "run")
+    with (
+        open_run(tmp_path / "run", resume=False, started=STARTED),
+        pytest.raises(ValueError, match="is being written by another driver"),
+    ):
+        open_run(tmp_path / "other", resume=True).__enter__()
+
+
+@pytest.mark.parametrize(
+    "name", ["a#b", "a%20b", "a b", "ü漢", "a?b", "-x", "a\nb", "[red]", "$HOME"]
+)
+def test_a_run_directory_may_have_any_name(tmp_path: Path, name: str) -> None:
+    for run_dir in (tmp_path / name, str(tmp_path / name)):
+        with open_run(run_dir, resume="auto", started=STARTED):
+            assert (tmp_path / name / "journal.jsonl").is_file()
+    assert told(read_journal(f"file://{quote(str(tmp_path / name))}")) == told([STARTED])
+
+
+def test_zeros_that_a_power_cut_left_at_the_end_are_written_over(tmp_path: Path) -> None:
+    journal = tmp_path / "journal.jsonl"
+    with open_run(tmp_path, resume=False, started=STARTED):
+        pass
+    journal.write_bytes(journal.read_bytes() + bytes(4096))
+    with open_run(tmp_path, resume=True) as run:
+        run.record([numbered(1)])
+    assert told(read_journal(tmp_path)) == told([STARTED, numbered(1)])

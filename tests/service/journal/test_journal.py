@@ -149,6 +149,27 @@ def test_a_line_with_a_right_checksum_that_no_search_writes_is_refused(
         read_journal(journal.parent)
 
 
+@pytest.mark.parametrize(
+    "as_text",
+    [
+        lambda content: content.replace(b"\n", b"\r\n"),
+        lambda content: b"\xef\xbb\xbf" + content,
+        lambda content: b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n"),
+    ],
+    ids=["carriage returns", "a byte-order mark", "both"],
+)
+def test_a_journal_that_was_transferred_as_text_is_repaired_without_loss(
+    journal: Path, as_text: Callable[[bytes], bytes]
+) -> None:
+    content = journal.read_bytes()
+    journal.write_bytes(as_text(content))
+    sentence = "line 1 is damaged: a transfer as text has added .*; `fppmo-ray repair .*` undoes"
+    with pytest.raises(ValueError, match=sentence):
+        read_journal(journal.parent)
+    assert "is as before its transfer as text, all 4 lines" in repair(journal.parent)[0]
+    assert journal.read_bytes() == content
+
+
 def test_the_lines_of_a_kind_can_be_skipped_but_not_their_checksums() -> None:
     lines = to_lines(FACTS)
     read = read_lines(lines, skip=Proposal)

@@ -60,6 +60,8 @@ def test_a_path_and_its_file_uri_are_the_same_folder(tmp_path: Path) -> None:
     assert open_storage(folder.as_uri()) == LocalStorage(folder)
     assert local_folder("runs/mine") == Path("runs/mine")
     assert local_folder("s3://bucket/run") is None
+    assert local_folder("~/runs/mine") == Path.home() / "runs/mine"
+    assert local_folder("file://localhost/a%23b") == Path("/a#b")
 
 
 def test_a_half_written_file_is_no_content(tmp_path: Path) -> None:
@@ -249,3 +251,18 @@ def test_an_object_is_whole_or_absent_when_its_writer_is_interrupted(
 def test_a_store_that_cannot_be_reached_is_said_to_be_so() -> None:
     with pytest.raises(ValueError, match=r"s3://runs/run cannot be used: .*NETWORK_CONNECTION"):
         open_storage("s3://runs/run?endpoint_override=http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    ("run_dir", "sentence"),
+    [
+        ("", "must be a folder or a URI, got an empty text"),
+        (" ", "must be a folder or a URI, got an empty text"),
+        ("file://runs/mine", "file://runs/mine must be file:// and an absolute path of this"),
+        ("file:///runs/a#b", "with # as %23"),
+        ("file:///runs/a?b", "with # as %23"),
+    ],
+)
+def test_a_run_directory_that_would_be_another_one_is_refused(run_dir: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        open_storage(run_dir)

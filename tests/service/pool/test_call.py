@@ -4,8 +4,10 @@ import re
 from typing import Any
 
 import pytest
+from ray.exceptions import OutOfMemoryError, RayError
 
 from fppmo_ray.service.pool.call import Call, max_losses
+from fppmo_ray.service.pool.cluster import last_line
 
 
 class Actor:
@@ -128,3 +130,20 @@ def test_losses_with_the_node_are_not_counted_as_losses_of_the_worker() -> None:
     assert (call.count_loss(0, "killed", is_node_lost=False) or "").startswith(
         "lost its worker 3 times, most recently: killed;"
     )
+
+
+def test_the_end_of_a_very_long_error_is_left_out() -> None:
+    call: Call[Any, Any] = Call("proposal 17", lambda worker: worker.score(1))
+    call.fail_with("x" * 2000 + "y" * 50_000, "0@host:1")
+    assert call.error == "x" * 2000 + "... and 50,000 more"
+
+
+def test_the_reason_of_a_loss_is_told_without_advice() -> None:
+    memory = "Memory on the node (IP: 10.0.0.1, ID: 5e) was 27.65GB / 28.80GB (0.96), which exceeds"
+    of_memory = OutOfMemoryError(
+        f"Task was killed due to the node running low on memory.\n{memory} the threshold of 0.95. "
+        "Ray killed this worker (ID: 7f).\nRefer to the documentation on how to address it."
+    )
+    assert last_line(of_memory) == f"{memory} the threshold of 0.95"
+    assert last_line(OutOfMemoryError("killed\nRefer to the documentation")) == "killed"
+    assert last_line(RayError("")) == "RayError"

@@ -26,6 +26,13 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
+class OddError(Exception):
+    """Cannot be made again from its message, which is how exceptions are pickled."""
+
+    def __init__(self, count: int, what: str) -> None:
+        super().__init__(f"{count} {what}")
+
+
 class Worker:
     """Does as it is told, and leaves a trace of every start in a folder."""
 
@@ -42,6 +49,9 @@ class Worker:
     def refuse(self, value: int) -> int:
         self._visits(f"refuse-{self.slot}")
         raise ValueError(f"{value} is not to my taste")
+
+    def refuse_oddly(self) -> None:
+        raise OddError(7, "apples")
 
     def refuse_on_first_worker(self, value: int) -> int:
         if self._visits("refuse-once") == 1:
@@ -226,6 +236,14 @@ def test_a_call_that_raises_on_two_workers_fails_with_its_error(
     [ended] = run(pool, call("refuse", 7))
     assert ended.error == "ValueError('7 is not to my taste')"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["refuse-0", "refuse-1"]
+
+
+def test_an_error_that_cannot_be_unpickled_is_an_error_of_the_call(
+    pool: WorkerPool[Worker],
+) -> None:
+    [ended] = run(pool, call("refuse_oddly"))
+    assert ended.error == "RuntimeError('test_pool.OddError: 7 apples')"
+    assert (len(ended.raised_on), ended.lost_on) == (2, [])
 
 
 def test_a_call_that_raises_once_gets_another_attempt(pool: WorkerPool[Worker]) -> None:
