@@ -223,7 +223,10 @@ def _about(run: Run) -> list[str]:
         times = f"Begun {_date(started.at)}"
         if finished and finished[-1].at is not None:
             seconds = finished[-1].at - started.at
-            times += f", finished {_date(finished[-1].at)}, {_duration(seconds)} later"
+            later = (
+                f"{_duration(seconds)} later" if seconds >= 0 else "by a clock that was set back"
+            )
+            times += f", finished {_date(finished[-1].at)}, {later}"
         lines.append(f"{times}.")
     if images := started.images:
         uses = "train", "score", "choose", "test"

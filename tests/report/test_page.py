@@ -16,7 +16,7 @@ from example_runs import mask, proposal, rescored, score, started_with
 
 from fppmo_ray.distribution import Feedback
 from fppmo_ray.report import write_comparison, write_report
-from fppmo_ray.service.journal.facts import Chosen, EpochFinished, Fact, Updated
+from fppmo_ray.service.journal.facts import Chosen, EpochFinished, Fact, Finished, Updated
 from fppmo_ray.service.journal.run_directory import open_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
@@ -159,6 +159,14 @@ def test_a_page_says_when_the_search_ran_and_on_how_many_images(tmp_path: Path) 
     text = write_report(tmp_path / "run", tmp_path / "r.html")[0].read_text()
     assert "Begun 2023-11-14 22:13 UTC." in text
     assert "Images: 7,000 to train on, 100 to score on, 50 to choose on, 1,200 to test on." in text
+
+
+def test_a_page_does_not_count_hours_by_a_clock_that_went_back(tmp_path: Path) -> None:
+    started = replace(started_with(), at=1_700_000_000.0)
+    with open_run(tmp_path / "run", resume=False, started=started) as run:
+        run.record([proposal(0), score(0, 0.5), Finished(artifacts={}, at=1_699_999_940.0)])
+    text = write_report(tmp_path / "run", tmp_path / "r.html")[0].read_text()
+    assert "finished 2023-11-14 22:12 UTC, by a clock that was set back." in text
 
 
 def test_a_page_lists_the_proposals_best_first_and_says_why_some_failed(tmp_path: Path) -> None:

@@ -110,6 +110,11 @@ class Call(Generic[W_contra, T]):
             self.began = time.monotonic()
         return time.monotonic() - self.began
 
+    def leave_out(self, seconds: float) -> None:
+        """Do not count seconds in which the driver itself stood still."""
+        if self.began is not None:
+            self.began = min(self.began + seconds, time.monotonic())
+
     def send(self, actor: Any, *, runs_now: bool) -> None:
         """Send the call to a worker.
 

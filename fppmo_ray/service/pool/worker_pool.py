@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ T = TypeVar("T")
 _MAX_CONTRADICTED = 2  # calls that raised on a worker, and succeeded elsewhere
 _LOOK_UP_S = 1.0  # how late a stop or a timeout is noticed while no call ends
 _SILENCE_S = 600.0
+_PAUSE_S = 5.0
 
 
 class WorkerPool(Generic[W_co]):
@@ -58,6 +60,8 @@ class WorkerPool(Generic[W_co]):
         self._start_group = partial(WorkerGroup, start_worker, num_workers, demand or Demand())
         self._group = self._start_group()
         self._has_heard_stop = False
+        self._looked_at = time.monotonic()
+        """When the running calls were last looked after."""
         self._queue: deque[Call[Any, Any]] = deque()
         self._in_flight = InFlight()
         self._ended: list[Call[Any, Any]] = []
@@ -324,6 +328,7 @@ class WorkerPool(Generic[W_co]):
 
     def _look_after_running(self) -> None:
         """Take back calls that ran past their limit; warn about silent ones of an unknown kind."""
+        self._leave_out_pause()
         for slot, call in self._in_flight.running():
             seconds = call.seconds()
             limit = self.limits.limit(call.kind, call.timeout)
@@ -331,6 +336,14 @@ class WorkerPool(Generic[W_co]):
                 self._after_timeout(self._in_flight.take_running(slot), slot, limit)
             elif seconds > _SILENCE_S and not self.limits.knows(call.kind):
                 self._warn_of_silence(call, slot, seconds, limit)
+
+    def _leave_out_pause(self) -> None:
+        """Leave the time out in which this process was suspended: answers may wait unread."""
+        now = time.monotonic()
+        pause, self._looked_at = now - self._looked_at - _LOOK_UP_S, now
+        if pause > _PAUSE_S:
+            for _, call in self._in_flight.running():
+                call.leave_out(pause)
 
     def _warn_of_silence(
         self, call: Call[Any, Any], slot: int, seconds: float, limit: float

@@ -292,6 +292,23 @@ def test_a_call_past_its_timeout_runs_on_another_worker(pool: WorkerPool[Worker]
     assert (ended.value, ended.error) == (3, None)
 
 
+def test_time_in_which_the_driver_stood_still_is_no_time_of_a_call(
+    pool: WorkerPool[Worker], tmp_path: Path
+) -> None:
+    held = call("behind_gate", 1, timeout=30.0)
+    pool.submit(held)
+    while held.began is None or not (tmp_path / "begun-1").exists():
+        pool._dispatch()
+        pool._wait()
+    held.began -= 100  # as the clock shows it after a pause of 100 s
+    pool._looked_at -= 100
+    pool._look_after_running()
+    assert 0 <= held.seconds() < 30
+    (tmp_path / "open-1").touch()
+    assert [item.value for item in run(pool)] == [1]
+    assert (held.num_timeouts, pool.num_requeued) == (0, 0)
+
+
 def test_a_call_that_times_out_twice_fails(pool: WorkerPool[Worker]) -> None:
     run(pool, call("echo", 0), call("echo", 0))
     [ended] = run(pool, call("hang", timeout=0.5))
