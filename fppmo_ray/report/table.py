@@ -36,7 +36,7 @@ from fppmo_ray.service.journal.facts import (
     Started,
     latest_feedback,
 )
-from fppmo_ray.service.journal.run_directory import begun_stages, read_journal, skim_journal
+from fppmo_ray.service.journal.run_directory import begun_stages, skim_journal
 from fppmo_ray.service.journal.storage import location_of
 
 _WIDE, _NARROW = 140, 110  # columns of a terminal that fit all of the table, and without lines
@@ -139,10 +139,10 @@ def print_status(run_dir: str | Path, console: Console) -> None:
     Raises:
         ValueError: the run directory holds no journal.
     """
-    skimmed = skim_journal(run_dir, skip=Proposal)
-    facts, num_skipped = skimmed.facts, skimmed.num_skipped
-    if num_skipped and _ranks_by_proposals(facts):
-        facts, num_skipped = read_journal(run_dir), 0
+    skimmed = skim_journal(
+        run_dir, lambda started: None if _ranks_by_proposals(started) else Proposal
+    )
+    facts = skimmed.facts
     if any(isinstance(fact, Finished) for fact in facts):
         try:
             _print_figures(run_dir, read_figures(run_dir, facts), console)
@@ -151,20 +151,17 @@ def print_status(run_dir: str | Path, console: Console) -> None:
     table = Table(title=_literal(location_of(run_dir)), show_header=False)
     table.add_column()
     table.add_column()
-    for name, value in status_lines(facts, num_skipped):
+    for name, value in status_lines(facts, skimmed.num_skipped):
         table.add_row(_literal(name), _literal(value))
     console.print(table)
     for place in begun_stages(run_dir):
         print_status(place, console)
 
 
-def _ranks_by_proposals(facts: list[Fact]) -> bool:
+def _ranks_by_proposals(started: Started) -> bool:
     """Return whether the best scores depend on their proposals: on budgets, or on parameters."""
-    started = next((fact for fact in facts if isinstance(fact, Started)), None)
-    return started is not None and (
-        isinstance(started.setting("macs_cut", float | int | list), list)
-        or started.merit.capacity_weight > 0
-    )
+    has_budgets = isinstance(started.setting("macs_cut", float | int | list), list)
+    return has_budgets or started.merit.capacity_weight > 0
 
 
 def status_lines(facts: list[Fact], num_skipped: int = 0) -> list[tuple[str, str]]:

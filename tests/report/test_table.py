@@ -19,7 +19,6 @@ from fppmo_ray.service.journal.facts import (
     Fact,
     Finished,
     ImportanceMeasured,
-    Started,
 )
 from fppmo_ray.service.journal.run_directory import open_run, skim_journal
 
@@ -171,7 +170,7 @@ def test_the_status_of_a_search_with_one_budget_needs_no_proposals(tmp_path: Pat
     facts: list[Fact] = [started, *map(proposal, range(4)), *(score(i, 0.5 + i) for i in range(3))]
     with open_run(tmp_path, resume=False, started=started) as run:
         run.record(facts[1:])
-    skimmed = skim_journal(tmp_path, skip=Proposal)
+    skimmed = skim_journal(tmp_path, skip=lambda _: Proposal)
     assert (len(skimmed.facts), skimmed.num_skipped) == (4, 4)
     lines = status_lines(facts)
     assert dict(lines)["asked"] == "4"
@@ -304,14 +303,7 @@ def test_of_weighed_losses_the_state_shows_the_one_that_the_search_ranks_first(
 def test_the_status_of_a_search_in_stages_shows_every_stage(tmp_path: Path) -> None:
     whole = tmp_path / "run"
     for folder in (whole, whole / "stage-1", whole / "stage-2"):
-        started = Started(
-            search_id=folder.name,
-            identity={"settings": {"macs_cut": 0.5, "proposals": 8, "gradual": {"stages": [0.3]}}},
-            versions={},
-            groups=["0"],
-            num_filters=8,
-            dense_macs=100,
-        )
+        started = replace(started_with(proposals=8, stages=(0.3,)), search_id=folder.name)
         with open_run(folder, resume=False, started=started):
             pass
     console = Console(width=100, file=io.StringIO())

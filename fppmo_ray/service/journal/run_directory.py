@@ -57,12 +57,14 @@ def read_journal(run_dir: str | Path) -> list[Fact]:
     return skim_journal(run_dir).facts
 
 
-def skim_journal(run_dir: str | Path, skip: type[Fact] | None = None) -> LinesRead:
+def skim_journal(
+    run_dir: str | Path, skip: Callable[[Started], type[Fact] | None] = lambda _: None
+) -> LinesRead:
     """Return the facts of a run directory's journal without those of a kind.
 
     Args:
         run_dir: Folder or URI; see ``open_storage``.
-        skip: The kind of facts that are only counted; see ``read_lines``.
+        skip: Returns the kind of facts that are only counted, or None; see ``read_lines``.
 
     Raises:
         ValueError: see ``read_journal``.
@@ -74,7 +76,9 @@ def skim_journal(run_dir: str | Path, skip: type[Fact] | None = None) -> LinesRe
             f"{storage.location} holds no {_journal_name(storage)}; "
             "expected the run directory of a search"
         )
-    return undamaged(read_lines(lines, skip), storage.location, _journal_name(storage))
+    first = read_lines(lines[: lines.find(b"\n") + 1]).facts
+    kind = skip(first[0]) if first and isinstance(first[0], Started) else None
+    return undamaged(read_lines(lines, kind), storage.location, _journal_name(storage))
 
 
 def begun_stages(run_dir: str | Path) -> list[Path | str]:
