@@ -297,8 +297,7 @@ class FunctionsOnWorker:
 
         See ``TaskOnWorker.try_compute``.
         """
-        seed, split = (self._seed,), "search_val"
-        found = self.score(dense, keep, seed=seed, split=split, compute=compute)
+        found = self.score(dense, keep, seed=(self._seed,), split="search_val", compute=compute)
         return ComputeTrial(compute=compute, seconds=found.seconds, val_loss=found.val_loss)
 
     def pruned(self, dense: nn.Module, keep: BoolArray, *, for_epochs: bool = False) -> nn.Module:
@@ -319,14 +318,11 @@ class FunctionsOnWorker:
         num_images: int | None,
         is_proposal: bool = False,
     ) -> nn.Module:
-        """Return the network that a mask leaves; that of a proposal is made on fewer images.
-
-        ``num_images`` images reconstruct it, all of them if it is None.
-        """
+        """Return the network that a mask leaves, reconstructed on so many images; None: on all."""
         network, scoring = extract(dense, self._tracing, keep), self._settings.scoring
-        refits = self._images is not None and self._settings.calibration.refit
-        if self._images is not None and refits:
-            self._images.refit(network, dense, keep)
+        fitted_on = self._images if self._settings.calibration.refit else None
+        if fitted_on is not None:
+            fitted_on.refit(network, dense, keep)
         if self._task.recalibrate is not None:
             set_seed((self._seed,))
             with named_in_errors("recalibrate"):
@@ -335,8 +331,8 @@ class FunctionsOnWorker:
             count = scoring.score_recalibrate_images if is_proposal else scoring.recalibrate_images
             drawn = rng.permutation(len(self._images.few))[:count]
             self._images.recalibrate(network, np.sort(drawn))
-        if self._images is not None and refits and num_images != 0:
-            self._images.reconstruct(network, dense, keep, num_images)
+        if fitted_on is not None and num_images != 0:
+            fitted_on.reconstruct(network, dense, keep, num_images)
         return network
 
     def importance_batches(self, seed: int) -> None:

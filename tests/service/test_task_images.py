@@ -23,7 +23,7 @@ from fppmo_ray import (
 )
 from fppmo_ray.distribution import BoolArray, Proposal
 from fppmo_ray.pruning import extract
-from fppmo_ray.pruning.calibration import Refit, calibrate, obs_order
+from fppmo_ray.pruning.calibration import Refit, calibrate, layer_targets, obs_order, reconstruct
 from fppmo_ray.pruning.calibration.divergence import answers, divergence
 from fppmo_ray.report import print_result
 from fppmo_ray.service.problem import Problem, build_problem
@@ -96,6 +96,7 @@ def test_a_score_is_the_divergence_on_images_that_no_other_step_looks_at() -> No
     network = extract(dense, problem.tracing, keep)
     Refit(dense, problem.tracing, calibration)(network, keep)
     recalibrate_batchnorm(network, [few])  # all of them, in whatever order
+    reconstruct(network, problem.tracing, keep, layer_targets(dense, problem.tracing, [few]))
     for images, loss in ((search_val, found.val_loss), (choose_val, rescored.val_loss)):
         expected = divergence(network, [images], answers(dense, [images]))
         assert loss == pytest.approx(expected, rel=1e-4)

@@ -213,31 +213,38 @@ def _correction(
     images; None where none leaves less than no correction does.
     """
     patch, wrong, gram, cross = fit.means()
-    if not torch.isfinite(cross).all():
-        raise ValueError(
-            "a pruned network's activations are not finite on the given images; check the images, "
-            "and the network's weights"
-        )
+    is_finite = torch.isfinite(cross).all()
     if has_offset:
         gram = gram - patch[:, :, None] * patch[:, None, :]
         cross = cross - patch[:, :, None] * wrong[:, None, :]
     scale = gram.diagonal(dim1=1, dim2=2).mean(1)
-    best: tuple[float, Tensor, Tensor] | None = None
+    least, best = torch.zeros_like(scale[0]), (torch.zeros_like(cross), torch.zeros_like(wrong))
     for ridge in _RIDGES:
         damped = gram.clone()
         # An input that is 0 everywhere says nothing; any positive number makes it invertible.
         damped.diagonal(dim1=1, dim2=2).add_(torch.where(scale > 0, ridge * scale, 1.0)[:, None])
-        weights = torch.cholesky_solve(cross, torch.linalg.cholesky(damped))
+        # Without a check, for which a GPU would have to be waited: a failure's change is NaN.
+        factor = torch.linalg.cholesky_ex(damped).L
+        weights = torch.cholesky_solve(cross, factor)
         offset = torch.zeros_like(wrong)
         if has_offset:
             offset = wrong - (patch[:, None, :] @ weights)[:, 0]
         change = _change_of_error(held_out, weights, offset)
-        if change < (0.0 if best is None else best[0]):
-            best = change, weights, offset
-    return None if best is None else best[1:]
+        is_better = change < least
+        least = torch.where(is_better, change, least)
+        found = zip((weights, offset), best, strict=True)
+        weights, offset = (torch.where(is_better, new, old) for new, old in found)
+        best = weights, offset
+    change_of_best = float(torch.where(is_finite, least, torch.nan))  # the layer's only wait
+    if math.isnan(change_of_best):
+        raise ValueError(
+            "a pruned network's activations are not finite on the given images; check the images, "
+            "and the network's weights"
+        )
+    return best if change_of_best < 0 else None
 
 
-def _change_of_error(held_out: _Moments, weights: Tensor, offset: Tensor) -> float:
+def _change_of_error(held_out: _Moments, weights: Tensor, offset: Tensor) -> Tensor:
     """Return by how much a correction changes the mean squared error of the held-out images.
 
     ``E |e - W p - b|^2 - E |e|^2``, summed over groups and outputs.
@@ -245,8 +252,7 @@ def _change_of_error(held_out: _Moments, weights: Tensor, offset: Tensor) -> flo
     patch, wrong, gram, cross = held_out.means()
     predicted = (patch[:, None, :] @ weights)[:, 0]  # E[W p]
     change = (weights * (gram @ weights)).sum() - 2 * (weights * cross).sum()
-    change += (offset * (2 * predicted + offset - 2 * wrong)).sum()
-    return float(change)
+    return change + (offset * (2 * predicted + offset - 2 * wrong)).sum()
 
 
 def _add_to_layer(layer: Any, weights: Tensor, offset: Tensor) -> None:
