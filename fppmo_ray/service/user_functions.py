@@ -92,7 +92,7 @@ def line_of_user(error: BaseException) -> str:
         error: What was raised; without a line of the user's, its innermost line is returned.
     """
     lines = traceback.extract_tb(error.__traceback__)
-    ours = str(Path(__file__).parents[2])
+    ours = str(Path(__file__).parents[1])
     users = [
         line
         for line in lines
