@@ -64,7 +64,7 @@ def distillation(steps: int) -> TrainingTask:
 
 
 def test_a_worker_distils_on_the_calibration_images_alone() -> None:
-    problem = problem_of(refit=True)
+    problem = problem_of(refit=False)
     task, dataset = problem.task, load_dataset("digits")
     worker, weights = PruningWorker(problem, 0), snapshot(problem)
     content, report = worker.distill(weights, distillation(20), weights)
@@ -87,9 +87,9 @@ def test_a_worker_distils_on_the_calibration_images_alone() -> None:
 
 
 def test_the_steps_of_a_score_by_divergence_are_a_distillation_without_labels() -> None:
-    problem = problem_of(score_by="divergence", score_steps=12, score_images=100)
+    problem = problem_of(score_by="divergence", score_steps=12, score_images=100, refit=False)
     proposal = Proposal(proposal_id=0, generation=0, keep=KEEP, macs=0)
-    without = problem_of(score_by="divergence", score_images=100)
+    without = problem_of(score_by="divergence", score_images=100, refit=False)
     found, plain = (
         PruningWorker(one, 0).score(snapshot(one), proposal).val_loss for one in (problem, without)
     )
