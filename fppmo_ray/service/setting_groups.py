@@ -140,8 +140,8 @@ class Calibration:
     distill_steps: int = 0
     """Steps of distillation between pruning and fine-tuning: the chosen, the allocated and the
     importance-only network each learn, on the calibration images and without labels, to answer as
-    the dense network does. 300 steps lift ResNet-20 at a cut of 57 % from 77 to 84 % with 500
-    images. 0: none."""
+    the dense network does. 300 steps lift ResNet-20 at a cut of 57 % from 81 to 85 % with
+    1,000 images. 0: none."""
 
     def __post_init__(self) -> None:
         require(self.distill_steps >= 0, "distill_steps", ">= 0", self.distill_steps)

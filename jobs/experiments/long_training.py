@@ -212,6 +212,7 @@ class Course:
             seed: Of the training.
             folder: Folder of checkpoint and curve.
         """
+        folder.mkdir(parents=True, exist_ok=True)
         checkpoint, curve = folder / "checkpoint.pt", folder / "epochs.json"
         run = training_identity(self.recipe, self.compute, seed)
         state = read_checkpoint(checkpoint, run)

@@ -24,6 +24,8 @@ from feedback import feedback_table
 from few_images import Row as FewImages
 from few_images import few_images_table
 from landscape_searches import Row
+from long_training import Row as LongTraining
+from long_training import long_training_table
 from model_zoo import Attempt, attempts_table
 from mutations import Row as Changed
 from mutations import outcomes_table
@@ -72,6 +74,7 @@ _OF_ROWS: dict[str, Callable[[Path], list[Table]]] = {
     "packages": lambda path: [packages_table(path)],
     "mutations": lambda path: [outcomes_table([Changed(**row) for row in _values(path)])],
     "feedback": lambda path: [feedback_table([FeedbackRow(**row) for row in _values(path)])],
+    "long": lambda path: [long_training_table([LongTraining(**row) for row in _values(path)])],
     "unlabelled": lambda path: [few_images_table([FewImages(**row) for row in _values(path)])],
     "untrained": lambda path: untrained_tables([Untrained(**row) for row in _values(path)]),
 }

@@ -51,5 +51,5 @@ def test_every_way_gives_a_row_and_no_row_is_measured_twice(
 
 
 def test_unknown_methods_are_refused(few_images: Path, weights: Path, tmp_path: Path):
-    with pytest.raises(ValueError, match="methods must be some of l1, l1"):
+    with pytest.raises(ValueError, match="methods must be some of l1, fpgm"):
         study.main(few_images, weights, output=tmp_path / "few.csv", methods=("best",))
