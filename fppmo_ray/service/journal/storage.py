@@ -234,6 +234,7 @@ def _open_object_store(uri: str, location: str) -> ObjectStore:
 
     whole_uri = _with_defaults(uri)
     try:
+        _require_plain_path(uri)
         filesystem, path = FileSystem.from_uri(whole_uri)
         _require_bucket(filesystem, path)
     # pyarrow raises ValueError for unknown schemes and options, OSError for network errors,
@@ -343,6 +344,15 @@ def _with_retries(request: Callable[[], _Answer], doing: str) -> _Answer:
             f"{doing} has failed for over a minute: {error}; what was recorded before is safe; "
             "once the store answers, go on with --resume"
         ) from error
+
+
+def _require_plain_path(uri: str) -> None:
+    """Refuse a path that stores do not resolve, or of which the end would be cut off."""
+    parts = urlsplit(uri)
+    if parts.fragment:
+        raise ValueError("an unquoted # ends its path: write %23")
+    if {"", ".", ".."} & set(unquote(parts.path).strip("/").split("/")) and parts.path.strip("/"):
+        raise ValueError("its path has an empty part, a . or a .., which stores do not resolve")
 
 
 def _require_bucket(filesystem: Any, path: str) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from example_facts import STARTED, told
 
 from fppmo_ray.service.journal import storage as storage_module
-from fppmo_ray.service.journal.run_directory import read_journal
+from fppmo_ray.service.journal.run_directory import open_run, read_journal
 from fppmo_ray.service.journal.storage import (
     LocalStorage,
     ObjectStore,
@@ -266,3 +267,27 @@ def test_a_store_that_cannot_be_reached_is_said_to_be_so() -> None:
 def test_a_run_directory_that_would_be_another_one_is_refused(run_dir: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         open_storage(run_dir)
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("/runs//mine", "its path has an empty part"),
+        ("/runs/../mine", r"a \. or a \.\., which stores do not resolve"),
+        ("/./mine", "its path has an empty part, a"),
+        ("/mine#2", "an unquoted # ends its path: write %23"),
+    ],
+)
+def test_a_path_that_a_store_would_take_for_another_is_refused(path: str, reason: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"run directory s3://bucket.* cannot be used: .*{reason}"
+    ):
+        open_storage(f"s3://bucket{path}")
+
+
+def test_slashes_at_the_end_of_a_uri_do_not_matter(s3_run_dir: Callable[[], str]) -> None:
+    run_dir = s3_run_dir()
+    place, _, options = run_dir.partition("?")
+    with open_run(f"{place}//?{options}", resume=False, started=STARTED):
+        pass
+    assert told(read_journal(run_dir)) == told([STARTED])
