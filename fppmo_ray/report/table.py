@@ -160,7 +160,7 @@ def print_status(run_dir: str | Path, console: Console) -> None:
 
 def _ranks_by_proposals(started: Started) -> bool:
     """Return whether the best scores depend on their proposals: on budgets, or on parameters."""
-    has_budgets = isinstance(started.setting("macs_cut", float | int | list), list)
+    has_budgets = isinstance(started.setting("macs_cut", float | int | list | tuple), list | tuple)
     return has_budgets or started.merit.capacity_weight > 0
 
 
@@ -177,7 +177,7 @@ def status_lines(facts: list[Fact], num_skipped: int = 0) -> list[tuple[str, str
     started = next((fact for fact in facts if isinstance(fact, Started)), None)
     if started is None:
         return [("state", "not started")]
-    macs_cut = started.setting("macs_cut", float | int | list)
+    macs_cut = started.setting("macs_cut", float | int | list | tuple)
     num_wanted = started.setting("proposals", int)
     num_asked = _count(facts, Proposal) + num_skipped
     feedback = latest_feedback(facts).values()
@@ -250,7 +250,7 @@ def _state(started: Started, facts: list[Fact], num_asked: int) -> str:
         return "choosing among the finalists"
     if num_asked:
         return "searching"
-    if started.setting("gradual.stages", list) and _count(facts, ImportanceMeasured):
+    if started.setting("gradual.stages", list | tuple) and _count(facts, ImportanceMeasured):
         return "searching in stages: each has a run directory below, stage-1, stage-2 ..."
     return "preparing"
 
