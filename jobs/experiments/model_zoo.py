@@ -242,7 +242,7 @@ def _subject(model: str) -> _Subject:
 def _of_timm(name: str) -> _Subject:
     import timm
 
-    network = timm.create_model(name)
+    network: Any = timm.create_model(name)
     return _Subject(
         network=network,
         image_size=network.default_cfg["input_size"][-1],
