@@ -233,7 +233,8 @@ def test_distillation_brings_the_network_closer_to_the_dense_one_on_other_images
     targets = answers(network, [unseen])
 
     def distance(distill_steps: int) -> float:
-        smaller = prune(network, IMAGE, images(), macs_cut=0.6, distill_steps=distill_steps)
+        options = {"macs_cut": 0.6, "refit": False}  # a refit leaves next to nothing to learn here
+        smaller = prune(network, IMAGE, images(), distill_steps=distill_steps, **options)
         return divergence(smaller, [unseen], targets)
 
     assert distance(60) < 0.8 * distance(0)

@@ -91,7 +91,7 @@ def layer_targets(
     num_images = _affordable(dense, sizes, len(images[0]), max_bytes)
     if num_images < _FEWEST_IMAGES or not places:
         return None
-    size = min(_BATCH, math.ceil(num_images / _PARTS))
+    size = min(_BATCH, num_images // _PARTS)  # so that there are at least as many batches
     batches = tuple(zip(*(torch.split(t[:num_images], size) for t in images), strict=True))
     wanted = {
         place.layer: _num_wanted(dense.get_submodule(place.layer)) / num_images for place in places

@@ -155,6 +155,20 @@ def test_batch_norms_end_with_the_statistics_of_the_images():
     assert torch.allclose(in_training, answer, atol=0.03 * float(answer.std()))
 
 
+@pytest.mark.parametrize("count", [10, 12, 14, 16, 19, 51, 251])
+def test_any_number_of_images_from_ten_on_has_some_to_fit_on_and_some_to_choose_by(count):
+    network = trained(Chain())
+    tracing = trace(network, IMAGE)
+    keep = np.ones(tracing.space.num_filters, dtype=bool)
+    keep[tracing.space.offsets + 1] = False
+    targets = layer_targets(network, tracing, [images(count)])
+    assert len(targets.batches) >= 5
+    assert sum(len(inputs) for (inputs,) in targets.batches) == count
+    pruned = extract(network, tracing, keep).eval()
+    reconstruct(pruned, tracing, keep, targets)
+    assert all(torch.isfinite(tensor).all() for tensor in pruned.state_dict().values())
+
+
 def test_fewer_than_ten_images_or_too_little_memory_give_no_targets():
     network = trained(Chain())
     tracing = trace(network, IMAGE)
