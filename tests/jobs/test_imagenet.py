@@ -31,6 +31,7 @@ def settings() -> SearchSettings:
         score_images=40,
         rescore_images=40,
         rescore_seeds=1,
+        refit=False,  # layers of 4,608 columns are solved for seconds, in every score
         fine_tune=Recipe(epochs=1, batch_size=40, learning_rate=0.01),
     )
 
