@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from fppmo_ray.distribution.space import BoolArray, IntArray
+from fppmo_ray.distribution.space import BoolArray
 from fppmo_ray.pruning.calibration.consumers import (
     input_patches,
     made_axis,
@@ -139,7 +139,7 @@ def reconstruct(
     def correct(place: Place, seen: Seen) -> Tensor | None:
         layer: Any = pruned.get_submodule(place.layer)
         norm: Any = None if place.norm is None else pruned.get_submodule(place.norm)
-        outputs = _kept_outputs(layer, kept.get((f"{place.layer}.weight", made_axis(layer))))
+        outputs = kept.get((f"{place.layer}.weight", made_axis(layer)))
         fit, held_out = _Moments(), _Moments()
         for index, (rows, inputs, output, compared) in enumerate(
             zip(
@@ -149,8 +149,9 @@ def reconstruct(
             )
         ):
             count = math.ceil(targets.wanted[place.layer] * sizes[index])
-            wrong = rows if outputs is None else rows[:, copy_to(rows.device, outputs)]
-            wrong = wrong - output_rows(layer, compared, count, index)
+            if outputs is not None:
+                rows = rows[:, copy_to(rows.device, torch.from_numpy(outputs))]
+            wrong = rows - output_rows(layer, compared, count, index)
             part = held_out if index % _PARTS == _PARTS - 1 else fit
             part.add(input_patches(layer, inputs, output, count, index), wrong)
         has_offset = norm is not None or layer.bias is not None
@@ -188,7 +189,12 @@ class _Moments:
     """Sum of products of patches and errors, (groups, columns, outputs per group)."""
 
     def add(self, patches: Tensor, wrong: Tensor) -> None:
-        """Add patches (n, groups, columns) and errors (n, outputs)."""
+        """Add the patches of some images, and the errors of the outputs at their positions.
+
+        Args:
+            patches: (n, groups, columns).
+            wrong: The dense network's outputs minus the pruned one's, (n, outputs).
+        """
         if patches.dtype not in (torch.float32, torch.float64):
             patches, wrong = patches.float(), wrong.float()
         patches = patches.transpose(0, 1)
@@ -220,6 +226,7 @@ def _correction(
     if has_offset:
         gram = gram - patch[:, :, None] * patch[:, None, :]
         cross = cross - patch[:, :, None] * wrong[:, None, :]
+    unseen = held_out.means()
     scale = gram.diagonal(dim1=1, dim2=2).mean(1)
     least, best = torch.zeros_like(scale[0]), (torch.zeros_like(cross), torch.zeros_like(wrong))
     is_wide = gram.shape[2] > _WIDE
@@ -234,7 +241,7 @@ def _correction(
         offset = torch.zeros_like(wrong)
         if has_offset:
             offset = wrong - (patch[:, None, :] @ weights)[:, 0]
-        change = _change_of_error(held_out, weights, offset)
+        change = _change_of_error(unseen, weights, offset)
         is_better = change < least
         least = torch.where(is_better, change, least)
         found = zip((weights, offset), best, strict=True)
@@ -249,12 +256,14 @@ def _correction(
     return best if change_of_best < 0 else None
 
 
-def _change_of_error(held_out: _Moments, weights: Tensor, offset: Tensor) -> Tensor:
+def _change_of_error(
+    means: tuple[Tensor, Tensor, Tensor, Tensor], weights: Tensor, offset: Tensor
+) -> Tensor:
     """Return by how much a correction changes the mean squared error of the held-out images.
 
     ``E |e - W p - b|^2 - E |e|^2``, summed over groups and outputs.
     """
-    patch, wrong, gram, cross = held_out.means()
+    patch, wrong, gram, cross = means
     predicted = (patch[:, None, :] @ weights)[:, 0]  # E[W p]
     change = (weights * (gram @ weights)).sum() - 2 * (weights * cross).sum()
     return change + (offset * (2 * predicted + offset - 2 * wrong)).sum()
@@ -319,10 +328,6 @@ def _is_known(dense: nn.Module, tracing: Tracing, place: Place, max_bytes: int) 
     name = f"{place.layer}.weight"
     is_grouped = isinstance(layer, _ConvTransposeNd) and groups > 1
     return not is_grouped or not {(name, 0), (name, 1)} & tracing.axis_lengths.keys()
-
-
-def _kept_outputs(layer: nn.Module, kept: IntArray | None) -> Tensor | None:
-    return None if kept is None else torch.from_numpy(kept)
 
 
 def _num_wanted(layer: nn.Module) -> int:
