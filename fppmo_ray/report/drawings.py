@@ -10,10 +10,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fppmo_ray.distribution import Feedback, Proposal
-from fppmo_ray.report.result_rows import ACCURACY, label_of, title_of
+from fppmo_ray.report.result_drawings import (
+    COLORS,
+    MANY_LINES,
+    MAX_GROUP_LABELS,
+    MIN_CURVE,
+    RUN_COLORS,
+    draw_front,
+    say_zoomed,
+)
+from fppmo_ray.report.result_rows import ACCURACY, label_of
 from fppmo_ray.report.run import Run, costs_of, finalists, read_run, scores_by_worker
-from fppmo_ray.service.journal.artifacts import ALLOCATION, DENSE, FPPMO, IMPORTANCE_ONLY
-from fppmo_ray.service.journal.facts import EpochFinished, Rescored, Updated
+from fppmo_ray.service.journal.artifacts import FPPMO, IMPORTANCE_ONLY
+from fppmo_ray.service.journal.facts import Rescored, Updated
 from fppmo_ray.service.journal.run_directory import begun_stages
 from fppmo_ray.service.journal.storage import location_of, open_storage
 
@@ -22,20 +31,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_MAX_GROUP_LABELS = 40
 _MAX_WORKER_LABELS = 64
 _MAX_MARKS = 5_000  # scores that are drawn as shapes; more become pixels, which a page can hold
-
 _MIN_PAIRS = 8  # of which a correlation says something
-_MANY_LINES = 5  # whose names take two columns of a legend
-_MIN_CURVE = 3  # points that a line may join; two are two networks, not a curve
-
-COLORS = {DENSE: "#8a929b", FPPMO: "#2f7ed8", IMPORTANCE_ONLY: "#e2831b", ALLOCATION: "#38a169"}
-"""The colour of each kind of network, the same in all figures of a search."""
-_MARKERS = {DENSE: "s", FPPMO: "o", IMPORTANCE_ONLY: "D", ALLOCATION: "^"}
 _BLUES = ("#2f7ed8", "#16437a", "#7fb3f0", "#0f9bb8", "#6b5fd3")  # of the proposals, by budget
-_RUNS = ("tab:purple", "tab:cyan", "tab:brown", "tab:pink", "tab:olive", "tab:red")
-_DASHES = ("-", "--", ":", "-.")
 
 LITERAL: dict[Any, Any] = {"text.parse_math": False}
 """Matplotlib's settings of every figure: a dollar sign in a name begins no formula."""
@@ -109,9 +108,9 @@ def draw_scores(figure: Figure, run: Run) -> None:
         if column == "figure":
             _draw_importance_only(axes, run)
         axes.set(ylabel=label)
-        _say_zoomed(axes)
+        say_zoomed(axes)
     all_axes[0].set(title="Scores on search-val")
-    if len(all_axes[-1].lines) < _MANY_LINES:
+    if len(all_axes[-1].lines) < MANY_LINES:
         all_axes[-1].legend(fontsize=7)
     else:
         lines, names = all_axes[-1].get_legend_handles_labels()
@@ -150,7 +149,7 @@ def _draw_generations(axes: Axes, history: pd.DataFrame, column: str) -> None:
         behind = "" if budget is None else f", budget {budget}"
         given: dict[str, Any] = {"color": _BLUES[number % len(_BLUES)], "markersize": 6}
         mean = by_generation[column].mean()
-        is_curve = len(mean) >= _MIN_CURVE
+        is_curve = len(mean) >= MIN_CURVE
         mean_style, best_style = (":", "-") if is_curve else ("_", "o")
         axes.plot(mean, mean_style, **given, label=f"generation's mean{behind}")
         axes.plot(best_rows[column], best_style, **given, label=f"generation's best{behind}")
@@ -166,53 +165,6 @@ def _draw_importance_only(axes: Axes, run: Run) -> None:
     for number, figures in enumerate(by_mask.values()):
         label = "" if number else IMPORTANCE_ONLY
         axes.axhline(float(np.mean(figures)), ls="--", color=COLORS[IMPORTANCE_ONLY], label=label)
-
-
-def draw_front(figure: Figure, run: Run) -> None:
-    """Draw test figures after fine-tuning over the share of MACs that was cut.
-
-    Args:
-        figure: An empty figure.
-        run: A finished search.
-    """
-    axes: Axes = figure.subplots()
-    for name, label in ((IMPORTANCE_ONLY, IMPORTANCE_ONLY), (FPPMO, "FPPMO"), (DENSE, DENSE)):
-        rows = run.named(name)
-        figures = [run.measure.of(row, "after") for row in rows]
-        _draw_networks(axes, name, [100 * row["macs_cut"] for row in rows], figures, label=label)
-    ylabel = run.measure.at("on test")
-    axes.set(xlabel="MACs cut, %", ylabel=ylabel, title="Networks after equal fine-tuning")
-    axes.legend()
-    _say_zoomed(axes)
-
-
-def _draw_networks(
-    axes: Axes, name: str, places: list[float], figures: list[float], **style: Any
-) -> None:
-    """Draw networks of one kind in its colour, joined by a line if they are three or more."""
-    given: dict[str, Any] = {
-        "color": COLORS[name],
-        "marker": _MARKERS[name],
-        "linestyle": "-" if len(places) >= _MIN_CURVE else "none",
-        "markersize": 7,
-        # Hollow, so that a network that is chosen too can be seen in it.
-        **({} if name == FPPMO else {"markerfacecolor": "none", "markersize": 9, "mew": 1.8}),
-    }
-    axes.plot(places, figures, **(given | style))
-
-
-def _say_zoomed(axes: Axes, *sides: str) -> None:
-    """Say in the names of axes that they leave out zero.
-
-    Args:
-        axes: The drawn axes.
-        sides: ``x`` or ``y``; by default y alone.
-    """
-    for side in sides or ("y",):
-        low, high = getattr(axes, f"get_{side}lim")()
-        if low > 0 or high < 0:
-            name = getattr(axes, f"get_{side}label")()
-            getattr(axes, f"set_{side}label")(f"{name}\n(zoomed)")
 
 
 def draw_probabilities(figure: Figure, run: Run) -> None:
@@ -235,36 +187,9 @@ def draw_probabilities(figure: Figure, run: Run) -> None:
     extent = (0.5, num_updates + 0.5, num_groups - 0.5, -0.5)
     image = axes.imshow(prune_prob, aspect="auto", vmin=0, vmax=1, cmap="viridis", extent=extent)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if len(groups) <= _MAX_GROUP_LABELS:
+    if len(groups) <= MAX_GROUP_LABELS:
         axes.set_yticks(range(len(groups)), list(map(label_of, groups)), fontsize=6)
     figure.colorbar(image, ax=axes, label="P(filter is removed)")
-
-
-def draw_widths(figure: Figure, run: Run) -> None:
-    """Draw the filters of every channel group: of the dense and the smallest chosen network.
-
-    Args:
-        figure: An empty figure.
-        run: A finished search.
-    """
-    dense, chosen = run.named(DENSE)[0]["widths"], run.named(FPPMO)[-1]["widths"]
-    plain = run.named(IMPORTANCE_ONLY)[-1]["widths"]
-    places = np.arange(len(dense))
-    axes: Axes = figure.subplots()
-    axes.bar(places, list(dense.values()), color=COLORS[DENSE], alpha=0.35, label=DENSE)
-    axes.bar(places, list(chosen.values()), width=0.6, color=COLORS[FPPMO], label="FPPMO")
-    given: dict[str, Any] = {
-        "color": COLORS[IMPORTANCE_ONLY],
-        "label": IMPORTANCE_ONLY,
-        "mew": 2,
-        "markersize": 12,
-    }
-    axes.plot(places, list(plain.values()), "_", **given)
-    if len(dense) <= _MAX_GROUP_LABELS:
-        axes.set_xticks(places, list(map(label_of, dense)), rotation=90, fontsize=7)
-    axes.set(ylabel="filters", title="Widths before and after")
-    axes.set_ylim(top=1.2 * max(dense.values()))
-    axes.legend(ncols=3, loc="upper center")
 
 
 def draw_timeline(figure: Figure, run: Run) -> None:
@@ -317,7 +242,7 @@ def draw_agreement(figure: Figure, run: Run) -> None:
     axes.set(xlabel=f"{name} on search-val", ylabel=f"{name} on choose-val")
     correlation = f"Spearman {_rank_correlation(pairs):.2f}, n = {len(pairs)}"
     axes.set_title(f"Finalists scored again: {correlation}")
-    _say_zoomed(axes, "x", "y")
+    say_zoomed(axes, "x", "y")
 
 
 def agreement_pairs(run: Run) -> list[tuple[float, float]]:
@@ -344,43 +269,6 @@ def _rank_correlation(pairs: list[tuple[float, float]]) -> float:
     return float(pd.DataFrame(pairs).corr("spearman").to_numpy()[0, 1])
 
 
-def draw_training(figure: Figure, run: Run) -> None:
-    """Draw the training loss of the final networks by epoch.
-
-    Args:
-        figure: An empty figure.
-        run: A search whose trainings have journaled their losses.
-    """
-    from matplotlib.ticker import MaxNLocator
-
-    axes: Axes = figure.subplots()
-    dashes: dict[str, int] = {}
-    for task, losses in training_curves(run).items():
-        kind = next(name for name in COLORS if task.startswith(name))
-        dash = dashes.setdefault(task.removeprefix(kind), len(dashes))
-        label = "FPPMO" + task.removeprefix(FPPMO) if kind == FPPMO else task
-        style = _DASHES[dash % len(_DASHES)] if len(losses) >= _MIN_CURVE else _MARKERS[kind]
-        epochs = range(1, len(losses) + 1)
-        axes.plot(epochs, losses, style, color=COLORS[kind], label=label_of(label))
-    axes.set(xlabel="epoch", ylabel="training loss", title="Final fine-tuning")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylim(bottom=0)
-    axes.legend(ncols=1 if len(axes.lines) < _MANY_LINES else 2)
-
-
-def training_curves(run: Run) -> dict[str, list[float]]:
-    """Return the loss after every epoch of the final trainings, by the training's name."""
-    curves: dict[str, list[float | None]] = {}
-    for fact in run.facts:
-        if isinstance(fact, EpochFinished) and fact.task.startswith(tuple(COLORS)):
-            curves.setdefault(fact.task, []).append(fact.train_loss)
-    return {
-        task: [loss for loss in losses if loss is not None]
-        for task, losses in curves.items()
-        if None not in losses
-    }
-
-
 def draw_runs(figure: Figure, runs: list[Run]) -> None:
     """Draw the mean score of every generation, for each of several runs.
 
@@ -391,66 +279,9 @@ def draw_runs(figure: Figure, runs: list[Run]) -> None:
     axes: Axes = figure.subplots()
     for number, run in enumerate(runs):
         means = _scores(run).groupby("generation")["figure"].mean()
-        style = "-" if len(means) >= _MIN_CURVE else "o"
-        axes.plot(means, style, color=_RUNS[number % len(_RUNS)], label=run.name)
+        style = "-" if len(means) >= MIN_CURVE else "o"
+        axes.plot(means, style, color=RUN_COLORS[number % len(RUN_COLORS)], label=run.name)
     ylabel = runs[0].measure.at("on search-val")
     axes.set(xlabel="generation", ylabel=ylabel, title="Generations' means")
     axes.legend()
-    _say_zoomed(axes)
-
-
-def draw_results(figure: Figure, run: Run) -> None:
-    """Draw the test figures of all networks over their MACs.
-
-    Args:
-        figure: An empty figure.
-        run: A finished search.
-    """
-    axes: Axes = figure.subplots()
-    for name in (DENSE, ALLOCATION, IMPORTANCE_ONLY, FPPMO):
-        if rows := run.named(name):
-            macs = [row["macs"] / 1e6 for row in rows]
-            figures = [run.measure.of(row, "after") for row in rows]
-            label = title_of({"name": name})
-            _draw_networks(axes, name, macs, figures, label=label)
-            _draw_intervals(axes, run, macs, figures, COLORS[name])
-    _name_results(axes, run)
-
-
-def _draw_intervals(
-    axes: Axes, run: Run, places: list[float], figures: list[float], color: str
-) -> None:
-    """Draw accuracies' 95 % intervals, where the number of test images is known."""
-    num_images = run.started.images.get("test")
-    if run.measure == ACCURACY and num_images:
-        shares = np.array(figures) / 100
-        half = 196 * np.sqrt(shares * (1 - shares) / num_images)
-        axes.errorbar(places, figures, half, fmt="none", ecolor=color, elinewidth=1, capsize=3)
-
-
-def draw_compared(figure: Figure, runs: list[Run]) -> None:
-    """Draw the test figures of several searches' networks over their MACs, a colour each.
-
-    Args:
-        figure: An empty figure.
-        runs: Searches with the same measure, one of them finished.
-    """
-    axes: Axes = figure.subplots()
-    for number, run in enumerate(runs):
-        color = _RUNS[number % len(_RUNS)]
-        for name in (DENSE, IMPORTANCE_ONLY, FPPMO):
-            if rows := run.named(name):
-                macs = [row["macs"] / 1e6 for row in rows]
-                figures = [run.measure.of(row, "after") for row in rows]
-                label = f"{title_of({'name': name})}, {run.name}"
-                _draw_networks(axes, name, macs, figures, label=label, color=color)
-    _name_results(axes, runs[0])
-
-
-def _name_results(axes: Axes, run: Run) -> None:
-    axes.set(xlabel="MACs, M", ylabel=run.measure.at("on test"))
-    axes.set_title("Networks after equal fine-tuning")
-    axes.margins(0.1)
-    axes.set_xlim(left=0)
-    axes.legend(fontsize=8)
-    _say_zoomed(axes)
+    say_zoomed(axes)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fppmo_ray.distribution import Proposal
 from fppmo_ray.durable_files import write_whole
-from fppmo_ray.report import drawings, html
+from fppmo_ray.report import drawings, html, result_drawings
 from fppmo_ray.report.lead import against_importance, headlines
 from fppmo_ray.report.result_rows import (
     ACCURACY,
@@ -121,7 +121,7 @@ def write_comparison(run_dirs: Sequence[str | Path], output: Path) -> list[Path]
     if len({run.measure for run in runs}) > 1:
         named = ", ".join(f"{run.name} by {run.measure.name}" for run in runs)
         raise ValueError(f"only searches with the same measure can be compared, got {named}")
-    draws = {"generations": drawings.draw_runs, "results": drawings.draw_compared}
+    draws = {"generations": drawings.draw_runs, "results": result_drawings.draw_compared}
     figures = {name: _svg(name, draw, runs) for name, draw in draws.items()}
     finished = [run for run in runs if run.figures is not None]
     parts = [f"<h1>{len(runs)} searches</h1>"]
@@ -140,12 +140,12 @@ def _drawings(run: Run) -> dict[str, _Draw]:
     """The drawings that a run has data for so far, by name."""
     found: dict[str, _Draw] = {}
     if run.figures is not None:
-        found |= {"results": drawings.draw_results, "widths": drawings.draw_widths}
+        found |= {"results": result_drawings.draw_results, "widths": result_drawings.draw_widths}
     is_scored = not run.history["score"].isna().all()
     if is_scored:
         found |= {"scores": drawings.draw_scores}
-    if drawings.training_curves(run):
-        found |= {"training": drawings.draw_training}
+    if result_drawings.training_curves(run):
+        found |= {"training": result_drawings.draw_training}
     if drawings.agreement_pairs(run):
         found |= {"agreement": drawings.draw_agreement}
     if is_scored:
