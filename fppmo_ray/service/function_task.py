@@ -293,10 +293,7 @@ class FunctionsOnWorker:
     def try_compute(
         self, dense: nn.Module, keep: BoolArray, compute: ComputeConfig, *, of: Timed = "score"
     ) -> ComputeTrial:
-        """Score a mask once, which finds an error in the functions before the search begins.
-
-        See ``TaskOnWorker.try_compute``.
-        """
+        """Score a mask once, which finds errors before the search; see ``TaskOnWorker``."""
         found = self.score(dense, keep, seed=(self._seed,), split="search_val", compute=compute)
         return ComputeTrial(compute=compute, seconds=found.seconds, val_loss=found.val_loss)
 
@@ -339,10 +336,7 @@ class FunctionsOnWorker:
         """Return None: there are no labelled images."""
 
     def calibration(self, dense: nn.Module) -> Calibration | None:
-        """Return the calibration on the task's images; None: there are none.
-
-        See ``TaskOnWorker.calibration``.
-        """
+        """Return the calibration on the images, if any; see ``TaskOnWorker.calibration``."""
         return None if self._images is None else self._images.calibration(dense)
 
     def train_epoch(
