@@ -9,7 +9,7 @@ and few images, PRACTISE, 2202.07861, do).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,7 +26,7 @@ from fppmo_ray.training.images import Images, Seed
 from fppmo_ray.training.inputs import Inputs, inputs_of
 from fppmo_ray.training.outputs import flat_tensors
 from fppmo_ray.training.recipe import Recipe, learning_rate_at, peak_rate
-from fppmo_ray.training.sgd import make_optimizer, set_learning_rate
+from fppmo_ray.training.sgd import CHECK_EVERY, make_optimizer, set_learning_rate
 
 FEW_IMAGES = Recipe(batch_size=100, learning_rate=0.01, distillation_weight=1.0)
 """The recipe for a few hundred steps from a reconstructed network. ResNet-20, 1,000 images, held-
@@ -88,7 +88,9 @@ def distill(
     recipe = replace(recipe, learning_rate=peak_rate(recipe, epochs=1))
     lay_out(student, PLAIN_COMPUTE)
     optimizer = make_optimizer(student, recipe)
-    stream = iter(batches)
+    device = next(student.parameters()).device
+    channels = {match.module: _indices(match, device) for match in matches if feature_weight > 0}
+    stream, losses = iter(batches), torch.zeros((), device=device)
     with in_mode(student, training=True), in_mode(teacher, training=False):
         for step in range(steps):
             batch = next(stream, None)
@@ -96,17 +98,23 @@ def distill(
                 raise ValueError(f"{steps} steps need as many batches, got {step}")
             set_learning_rate(optimizer, learning_rate_at(recipe, step / steps))
             inputs = inputs_of(batch, num_inputs)
-            loss = _loss(student, teacher, inputs, matches, feature_weight, recipe)
-            if not math.isfinite(float(loss.detach())):
-                raise RuntimeError(
-                    f"the distillation diverged: the loss became {float(loss.detach())} at step "
-                    f"{step}; lower the learning rate or set clip_norm"
-                )
+            loss = _loss(student, teacher, inputs, channels, feature_weight, recipe)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             if recipe.clip_norm is not None:
                 nn.utils.clip_grad_norm_(student.parameters(), recipe.clip_norm)
             optimizer.step()
+            losses = losses + loss.detach()
+            if step % CHECK_EVERY == CHECK_EVERY - 1 or step == steps - 1:
+                _check_finite(float(losses), step)
+
+
+def _check_finite(losses: float, step: int) -> None:
+    if not math.isfinite(losses):
+        raise RuntimeError(
+            f"the distillation diverged: the loss became {losses} by step {step}; lower the "
+            "learning rate or set clip_norm"
+        )
 
 
 def endless_batches(
@@ -156,35 +164,36 @@ def relative_error(output: Tensor, target: Tensor) -> Tensor:
     return F.mse_loss(output, target) / torch.where(variance > 0, variance, 1.0)
 
 
+def _indices(match: FeatureMatch, device: torch.device) -> Tensor | None:
+    return None if match.channels is None else torch.from_numpy(match.channels).to(device)
+
+
 def _loss(
     student: nn.Module,
     teacher: nn.Module,
     inputs: Sequence[Tensor],
-    matches: Sequence[FeatureMatch],
+    channels: Mapping[str, Tensor | None],
     feature_weight: float,
     recipe: Recipe,
 ) -> Tensor:
-    used = matches if feature_weight > 0 else ()
-    names = [match.module for match in used]
-    with _outputs_of(teacher, names) as wished, torch.no_grad():
+    """Return the loss of a batch; ``channels`` are those of the teacher's modules to compare."""
+    with _outputs_of(teacher, channels) as wished, torch.no_grad():
         targets = flat_tensors(teacher(*inputs))
-    with _outputs_of(student, names) as features:
+    with _outputs_of(student, channels) as features:
         outputs = flat_tensors(student(*inputs))
     temperature = recipe.distillation_temperature
     loss = torch.zeros((), device=inputs[0].device)
     for output, target in zip(outputs, targets, strict=True):
         loss = loss + answer_distance(output, target, temperature)
-    for match in used:
-        feature = wished[match.module]
-        if match.channels is not None:
-            feature = feature[:, torch.from_numpy(match.channels).to(feature.device)]
-        error = relative_error(features[match.module], feature)
-        loss = loss + feature_weight / len(used) * error
+    for module, kept in channels.items():
+        feature = wished[module] if kept is None else wished[module][:, kept]
+        error = relative_error(features[module], feature)
+        loss = loss + feature_weight / len(channels) * error
     return loss
 
 
 @contextmanager
-def _outputs_of(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+def _outputs_of(network: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
     """A dict that holds, after a forward pass, the outputs of some modules."""
     outputs: dict[str, Tensor] = {}
 

@@ -26,7 +26,8 @@ from fppmo_ray.training.recipe import Recipe, peak_rate, training_loss
 
 logger = logging.getLogger(__name__)
 
-_CHECK_EVERY = 32  # steps between checks of the loss, each of which waits for the device
+CHECK_EVERY = 32
+"""Steps between checks of the loss, each of which waits for the device."""
 _DROPOUT_STREAM = 1  # separates the seed of dropout from the seed of the images
 
 
@@ -185,7 +186,7 @@ def train_on_batches(
             run(images, labels)
             num_images, num_steps = num_images + len(labels), num_steps + 1
             last = first_step + num_steps - 1
-            if last % _CHECK_EVERY == _CHECK_EVERY - 1:
+            if last % CHECK_EVERY == CHECK_EVERY - 1:
                 _check_finite(totals, rate, f"{place}step {last}")
     if not num_images:
         return math.nan, math.nan

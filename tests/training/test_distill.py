@@ -109,8 +109,28 @@ def test_what_cannot_be_done_is_refused(number, options, message):
 
 
 def test_a_loss_that_is_not_finite_is_an_error():
-    with pytest.raises(RuntimeError, match="the distillation diverged"):
-        distill(Network(), Network(), repeat(torch.full((4, 3, 6, 6), float("nan"))), steps=3)
+    endless = repeat(torch.full((4, 3, 6, 6), float("nan")))
+    with pytest.raises(RuntimeError, match="the loss became nan by step 2;"):
+        distill(Network(), Network(), endless, steps=3)
+    with pytest.raises(RuntimeError, match="the loss became nan by step 31;"):
+        distill(Network(), Network(), endless, steps=100)
+
+
+def test_a_distillation_waits_for_the_gpu_once_in_32_steps(gpu):
+    networks = {}
+    for device in (torch.device("cpu"), gpu.device):
+        student, teacher = Network(4, seed=1).to(device), Network().to(device)
+        match = FeatureMatch(module="bn", channels=np.array([0, 2, 3, 5]))
+        images = [batch.to(device) for batch in batches(70)]
+        gpu.reset_counts()
+        distill(student, teacher, images, steps=70, matches=[match])
+        waits, copies = gpu.waits.total(), gpu.pageable_copies.total()
+        networks[device.type] = student.cpu().state_dict()
+    assert waits == 2 + 1  # after steps 32 and 64, and at the end
+    assert copies == 1  # of the channels
+    on_cpu, on_gpu = networks.values()
+    for name, weights in on_cpu.items():
+        assert torch.allclose(on_gpu[name].float(), weights.float(), rtol=1e-3, atol=1e-4), name
 
 
 def test_the_batches_of_a_few_images_never_end_and_follow_the_seed():
