@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import doctest
 import re
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -113,3 +116,50 @@ def test_the_lines_about_pruning_without_training_halve_a_network() -> None:
     exec(example, names)
     dense = trace(names["network"], names["images"][:1]).space.dense_macs
     assert trace(names["smaller"], names["images"][:1]).space.dense_macs <= dense / 2
+
+
+def test_a_training_loop_of_ones_own_ends_in_class_names_of_an_onnx_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from torchvision import transforms
+
+    example = next(text for text in EXAMPLES if "transform_of(transform)" in text)
+    [alone] = [text for text in EXAMPLES if "InferenceSession" in text]
+    pytest.importorskip("onnxscript", reason="the extra export is not installed")
+    monkeypatch.chdir(tmp_path)
+    shades = {"cat": (200, 90, 40), "dog": (40, 90, 200)}
+    rng, pictures = np.random.default_rng(0), []
+    for number in range(60):
+        noisy = rng.normal(list(shades.values())[number % 2], 40, (40, 50, 3)).clip(0, 255)
+        pictures.append(Image.fromarray(noisy.astype(np.uint8)))
+    pictures[0].save("cat.jpg")
+    steps = transforms.Resize(16), transforms.CenterCrop(12), transforms.ToTensor()
+    transform = transforms.Compose([*steps, transforms.Normalize([0.5] * 3, [0.25] * 3)])
+    images, labels = torch.stack(list(map(transform, pictures))), torch.arange(60) % 2
+
+    def train(network: nn.Module) -> None:
+        network.train()
+        optimizer = torch.optim.SGD(network.parameters(), 0.05)
+        for _ in range(30):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(network(images), labels).backward()
+            optimizer.step()
+
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        *(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)),
+    )
+    train(network)
+    names = {"network": network, "images": images, "train": train, "transform": transform}
+    exec(example, names)
+    classify = fppmo_ray.load_classifier("mine.onnx")
+    assert [classify(picture) for picture in pictures[:4]] == ["cat", "dog", "cat", "dog"]
+    assert names["smaller"][0].out_channels < 16
+    exact = torch.softmax(names["smaller"].eval()(images[:1]), dim=1)[0].tolist()
+    assert list(classify.probabilities(pictures[0]).values()) == pytest.approx(exact, abs=1e-4)
+    fresh = [sys.executable, "-W", "ignore", "-c", alone]
+    assert subprocess.run(fresh, capture_output=True, text=True, check=True).stdout == "cat\n"
+    pictures[1].save("cat.jpg")
+    exec(alone, {})
+    assert capsys.readouterr().out == "dog\n"

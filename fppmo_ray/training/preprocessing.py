@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, get_args
 
@@ -155,15 +155,18 @@ class Transform:
 
 
 def transform_of(weights: object) -> Transform:
-    """Return the evaluation transform that was published with pretrained weights.
+    """Return the evaluation transform of pretrained weights, or of a training loop of your own.
 
     Args:
         weights: Weights of torchvision (``ResNet50_Weights.DEFAULT``) or the transform of such
             weights, a network or ``pretrained_cfg`` of timm, or the name of either:
-            ``torchvision:ResNet50_Weights.IMAGENET1K_V2``, ``timm:resnet50.a1_in1k``.
+            ``torchvision:ResNet50_Weights.IMAGENET1K_V2``, ``timm:resnet50.a1_in1k``; or
+            torchvision's ``Compose`` of ``Resize``, ``CenterCrop``, ``ToTensor`` and ``Normalize``,
+            with which networks are evaluated.
 
     Raises:
-        ValueError: there are no such weights, or they have no settings.
+        ValueError: there are no such weights, they have no settings, or a ``Compose`` does anything
+            else.
     """
     return Transform(**settings_of_weights(weights))
 
@@ -262,13 +265,42 @@ class Interface:
         return data if self.class_names is None else {**data, "class_names": [*self.class_names]}
 
 
-def interface_of(dataset: Dataset) -> Interface:
-    """Return what a network of a data set expects and answers, for ``export_network``.
+def interface_of(
+    source: Dataset | Transform, class_names: Sequence[str] | None = None
+) -> Interface:
+    """Return what a network expects and answers, for ``export_network``.
 
     Args:
-        dataset: Such as ``load_dataset("image_folder", "images/", Transform(mean=..., std=...))``.
+        source: The data set that the network is for, as of ``load_dataset``; or the transform of a
+            training loop of your own, with mean, std and image_size: see ``transform_of``.
+        class_names: Names of the classes in the order of the network's outputs; None: those of the
+            data set.
+
+    Raises:
+        ValueError: the transform lacks the mean, the std or the size.
     """
-    return Interface(preprocessing=preprocessing_of(dataset), class_names=dataset.class_names)
+    if not isinstance(source, Transform):
+        names = source.class_names if class_names is None else tuple(class_names)
+        return Interface(preprocessing=preprocessing_of(source), class_names=names)
+    given = source.filled()
+    if given.mean is None or given.std is None or given.image_size is None:
+        raise ValueError(
+            "a transform says how images become an input by mean, std and image_size, got "
+            f"{given.mean}, {given.std} and {given.image_size}; give all three"
+        )
+    mean, std = given.statistics(given.mean, given.std)
+    preprocessing = Preprocessing(
+        height=given.image_size,
+        width=given.image_size,
+        colour=given.colour or "RGB",
+        view=given.view(),
+        mean=mean,
+        std=std,
+    )
+    return Interface(
+        preprocessing=preprocessing,
+        class_names=None if class_names is None else tuple(class_names),
+    )
 
 
 def interface_from_json(data: Mapping[str, Any]) -> Interface:

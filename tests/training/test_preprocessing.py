@@ -6,6 +6,7 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -219,6 +220,52 @@ def test_networks_see_what_timms_evaluation_shows_them(name: str) -> None:
     assert torch.allclose(ours(image)[0], theirs(image), atol=1e-5)
     with pytest.raises(ValueError, match="timm has no weights 'resnet51'"):
         transform_of("timm:resnet51")
+
+
+def own_transforms() -> dict[str, Any]:
+    from torchvision import transforms as v1
+    from torchvision.transforms import v2
+
+    halves, cubic = ([0.5] * 3, [0.25] * 3), v2.InterpolationMode.BICUBIC
+    to_floats = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    return {
+        "resize and crop": [v1.Resize(40), v1.CenterCrop(32), v1.ToTensor(), v1.Normalize(*halves)],
+        "square": [v2.Resize((32, 32), cubic), *to_floats, v2.Normalize(*halves)],
+        "not normalised": [v1.Resize([36]), v1.CenterCrop((32, 32)), v1.ToTensor()],
+        "grey": [
+            *(v1.Grayscale(), v1.Resize((32, 32)), v1.ToTensor()),
+            *(v1.ConvertImageDtype(torch.float32), v1.Normalize([0.3], [0.2])),
+        ],
+    }
+
+
+@pytest.mark.parametrize("name", ["resize and crop", "square", "not normalised", "grey"])
+def test_a_transform_of_torchvision_makes_the_same_inputs(name: str) -> None:
+    from torchvision import transforms
+
+    theirs = transforms.Compose(own_transforms()[name])
+    given = interface_of(transform_of(theirs), ["cat", "dog"])
+    assert given.class_names == ("cat", "dog")
+    assert given.preprocessing is not None
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    assert torch.allclose(given.preprocessing(image)[0], theirs(image), atol=1e-5)
+
+
+def test_a_transform_that_does_more_is_refused_with_the_way_out() -> None:
+    from torchvision.transforms import Compose, v2
+
+    crop, tensor = v2.CenterCrop(32), v2.ToImage()
+    unscaled = v2.ToDtype(torch.float32)
+    more = r"must consist of Resize, CenterCrop, .* or give\s+Transform\(mean="
+    for steps in ([v2.RandomHorizontalFlip(), tensor], [crop, crop], [unscaled], [v2.Grayscale(3)]):
+        with pytest.raises(ValueError, match=more):
+            transform_of(Compose(steps))
+    for steps in ([crop, tensor], [v2.Resize(32), tensor], [v2.Resize((40, 40)), crop]):
+        with pytest.raises(ValueError, match=r"Resize\(256\) and CenterCrop\(224\), or resize to"):
+            transform_of(Compose(steps))
+    with pytest.raises(ValueError, match=r"got \(0.0, 0.0, 0.0\), .* and None; give all three"):
+        interface_of(transform_of(Compose([tensor])))
 
 
 def test_what_is_given_beats_the_weights_transform(jpegs: Path) -> None:
