@@ -36,6 +36,7 @@ from fppmo_ray.distribution import BoolArray, Budget, IntArray
 from fppmo_ray.distribution.allocation import allocation_masks
 from fppmo_ray.distribution.logits import uniform_priority
 from fppmo_ray.job import run_job
+from fppmo_ray.own_network import open_network
 from fppmo_ray.pruning import Criterion, Tracing, extract, importance, trace
 from fppmo_ray.pruning.calibration import (
     Calibration,
@@ -52,12 +53,10 @@ from fppmo_ray.training import (
     ComputeConfig,
     Dataset,
     Images,
-    build_network,
     evaluate,
     example_batch,
     fold_batchnorm,
     lay_out,
-    load_weights,
     open_images,
     recalibrate_batchnorm,
 )
@@ -101,13 +100,12 @@ def open_subject(
 
     Args:
         data: Folder with CIFAR-10 as parquet files or in torchvision's layout.
-        network: Name of the network, as in ``build_network``.
+        network: Name of the network, or ``MODULE:FUNCTION``, as in ``open_network``.
         weights: The network's trained weights.
         held_out_rows: .npy file of training rows that are not used; None: all are.
     """
     dataset = load_dataset("cifar10", data)
-    dense = build_network(network, dataset.num_classes)
-    load_weights(dense, weights)
+    dense, _ = open_network(network, weights, dataset.num_classes)
     rows = np.arange(len(dataset.train))
     if held_out_rows is not None:
         rows = np.setdiff1d(rows, np.load(held_out_rows))
@@ -150,7 +148,7 @@ def main(
         weights: The network's trained weights.
         output: CSV file of all rows; rows that it holds already are not measured again.
         held_out_rows: .npy file of training rows that are not used.
-        network: Which network is pruned, as in ``build_network``.
+        network: Which network is pruned, as in ``open_network``.
         macs_cuts: Shares of MACs to remove.
         images: Numbers of unlabelled images.
         seeds: Choices of images.
