@@ -28,16 +28,15 @@ from torch import nn
 from fppmo_ray import Dataset, Recipe, Resources, Splits, load_dataset
 from fppmo_ray.durable_files import write_whole
 from fppmo_ray.job import require_lasting, run_job
+from fppmo_ray.own_network import open_network
 from fppmo_ray.service.resources import connection
 from fppmo_ray.training import (
     ComputeConfig,
     DType,
     Images,
     TrainingState,
-    build_network,
     evaluate,
     keep_freed_memory,
-    load_weights,
     open_images,
     splits_from_files,
     stratified_splits,
@@ -145,8 +144,8 @@ def main(
         output: Folder for weights, rows and figures.
         resources: CPUs and GPUs of the one worker that trains.
         recipe: How the network is trained; it learns from labels alone.
-        network: Which network: resnet20, 32, 44, 56 or 110 (``_b``: projection shortcuts), or
-            vgg16_bn.
+        network: Which network: resnet20, 32, 44, 56 or 110 (``_b``: projection shortcuts),
+            vgg16_bn, or ``MODULE:FUNCTION`` that constructs one of your own.
         weights: Weights that training begins with; by default random ones.
         search_val_rows: .npy file of the rows to hold out; by default 10 % of every class.
         dtype: Of the training passes.
@@ -162,9 +161,7 @@ def main(
             f"got {recipe.distillation_weight}"
         )
     dataset = load_dataset("cifar10", data)
-    dense = build_network(network, dataset.num_classes, seed=seed)
-    if weights is not None:
-        load_weights(dense, weights)
+    dense, _ = open_network(network, weights, dataset.num_classes, seed=seed)
     splits = _splits(dataset.train.labels, search_val_rows, seed)
     compute = ComputeConfig(dtype=dtype, threads=resources.cpus, cuda_graphs=cuda_graphs)
     identity = {
@@ -175,6 +172,8 @@ def main(
     output.mkdir(parents=True, exist_ok=True)
     state = read_checkpoint(output / "checkpoint.pt", identity)
     with connection(resources):
+        # Held to the end: a replaced worker gets them again, and Ray would have deleted its copies.
+        arguments = [ray.put(value) for value in (dense, dataset, splits)]
         trainer = (
             ray.remote(Trainer)
             .options(
@@ -183,7 +182,7 @@ def main(
                 max_restarts=-1,  # a lost worker is replaced and does the epoch again
                 max_task_retries=-1,
             )
-            .remote(dense, dataset, splits, recipe, compute, seed, resources.device_type)
+            .remote(*arguments, recipe, compute, seed, resources.device_type)
         )
         figures = _train(trainer, output, state, identity, recipe.epochs)
     np.save(output / "search_val_rows.npy", held_out_rows(splits))

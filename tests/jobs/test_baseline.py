@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import baseline
 import numpy as np
@@ -111,6 +112,26 @@ def test_a_killed_training_continues_after_its_last_checkpoint(
     assert [epoch["train_loss"] for epoch in told[0]["epochs"]] == [
         epoch["train_loss"] for epoch in told[1]["epochs"]
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_a_lost_worker_is_replaced_and_gets_network_and_images_again(
+    few_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(output: Path) -> bytes:
+        baseline.main(few_images, output, Resources(workers=1), RECIPE, network="resnet20")
+        return (output / "weights.pt").read_bytes()
+
+    whole, train = run(tmp_path / "whole"), baseline._train
+
+    def kill_and_train(trainer: Any, *arguments: Any) -> dict[str, Any]:
+        ray.get(trainer.train_epoch.remote(None))
+        ray.kill(trainer, no_restart=False)
+        return train(trainer, *arguments)
+
+    monkeypatch.setattr(baseline, "_train", kill_and_train)
+    assert run(tmp_path / "killed") == whole
 
 
 @pytest.mark.parametrize(
