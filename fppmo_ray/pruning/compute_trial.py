@@ -16,6 +16,7 @@ import numpy as np
 from torch import nn
 
 from fppmo_ray.distribution import IntArray
+from fppmo_ray.pruning.calibration.features import last_feature_match
 from fppmo_ray.pruning.extract import extract
 from fppmo_ray.pruning.score import Candidate, Fidelity, ScoreInRungs
 from fppmo_ray.training import ComputeConfig, StepTraining, evaluate, recalibrate_batchnorm
@@ -119,6 +120,8 @@ def _first_rows(count: int) -> IntArray:
 
 def _train(candidate: Candidate, steps: int) -> tuple[float, nn.Module]:
     network = extract(candidate.dense, candidate.tracing, candidate.keep)
+    one, _ = next(iter(candidate.search_train.batches(1)))
+    places = last_feature_match(network, candidate.dense, candidate.tracing, candidate.keep, one)
     begin = time.perf_counter()
     training = StepTraining(
         network,
@@ -128,6 +131,7 @@ def _train(candidate: Candidate, steps: int) -> tuple[float, nn.Module]:
         seed=candidate.seed,
         compute=candidate.compute,
         teacher=candidate.dense,
+        matches=places,
     )
     training.run_to(steps)
     return time.perf_counter() - begin, network

@@ -14,6 +14,7 @@ from fppmo_ray.distribution import BoolArray, IntArray
 from fppmo_ray.distribution.proposal import fault_of
 from fppmo_ray.pruning.calibration import Refit
 from fppmo_ray.pruning.calibration.divergence import TEMPERATURE, DenseAnswers
+from fppmo_ray.pruning.calibration.features import last_feature_match
 from fppmo_ray.pruning.extract import extract
 from fppmo_ray.pruning.trace import Tracing
 from fppmo_ray.training import (
@@ -29,6 +30,7 @@ from fppmo_ray.training import (
     recalibrate_batchnorm,
 )
 from fppmo_ray.training.distill import FEW_IMAGES
+from fppmo_ray.training.feature_match import FeatureMatch
 
 # Recalibration batch: it divides the usual image counts, and statistics of 250 images are steady.
 _BATCH = 250
@@ -154,6 +156,7 @@ class ScoreInRungs:
             seed=int(rng.integers(2**31)),
             compute=candidate.compute,
             teacher=None if few is None else dense,
+            matches=() if few is None else _matches(self.network, candidate, few),
         )
         if few is not None:
             self.recalibrate()  # and not after the distillation, which it would cost two points
@@ -208,6 +211,11 @@ class ScoreInRungs:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from the state of an equal score; see ``StepTraining.restore``."""
         self._training.restore(state)
+
+
+def _matches(network: nn.Module, candidate: Candidate, images: Images) -> list[FeatureMatch]:
+    one, _ = next(iter(images.batches(1)))
+    return last_feature_match(network, candidate.dense, candidate.tracing, candidate.keep, one)
 
 
 def _first(order: IntArray, wanted: int) -> IntArray:

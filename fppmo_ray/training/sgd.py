@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -21,6 +21,7 @@ from fppmo_ray.training.compute import (
 )
 from fppmo_ray.training.cuda_graphs import replayed
 from fppmo_ray.training.device import device_module
+from fppmo_ray.training.feature_match import FeatureComparison, FeatureMatch, compare_on
 from fppmo_ray.training.images import Batch, Images, Seed, derive_seed
 from fppmo_ray.training.recipe import Recipe, peak_rate, training_loss
 
@@ -127,6 +128,7 @@ def train_on_batches(
     *,
     compute: ComputeConfig,
     teacher: nn.Module | None,
+    matches: Sequence[FeatureMatch] = (),
     place: str = "",
     first_step: int = 0,
 ) -> tuple[float, float]:
@@ -140,6 +142,7 @@ def train_on_batches(
         recipe: Gives the loss and the gradient clipping.
         compute: How the passes are computed.
         teacher: The dense network, for distillation; None where the recipe's weight is 0.
+        matches: Where the features of both are compared.
         place: Position in the training for the error message of divergence: ``epoch 3, ``.
         first_step: Number of the first step in that message.
 
@@ -155,16 +158,20 @@ def train_on_batches(
     # Sums stay on the device: reading them would wait for it at every step.
     totals = torch.zeros(2, dtype=torch.float64, device=device)
     num_images = num_steps = 0
+    comparison = compare_on(matches if recipe.feature_weight > 0 else (), device)
     with ExitStack() as stack:
         stack.enter_context(in_mode(network, training=True))
-        answers = stack.enter_context(_teacher_logits(teacher, recipe, compute.dtype))
+        answers = stack.enter_context(_teacher_answers(teacher, recipe, compute.dtype, comparison))
         stack.enter_context(batches_counted_at_end(network, lambda: num_steps))
 
         def add_gradients(images: Tensor, labels: Tensor, share: float) -> Tensor:
             with autocast(device, compute.dtype):
-                logits = network(images)
-                teacher_logits = answers(images)
+                with comparison.outputs_of(network) as features:
+                    logits = network(images)
+                teacher_logits, wished = answers(images)
             loss = training_loss(logits, labels, recipe, teacher_logits)
+            if teacher_logits is not None:
+                loss = loss + recipe.feature_weight * comparison.error(features, wished)
             part = loss if share == 1 else loss * share
             part.backward()  # type: ignore[no-untyped-call]
             num_right = (logits.detach().argmax(1) == labels).sum()
@@ -255,17 +262,23 @@ def _check_finite(totals: Tensor, rate: float, place: str) -> None:
 
 
 @contextmanager
-def _teacher_logits(
-    teacher: nn.Module | None, recipe: Recipe, dtype: DType
-) -> Iterator[Callable[[Tensor], Tensor | None]]:
-    """Yield a function from images to the teacher's logits, or to None without a teacher."""
+def _teacher_answers(
+    teacher: nn.Module | None, recipe: Recipe, dtype: DType, comparison: FeatureComparison
+) -> Iterator[Callable[[Tensor], tuple[Tensor | None, dict[str, Tensor]]]]:
+    """Yield a function from images to the teacher's logits and features; None without a teacher."""
     if recipe.distillation_weight == 0:
-        yield lambda images: None
+        yield lambda images: (None, {})
         return
     if teacher is None:
         raise ValueError(
             f"a recipe with distillation_weight {recipe.distillation_weight} needs a teacher; "
             "pass the dense network, or set the weight to 0"
         )
+
+    @torch.no_grad()
+    def answers(images: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
+        with comparison.outputs_of(teacher) as features:
+            return teacher(images), features
+
     with in_mode(teacher, training=False), lowered_weights(teacher, dtype):
-        yield torch.no_grad()(teacher)
+        yield answers

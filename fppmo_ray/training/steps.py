@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, count, islice
 from typing import Any
@@ -11,6 +11,7 @@ from torch import nn
 
 from fppmo_ray.training.checkpoints import TrainingState, capture, restore
 from fppmo_ray.training.compute import PLAIN_COMPUTE, ComputeConfig, lay_out
+from fppmo_ray.training.feature_match import FeatureMatch
 from fppmo_ray.training.images import Batch, Images, Seed
 from fppmo_ray.training.recipe import Recipe, learning_rate_at, peak_rate
 from fppmo_ray.training.sgd import TorchGenerators, make_optimizer, train_on_batches
@@ -25,6 +26,7 @@ def train_steps(
     seed: Seed,
     compute: ComputeConfig = PLAIN_COMPUTE,
     teacher: nn.Module | None = None,
+    matches: Sequence[FeatureMatch] = (),
 ) -> None:
     """Train for a number of steps, in place, with the learning-rate schedule laid over these steps.
 
@@ -36,13 +38,21 @@ def train_steps(
         seed: Random seed of the training.
         compute: How the passes are computed.
         teacher: The dense network, for distillation; None where the recipe's weight is 0.
+        matches: Where the features of both are compared.
 
     Raises:
         ValueError: ``steps`` is negative, or the recipe needs a teacher and there is none.
         RuntimeError: training diverged.
     """
     training = StepTraining(
-        network, images, recipe, steps=steps, seed=seed, compute=compute, teacher=teacher
+        network,
+        images,
+        recipe,
+        steps=steps,
+        seed=seed,
+        compute=compute,
+        teacher=teacher,
+        matches=matches,
     )
     training.run_to(steps)
 
@@ -61,6 +71,7 @@ class StepTraining:
         seed: Random seed of the training.
         compute: How the passes are computed.
         teacher: The dense network, for distillation; None where the recipe's weight is 0.
+        matches: Where the features of both are compared.
 
     Raises:
         ValueError: ``steps`` is negative.
@@ -76,6 +87,7 @@ class StepTraining:
         seed: Seed,
         compute: ComputeConfig = PLAIN_COMPUTE,
         teacher: nn.Module | None = None,
+        matches: Sequence[FeatureMatch] = (),
     ) -> None:
         if steps < 0:
             raise ValueError(f"steps must be at least 0, got {steps}")
@@ -85,7 +97,7 @@ class StepTraining:
         self._recipe = recipe = replace(recipe, learning_rate=peak_rate(recipe, epochs))
         self._steps = steps
         self._seed = seed
-        self._teacher = teacher
+        self._teacher, self._matches = teacher, matches
         self._compute = compute
         lay_out(network, compute)
         self._optimizer = make_optimizer(network, recipe)
@@ -116,6 +128,7 @@ class StepTraining:
                 self._recipe,
                 compute=self._compute,
                 teacher=self._teacher,
+                matches=self._matches,
                 first_step=done,
             )
         self._steps_done = step

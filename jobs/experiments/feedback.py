@@ -123,7 +123,7 @@ def main(
         weights: The network's trained weights.
         held_out_rows: .npy file of training rows for scores and choice.
         output: CSV file of all rows; rows that it holds already are not measured again.
-        network: Which network is pruned, as in ``build_network``.
+        network: Which network is pruned, as in ``open_network``.
         macs_cuts: Shares of MACs to remove.
         seeds: Choices of images.
         methods: ``allocation``, or a rule of ``fppmo_ray.distribution.RULES``, ``random`` (widths)

@@ -94,7 +94,7 @@ def main(
         weights: The network's trained weights.
         output: CSV file of all rows; rows that it holds already are not measured again.
         held_out_rows: .npy file of training rows that are not used.
-        network: Which network is pruned, as in ``build_network``.
+        network: Which network is pruned, as in ``open_network``.
         macs_cuts: Shares of MACs to remove.
         images: Numbers of unlabelled images.
         seeds: Choices of images.
@@ -161,8 +161,7 @@ def main(
                 endless_batches(few, FEW_IMAGES.batch_size, seed=seed),
                 steps=num_steps,
                 matches=matches,
-                feature_weight=weight,
-                recipe=replace(FEW_IMAGES, learning_rate=rate),
+                recipe=replace(FEW_IMAGES, learning_rate=rate, feature_weight=weight),
             )
             seconds = round(time.perf_counter() - began, 1)
             after = accuracy_on(smaller, test)

@@ -17,6 +17,7 @@ from torch import nn
 
 from fppmo_ray.distribution import BoolArray
 from fppmo_ray.durable_files import write_whole
+from fppmo_ray.pruning.calibration.features import last_feature_match
 from fppmo_ray.service.image_task import ImageClassification
 from fppmo_ray.service.pool.worker_group import WorkerInfo, worker_info
 from fppmo_ray.service.problem import Problem
@@ -36,6 +37,7 @@ from fppmo_ray.training.checkpoints import (
     training_identity,
     write_checkpoint,
 )
+from fppmo_ray.training.feature_match import FeatureMatch
 
 _BATCH = 250
 HELD_OUT = ("search_val", "choose_val")
@@ -172,6 +174,11 @@ class Tuner:
     def _train_epoch(
         self, network: nn.Module, task: TuningTask, epoch: int, state: TrainingState | None
     ) -> tuple[TrainingState, dict[str, float]]:
+        teacher = self._dense() if task.recipe.distillation_weight > 0 else None
+        matches: list[FeatureMatch] = []
+        if teacher is not None:
+            tracing, one = self._problem.tracing, self.classification.inputs()
+            matches = last_feature_match(network, teacher, tracing, task.keep, *one)
         state, report = train_epoch(
             network,
             self.split("search_train"),
@@ -180,7 +187,8 @@ class Tuner:
             seed=task.seed,
             state=state,
             compute=task.compute,
-            teacher=self._dense() if task.recipe.distillation_weight > 0 else None,
+            teacher=teacher,
+            matches=matches,
         )
         val = self.look(network, "choose_val")
         seen = {"train_loss": report.loss, "seconds": report.seconds}

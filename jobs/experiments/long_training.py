@@ -29,13 +29,14 @@ from feedback import Subject, with_answers
 from intervals import paired_difference, spread
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 from untrained import METHODS, Study, accuracy_on, choose_images, open_subject
 
 from fppmo_ray.distribution import BoolArray, Budget
 from fppmo_ray.durable_files import write_whole
 from fppmo_ray.job import run_job
-from fppmo_ray.pruning import trace
+from fppmo_ray.pruning import Tracing, trace
+from fppmo_ray.pruning.calibration.features import last_feature_match
 from fppmo_ray.training import (
     ComputeConfig,
     Images,
@@ -51,6 +52,7 @@ from fppmo_ray.training.checkpoints import (
     training_identity,
     write_checkpoint,
 )
+from fppmo_ray.training.feature_match import FeatureMatch
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +117,7 @@ def main(
         recipe: Of all trainings.
         output: CSV file of all rows; rows that it holds already are not measured again. Checkpoints
             lie beside it.
-        network: Which network is pruned, as in ``build_network``.
+        network: Which network is pruned, as in ``open_network``.
         macs_cuts: Shares of MACs to remove.
         seeds: Of images, searches and trainings.
         methods: ``dense``, ``allocation``, a rule with a number of scores, or some of
@@ -142,6 +144,8 @@ def main(
         test=open_images(dataset.test, None, dataset),
         recipe=recipe,
         compute=ComputeConfig(dtype=dtype),
+        tracing=tracing,
+        image=example_batch(dataset),
     )
     for seed, cut, method in itertools.product(seeds, macs_cuts, methods):
         name = _recipe_name(recipe)
@@ -171,7 +175,7 @@ def main(
         start = copy.deepcopy(dense) if keep is None else subject.study.network(keep)
         before = accuracy_on(start, course.test)
         logger.info("%s, seed %d: %.2f %% before training", method, seed, before)
-        trained, seen = course.train_from(start, seed, folder)
+        trained, seen = course.train_from(start, keep, seed, folder)
         row = Row(
             network=network,
             macs_cut=cut,
@@ -201,14 +205,18 @@ class Course:
     test: Images
     recipe: Recipe
     compute: ComputeConfig
+    tracing: Tracing
+    image: Tensor
+    """One image, (1, 3, 32, 32)."""
 
     def train_from(
-        self, network: nn.Module, seed: int, folder: Path
+        self, network: nn.Module, keep: BoolArray | None, seed: int, folder: Path
     ) -> tuple[nn.Module, list[dict[str, float]]]:
         """Train from the checkpoint on, if there is one; return the network and all epochs.
 
         Args:
             network: The network before its first epoch.
+            keep: The mask that it comes from; None: it is the dense network.
             seed: Of the training.
             folder: Folder of checkpoint and curve.
         """
@@ -220,7 +228,9 @@ class Course:
         if state is not None:
             seen = json.loads(curve.read_bytes())[: state.epochs_done]
         teacher = copy.deepcopy(self.teacher) if self.recipe.distillation_weight else None
+        matches: list[FeatureMatch] = []
         if teacher is not None:
+            matches = last_feature_match(network, teacher, self.tracing, keep, self.image)
             lay_out(teacher, self.compute)
         while len(seen) < self.recipe.epochs:
             state, report = train_epoch(
@@ -232,6 +242,7 @@ class Course:
                 state=state,
                 compute=self.compute,
                 teacher=teacher,
+                matches=matches,
             )
             held_out = accuracy_on(network, self.held_out)
             seen.append(

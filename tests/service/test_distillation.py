@@ -15,6 +15,7 @@ from fppmo_ray import Recipe, SearchSettings, load_dataset
 from fppmo_ray.distribution import Proposal
 from fppmo_ray.pruning import score
 from fppmo_ray.pruning.calibration.divergence import answers, divergence
+from fppmo_ray.pruning.calibration.features import last_feature_match
 from fppmo_ray.pruning.distillation import distill_pruned
 from fppmo_ray.service import worker_protocol
 from fppmo_ray.service.image_task import image_classification
@@ -31,7 +32,7 @@ from fppmo_ray.service.worker_protocol import (
     share_weights,
     to_arrays,
 )
-from fppmo_ray.training import open_images, state_from_bytes
+from fppmo_ray.training import fine_tune, open_images, state_from_bytes
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +62,24 @@ KEEP = np.arange(28) % 2 == 0
 def distillation(steps: int) -> TrainingTask:
     recipe = Recipe(epochs=1)
     return TrainingTask(name="x-distilled", keep=KEEP, recipe=recipe, seed=3, distill_steps=steps)
+
+
+def test_an_epoch_teaches_the_last_feature_map_of_the_dense_network_by_the_recipes_weight() -> None:
+    problem = problem_of(refit=False)
+    worker, weights = PruningWorker(problem, 0), snapshot(problem)
+    opened = problem.task.open(problem.tracing, problem.settings, torch.device("cpu"), threads=1)
+    for weight in (0.0, 10.0):
+        recipe = Recipe(epochs=1, distillation_weight=0.5, feature_weight=weight)
+        task = TrainingTask(name="x", keep=KEEP, recipe=recipe, seed=3)
+        content, _ = worker.train_epoch(weights, task, 0, None, weights)
+        network = opened.pruned(dense(), KEEP, for_epochs=True)
+        match = last_feature_match(network, dense(), problem.tracing, KEEP, *opened.inputs())
+        assert match
+        assert match[0].channels is not None  # the last map is pruned too
+        images = opened.images("search_train")  # type: ignore[attr-defined]
+        state = fine_tune(network, images, recipe, seed=3, teacher=dense(), matches=match)
+        for name, tensor in state_from_bytes(content).network.items():
+            assert torch.equal(tensor, state.network[name]), name
 
 
 def test_a_worker_distils_on_the_calibration_images_alone() -> None:

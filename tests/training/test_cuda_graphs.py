@@ -26,6 +26,7 @@ from fppmo_ray.training import (
     train_epoch,
     train_steps,
 )
+from fppmo_ray.training.feature_match import FeatureMatch
 
 DIGITS = load_dataset("digits")
 PLAIN = Recipe(batch_size=32, epochs=2, distillation_weight=0.0)
@@ -66,6 +67,7 @@ def trained(device: torch.device | str, compute: ComputeConfig, recipe: Recipe) 
             state=state,
             compute=compute,
             teacher=teacher,
+            matches=[FeatureMatch(module="bn4", channels=np.arange(64)[::-1].copy())],
         )
     assert state is not None
     return state

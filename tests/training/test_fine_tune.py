@@ -26,6 +26,7 @@ from fppmo_ray.training import (
     train_steps,
 )
 from fppmo_ray.training.checkpoints import capture, read_checkpoint, write_checkpoint
+from fppmo_ray.training.feature_match import FeatureMatch, compare_on
 
 RECIPE = Recipe(epochs=3, batch_size=32, learning_rate=0.05, distillation_weight=0.0)
 VARIANTS = {
@@ -307,6 +308,28 @@ def test_a_student_of_weight_one_believes_its_teacher_instead_of_the_labels(digi
     assert evaluate(student, [(batch, wrong)]).accuracy > 0.6  # chance is 0.1
     assert same(before, teacher.state_dict())
     assert teacher.training
+
+
+def test_a_student_learns_its_teachers_features_by_their_weight(digits, images):
+    teacher, channels = build_network("digits_cnn", 10, seed=1), np.arange(64)[::-1].copy()
+    fine_tune(teacher, images, replace(RECIPE, epochs=1), seed=0)
+    recipe = replace(RECIPE, epochs=5, distillation_weight=0.5, learning_rate=0.01)
+
+    def distance(weight: float) -> float:
+        student, match = fresh(), FeatureMatch(module="bn4", channels=channels)
+        changed = replace(recipe, feature_weight=weight)
+        fine_tune(student, images, changed, seed=0, teacher=teacher, matches=[match])
+        comparison = compare_on([match], torch.device("cpu"))
+        [(batch, _)] = open_images(digits.test, None, digits).batches(359)
+        with torch.no_grad():
+            with comparison.outputs_of(student.eval()) as own:
+                student(batch)
+            with comparison.outputs_of(teacher.eval()) as wished:
+                teacher(batch)
+        assert torch.equal(wished["bn4"][:, channels], wished["bn4"].flip(1))
+        return float(comparison.error(own, wished))
+
+    assert distance(10.0) < 0.5 * distance(0.0)
 
 
 def test_distillation_without_a_teacher_is_refused(images):

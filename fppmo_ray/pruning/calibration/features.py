@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from fppmo_ray.distribution.space import BoolArray
 from fppmo_ray.pruning.extract import Tracing
 from fppmo_ray.training.compute import in_mode
-from fppmo_ray.training.distill import FeatureMatch
+from fppmo_ray.training.feature_match import FeatureMatch
 
 
 def last_feature_match(
-    pruned: nn.Module, dense: nn.Module, tracing: Tracing, keep: BoolArray, *inputs: Tensor
+    pruned: nn.Module, dense: nn.Module, tracing: Tracing, keep: BoolArray | None, *inputs: Tensor
 ) -> list[FeatureMatch]:
-    """The last feature map before the network's answer, as a place for ``distill`` to compare.
+    """The last feature map before the network's answer, as a place to compare.
 
     Among all modules, blocks included, it is the output of the one that ends last and makes a map
     of more than one pixel; in a ResNet, the last block's output.
@@ -28,7 +28,7 @@ def last_feature_match(
         pruned: ``extract(dense, tracing, keep)``, with any weights.
         dense: The traced network.
         tracing: Its tracing.
-        keep: The mask, ``(num_filters,)``, True = kept.
+        keep: The mask, ``(num_filters,)``, True = kept; None: nothing was removed.
         *inputs: The forward's inputs for a batch of one image, on the networks' device.
 
     Returns:
@@ -39,7 +39,7 @@ def last_feature_match(
         return []
     name, channels = maps[-1]
     left = dict(_feature_maps(pruned, inputs))[name]
-    if left == channels:
+    if keep is None or left == channels:
         return [FeatureMatch(module=name)]
     # The map's channels are those of the last layer before it that makes as many.
     kept = tracing.kept_indices(keep)

@@ -32,6 +32,7 @@ from rivals.table import comparison_tables
 from fppmo_ray import Recipe, Scoring, SearchSettings, Space, load_dataset
 from fppmo_ray.distribution import BoolArray, Feedback, MaskOptimizer
 from fppmo_ray.pruning import extract
+from fppmo_ray.pruning.calibration.features import last_feature_match
 from fppmo_ray.service.image_task import image_classification
 from fppmo_ray.service.problem import build_problem
 from fppmo_ray.training import (
@@ -277,7 +278,10 @@ def test_fine_tuning_is_that_of_the_library_and_survives_a_kill_between_epochs(
     recalibrate_batchnorm(
         network, images.batches(250, np.random.default_rng(0).permutation(len(images))[:64])
     )
-    fine_tune(network, images, SETTINGS.fine_tune, seed=5, teacher=case.problem.network)
+    dense, tracing = case.problem.network, case.problem.tracing
+    one, _ = next(iter(images.batches(1)))
+    match = last_feature_match(network, dense, tracing, killed.keep, one)
+    fine_tune(network, images, SETTINGS.fine_tune, seed=5, teacher=dense, matches=match)
     test = evaluate(network, worker._tuner.split("test").batches(250)).figures()
     assert whole.figures["after"]["test"] == pytest.approx(test)
 

@@ -11,18 +11,29 @@ import torch
 from long_training import Course, Row, long_training_table
 
 from fppmo_ray import load_dataset
-from fppmo_ray.training import PLAIN_COMPUTE, Recipe, build_network, open_images, train_epoch
+from fppmo_ray.pruning import trace
+from fppmo_ray.training import (
+    PLAIN_COMPUTE,
+    Recipe,
+    build_network,
+    example_batch,
+    open_images,
+    train_epoch,
+)
 
 
 def course() -> Course:
     dataset = load_dataset("digits")
+    teacher, image = build_network("digits_cnn", 10, seed=0).eval(), example_batch(dataset)
     return Course(
-        teacher=build_network("digits_cnn", 10, seed=0).eval(),
+        teacher=teacher,
         train=open_images(dataset.train, np.arange(96), dataset),
         held_out=open_images(dataset.train, np.arange(96, 128), dataset),
         test=open_images(dataset.test, np.arange(32), dataset),
         recipe=Recipe(epochs=3, batch_size=32),
         compute=PLAIN_COMPUTE,
+        tracing=trace(teacher, image),
+        image=image,
     )
 
 
@@ -30,7 +41,7 @@ def test_a_stopped_training_goes_on_and_ends_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     network = build_network("digits_cnn", 10, seed=1)
-    whole, seen = course().train_from(network, 5, tmp_path / "whole")
+    whole, seen = course().train_from(network, None, 5, tmp_path / "whole")
 
     def stopped_before_the_third(*arguments, epoch, **named):
         if epoch == 2:
@@ -39,10 +50,10 @@ def test_a_stopped_training_goes_on_and_ends_the_same(
 
     monkeypatch.setattr(long_training, "train_epoch", stopped_before_the_third)
     with pytest.raises(KeyboardInterrupt):
-        course().train_from(build_network("digits_cnn", 10, seed=1), 5, tmp_path / "stopped")
+        course().train_from(build_network("digits_cnn", 10, seed=1), None, 5, tmp_path / "stopped")
     monkeypatch.setattr(long_training, "train_epoch", train_epoch)
     other = build_network("digits_cnn", 10, seed=9)  # its weights come from the checkpoint
-    resumed, seen_again = course().train_from(other, 5, tmp_path / "stopped")
+    resumed, seen_again = course().train_from(other, None, 5, tmp_path / "stopped")
     for name, tensor in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], tensor)
     figures = [[epoch["loss"], epoch["held_out"]] for epoch in seen]
