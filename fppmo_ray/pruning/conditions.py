@@ -15,6 +15,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fppmo_ray.pruning.network_io import FORWARD_ERRORS, first_of, random_inputs
+from fppmo_ray.pruning.operations import is_real
 from fppmo_ray.training.outputs import OutputError
 
 Inputs = tuple[Tensor, ...]
@@ -151,29 +152,6 @@ def shortened(inputs: Inputs, pixels: int) -> Inputs:
     )
 
 
-class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records the names of all operations and the precisions of their results."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.names: list[str] = []
-        self.precisions: set[torch.dtype] = set()
-
-    def __torch_dispatch__(
-        self,
-        func: OpOverload,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        self.names.append(str(func))
-        for tensor in result if isinstance(result, list | tuple) else [result]:
-            if isinstance(tensor, Tensor) and is_real(tensor):
-                self.precisions.add(tensor.dtype.to_real())
-        return result
-
-
 def cast_network(network: nn.Module, precision: torch.dtype) -> None:
     """Cast all tensors of a network, in place; complex ones stay complex, unlike by ``to``.
 
@@ -211,11 +189,6 @@ def precision_of(network: nn.Module) -> torch.dtype:
     tensors = chain(network.parameters(), network.buffers())
     kinds = (tensor.dtype for tensor in tensors if is_real(tensor))
     return next(kinds, torch.float32).to_real()
-
-
-def is_real(tensor: Tensor) -> bool:
-    """Return whether a tensor is no boolean and no integer; it may be complex."""
-    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def cast(tensor: Tensor, precision: torch.dtype) -> Tensor:

@@ -9,8 +9,6 @@ index from rounding.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
-from functools import partial
 
 import numpy as np
 import torch
@@ -21,18 +19,15 @@ from fppmo_ray.pruning.conditions import (
     Choices,
     Conditions,
     Inputs,
-    Operations,
     cast,
-    cast_network,
     eager,
     find_conditions,
-    is_real,
     must_run,
     shortened,
 )
 from fppmo_ray.pruning.copying import copy_network, with_plain_weights
-from fppmo_ray.pruning.costs import run_and_count
-from fppmo_ray.pruning.extract import Tracing, extract
+from fppmo_ray.pruning.dry_runs import DryRuns, raises, sharing_extract
+from fppmo_ray.pruning.extract import Tracing
 from fppmo_ray.pruning.network_io import (
     FORWARD_ERRORS,
     ExampleInputs,
@@ -40,8 +35,10 @@ from fppmo_ray.pruning.network_io import (
     opened,
 )
 from fppmo_ray.pruning.noise import even_noise
-from fppmo_ray.pruning.shape_only import ShapeOnly, is_large, worthwhile
+from fppmo_ray.pruning.operations import are_alike, is_real
+from fppmo_ray.pruning.shape_only import is_large
 from fppmo_ray.pruning.twin import (
+    cast_copy,
     mask_of_widths,
     random_mask,
     randomise,
@@ -110,9 +107,8 @@ class Proof:
     """Compares extracted networks with the dense one, on a randomised copy of it.
 
     The numbers are compared on images of 64 or 96 pixels if the network performs the same
-    operations on these, else in the given size. Whether a smaller network runs, also in training
-    mode, and costs what the space says is tried in the given size and the network's own precision;
-    of large networks without numbers, if they run so.
+    operations on these, else in the given size. ``DryRuns`` tries whether a smaller network runs,
+    and what it costs, in the given size.
 
     Args:
         network: The network on the CPU, in its own precision.
@@ -123,100 +119,50 @@ class Proof:
     """
 
     def __init__(self, network: nn.Module, conditions: Conditions) -> None:
-        self._network = network.eval()
-        self._conditions = conditions
+        self._dry = DryRuns(network.eval(), conditions)
         self._attempt = 0
         self._telling: list[bool] = []
         self._sees_choices = False
         self._proven: list[tuple[BoolArray, nn.Module]] = []
         self._proven_axes: object = None
         self._is_large = is_large(network, conditions.image)
-        spares = worthwhile(network, conditions.image)
-        self._shapes = ShapeOnly(self._network) if spares else None
         self.remark: str | None = None
         """What a user must know of the precision of the last comparison; None: it was float64."""
-        self._choose_twin()
+        self._choose_twin(network, conditions.inputs)
         randomise(self._twin)
 
-    def _choose_twin(self) -> None:
+    def _choose_twin(self, network: nn.Module, inputs: Inputs) -> None:
         """Take float64 and short images if the network runs so, and find its lowest precision."""
-        inputs = self._conditions.inputs
-        short = self._short_inputs()
-        sizes = [inputs] if short is None else [short, inputs]
+        sizes = [shortened(inputs, pixels) for pixels in _SHORT]
+        size = sum(map(Tensor.numel, inputs))
+        sizes = [s for s in sizes if 2 * sum(map(Tensor.numel, s)) <= size]  # else not worth it
         last: Exception = RuntimeError()
         for precision in (torch.float64, None):
-            twin = copy_network(self._network)
-            if precision is not None:
-                cast_network(twin, precision)
-            for given in sizes:
-                self._twin, self._is_cropped = twin, given is short
+            self._twin = cast_copy(network, precision)
+            for given in (*sizes, inputs):
                 self._inputs = tuple(cast(t, precision) if precision else t for t in given)
                 try:
-                    precisions = self._precisions()
+                    performed = self._dry.performed(self._twin, self._inputs)
+                    names = [performed.names]
+                    if given is not inputs and self._dry.dense.names not in names:  # it casts
+                        names.append(self._dry.performed(network, given).names)
                 except FORWARD_ERRORS as error:
                     last = error
-                else:
-                    known = [kind for kind in _TOLERANCES if kind in precisions]
+                    continue
+                if given is inputs or self._dry.dense.names in names:
+                    self._is_cropped = given is not inputs
+                    known = [kind for kind in _TOLERANCES if kind in performed.precisions]
                     self._lowest = max(known, key=_TOLERANCES.__getitem__, default=torch.float64)
                     return
         with must_run(inputs):
             raise last
 
-    def _precisions(self) -> set[torch.dtype]:
-        """The precisions in which the twin computes."""
-
-        def run(network: nn.Module, *inputs: Tensor) -> set[torch.dtype]:
-            with Operations() as operations:
-                _answers(network, inputs)
-            precisions: set[torch.dtype] = operations.precisions
-            return precisions
-
-        inputs, found = self._first(self._inputs), None
-        if self._shapes is not None:
-            shapes = ShapeOnly(self._twin)
-            found = shapes.attempt(partial(run, shapes.network), inputs)
-        return run(self._twin, *inputs) if found is None else found
-
-    def _short_inputs(self) -> Inputs | None:
-        """Crops of half the numbers or fewer on which the network performs the same operations."""
-        inputs = self._conditions.inputs
-        names: list[str] | None = None
-        for pixels in _SHORT:
-            short = shortened(inputs, pixels)
-            if 2 * sum(map(Tensor.numel, short)) > sum(map(Tensor.numel, inputs)):
-                continue  # not worth it
-            if names is None and self._shapes is not None:
-                names = self._operations(inputs)
-                if names is None:
-                    self._shapes = None  # it needs numbers
-            performed = self._operations(short)
-            if performed is not None and performed == (names or self._operations(inputs)):
-                return short
-        return None
-
-    def _operations(self, inputs: Inputs) -> list[str] | None:
-        """Names of the operations on the first of a batch of inputs; None if these do not run."""
-        network = self._network if self._shapes is None else self._shapes.network
-
-        def performed(*given: Tensor) -> list[str]:
-            with Operations() as operations:
-                _answers(network, given)
-            names: list[str] = operations.names
-            return names
-
-        if self._shapes is not None:
-            return self._shapes.attempt(performed, self._first(inputs))
-        with suppress(*FORWARD_ERRORS):
-            return performed(*self._first(inputs))
-        return None
-
-    def _first(self, inputs: Inputs) -> Inputs:
-        """The first of a batch of inputs, or all for a network that does not run on one."""
-        pairs = zip(inputs, self._conditions.image, strict=True)
-        return tuple(tensor[: len(image)] if image.dim() else tensor for tensor, image in pairs)
-
     def disagreement(
-        self, tracing: Tracing, given: Sequence[BoolArray] | None = None
+        self,
+        tracing: Tracing,
+        given: Sequence[BoolArray] | None = None,
+        *,
+        by_operations: bool = False,
     ) -> str | None:
         """Return how extracted networks differ from the masked dense one; None if they agree.
 
@@ -227,19 +173,23 @@ class Proof:
         Args:
             tracing: The tracing to prove.
             given: The masks to try; None: two random ones.
+            by_operations: Whether networks that perform the dense network's operations, one by one,
+                need no numbers, since others of these groups have been proven by numbers.
         """
         rng = np.random.default_rng(0)
         masks = given or [random_mask(tracing.space, rng) for _ in range(_NUM_MASKS)]
         axes = [(part.tensor, part.axis, part.units.tobytes()) for part in tracing.slices]
         if axes != self._proven_axes:
             self._proven, self._proven_axes = [], axes
+        are_same = by_operations
         for index, keep in enumerate(masks):
-            # Comparing single images of the given size shows costs, too.
-            is_counted = self._counts and self._batch(masks, index) is not self._inputs
-            if index == 0 or not is_counted:
-                reason = self._misfit(tracing, keep, trains=index == 0)
+            if index == 0 or by_operations or given is None:
+                reason, performed = self._dry.misfit(tracing, keep, trains=index == 0)
                 if reason is not None:
                     return reason
+                are_same = are_same and are_alike(self._dry.dense, performed)
+        if are_same:
+            return None
         reason = self._no_proof(tracing, masks)
         if reason == _NOTHING and not self._sees_choices:
             self._sees_choices, self._telling = True, []
@@ -268,32 +218,6 @@ class Proof:
                 return None
         return _NOTHING
 
-    @torch.no_grad()
-    def _misfit(self, tracing: Tracing, keep: BoolArray, *, trains: bool) -> str | None:
-        """How a smaller network does not run or train, or costs other than the space says."""
-        macs, batch = tracing.space.macs(keep), self._conditions.inputs
-        trains = trains and self._conditions.training_error is None
-
-        def counted(network: nn.Module, *inputs: Tensor) -> int:
-            with even_noise():
-                _, found = run_and_count(network, inputs[: len(batch)])
-                if found == macs and trains:  # heads that only train must fit too
-                    network.train()(*inputs[len(batch) :])
-            return found
-
-        # Our own steps stay outside: their exceptions are bugs, not properties of the network.
-        inputs = (*self._conditions.image, *batch)
-        if self._shapes is not None:
-            shapes = extract(self._shapes.network, tracing, keep)
-            if self._shapes.attempt(partial(counted, shapes), inputs) == macs:
-                return None
-        smaller = extract(self._network, tracing, keep)
-        try:
-            found = counted(smaller, *inputs)
-        except FORWARD_ERRORS as error:
-            return _raises(error)
-        return None if found == macs else f"it has {found} MACs instead of {macs}"
-
     def _difference(
         self, tracing: Tracing, masks: Sequence[BoolArray]
     ) -> tuple[str | None, list[bool]]:
@@ -301,17 +225,15 @@ class Proof:
         expected: list[list[Tensor]] = []
         for index, keep in enumerate(masks):
             inputs = self._batch(masks, index)
-            smaller = extract(self._twin, tracing, keep)
+            smaller = sharing_extract(self._twin, tracing, keep)
             # Smaller networks have been proven on single images only.
             within, larger = (None, self._twin) if inputs is self._inputs else self._larger(keep)
             with zeroed_consumers(larger, tracing, keep, within):
                 dense, chosen = self._answers(larger, inputs)
             try:
-                (outputs, operands), counted = self._counted_answers(smaller, inputs)
+                outputs, operands = self._answers(smaller, inputs)
             except FORWARD_ERRORS as error:
-                return _raises(error), []
-            if counted not in (None, macs := tracing.space.macs(keep)):
-                return f"it has {counted} MACs instead of {macs}", []
+                return raises(error), []
             if len(chosen) == len(operands):
                 pairs = [_comparable(*pair) for pair in zip(operands, chosen, strict=True)]
                 outputs += [one for one, _ in pairs]
@@ -365,7 +287,7 @@ class Proof:
             has_two = is_last and not (is_first_proof and len(masks) > 1)
         else:
             has_two = is_last or is_first_proof
-        return self._inputs if has_two else self._first(self._inputs)
+        return self._inputs if has_two else self._dry.first(self._inputs)
 
     def _deviation(self, outputs: list[Tensor], expected: list[Tensor]) -> str | None:
         """How outputs are other than expected; None if they are equal but for rounding."""
@@ -383,19 +305,6 @@ class Proof:
                 "output only, and not to 1e-9"
             )
         return None
-
-    @property
-    def _counts(self) -> bool:
-        """Whether comparisons count MACs."""
-        return self._is_large and not self._is_cropped
-
-    def _counted_answers(
-        self, network: nn.Module, inputs: Inputs
-    ) -> tuple[tuple[list[Tensor], list[Tensor]], int | None]:
-        """The answers and, of large networks on one image of the given size, the MACs."""
-        if inputs is self._inputs or not self._counts:
-            return self._answers(network, inputs), None
-        return run_and_count(network, inputs, lambda *given: self._answers(network, given))
 
     @torch.no_grad()
     def _answers(self, network: nn.Module, inputs: Inputs) -> tuple[list[Tensor], list[Tensor]]:
@@ -430,7 +339,3 @@ _NOTHING = (
     "none of its outputs changes when filters are removed, which proves nothing; return what the "
     "outputs are computed from, such as logits"
 )
-
-
-def _raises(error: BaseException) -> str:
-    return f"the smaller network raises {type(error).__name__}: {error}".splitlines()[0]

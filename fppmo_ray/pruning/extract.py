@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.weight_norm import WeightNorm
@@ -214,6 +215,8 @@ def select(
     model: nn.Module,
     kept: Mapping[Axis, IntArray],
     numbers: Mapping[NumberKey, int] | None = None,
+    *,
+    shares: bool = False,
 ) -> nn.Module:
     """Copy a network, selecting indices along some axes.
 
@@ -221,16 +224,21 @@ def select(
         model: The dense network; not changed.
         kept: Indices to select along every (tensor, axis) that loses some.
         numbers: New values of integers that modules keep.
+        shares: Whether parameters that lose nothing are the dense network's own.
     """
     tensors = named_tensors(model)
     indices = _on_devices(kept, tensors)
     sliced: dict[str, Tensor] = {}
     for (name, axis), positions in kept.items():
         tensor = sliced.get(name, tensors[name])
-        sliced[name] = tensor.index_select(axis, indices[id(positions), tensor.device])
-    smaller = replaced(
-        model, {id(tensor): _like(tensor, sliced.get(name)) for name, tensor in tensors.items()}
-    )
+        sliced[name] = selected(tensor, axis, indices[id(positions), tensor.device])
+    memo = {
+        id(tensor): tensor
+        if shares and name not in sliced and isinstance(tensor, nn.Parameter)
+        else _like(tensor, sliced.get(name))
+        for name, tensor in tensors.items()
+    }
+    smaller = replaced(model, memo)
     changed = {id(tensors[name]) for name in sliced}
     for holder, module in model.named_modules():
         own = chain(module._parameters.values(), module._buffers.values())
@@ -240,6 +248,20 @@ def select(
         state = vars(smaller.get_submodule(holder))
         state[attribute] = with_number(state[attribute], place, width)
     return smaller
+
+
+def selected(tensor: Tensor, axis: int, indices: Tensor) -> Tensor:
+    """Return a tensor at some indices along an axis.
+
+    Args:
+        tensor: The tensor.
+        axis: Its axis, 0 or more.
+        indices: Places along the axis, int ``(num_indices,)``.
+    """
+    if isinstance(tensor, FakeTensor):  # it has no numbers
+        return tensor.new_empty((*tensor.shape[:axis], len(indices), *tensor.shape[axis + 1 :]))
+    place: tuple[Any, ...] = (*[slice(None)] * axis, indices)
+    return tensor[place]  # up to five times faster than index_select
 
 
 def with_number(value: Any, place: int | str | None, number: int) -> Any:
@@ -361,40 +383,3 @@ def _read_widths(layer: nn.Module) -> None:
         state = layer.running_mean if layer.weight is None else layer.weight
         assert state is not None  # a norm without state has no axis to slice
         layer.num_features = len(state)
-
-
-@torch.no_grad()
-def scatter(smaller: nn.Module, dense: nn.Module, tracing: Tracing, keep: BoolArray) -> None:
-    """Write a smaller network's tensors to their positions in the dense network, in place.
-
-    Removed filters become 0, so in eval mode the dense network computes the same as the smaller
-    one. ``extract`` with the same mask returns the smaller network's tensors bit for bit.
-
-    Args:
-        smaller: ``extract(dense, tracing, keep)``, fine-tuned or not.
-        dense: The traced network, or another of the same architecture, on the same device.
-        tracing: What ``trace`` returned for it.
-        keep: The mask, bool ``(num_filters,)``, True = kept.
-
-    Raises:
-        ValueError: the mask does not fit the space, or a network does not fit the mask.
-    """
-    kept = tracing.kept_indices(keep)
-    lengths = tracing.axis_lengths
-    check_axes(dense, lengths)
-    check_axes(smaller, {axis: len(kept.get(axis, range(n))) for axis, n in lengths.items()})
-    sources = named_tensors(smaller)
-    for name, target in named_tensors(dense).items():
-        target.zero_()
-        target[_places(name, target, kept)] = sources[name].to(target.dtype)
-
-
-def _places(name: str, target: Tensor, kept: Mapping[Axis, IntArray]) -> tuple[Tensor, ...]:
-    """Indices of the smaller tensor within the dense one, one per axis, ready to broadcast."""
-    places = []
-    for axis, length in enumerate(target.shape):
-        positions = kept.get((name, axis))
-        index = torch.arange(length) if positions is None else torch.from_numpy(positions)
-        shape = [-1 if i == axis else 1 for i in range(target.dim())]
-        places.append(index.to(target.device).reshape(shape))
-    return tuple(places)

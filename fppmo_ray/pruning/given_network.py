@@ -80,7 +80,9 @@ def check_finite(model: nn.Module) -> None:
     """Refuse weights that make every score NaN; other buffers, such as masks, may be infinite."""
     statistics = [item for item in model.named_buffers() if "running_" in item[0]]
     for name, tensor in [*model.named_parameters(), *statistics]:
-        num_bad = int((~torch.isfinite(tensor)).sum()) if tensor.is_floating_point() else 0
+        if not tensor.is_floating_point() or tensor.sum().isfinite():  # no bad value is lost in it
+            continue
+        num_bad = int((~torch.isfinite(tensor)).sum())
         if num_bad:
             raise ValueError(
                 f"{name} of the network holds {num_bad} values of {tensor.numel()} that are NaN or "

@@ -311,13 +311,14 @@ class _Survey:
         return kept
 
     def _reason(self, chosen: list[CandidateGroup], *widths: IntArray) -> str | None:
-        """Why these groups cannot be pruned together, at random or given widths; None if so."""
+        """Why these groups cannot be pruned together, at random or given widths; None if so.
+
+        Groups that are tried at given widths have been proven at random ones.
+        """
         tracing, rng = self.tracing(chosen), np.random.default_rng(0)
-        space = tracing.space
-        if not widths:
-            widths = tuple(usual_widths(self._decisions(chosen), space.dense_widths, rng))
-        masks = self.proof.masks(tracing, widths, rng)
-        return self.proof.disagreement(tracing, masks)
+        usual = widths or usual_widths(self._decisions(chosen), tracing.space.dense_widths, rng)
+        masks = self.proof.masks(tracing, usual, rng)
+        return self.proof.disagreement(tracing, masks, by_operations=bool(widths))
 
     def _decisions(self, chosen: list[CandidateGroup]) -> list[WidthDecision]:
         """The decisions that masks of these groups may change."""

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from fppmo_ray.distribution.space import BoolArray, IntArray, PruningSpace
-from fppmo_ray.pruning.conditions import cast_network, is_real
+from fppmo_ray.pruning.conditions import cast, cast_network
 from fppmo_ray.pruning.copying import copy_network, with_plain_weights
-from fppmo_ray.pruning.extract import Tracing, named_tensors
+from fppmo_ray.pruning.extract import Tracing, named_tensors, replaced, selected
+from fppmo_ray.pruning.operations import is_real
 
 _SMALL_SCALE = 0.1
 
@@ -24,9 +25,31 @@ def randomised_copy(model: nn.Module) -> nn.Module:
     Args:
         model: The network; not changed.
     """
-    twin = copy_network(with_plain_weights(model)).cpu()
-    cast_network(twin, torch.float64)
+    twin = cast_copy(with_plain_weights(model), torch.float64).cpu()
     randomise(twin)
+    return twin
+
+
+def cast_copy(model: nn.Module, precision: torch.dtype | None) -> nn.Module:
+    """Return a copy of a network in a precision.
+
+    Args:
+        model: The network; not changed.
+        precision: A floating-point type; None: that of the network.
+    """
+    if precision is None:
+        return copy_network(model)
+    memo: dict[int, Tensor] = {}
+    for tensor in named_tensors(model).values():
+        own = tensor.detach()
+        values = cast(own, precision)
+        values = values.clone() if values is own else values
+        is_parameter = isinstance(tensor, nn.Parameter)
+        memo[id(tensor)] = (
+            nn.Parameter(values, requires_grad=tensor.requires_grad) if is_parameter else values
+        )
+    twin = replaced(model, memo)
+    cast_network(twin, precision)  # what modules cast beside their parameters and buffers
     return twin
 
 
@@ -45,12 +68,12 @@ def randomise(twin: nn.Module, seed: int = 0) -> None:
     for parameter in twin.parameters():
         if not is_real(parameter):
             continue
-        is_zero = parameter == 0
-        if bool(is_zero.any()):
+        is_vector = parameter.numel() == max(parameter.shape, default=1)
+        if int(parameter.count_nonzero()) < parameter.numel():
+            is_zero = parameter == 0
             scale = float(parameter.abs().max()) or 0.5
             drawn = torch.empty_like(parameter).normal_(0.0, scale, generator=generator)
             parameter.copy_(torch.where(is_zero, drawn, parameter))
-        is_vector = parameter.numel() == max(parameter.shape, default=1)
         if is_vector and (seed > 2 or float(parameter.abs().max()) < _SMALL_SCALE):
             parameter.uniform_(0.5, 1.5, generator=generator)
         if seed > 0 and parameter.dim() > 0:
@@ -87,7 +110,8 @@ def zeroed_consumers(
                 weight = tensors[part.tensor]
                 present = slice(None) if within is None else part.kept(within)
                 removed = torch.from_numpy(np.flatnonzero(~part.kept(keep)[present]))
-                before.append((weight, part.axis, removed, weight.index_select(part.axis, removed)))
+                values = selected(weight, part.axis, removed)
+                before.append((weight, part.axis, removed, values))
                 weight.index_fill_(part.axis, removed, 0)
         try:
             yield

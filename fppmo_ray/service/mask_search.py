@@ -27,7 +27,7 @@ from fppmo_ray.distribution import (
 )
 from fppmo_ray.distribution.logits import uniform_priority
 from fppmo_ray.pruning import extract, trace
-from fppmo_ray.pruning.extract import scatter
+from fppmo_ray.pruning.scatter import scatter
 from fppmo_ray.service.choices import Choice, Found, choose, choose_allocations
 from fppmo_ray.service.ddp_training import train_whole
 from fppmo_ray.service.dense_network import (

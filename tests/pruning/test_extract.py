@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fppmo_ray.pruning import extract, trace
-from fppmo_ray.pruning.extract import scatter
+from fppmo_ray.pruning.scatter import scatter
 from fppmo_ray.pruning.twin import randomised_copy
 from fppmo_ray.training.networks import resnet20
 

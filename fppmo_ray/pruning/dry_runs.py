@@ -1,0 +1,118 @@
+"""Whether smaller networks run and cost what the space says, and which operations they perform."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from fppmo_ray.distribution.space import BoolArray
+from fppmo_ray.pruning.conditions import Conditions, Inputs, must_run
+from fppmo_ray.pruning.extract import Tracing, select
+from fppmo_ray.pruning.network_io import FORWARD_ERRORS
+from fppmo_ray.pruning.noise import even_noise
+from fppmo_ray.pruning.operations import Operations, perform
+from fppmo_ray.pruning.shape_only import ShapeOnly, is_large, worthwhile
+
+
+class DryRuns:
+    """Runs networks in the given size and precision; large ones without numbers, if they run so.
+
+    Args:
+        network: The dense network on the CPU, in its own precision and in eval mode.
+        conditions: How it can be run.
+
+    Raises:
+        ValueError: it does not run.
+    """
+
+    def __init__(self, network: nn.Module, conditions: Conditions) -> None:
+        self._network = network
+        self._conditions = conditions
+        self._is_large = is_large(network, conditions.image)
+        spares = worthwhile(network, conditions.image)
+        self._shapes = ShapeOnly(network) if spares else None
+        with must_run(conditions.inputs):
+            self.dense = self.performed(network, conditions.inputs)
+            """The operations of the dense network."""
+
+    def performed(self, network: nn.Module, inputs: Inputs) -> Operations:
+        """Return the operations of the dense network, or of a copy in another precision.
+
+        Args:
+            network: The network.
+            inputs: A batch; of networks that are not large, the first of it is run.
+        """
+        given = inputs if self._is_large else self.first(inputs)
+        if self._shapes is not None:
+            shapes = self._shapes if network is self._network else ShapeOnly(network)
+            found = shapes.attempt(lambda *fake: perform(shapes.network, fake)[0], given)
+            if found is not None:
+                return found
+            if inputs is self._conditions.inputs:
+                self._shapes = None  # it needs numbers
+        return perform(network, given)[0]
+
+    def first(self, inputs: Inputs) -> Inputs:
+        """Return the first of a batch of inputs, or all for a network that does not run on one."""
+        pairs = zip(inputs, self._conditions.image, strict=True)
+        return tuple(tensor[: len(image)] if image.dim() else tensor for tensor, image in pairs)
+
+    @torch.no_grad()
+    def misfit(
+        self, tracing: Tracing, keep: BoolArray, *, trains: bool
+    ) -> tuple[str | None, Operations | None]:
+        """Return how a smaller network does not run, or costs other than the space says.
+
+        Args:
+            tracing: The tracing to try.
+            keep: The mask.
+            trains: Whether it is run in training mode, too, if the dense network runs so.
+
+        Returns:
+            The reason, None if there is none; and its operations, if it runs.
+        """
+        macs, batch = tracing.space.macs(keep), self._conditions.inputs
+        trains = trains and self._conditions.training_error is None
+
+        def performed(network: nn.Module, *inputs: Tensor) -> tuple[Operations, int]:
+            operations, found = perform(network, inputs[: len(batch)])
+            if found == macs and self._is_large:
+                operations, _ = perform(network, inputs[len(batch) :])
+            if found == macs and trains:  # heads that only train must fit too
+                with even_noise():
+                    network.train()(*inputs[len(batch) :])
+            return operations, found
+
+        # Our own steps stay outside: their exceptions are bugs, not properties of the network.
+        inputs = (*self._conditions.image, *batch)
+        if self._shapes is not None:
+            shapes = sharing_extract(self._shapes.network, tracing, keep)
+            found = self._shapes.attempt(partial(performed, shapes), inputs)
+            if found is not None and found[1] == macs:
+                return None, found[0]
+        smaller = sharing_extract(self._network, tracing, keep)
+        try:
+            operations, counted = performed(smaller, *inputs)
+        except FORWARD_ERRORS as error:
+            return raises(error), None
+        is_right = counted == macs
+        return None if is_right else f"it has {counted} MACs instead of {macs}", operations
+
+
+def sharing_extract(network: nn.Module, tracing: Tracing, keep: BoolArray) -> nn.Module:
+    """Return the smaller network of a mask, which shares the parameters that lose nothing.
+
+    Args:
+        network: The dense network.
+        tracing: Its tracing.
+        keep: The mask.
+    """
+    kept = tracing.kept_indices(keep)
+    return select(network, kept, tracing.widths_of_numbers(keep), shares=True)
+
+
+def raises(error: BaseException) -> str:
+    """Return how a smaller network fails, in one line."""
+    return f"the smaller network raises {type(error).__name__}: {error}".splitlines()[0]
