@@ -14,7 +14,6 @@ from typing import Literal
 import tyro
 from rich.console import Console
 
-from fppmo_ray import cluster_commands
 from fppmo_ray.demo import demo
 from fppmo_ray.job import exit_on_error, run_flags
 
@@ -33,6 +32,8 @@ def status(target: tyro.conf.Positional[str], /, *, address: str | None = None) 
 
         print_status(target, Console())
         return
+    from fppmo_ray import cluster_commands
+
     cluster_commands.status(target, address)
 
 
@@ -147,9 +148,6 @@ def _run(arguments: list[str]) -> None:
         module = import_module(_OWN_NETWORK[name])  # imports torch, and Ray for a search
         run_flags(getattr(module, name), prog=f"fppmo-ray {name}", args=rest)
         return
-    if name == "submit":
-        ours, flags = cluster_commands.split_flags(rest)
-        arguments = ["submit", *ours]
     commands: dict[str, Callable[..., None]] = {
         "prune": prune,
         "search": search,
@@ -159,11 +157,21 @@ def _run(arguments: list[str]) -> None:
         "report": report,
         "compare": compare,
         "repair": repair,
-        "submit": partial(cluster_commands.submit, flags),
-        "list": cluster_commands.list_searches,
-        "logs": cluster_commands.logs,
-        "stop": cluster_commands.stop,
     }
+    if name in commands:
+        commands = {name: commands[name]}
+    else:
+        from fppmo_ray import cluster_commands  # imports as much again
+
+        if name == "submit":
+            ours, flags = cluster_commands.split_flags(rest)
+            arguments = ["submit", *ours]
+        commands |= {
+            "submit": partial(cluster_commands.submit, flags),
+            "list": cluster_commands.list_searches,
+            "logs": cluster_commands.logs,
+            "stop": cluster_commands.stop,
+        }
     if name and not name.startswith("-") and name not in commands:
         near = get_close_matches(name, commands, n=1)
         hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(commands)}"

@@ -120,11 +120,21 @@ class MaskOptimizer:
         )
         self._layer_noise[generation] = layer_noise
         self._masks += map(PackedMask.of, masks)
-        self._parameters += [self._count_parameters(keep) for keep in masks]
+        stacked = np.stack(masks)
+        self._parameters += self._count_parameters(stacked)
+        all_macs, first = self._space.macs_of_masks(stacked), ids_by_budget[0].start
         self._num_asked += 1
         self._forget_beliefs()
         return [
-            self._proposal(generation, budget, proposal_id)
+            Proposal(
+                proposal_id=proposal_id,
+                generation=generation,
+                keep=self._masks[proposal_id],
+                macs=all_macs[proposal_id - first],
+                parameters=self._parameters[proposal_id],
+                score_seed=(self.settings.seed, generation),
+                macs_cut=self._macs_cut(budget),
+            )
             for budget, ids in enumerate(ids_by_budget)
             for proposal_id in ids
         ]
@@ -237,30 +247,17 @@ class MaskOptimizer:
             if keep.tobytes() not in seen:
                 seen.add(keep.tobytes())
                 distinct[name] = keep
+        masks = distinct | always
+        parameters = self._count_parameters(np.stack(list(masks.values())))
         return [
-            Finalist(
-                name=name,
-                keep=keep,
-                parameters=self._count_parameters(keep),
-                macs_cut=self._macs_cut(budget),
-            )
-            for name, keep in (distinct | always).items()
+            Finalist(name=name, keep=keep, parameters=left, macs_cut=self._macs_cut(budget))
+            for (name, keep), left in zip(masks.items(), parameters, strict=True)
         ]
 
-    def _count_parameters(self, keep: BoolArray) -> int:
-        return self._space.parameters(keep) if self._space.tensor_sizes else 0
-
-    def _proposal(self, generation: int, budget: int, proposal_id: int) -> Proposal:
-        packed = self._masks[proposal_id]
-        return Proposal(
-            proposal_id=proposal_id,
-            generation=generation,
-            keep=packed,
-            macs=self._space.macs(packed.keep()),
-            parameters=self._parameters[proposal_id],
-            score_seed=(self.settings.seed, generation),
-            macs_cut=self._macs_cut(budget),
-        )
+    def _count_parameters(self, masks: BoolArray) -> list[int]:
+        """Return the parameters that masks ``(num_masks, num_filters)`` leave; 0 if unknown."""
+        known = bool(self._space.tensor_sizes)
+        return self._space.parameters_of_masks(masks) if known else [0] * len(masks)
 
     def _macs_cut(self, budget: int) -> float | None:
         """Return the budget's macs_cut, or None when the search has only one budget."""

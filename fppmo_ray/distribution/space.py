@@ -191,6 +191,20 @@ class PruningSpace:
         """Return the exact multiply-accumulates of the pruned network for one input."""
         return self.macs_of_widths(self.widths(keep))
 
+    def macs_of_masks(self, masks: BoolArray) -> list[int]:
+        """Return ``macs`` of several masks, ``(num_masks, num_filters)``, in far less time."""
+        totals: list[int] = self.macs_cost.totals(self._widths_of_masks(masks)).tolist()
+        return totals
+
+    def parameters_of_masks(self, masks: BoolArray) -> list[int]:
+        """Return ``parameters`` of several masks, ``(num_masks, num_filters)``."""
+        totals: list[int] = self.parameters_cost.totals(self._widths_of_masks(masks)).tolist()
+        return totals
+
+    def _widths_of_masks(self, masks: BoolArray) -> IntArray:
+        widths: IntArray = np.add.reduceat(masks, self.offsets, axis=1, dtype=np.int64)
+        return widths
+
     def macs_of_widths(self, widths: IntArray) -> int:
         """Return the exact multiply-accumulates at kept filters per group, ``(num_groups,)``."""
         return self.macs_cost.total(widths)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -36,6 +36,7 @@ from fppmo_ray.service.journal.facts import (
     Started,
     latest_feedback,
 )
+from fppmo_ray.service.journal.journal import Asked
 from fppmo_ray.service.journal.run_directory import begun_stages, skim_journal
 from fppmo_ray.service.journal.storage import location_of
 
@@ -139,9 +140,7 @@ def print_status(run_dir: str | Path, console: Console) -> None:
     Raises:
         ValueError: the run directory holds no journal.
     """
-    skimmed = skim_journal(
-        run_dir, lambda started: None if _ranks_by_proposals(started) else Proposal
-    )
+    skimmed = skim_journal(run_dir)
     facts = skimmed.facts
     if any(isinstance(fact, Finished) for fact in facts):
         try:
@@ -151,25 +150,19 @@ def print_status(run_dir: str | Path, console: Console) -> None:
     table = Table(title=_literal(location_of(run_dir)), show_header=False)
     table.add_column()
     table.add_column()
-    for name, value in status_lines(facts, skimmed.num_skipped):
+    for name, value in status_lines(facts, skimmed.asked):
         table.add_row(_literal(name), _literal(value))
     console.print(table)
     for place in begun_stages(run_dir):
         print_status(place, console)
 
 
-def _ranks_by_proposals(started: Started) -> bool:
-    """Return whether the best scores depend on their proposals: on budgets, or on parameters."""
-    has_budgets = isinstance(started.setting("macs_cut", float | int | list | tuple), list | tuple)
-    return has_budgets or started.merit.capacity_weight > 0
-
-
-def status_lines(facts: list[Fact], num_skipped: int = 0) -> list[tuple[str, str]]:
+def status_lines(facts: list[Fact], asked: Iterable[Asked] = ()) -> list[tuple[str, str]]:
     """Return the state of a search as pairs of a name and a value.
 
     Args:
-        facts: All facts of the search's journal, in order, with or without the proposals.
-        num_skipped: Number of proposals that are left out.
+        facts: The facts of the search's journal, in order.
+        asked: The proposals, where ``facts`` are without them.
 
     Raises:
         ValueError: the first of them does not tell the search's settings.
@@ -179,21 +172,22 @@ def status_lines(facts: list[Fact], num_skipped: int = 0) -> list[tuple[str, str
         return [("state", "not started")]
     macs_cut = started.setting("macs_cut", float | int | list | tuple)
     num_wanted = started.setting("proposals", int)
-    num_asked = _count(facts, Proposal) + num_skipped
+    proposals: dict[int, Asked | Proposal] = {item.proposal_id: item for item in asked}
+    proposals |= {item.proposal_id: item for item in facts if isinstance(item, Proposal)}
     feedback = latest_feedback(facts).values()
     num_failed = sum(item.failed for item in feedback)
     num_scored = len(feedback) - num_failed
     lines = [
         ("search", started.search_id),
-        ("state", _state(started, facts, num_asked)),
+        ("state", _state(started, facts, len(proposals))),
         ("MACs cut", f"{_listed(macs_cut)} of {started.dense_macs:,}"),
         *_further_cuts(started.identity["settings"]),
         ("proposals", f"{num_scored} scored, {num_failed} failed of {num_wanted}"),
-        ("asked", str(num_asked)),
+        ("asked", str(len(proposals))),
     ]
     lines += [("compute", fact.why) for fact in facts if isinstance(fact, ComputeChosen)]
     lines += [("latency", str(fact)) for fact in facts if isinstance(fact, LatencyMeasured)]
-    lines += _best_scores(started, facts, feedback)
+    lines += _best_scores(started, proposals, feedback)
     epochs = [fact for fact in facts if isinstance(fact, EpochFinished)]
     last = {fact.task: fact for fact in epochs}
     lines += [(task, f"epoch {fact.epoch} done{_loss(fact)}") for task, fact in last.items()]
@@ -216,21 +210,19 @@ def _listed(macs_cut: float | list[float]) -> str:
 
 
 def _best_scores(
-    started: Started, facts: list[Fact], feedback: Iterable[Feedback]
+    started: Started, proposals: Mapping[int, Asked | Proposal], feedback: Iterable[Feedback]
 ) -> list[tuple[str, str]]:
     """Return a line for every budget, because scores of different budgets do not compare."""
-    proposals = {fact.proposal_id: fact for fact in facts if isinstance(fact, Proposal)}
     by_cut: dict[float | None, list[Feedback]] = {}
     for item in feedback:
         if not item.failed:
-            macs_cut = proposals[item.proposal_id].macs_cut if proposals else None
-            by_cut.setdefault(macs_cut, []).append(item)
+            by_cut.setdefault(proposals[item.proposal_id].macs_cut, []).append(item)
     if not by_cut:
         return []
     merit = started.merit
 
     def key(item: Feedback) -> tuple[int, float, int]:
-        return merit.key(item, proposals[item.proposal_id].parameters if proposals else 0)
+        return merit.key(item, proposals[item.proposal_id].parameters)
 
     lines = []
     for macs_cut in sorted(by_cut, key=lambda cut: cut or 0.0):

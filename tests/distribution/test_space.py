@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from planted_optimum import chain_space, resnet20_space
 
 from fppmo_ray.distribution import ChannelGroup, LayerCost, PruningSpace, Width, legal_min_width
+from fppmo_ray.distribution.space import TensorSize
+
+ONE = Width(constant=1)
 
 
 def test_macs_follow_from_the_kept_widths():
@@ -15,6 +20,16 @@ def test_macs_follow_from_the_kept_widths():
     assert space.widths(keep).tolist() == [2, 3]
     assert space.macs(keep) == 9 * (2 * 3 + 3 * 2 + 10 * 3)
     assert space.dense_macs == 9 * (4 * 3 + 6 * 4 + 10 * 6)
+
+
+def test_the_costs_of_several_masks_are_those_of_each():
+    sizes = (TensorSize(tensor="w", per_pair=9, out_width=Width(terms=((0, 1),)), in_width=ONE),)
+    space = replace(chain_space([4, 6]), tensor_sizes=sizes, constant_macs=5, constant_parameters=7)
+    masks = np.array([[1, 0, 1, 0, 1, 1, 1, 0, 0, 0], [1] * 10, [0, 1] * 5], dtype=bool)
+    assert space.macs_of_masks(masks) == [9 * 42 + 5, 9 * 96 + 5, 9 * (6 + 6 + 30) + 5]
+    assert space.macs_of_masks(masks) == [space.macs(keep) for keep in masks]
+    assert space.parameters_of_masks(masks) == [9 * 2 + 7, 9 * 4 + 7, 9 * 2 + 7]
+    assert space.parameters_of_masks(masks) == [space.parameters(keep) for keep in masks]
 
 
 def test_macs_of_a_concatenated_input_and_of_constant_work():

@@ -9,7 +9,7 @@ import pytest
 from example_runs import mask, proposal, rescored, score, started_with
 from rich.console import Console
 
-from fppmo_ray.distribution import Feedback, Proposal
+from fppmo_ray.distribution import Feedback
 from fppmo_ray.report import print_result, print_status, write_report
 from fppmo_ray.report.table import status_lines
 from fppmo_ray.service.journal.facts import (
@@ -165,16 +165,20 @@ def test_the_state_of_a_search_with_several_budgets_shows_the_best_of_each(tmp_p
     assert "best on search-val, budget 0.57 0.7000 (proposal 2)" in shown
 
 
-def test_the_status_of_a_search_with_one_budget_needs_no_proposals(tmp_path: Path) -> None:
-    started = started_with()
-    facts: list[Fact] = [started, *map(proposal, range(4)), *(score(i, 0.5 + i) for i in range(3))]
+@pytest.mark.parametrize("weight", [0.0, 2.0])
+def test_the_status_of_a_skimmed_journal_is_that_of_the_whole_one(
+    tmp_path: Path, weight: float
+) -> None:
+    started = started_with(capacity_weight=weight)
+    proposals = [proposal(i, parameters=900 - 300 * i) for i in range(3)]
+    facts: list[Fact] = [started, *proposals, *(score(i, 0.5 + 0.1 * i) for i in range(2))]
     with open_run(tmp_path, resume=False, started=started) as run:
         run.record(facts[1:])
-    skimmed = skim_journal(tmp_path, skip=lambda _: Proposal)
-    assert (len(skimmed.facts), skimmed.num_skipped) == (4, 4)
+    skimmed = skim_journal(tmp_path)
+    assert (len(skimmed.facts), len(skimmed.asked)) == (3, 3)
     lines = status_lines(facts)
-    assert dict(lines)["asked"] == "4"
-    assert status_lines(skimmed.facts, skimmed.num_skipped) == lines
+    assert dict(lines)["asked"] == "3"
+    assert status_lines(skimmed.facts, skimmed.asked) == lines
     shown = status_of(tmp_path)
     assert all(f"{name} {value}" in shown for name, value in lines)
 
@@ -183,7 +187,7 @@ def test_a_first_line_without_settings_is_answered_by_a_sentence(tmp_path: Path)
     started = replace(started_with(), identity={"settings": {"macs_cut": 0.5}})
     with open_run(tmp_path, resume=False, started=started) as run:
         run.record([proposal(0), score(0, 0.5)])
-    with pytest.raises(ValueError, match="first line should tell the search's setting scoring"):
+    with pytest.raises(ValueError, match="first line should tell the search's setting proposals"):
         print_status(tmp_path, Console(file=io.StringIO()))
     with pytest.raises(ValueError, match="first line should tell the search's setting"):
         write_report(tmp_path, tmp_path / "report.html")

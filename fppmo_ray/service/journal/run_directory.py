@@ -54,21 +54,22 @@ def read_journal(run_dir: str | Path) -> list[Fact]:
     Raises:
         ValueError: there is no journal, it is damaged, or its store cannot be reached.
     """
-    return skim_journal(run_dir).facts
+    return _read_journal(run_dir, skim=False).facts
 
 
-def skim_journal(
-    run_dir: str | Path, skip: Callable[[Started], type[Fact] | None] = lambda _: None
-) -> LinesRead:
-    """Return the facts of a run directory's journal without those of a kind.
+def skim_journal(run_dir: str | Path) -> LinesRead:
+    """Return what a run directory's journal says without masks, and without times of scores.
 
     Args:
         run_dir: Folder or URI; see ``open_storage``.
-        skip: Returns the kind of facts that are only counted, or None; see ``read_lines``.
 
     Raises:
         ValueError: see ``read_journal``.
     """
+    return _read_journal(run_dir, skim=True)
+
+
+def _read_journal(run_dir: str | Path, *, skim: bool) -> LinesRead:
     storage = open_storage(run_dir)
     lines = _read_lines(storage)
     if lines is None:
@@ -76,9 +77,7 @@ def skim_journal(
             f"{storage.location} holds no {_journal_name(storage)}; "
             "expected the run directory of a search"
         )
-    first = read_lines(lines[: lines.find(b"\n") + 1]).facts
-    kind = skip(first[0]) if first and isinstance(first[0], Started) else None
-    return undamaged(read_lines(lines, kind), storage.location, _journal_name(storage))
+    return undamaged(read_lines(lines, skim=skim), storage.location, _journal_name(storage))
 
 
 def begun_stages(run_dir: str | Path) -> list[Path | str]:

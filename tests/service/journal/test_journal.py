@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from example_facts import FACTS, KEEP, STARTED, numbered, told
 
-from fppmo_ray.distribution import Proposal
+from fppmo_ray.distribution import Feedback, Proposal
+from fppmo_ray.service.journal import journal as journal_module
 from fppmo_ray.service.journal.facts import Rescored, fact_to_json
 from fppmo_ray.service.journal.journal import last_checksum, read_lines, to_lines
 from fppmo_ray.service.journal.run_directory import open_run, read_journal
@@ -170,15 +171,67 @@ def test_a_journal_that_was_transferred_as_text_is_repaired_without_loss(
     assert journal.read_bytes() == content
 
 
-def test_the_lines_of_a_kind_can_be_skipped_but_not_their_checksums() -> None:
+def proposal(number: int, macs_cut: float | None = None) -> Proposal:
+    return Proposal(
+        proposal_id=number,
+        generation=1,
+        keep=KEEP,
+        macs=50,
+        parameters=7 + number,
+        score_seed=(3, 1),
+        macs_cut=macs_cut,
+    )
+
+
+def figures(fact: Feedback) -> tuple[object, ...]:
+    return fact.proposal_id, fact.val_loss, fact.val_accuracy, fact.steps, fact.failed
+
+
+PROPOSALS = [proposal(0), proposal(1, 0.5), proposal(2, 1e-7), *map(proposal, range(3, 7))]
+ORDINARY = [
+    Feedback(proposal_id=0, val_loss=0.1 + 0.2, seconds=1.5, worker="0@host:1", at=1.8e9),
+    Feedback(proposal_id=1, val_loss=-2e-07, val_accuracy=0.0, seconds=1e-05, worker="", at=1.0),
+    Feedback(proposal_id=2, val_loss=1e99, val_accuracy=1.0, steps=9, seconds=0.0, at=1.8e9 + 0.1),
+]
+UNUSUAL = [
+    Feedback(proposal_id=3, error="it raised"),
+    Feedback(proposal_id=4, val_loss=0.5),
+    Feedback(proposal_id=5, val_loss=0.5, seconds=1.0, worker='"\\ü,"at":3', at=1.0),
+    Feedback(proposal_id=6, val_loss=3, seconds=1.0, at=2.5e11),  # in the year 9,892
+]
+
+
+def test_a_skimmed_journal_tells_of_scores_what_orders_them() -> None:
+    facts = [STARTED, *PROPOSALS, *ORDINARY, *UNUSUAL, ORDINARY[0]]
+    read = read_lines(to_lines(facts), skim=True)
+    assert read.damage is None
+    assert read.asked == [
+        *((0, 7, None), (1, 8, 0.5), (2, 9, 1e-07)),
+        *((3, 10, None), (4, 11, None), (5, 12, None), (6, 13, None)),
+    ]
+    assert told(read.facts[:1]) == told([STARTED])
+    scores = [fact for fact in read.facts[1:] if isinstance(fact, Feedback)]
+    assert [*map(figures, scores)] == [*map(figures, [*ORDINARY, *UNUSUAL, ORDINARY[0]])]
+
+
+def test_ordinary_lines_are_skimmed_without_parsing_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = to_lines([STARTED, *PROPOSALS, *ORDINARY])
+    parsed: list[bytes] = []
+    parse = journal_module._parsed
+    monkeypatch.setattr(journal_module, "_parsed", lambda line: parsed.append(line) or parse(line))
+    assert len(read_lines(lines, skim=True).facts) == 4
+    assert parsed == [lines.splitlines(keepends=True)[0]]
+
+
+def test_a_skimmed_journal_is_checked_as_well() -> None:
     lines = to_lines(FACTS)
-    read = read_lines(lines, skip=Proposal)
-    assert told(read.facts) == told([FACTS[0], *FACTS[2:]])
-    assert (read.num_skipped, read.damage) == (1, None)
-    damaged = read_lines(lines.replace(b'"macs":50', b'"macs":51'), skip=Proposal)
-    assert (told(damaged.facts), damaged.num_skipped) == (told(FACTS[:1]), 0)
+    damaged = read_lines(lines.replace(b'"macs":50', b'"macs":51'), skim=True)
+    assert (told(damaged.facts), damaged.asked) == (told(FACTS[:1]), [])
     assert damaged.damage is not None
     assert "checksum" in damaged.damage.reason
+    never_asked = read_lines(to_lines([STARTED, PROPOSALS[0], ORDINARY[1]]), skim=True)
+    assert never_asked.damage is not None
+    assert "proposal 1, which no line asks for" in never_asked.damage.reason
 
 
 def test_garbage_collection_goes_on_after_a_journal_was_read() -> None:
