@@ -33,6 +33,22 @@ def write_whole(path: Path, content: bytes) -> None:
         sync_folder(path.parent)
 
 
+def require_file(path: Path) -> None:
+    """Refuse a folder, pipe or device where a file is expected: pipes would be waited at for ever.
+
+    Args:
+        path: The file; it may be absent.
+
+    Raises:
+        ValueError: something else stands there.
+    """
+    if os.path.exists(path) and not path.is_file():
+        raise ValueError(
+            f"{path} must be a file, got {'a folder' if path.is_dir() else 'a pipe or a device'}; "
+            "remove it, or give another folder"
+        )
+
+
 def sync_folder(folder: Path) -> None:
     """Wait until the names of a folder's files are on the disk."""
     descriptor = os.open(folder, os.O_RDONLY)

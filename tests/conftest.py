@@ -9,6 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+# Before torch is imported. Ray's workers and the jobs started by tests inherit it: their networks
+# are small, and threads that wait for each other on few busy cores take ten times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 

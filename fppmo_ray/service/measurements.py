@@ -7,7 +7,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -33,6 +33,8 @@ from fppmo_ray.service.worker_protocol import Worker
 from fppmo_ray.training import ComputeConfig, DType
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _MARGIN = 0.05  # smallest share of time that a change must save: less may be chance
 _AGREEMENT = 0.1  # largest relative difference of the losses of two configurations that work
@@ -62,15 +64,46 @@ def choose_compute(
         if problem.settings.numerics.autotune and problem.settings.fine_tune.epochs:
             chosen = _with_training(chosen, problem, pool, keep)
     else:
-        # One score now shows errors of a user's task before a whole generation fails by them.
-        asked = problem.compute
-        name = "first score of the task"
-        pool.run([Call(name, lambda worker: worker.try_compute(asked, keep))])
+        _score_first(problem, pool, keep)
         why = "all passes are computed by the task's own functions"
         chosen = ComputeChosen(compute=asdict(problem.compute), trials=[], why=why)
     run.record([chosen])
     logger.info("compute  %s", chosen.why)
     return _configs(chosen)
+
+
+def _score_first(problem: Problem, pool: WorkerPool[Worker], keep: BoolArray) -> None:
+    """Show errors of a user's task by one score, before a whole generation fails by them.
+
+    A mask that ends its workers' processes says nothing against the task, unless the dense network
+    does so, too.
+
+    Args:
+        problem: The search.
+        pool: Idle workers.
+        keep: The mask to score, ``(num_filters,)``.
+
+    Raises:
+        RuntimeError: the task fails.
+    """
+    name = "first score of the task"
+
+    def score(mask: BoolArray) -> Call[Worker, ComputeTrial]:
+        return _run(pool, Call(name, lambda worker: worker.try_compute(problem.compute, mask)))
+
+    first = score(keep)
+    if first.error is not None and first.lost_on:
+        logger.warning("%s failed: %s; the dense network is scored instead", name, first.error)
+        first = score(np.ones_like(keep))
+    _ = first.result  # raises if it failed
+
+
+def _run(pool: WorkerPool[Worker], call: Call[Worker, T]) -> Call[Worker, T]:
+    """Run a call that may fail, while no others are unfinished, and return it."""
+    pool.submit(call)
+    while not call.has_ended:
+        pool.next_ended()
+    return call
 
 
 def _configs(chosen: ComputeChosen) -> tuple[ComputeConfig, ComputeConfig]:
@@ -202,8 +235,10 @@ def _trials_on(
                 return worker.try_compute(compute, keep)
             return worker.try_training(compute, keep)
 
-        [trial] = pool.run([Call(f"trial of {compute}", ask)])
-        return trial
+        call = _run(pool, Call(f"trial of {compute}", ask))
+        if call.error is not None:  # the configuration ends the worker's process, or hangs
+            return ComputeTrial(compute=compute, seconds=None, val_loss=None, error=call.error)
+        return call.value
 
     return measure
 

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from inline_pool import InlinePool
@@ -26,7 +27,13 @@ from fppmo_ray.pruning.compute_trial import ComputeTrial
 from fppmo_ray.service.image_task import image_classification
 from fppmo_ray.service.journal.facts import ComputeChosen
 from fppmo_ray.service.journal.run_directory import read_journal
-from fppmo_ray.service.measurements import changes_to_try, choose_compute, choose_fastest
+from fppmo_ray.service.measurements import (
+    changes_to_try,
+    choose_compute,
+    choose_fastest,
+    decide,
+)
+from fppmo_ray.service.pool.call import Call
 from fppmo_ray.service.problem import Problem, build_problem
 from fppmo_ray.service.worker import PruningWorker
 from fppmo_ray.testing.simulated_search import simulated_run
@@ -277,13 +284,17 @@ def test_a_resumed_search_keeps_its_compute_configuration_without_measuring(
     assert read_journal(tmp_path)[-1] == fact
 
 
+def problem_of_functions(settings: SearchSettings) -> Problem:
+    example, network = torch.zeros(1, 1, 8, 8), build_network("digits_cnn", 10)
+    task = FunctionTask(example_inputs=example, score=lambda network, seed: 0.0)
+    return build_problem(network, task, settings)
+
+
 def test_a_task_of_functions_is_scored_once_so_that_its_errors_show_at_the_start(
     tmp_path: Path,
 ) -> None:
     asked = SearchSettings(macs_cut=0.5)
-    example, network = torch.zeros(1, 1, 8, 8), build_network("digits_cnn", 10)
-    task = FunctionTask(example_inputs=example, score=lambda network, seed: 0.0)
-    of_functions = build_problem(network, task, asked)
+    of_functions = problem_of_functions(asked)
     pool: Any = InlinePool(FoldingWorker("bfloat16"))
     with simulated_run(tmp_path / "good", asked.optimizer_settings()) as run:
         assert choose_compute(of_functions, run, pool)[0] == ComputeConfig(dtype="float32")
@@ -293,3 +304,42 @@ def test_a_task_of_functions_is_scored_once_so_that_its_errors_show_at_the_start
         with pytest.raises(RuntimeError, match=r"first score of the task failed: ValueError"):
             choose_compute(of_functions, run, broken)
         assert not run.all(ComputeChosen)
+
+
+def lost(call: Call[Any, Any], times: int) -> str | None:
+    """Count losses as the pool does, and return the error that the call ends with."""
+    return [call.count_loss(0, "the worker died", is_node_lost=False) for _ in range(times)][-1]
+
+
+def test_a_first_mask_that_ends_every_worker_does_not_end_the_search(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = SearchSettings(macs_cut=0.5)
+    of_functions = problem_of_functions(asked)
+    pool: Any = InlinePool(
+        FoldingWorker("bfloat16"), lambda call: lost(call, 3) if call is pool.submitted[0] else None
+    )
+    with simulated_run(tmp_path / "run", asked.optimizer_settings()) as run:
+        choose_compute(of_functions, run, pool)
+        assert len(run.all(ComputeChosen)) == 1
+    assert "lost its worker 3 times" in caplog.text
+    assert "the dense network is scored instead" in caplog.text
+    deadly: Any = InlinePool(FoldingWorker("bfloat16"), lambda call: lost(call, 3))
+    with (
+        simulated_run(tmp_path / "deadly", asked.optimizer_settings()) as run,
+        pytest.raises(RuntimeError, match="first score of the task failed: lost its worker 3 ti"),
+    ):
+        choose_compute(of_functions, run, deadly)
+    assert len(deadly.submitted) == 2  # a mask, then the dense network
+
+
+def test_a_compute_configuration_that_ends_its_workers_is_not_used(tmp_path: Path) -> None:
+    asked = SearchSettings(macs_cut=0.5, numerics=Numerics(autotune=True))
+    pool: Any = InlinePool(
+        FoldingWorker("float32"), lambda call: lost(call, 3) if "folded" in call.name else None
+    )
+    chosen = decide(problem(asked, Resources()), pool, np.ones(4, dtype=bool))
+    errors = {trial["compute"]["fold_batchnorm"]: trial["error"] for trial in chosen.trials}
+    assert errors[False] is None
+    assert (errors[True] or "").startswith("lost its worker 3 times")
+    assert not chosen.compute["fold_batchnorm"]

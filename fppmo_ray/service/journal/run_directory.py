@@ -303,7 +303,8 @@ def _clear_orphans(storage: Storage, facts: Sequence[Fact]) -> None:
     if storage.local is not None:
         for folder in (storage.local, storage.local / CHECKPOINTS):
             for path in folder.glob("*.part"):
-                path.unlink(missing_ok=True)
+                if not path.is_dir():
+                    path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

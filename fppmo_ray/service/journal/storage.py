@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
-from fppmo_ray.durable_files import explain_write_errors, write_whole
+from fppmo_ray.durable_files import explain_write_errors, require_file, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -196,7 +196,12 @@ class LocalStorage:
         return str(self.local)
 
     def read(self, name: str) -> bytes:
-        """See ``Storage.read``."""
+        """See ``Storage.read``.
+
+        Raises:
+            ValueError: a folder, pipe or device stands there.
+        """
+        require_file(self.local / name)
         return (self.local / name).read_bytes()
 
     def read_all(self, names: Sequence[str]) -> list[bytes]:

@@ -37,7 +37,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from fppmo_ray.durable_files import explain_write_errors, sync_folder, write_whole
+from fppmo_ray.durable_files import (
+    explain_write_errors,
+    require_file,
+    sync_folder,
+    write_whole,
+)
 from fppmo_ray.service.journal.journal import JOURNAL, before_transfer, complete_lines, read_lines
 from fppmo_ray.service.journal.storage import Storage, open_storage, stage_run_dir
 
@@ -48,8 +53,13 @@ _TOKEN = re.compile(r"\d{6,}-[0-9a-f]+")
 
 
 def read_file(folder: Path) -> bytes | None:
-    """Return the complete lines of a folder's journal, or None if it has none."""
+    """Return the complete lines of a folder's journal, or None if it has none.
+
+    Raises:
+        ValueError: a folder, pipe or device stands there.
+    """
     journal = folder / JOURNAL
+    require_file(journal)
     return complete_lines(journal.read_bytes()) if journal.is_file() else None
 
 
@@ -102,12 +112,14 @@ def open_file(folder: Path) -> Iterator[tuple[FileJournal, bytes]]:
     """Hold a folder's journal, made if absent; yield it with its complete lines.
 
     Raises:
-        ValueError: another driver holds it, or the folder is something else.
+        ValueError: another driver holds it, or the folder or a file in it is something else.
         OSError: the folder cannot be written.
     """
     journal = folder / JOURNAL
     if os.path.lexists(folder) and not folder.is_dir():
         raise ValueError(f"run directory {folder} must be a folder, or not exist; choose another")
+    require_file(journal)
+    require_file(folder / _LOCK)
     with explain_write_errors(journal):
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / _LOCK).open("ab")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import resource
 import shutil
 import signal
@@ -14,6 +15,7 @@ from urllib.parse import quote
 import pytest
 from example_facts import FACTS, STARTED, numbered, told
 
+from fppmo_ray import load_network
 from fppmo_ray.durable_files import write_whole
 from fppmo_ray.service.journal.artifacts import network_files, read_figures
 from fppmo_ray.service.journal.facts import EpochFinished, Finished
@@ -257,6 +259,44 @@ def test_a_run_directory_that_is_no_folder_is_named(tmp_path: Path) -> None:
     for name in ("file", "dangling"):
         with pytest.raises(ValueError, match=rf"{tmp_path / name} must be a folder, or not exist"):
             open_run(tmp_path / name, resume="auto").__enter__()
+
+
+def make_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def make_device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("name", ["lock", "journal.jsonl"])
+@pytest.mark.parametrize("make", [make_pipe, make_device, Path.mkdir])
+def test_what_stands_where_a_file_should_be_is_refused_at_once(
+    tmp_path: Path, name: str, make: Callable[[Path], None]
+) -> None:
+    make(tmp_path / name)
+    with pytest.raises(ValueError, match=rf"/{name} must be a file, got a (folder|pipe or a dev)"):
+        open_run(tmp_path, resume=False, started=STARTED).__enter__()
+    with pytest.raises(ValueError, match=r"must be a file, got|holds no journal"):
+        read_journal(tmp_path)
+
+
+@pytest.mark.parametrize("make", [make_pipe, make_device, Path.mkdir])
+def test_what_stands_where_a_result_should_be_is_not_waited_for(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    with open_run(tmp_path, resume=False, started=STARTED) as run:
+        sha256 = run.write_artifact("network.json", b"{}")
+        run.record([Finished(artifacts={"network.json": sha256})])
+    (tmp_path / "network.json").unlink()
+    make(tmp_path / "network.json")
+    (tmp_path / "odd.part").mkdir()
+    with open_run(tmp_path, resume=True, started=STARTED) as run:
+        assert not run.is_finished()  # so that the results are made again
+        with pytest.raises(ValueError, match=r"network\.json must be a file, got a"):
+            run.read_artifact("network.json", sha256)
+    with pytest.raises(ValueError, match=r"network\.json"):
+        load_network(tmp_path / "network.json")
 
 
 def test_two_names_of_one_folder_have_one_writer(tmp_path: Path) -> None:
