@@ -87,7 +87,27 @@ class Coupling:
     conditions: Conditions
     """The inputs and modes in which the network was followed."""
 
+    def remark_on_choices(self, place: str | None) -> str | None:
+        """Return what a user must know of layers that may run for other images; None if nothing.
 
+        Args:
+            place: Where the network's code asks for a value, by which it may choose; None: nowhere.
+        """
+        sides: defaultdict[str, set[Side]] = defaultdict(set)
+        for part in self.axes:
+            sides[part.layer].add(part.side)
+        matrices = {part.layer: None for part in self.axes if part.axis[1] == 1}
+        idle = [layer for layer in matrices if sides[layer] == {"along"}]
+        if place is None or not idle:
+            return None
+        return (
+            f"the network's code asks for values of tensors ({place}), and "
+            f"{', '.join(idle[:_NAMED])} did not run; name what may run for other images, and the "
+            "layers before it, in `ignore`"
+        )
+
+
+_NAMED = 4
 _BOTH_WAYS = "a tied weight has its filters as outputs in one place and reads them in another"
 
 

@@ -34,11 +34,10 @@ class DryRuns:
         spares = worthwhile(network, conditions.image)
         self._shapes = ShapeOnly(network) if spares else None
         with must_run(conditions.inputs):
-            self.dense = self.performed(network, conditions.inputs)
-            """The operations of the dense network."""
+            self.dense, self._dense_macs = self.performed(network, conditions.inputs)
 
-    def performed(self, network: nn.Module, inputs: Inputs) -> Operations:
-        """Return the operations of the dense network, or of a copy in another precision.
+    def performed(self, network: nn.Module, inputs: Inputs) -> tuple[Operations, int]:
+        """Return the operations and MACs of the dense network, or of it in another precision.
 
         Args:
             network: The network.
@@ -47,12 +46,12 @@ class DryRuns:
         given = inputs if self._is_large else self.first(inputs)
         if self._shapes is not None:
             shapes = self._shapes if network is self._network else ShapeOnly(network)
-            found = shapes.attempt(lambda *fake: perform(shapes.network, fake)[0], given)
+            found = shapes.attempt(lambda *fake: perform(shapes.network, fake), given)
             if found is not None:
                 return found
             if inputs is self._conditions.inputs:
                 self._shapes = None  # it needs numbers
-        return perform(network, given)[0]
+        return perform(network, given)
 
     def first(self, inputs: Inputs) -> Inputs:
         """Return the first of a batch of inputs, or all for a network that does not run on one."""
@@ -73,20 +72,24 @@ class DryRuns:
         Returns:
             The reason, None if there is none; and its operations, if it runs.
         """
-        macs, batch = tracing.space.macs(keep), self._conditions.inputs
+        image, batch = self._conditions.image, self._conditions.inputs
         trains = trains and self._conditions.training_error is None
+        # A pass of two images of a large network shows its costs, too, if these are twice as many.
+        is_double = self._is_large and self._dense_macs == 2 * tracing.space.dense_macs
+        macs = (2 if is_double else 1) * tracing.space.macs(keep)
 
         def performed(network: nn.Module, *inputs: Tensor) -> tuple[Operations, int]:
-            operations, found = perform(network, inputs[: len(batch)])
-            if found == macs and self._is_large:
-                operations, _ = perform(network, inputs[len(batch) :])
+            single, double = inputs[: len(image)], inputs[len(image) :]
+            operations, found = perform(network, double if is_double else single)
+            if found == macs and self._is_large and not is_double:
+                operations, _ = perform(network, double)
             if found == macs and trains:  # heads that only train must fit too
                 with even_noise():
-                    network.train()(*inputs[len(batch) :])
+                    network.train()(*double)
             return operations, found
 
         # Our own steps stay outside: their exceptions are bugs, not properties of the network.
-        inputs = (*self._conditions.image, *batch)
+        inputs = (*image, *batch)
         if self._shapes is not None:
             shapes = sharing_extract(self._shapes.network, tracing, keep)
             found = self._shapes.attempt(partial(performed, shapes), inputs)

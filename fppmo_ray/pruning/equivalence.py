@@ -142,10 +142,10 @@ class Proof:
             for given in (*sizes, inputs):
                 self._inputs = tuple(cast(t, precision) if precision else t for t in given)
                 try:
-                    performed = self._dry.performed(self._twin, self._inputs)
+                    performed, _ = self._dry.performed(self._twin, self._inputs)
                     names = [performed.names]
                     if given is not inputs and self._dry.dense.names not in names:  # it casts
-                        names.append(self._dry.performed(network, given).names)
+                        names.append(self._dry.performed(network, given)[0].names)
                 except FORWARD_ERRORS as error:
                     last = error
                     continue
@@ -156,6 +156,11 @@ class Proof:
                     return
         with must_run(inputs):
             raise last
+
+    @property
+    def asks_in(self) -> str | None:
+        """Where the network's code asks for a number of a tensor; None if it does not."""
+        return self._dry.dense.asks_in
 
     def disagreement(
         self,
@@ -176,6 +181,17 @@ class Proof:
             by_operations: Whether networks that perform the dense network's operations, one by one,
                 need no numbers, since others of these groups have been proven by numbers.
         """
+        reason = self._disagreement(tracing, given, by_operations)
+        if reason is None or self.asks_in is None:
+            return reason
+        return (
+            f"{reason}; the network's code asks for values of tensors ({self.asks_in}), so other "
+            "modules may run without these filters: name them and the layers before in `ignore`"
+        )
+
+    def _disagreement(
+        self, tracing: Tracing, given: Sequence[BoolArray] | None, by_operations: bool
+    ) -> str | None:
         rng = np.random.default_rng(0)
         masks = given or [random_mask(tracing.space, rng) for _ in range(_NUM_MASKS)]
         axes = [(part.tensor, part.axis, part.units.tobytes()) for part in tracing.slices]

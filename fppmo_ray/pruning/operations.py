@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +23,8 @@ from fppmo_ray.training.outputs import flat_tensors
 
 _FEW = 64  # values of a constant that are compared
 _NAMESPACES = ("aten", "prim", "prims", "torchvision")
+_ASKING = ("aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero")
+_OURS = ("torch.", "fppmo_ray.")
 _VIEWS = ("view", "reshape", "_unsafe_view")
 _SIZES = {**dict.fromkeys((*_VIEWS, "expand"), 1), "convolution": 8}
 """The argument of an operation that states lengths, or the number of groups."""
@@ -67,6 +71,8 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[_Call] = []
         self.precisions: set[torch.dtype] = set()
+        self.asks_in: str | None = None
+        """Where the network's code first asks for a number of a tensor; None if it does not."""
         self._origins: Any = WeakTensorKeyDictionary()
         for place, tensor in enumerate(inputs):
             self._origins[tensor] = ("input", place)
@@ -86,6 +92,8 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if self.asks_in is None and str(func).partition(".default")[0] in _ASKING:
+            self.asks_in = _place()
         sources: list[_Source] = []
         arguments = [self._described(v, sources) for v in (*args, *sorted(kwargs.items()))]
         result = func(*args, **kwargs)
@@ -110,6 +118,16 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
             origin = ("constant", *_values(value))
         sources.append(_Source(origin, tuple(value.shape)))
         return sources[-1]
+
+
+def _place() -> str:
+    """Class, file and line of the nearest caller outside torch and this package."""
+    frame = sys._getframe(2)
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith(_OURS):
+        frame = frame.f_back
+    owner = frame.f_locals.get("self")
+    module = f"{type(owner).__name__}, " if isinstance(owner, nn.Module) else ""
+    return f"{module}{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
 
 
 def _values(tensor: Tensor) -> list[Any]:

@@ -108,7 +108,8 @@ def _trace(model: nn.Module, examples: Inputs, ignore: Sequence[str]) -> Tracing
             f"groups keep at least so many: {', '.join(floors)}",
             stacklevel=3,
         )
-    for remark in (coupling.conditions.remark, proof.remark):
+    remarks = coupling.conditions.remark, proof.remark, coupling.remark_on_choices(proof.asks_in)
+    for remark in remarks:
         if remark is not None:
             warnings.warn(remark, stacklevel=3)
     return survey.tracing(sound, tuple(unsound))

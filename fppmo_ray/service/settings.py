@@ -198,22 +198,30 @@ class SearchSettings:
         return self.macs_cuts[0]
 
     def optimizer_settings(self) -> OptimizerSettings:
-        """Return the settings of the probability model."""
-        return OptimizerSettings(
-            macs_cut=self.macs_cut,
-            params_cut=self.params_cut,
-            latency_cut=self.latency_cut,
-            memory_cut=self.memory_cut,
-            num_proposals=self.proposals,
-            rule=self.sampler.rule or "layer_es",
-            population_size=self.sampler.population,
-            lag=self.sampler.lag,
-            seed=self.seed,
-            rank_by=self.scoring.rank_by,
-            capacity_weight=(
-                self._capacity_weight() if self.scoring.rank_by == "val_loss" else 0.0
-            ),
-        )
+        """Return the settings of the probability model.
+
+        Raises:
+            ValueError: they do not go together.
+        """
+        try:
+            return OptimizerSettings(
+                macs_cut=self.macs_cut,
+                params_cut=self.params_cut,
+                latency_cut=self.latency_cut,
+                memory_cut=self.memory_cut,
+                num_proposals=self.proposals,
+                rule=self.sampler.rule or "layer_es",
+                population_size=self.sampler.population,
+                lag=self.sampler.lag,
+                seed=self.seed,
+                rank_by=self.scoring.rank_by,
+                capacity_weight=(
+                    self._capacity_weight() if self.scoring.rank_by == "val_loss" else 0.0
+                ),
+            )
+        except ValueError as error:  # in the names that the user gave
+            text = str(error).replace("num_proposals", "proposals")
+            raise ValueError(text.replace("population_size", "population")) from error
 
     def plain_compute(self, *, threads: int) -> ComputeConfig:
         """Return the compute configuration of the settings, with float32 for the dtype ``auto``.

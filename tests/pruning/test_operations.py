@@ -137,3 +137,52 @@ def test_shared_parameters_are_the_dense_networks_own_and_statistics_are_not() -
     smaller = select(dense, {}, shares=True)
     assert smaller.first.weight is dense.first.weight
     assert smaller.bn.running_mean is not dense.bn.running_mean
+
+
+class Experts(nn.Module):
+    """Its code chooses by a value which of two layers runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 6, 3)
+        self.experts = nn.ModuleList([nn.Conv2d(12, 12, 1) for _ in range(2)])
+        self.head, self.limit = nn.Linear(6, 4), 0.0
+        self.gate = nn.Linear(12, 1, bias=False)
+        nn.init.ones_(self.gate.weight)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = F.relu(self.first(images))
+        chosen = self.experts[self.choice(features)]
+        return self.head(F.relu(self.last(F.relu(chosen(features)))).mean((2, 3)))
+
+    def choice(self, features: Tensor) -> int:
+        """Return which expert runs."""
+        strength = float(self.gate(features.mean((2, 3))).mean())
+        self.limit = self.limit or 0.95 * strength
+        return int(strength < self.limit)
+
+
+class Constant(Experts):
+    def choice(self, features: Tensor) -> int:
+        return int(self.gate(features.mean((2, 3))).isnan().any())
+
+
+def test_a_choice_by_values_is_named_with_the_way_out() -> None:
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match="asks for values") as told:
+        tracing = trace(Experts(), IMAGE)
+    assert [group.name for group in tracing.space.groups] == ["last", "experts.0"]
+    left_whole, idle = (str(warning.message) for warning in told)
+    assert "first (the smaller network raises RuntimeError: Given groups=1" in left_whole
+    assert "(Experts, test_operations.py:" in left_whole
+    assert "name them and the layers before in `ignore`" in left_whole
+    assert "experts.1 did not run" in idle
+
+
+def test_layers_that_may_run_for_other_images_are_named() -> None:
+    with pytest.warns(UserWarning, match=r"\(Constant, test_.*experts.1 did not run"):
+        trace(Constant(), IMAGE)
+
+
+def test_layers_that_never_run_are_not_spoken_of_where_no_value_is_asked_for() -> None:
+    trace(Net(), IMAGE)  # warnings are errors, and `other` does not run

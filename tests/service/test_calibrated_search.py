@@ -145,7 +145,7 @@ def test_a_search_from_the_allocation_that_is_killed_ends_like_an_undisturbed_on
             "proposals = 0 leaves the allocation .* got uniform",
         ),
         ({"proposals": 16, "stages": (0.3,)}, "start allocation does not go with stages"),
-        ({"proposals": 3}, "num_proposals must be at least population_size = 4"),
+        ({"proposals": 3}, "proposals must be at least population = 4"),
         ({"gamma": -1.0}, "gamma must be finite and >= 0, got -1.0"),
         ({"gamma": ()}, r"gamma must be finite and >= 0, got \(\)"),
         ({"calibration_images": 0}, "calibration_images must be >= 1"),

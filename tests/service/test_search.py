@@ -363,7 +363,7 @@ def test_two_workers_search_on_one_gpu(local_ray: None, tmp_path: Path) -> None:
         ({"macs_cut": 0.5, "rule": "guess"}, "rule must be one of"),
         ({"macs_cut": 0.5, "score_steps": -1}, "score_steps must be >= 0, got -1"),
         ({"macs_cut": 0.5, "min_keep": 0.0}, "min_keep must be in"),
-        ({"macs_cut": 0.5, "population": 1}, "population_size must be at least 2"),
+        ({"macs_cut": 0.5, "population": 1}, "population must be at least 2"),
         ({"macs_cut": 0.5, "importance": "l7"}, "importance must be one of"),
         ({"macs_cut": 0.5, "score_images": 0}, "score_images must be >= 1, got 0"),
     ],

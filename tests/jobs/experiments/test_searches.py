@@ -64,7 +64,7 @@ def test_a_variant_is_the_default_but_for_what_it_names() -> None:
         ("lag=few", "expected a number for lag, got 'few'"),
         ("speed=1", r"expected settings of a search or steps of rule layer_es \(.*\), got speed"),
         ("rule=elite,sigma=1:2", r"steps of rule elite \(step\), got sigma"),
-        ("population=1", "population_size must be at least 2"),
+        ("population=1", "population must be at least 2"),
     ],
 )
 def test_a_variant_that_is_none_is_refused(variant: str, complaint: str) -> None:
