@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from fppmo_ray.service.stopping import SearchStopped, StopRequest
 # The workers' processes cannot import test modules.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
+_MOST_SPARE = 3
+
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
@@ -37,6 +40,11 @@ class Worker:
     """Does as it is told, and leaves a trace of every start in a folder."""
 
     def __init__(self, slot: int, trace: Path) -> None:
+        self.begin(slot, trace)
+
+    def begin(self, slot: int, trace: Path) -> None:
+        """Be a new worker."""
+        self.__dict__.clear()
         self.slot = slot
         self.trace = trace
 
@@ -135,22 +143,52 @@ class SlotLast:
         return self.trace, self.slot
 
 
-@pytest.fixture
-def pool(tmp_path: Path) -> Iterator[WorkerPool[Worker]]:
+@pytest.fixture(scope="module")
+def spare(local_ray: None) -> Iterator[list[Any]]:
+    """Actors that earlier tests have left well, since the start of a process takes a second."""
+    actors: list[Any] = []
+    yield actors
+    for actor in actors:
+        ray.kill(actor)
+
+
+@contextmanager
+def pool_of(num_workers: int, trace: Path, spare: list[Any]) -> Iterator[WorkerPool[Worker]]:
+    """A pool whose first workers are spare actors, where there are enough."""
     actor = ray.remote(num_cpus=0)(Worker)
-    pool: WorkerPool[Worker] = WorkerPool(lambda slot: actor.remote(slot, tmp_path), 2)
+    used = [spare.pop() for _ in range(num_workers)] if len(spare) >= num_workers else []
+
+    def start(slot: int) -> Any:
+        if not used:
+            return actor.remote(slot, trace)
+        used[-1].begin.remote(slot, trace)  # before ready(): calls keep their order
+        return used.pop()
+
+    pool: WorkerPool[Worker] = WorkerPool(start, num_workers)
     yield pool
+    group = pool._group
+    if not pool.num_unfinished:
+        answers = {group.actor(slot).echo.remote(0): slot for slot in group.ready}
+        for answer in ray.wait(list(answers), num_returns=len(answers), timeout=2)[0]:
+            if len(spare) < _MOST_SPARE:
+                spare.append(group._actors.pop(answers[answer]))
     pool.close()
 
 
 @pytest.fixture
-def lone_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerPool[Worker]]:
+def pool(tmp_path: Path, spare: list[Any]) -> Iterator[WorkerPool[Worker]]:
+    with pool_of(2, tmp_path, spare) as pool:
+        yield pool
+
+
+@pytest.fixture
+def lone_pool(
+    tmp_path: Path, spare: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[WorkerPool[Worker]]:
     """One worker, at which a second call always waits, however long the first one takes."""
     monkeypatch.setattr("fppmo_ray.service.pool.in_flight.TimeLimits.is_brief", lambda *_: True)
-    actor = ray.remote(num_cpus=0)(Worker)
-    pool: WorkerPool[Worker] = WorkerPool(lambda slot: actor.remote(slot, tmp_path), 1)
-    yield pool
-    pool.close()
+    with pool_of(1, tmp_path, spare) as pool:
+        yield pool
 
 
 def run(pool: WorkerPool[Any], *calls: Call[Any, Any]) -> list[Call[Any, Any]]:
