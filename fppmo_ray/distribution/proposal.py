@@ -135,6 +135,11 @@ class Feedback:
     """Unix time when the driver heard of it."""
 
     def __post_init__(self) -> None:
+        loss, accuracy = self.val_loss, self.val_accuracy
+        if self.error is None and self.steps >= 0 and loss is not None:
+            # Most feedback by far; long journals have a hundred thousand.
+            if abs(loss) <= _LARGEST and (accuracy is None or abs(accuracy) <= _LARGEST):
+                return
         if self.steps < 0:
             raise ValueError(
                 f"steps of proposal {self.proposal_id} must be at least 0, got {self.steps}"

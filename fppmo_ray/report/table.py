@@ -40,6 +40,7 @@ from fppmo_ray.service.journal.journal import Asked
 from fppmo_ray.service.journal.run_directory import begun_stages, skim_journal
 from fppmo_ray.service.journal.storage import location_of
 
+_MANY = Feedback, Proposal  # kinds of which a journal holds as many facts as there are masks
 _WIDE, _NARROW = 140, 110  # columns of a terminal that fit all of the table, and without lines
 _LEFT_OUT = ("MACs, M", "file, kB", "activations, kB")  # of a narrow table; the page has them
 
@@ -175,6 +176,7 @@ def status_lines(facts: list[Fact], asked: Iterable[Asked] = ()) -> list[tuple[s
     proposals: dict[int, Asked | Proposal] = {item.proposal_id: item for item in asked}
     proposals |= {item.proposal_id: item for item in facts if isinstance(item, Proposal)}
     feedback = latest_feedback(facts).values()
+    facts = [fact for fact in facts if not isinstance(fact, _MANY)]
     num_failed = sum(item.failed for item in feedback)
     num_scored = len(feedback) - num_failed
     lines = [

@@ -31,23 +31,22 @@ def settings() -> SearchSettings:
         score_images=40,
         rescore_images=40,
         rescore_seeds=1,
-        refit=False,  # layers of 4,608 columns are solved for seconds, in every score
         fine_tune=Recipe(epochs=1, batch_size=40, learning_rate=0.01),
     )
 
 
 @pytest.fixture(scope="module")
-def resnet18(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of a network that was never trained: only where they come from matters here."""
-    path = tmp_path_factory.mktemp("weights") / "resnet18.pth"
-    torch.save(build_torchvision_network("resnet18", 20).state_dict(), path)
+def squeezenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a small network that was never trained: only where they come from matters."""
+    path = tmp_path_factory.mktemp("weights") / "squeezenet.pth"
+    torch.save(build_torchvision_network("squeezenet1_1", 20).state_dict(), path)
     return path
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_the_job_halves_a_resnet_and_tells_top_1_and_top_5(
+def test_the_job_halves_a_network_and_tells_top_1_and_top_5(
     settings: SearchSettings,
-    resnet18: Path,
+    squeezenet: Path,
     image_folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -55,8 +54,8 @@ def test_the_job_halves_a_resnet_and_tells_top_1_and_top_5(
     run_dir = tmp_path / "run"
     job.main(
         *(image_folder, run_dir, Resources(workers=1), settings),
-        network="resnet18",
-        weights=resnet18,
+        network="squeezenet1_1",
+        weights=squeezenet,
         **SIZES,
     )
     dense, *others = json.loads((run_dir / "result.json").read_text())["variants"]
@@ -85,13 +84,13 @@ def test_the_job_halves_a_resnet_and_tells_top_1_and_top_5(
 )
 def test_what_does_not_fit_is_refused_before_ray_is_asked(
     settings: SearchSettings,
-    resnet18: Path,
+    squeezenet: Path,
     image_folder: Path,
     tmp_path: Path,
     changes: dict[str, object],
     complaint: str,
 ) -> None:
-    flags = {"network": "resnet18", "weights": resnet18, **SIZES, **changes}
+    flags = {"network": "squeezenet1_1", "weights": squeezenet, **SIZES, **changes}
     with pytest.raises(ValueError, match=complaint):
         job.main(image_folder, tmp_path / "run", Resources(workers=1), settings, **flags)
     assert not (tmp_path / "run").exists()

@@ -247,7 +247,7 @@ def _tail(checksum: bytes) -> bytes:
 def _checked(line: bytes, previous: bytes) -> bytes:
     """Return the checksum of a line, compared with the one that it holds."""
     checksum = _checksum(line[: -_TAIL_BYTES - 1], previous)
-    if line[-_TAIL_BYTES - 1 :] != b'%b%b"}\n' % (_SUM, checksum):
+    if not (line[-19:-3] == checksum and line[-27:-19] == _SUM and line.endswith(b'"}\n')):
         raise ValueError(
             "its checksum does not fit, so it was changed, or a line before it was removed, added "
             "or moved"
