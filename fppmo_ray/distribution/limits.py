@@ -98,7 +98,8 @@ def limits_of(space: PruningSpace, cuts: Mapping[Resource, float]) -> tuple[Limi
         cuts: For each resource the share to remove, in (0, 1).
 
     Raises:
-        ValueError: a cut is out of range or out of reach, or the space does not know its resource.
+        ValueError: a cut is out of range or out of reach, the space does not know its resource, or
+            its latency table finds the dense network fast enough already.
     """
     return tuple(_limit(space, resource, cut) for resource, cut in cuts.items())
 
@@ -115,6 +116,14 @@ def _limit(space: PruningSpace, resource: Resource, cut: float) -> Limit:
             f"{resource}_cut must be at most {reachable}, got {cut}: the smallest legal widths "
             f"still cost {least:,} of {dense:,} {_UNITS[resource]}; lower {resource}_cut, or "
             "min_keep and multiple of the space"
+        )
+    if limit.is_met(space.dense_widths):  # by a table alone, of which the dense cost was measured
+        by_table = limit.cost.total(space.dense_widths)
+        raise ValueError(
+            f"{resource}_cut must remove something, got {cut}: the table has {by_table:,} "
+            f"{_UNITS[resource]} for the dense network, and {dense:,} were measured, so its times "
+            "contradict each other; measure again, in another run directory, with nothing else "
+            "running, and let a clock return the median of several passes"
         )
     return limit
 

@@ -153,6 +153,17 @@ def test_a_cut_out_of_reach_is_refused_with_what_is_reachable() -> None:
             limits_of(space, {resource: 0.99})
 
 
+def test_a_table_by_which_the_dense_network_is_fast_enough_is_refused() -> None:
+    assert SPACE.latency is not None
+    by_table = SPACE.latency.total(SPACE.dense_widths)
+    busy = replace(SPACE, latency=replace(SPACE.latency, dense_ns=40 * by_table))
+    sentence = rf"the table has {by_table:,} ns for the dense network, and {40 * by_table:,} were"
+    with pytest.raises(ValueError, match=sentence):
+        limits_of(busy, {"latency": 0.3})
+    [limit] = limits_of(busy, {"latency": 0.98})
+    assert not limit.is_met(SPACE.dense_widths)
+
+
 @pytest.mark.parametrize("cut", [0.0, 1.0, -0.1, 30, float("nan")])
 @pytest.mark.parametrize("resource", ALL)
 def test_a_cut_out_of_range_is_refused(resource: str, cut: float) -> None:
