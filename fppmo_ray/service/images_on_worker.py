@@ -332,7 +332,11 @@ class ImagesOnWorker:
             ]
         else:
             rows = getattr(self._splits, split)
-        return open_images(source, rows, dataset, self._device, decoding_threads=self._threads)
+        again = split in ("search_val", "choose_val", "calibration")  # what scores look at
+        threads = self._threads
+        return open_images(
+            source, rows, dataset, self._device, decoding_threads=threads, keep=again
+        )
 
 
 def dense_scored(predicted: IntArray, labels: IntArray, num_classes: int) -> DenseScored:

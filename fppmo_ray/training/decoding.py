@@ -25,6 +25,7 @@ from fppmo_ray.training.dataset import (
     Squash,
     View,
 )
+from fppmo_ray.training.prepared import KeptArrays
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -239,6 +240,8 @@ class StreamedPixels:
     """Device on which the batches are needed."""
     threads: int | None = None
     """Number of decoding threads; None takes as many as torch has."""
+    kept: KeptArrays | None = None
+    """Images that ``stream`` has decoded; None: it decodes each of them again."""
 
     @property
     def num_channels(self) -> int:
@@ -252,7 +255,10 @@ class StreamedPixels:
             order: Positions of the images, int64 on the CPU.
             batch_size: Images per batch; the last batch may be smaller.
         """
-        return self._stream(order, batch_size, self._decode)
+        kept = self.kept
+        if kept is None:
+            return self._stream(order, batch_size, self._decode)
+        return self._stream(order, batch_size, lambda position: kept.get(position, self._decode))
 
     def stream_random_parts(
         self, order: Tensor, seeds: Tensor, batch_size: int, crop: RandomResizedCrop

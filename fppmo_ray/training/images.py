@@ -25,7 +25,7 @@ from fppmo_ray.training.ddp import WHOLE, Shard
 from fppmo_ray.training.decoding import StreamedPixels
 from fppmo_ray.training.device import copy_to
 from fppmo_ray.training.parquet_stream import WINDOW
-from fppmo_ray.training.prepared import ItemStream, Rows, shuffled_by_blocks
+from fppmo_ray.training.prepared import ItemStream, Rows, kept_arrays, shuffled_by_blocks
 
 Batch = tuple[Tensor, Tensor]
 """Normalised images float32 (n, C, H, W) and labels int64 (n,), both on the device."""
@@ -179,6 +179,7 @@ def open_images(
     device: torch.device | str = "cpu",
     *,
     decoding_threads: int | None = None,
+    keep: bool = False,
 ) -> Images:
     """Put images on a device (arrays), or prepare to stream them there (files).
 
@@ -188,6 +189,8 @@ def open_images(
         dataset: The data set that the images belong to; it says how images are prepared.
         device: Device on which batches are needed.
         decoding_threads: Number of threads that decode files; None takes as many as torch has.
+        keep: Whether what ``batches`` has read of files and data sets stays in memory, for images
+            that are evaluated on again and again. More than 2 GiB are never kept.
 
     Raises:
         ValueError: there are no rows, a row is out of range, or the channels do not match.
@@ -201,6 +204,12 @@ def open_images(
         )
     device = torch.device(device)
     pixels = _pixel_source(image_set, rows, device, decoding_threads)
+    if keep and isinstance(pixels, StreamedPixels):
+        size = pixels.files.height, pixels.files.width, pixels.num_channels
+        pixels = replace(pixels, kept=kept_arrays((len(rows), *size), np.uint8))
+    elif keep and isinstance(pixels, ItemStream):
+        shape = len(rows), *pixels.inputs.shape
+        pixels = replace(pixels, kept=kept_arrays(shape, np.float32))
     is_prepared = isinstance(image_set, PreparedInputs)
     if not is_prepared and len(dataset.mean) != pixels.num_channels:
         raise ValueError(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 from fppmo_ray.training.dataset import IntArray, PreparedInputs
 
 _INPUT_KEYS = ("pixel_values", "image", "img", "input", "inputs", "x")
+_MAX_KEPT = 2 * 1024**3  # bytes, as of image folders that are decoded into memory
 _LABEL_KEYS = ("label", "labels", "fine_label", "target", "y")
 
 
@@ -67,6 +69,42 @@ def to_input(value: Any, place: str) -> Tensor:
     return tensor.detach().to("cpu", torch.float32)
 
 
+class KeptArrays:
+    """Arrays that are made when they are first asked for, and then stay in memory.
+
+    Args:
+        shape: Number of arrays, then their shape.
+        dtype: Their type.
+    """
+
+    def __init__(self, shape: Sequence[int], dtype: type[np.generic]) -> None:
+        self._arrays = np.empty(shape, dtype)  # takes up memory as it is written to
+        self._is_made = np.zeros(len(self._arrays), dtype=bool)
+
+    def get(self, position: int, make: Callable[[int], Any]) -> Any:
+        """Return the array at a position; several threads may ask for the same one.
+
+        Args:
+            position: Its place.
+            make: Returns the array of a position, always the same.
+        """
+        if not self._is_made[position]:
+            self._arrays[position] = make(position)
+            self._is_made[position] = True
+        return self._arrays[position]
+
+
+def kept_arrays(shape: Sequence[int], dtype: type[np.generic]) -> KeptArrays | None:
+    """Return room for arrays, or None if they would take more than 2 GiB.
+
+    Args:
+        shape: Number of arrays, then their shape.
+        dtype: Their type.
+    """
+    num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    return KeptArrays(shape, dtype) if num_bytes <= _MAX_KEPT else None
+
+
 @dataclass(frozen=True, eq=False)
 class ItemStream:
     """Batches of items that a map-style data set prepares one after the other, in this process.
@@ -79,6 +117,8 @@ class ItemStream:
     """The items."""
     device: torch.device
     """Device on which the batches are needed."""
+    kept: KeptArrays | None = None
+    """What ``stream`` has prepared; None: it prepares every item again."""
 
     @property
     def num_channels(self) -> int:
@@ -92,7 +132,16 @@ class ItemStream:
             order: Positions of the items, int64 on the CPU.
             batch_size: Items per batch; the last batch may be smaller.
         """
-        return self.stream_seeded(order, order, batch_size)
+        if self.kept is None:
+            yield from self.stream_seeded(order, order, batch_size)
+            return
+        for part in torch.split(order, batch_size):
+            with _generators_restored():
+                arrays = [self.kept.get(position, self._prepared) for position in part.tolist()]
+            yield torch.from_numpy(np.stack(arrays)).to(self.device, non_blocking=True)
+
+    def _prepared(self, position: int) -> np.ndarray[Any, Any]:
+        return self._read(position, position).numpy()
 
     def stream_seeded(self, order: Tensor, seeds: Tensor, batch_size: int) -> Iterator[Tensor]:
         """Yield batches of inputs, each item prepared with its own seed.

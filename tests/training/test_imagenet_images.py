@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +18,13 @@ from fppmo_ray.training import (
     ImageFiles,
     RandomResizedCrop,
     Transform,
+    decoding,
     example_batch,
     load_imagenet,
     open_images,
+    prepared,
 )
+from fppmo_ray.training.decoding import decode_view
 
 
 @pytest.fixture
@@ -112,3 +116,29 @@ def test_random_parts_of_images_in_memory_are_refused() -> None:
     )
     with pytest.raises(ValueError, match="small holds its training images in memory"):
         replace(small, augmentation=RandomResizedCrop())
+
+
+def test_images_that_are_looked_at_again_are_decoded_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = load_imagenet(folder, Transform(image_size=16, resize=20))
+    decoded: list[str] = []
+
+    def view(path: Path, name: str, *size: Any) -> Any:
+        decoded.append(name)
+        return decode_view(path, name, *size)
+
+    monkeypatch.setattr(decoding, "decode_view", view)
+    rows = np.array([0, 2, 3, 5])
+    again, kept = (open_images(dataset.train, rows, dataset, keep=keep) for keep in (False, True))
+    [(expected, _)] = again.batches(4)
+    for images, wanted in ((again, 8), (kept, 4)):
+        decoded.clear()
+        for indices in (None, np.array([1, 3]), None):
+            found = torch.cat([batch for batch, _ in images.batches(3, indices)])
+            assert torch.equal(found, expected if indices is None else expected[indices])
+        assert len(decoded) == wanted + (images is again) * 2
+    first, second = (list(images.training_batches(2, seed=0, epoch=0)) for images in (again, kept))
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(first, second, strict=True))
+    monkeypatch.setattr(prepared, "_MAX_KEPT", 4 * 16 * 16 * 3 - 1)
+    assert open_images(dataset.train, rows, dataset, keep=True).pixels.kept is None

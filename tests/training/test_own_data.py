@@ -222,3 +222,31 @@ def test_what_does_not_fit_is_refused_in_a_sentence(
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
         own_data(data, transform)
+
+
+def test_items_that_are_looked_at_again_are_prepared_once() -> None:
+    asked: list[int] = []
+
+    class Noisy(TorchDataset[Any]):
+        def __len__(self) -> int:
+            return 12
+
+        def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
+            asked.append(row)
+            return torch.randn(2, 3, 3), row % 2
+
+    found = own_data({"train": Noisy(), "test": Noisy()})
+    assert not isinstance(found, Unlabelled)
+    dataset, rows = found.dataset, np.array([1, 4, 7])
+    again, kept = (open_images(dataset.train, rows, dataset, keep=keep) for keep in (False, True))
+    [(expected, _)] = again.batches(3)
+    state = torch.get_rng_state()
+    asked.clear()
+    for indices in (np.array([2, 0]), None, None):
+        batches = torch.cat([batch for batch, _ in kept.batches(2, indices)])
+        assert torch.equal(batches, expected if indices is None else expected[indices])
+    assert asked == [7, 1, 4]
+    assert torch.equal(torch.get_rng_state(), state)
+    first, second = (list(images.training_batches(3, seed=0, epoch=1)) for images in (again, kept))
+    assert torch.equal(first[0][0], second[0][0])
+    assert not torch.equal(first[0][0].sum(), expected.sum())
