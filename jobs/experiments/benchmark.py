@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from rich.console import Console
 from rich.table import Table
-from speed.decoding import decoding_table
+from speed.decoding import decoders_table, decoding_table
 from speed.layouts import layouts_table, random_search, scores_per_second, share_outside_scores
 from speed.scaling import scaling_table
 from speed.scoring import scoring_tables
@@ -86,7 +86,7 @@ def main(
         console.print(*scoring_tables(networks, plan), sep="\n")
     elif decoding:
         torch.set_num_threads(1)
-        console.print(decoding_table(plan.repeats))
+        console.print(decoding_table(plan.repeats), decoders_table(plan.repeats), sep="\n")
     elif layouts:
         for network in networks:
             console.print(layouts_table(network, proposals, plan))

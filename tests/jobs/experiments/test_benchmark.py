@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from speed import layouts, scoring
-from speed.decoding import decoding_table
+from speed.decoding import decoders_table, decoding_table
 from speed.passes import Convolutions, bare_passes
 from speed.rivals import Task, Turn, naively_pruned, rival, task_of
 from speed.subject import MACS_CUT, Plan, Subject, make_subject
@@ -150,5 +150,11 @@ def test_launching_is_told_apart_on_a_gpu() -> None:
 
 def test_decoding_is_told_for_evaluation_and_for_training() -> None:
     table = decoding_table(repeats=1)
-    assert table.row_count == 2
+    assert table.row_count == 3
     assert str(table.title).startswith("JPEG files of 500 x 375 pixels")
+
+
+def test_decoders_are_told_beside_pixels_that_are_decoded_once() -> None:
+    names, rates = (list(column.cells) for column in decoders_table(repeats=1).columns[:3:2])
+    assert (names[0], names[-1]) == ("Pillow", "pixels of 341 x 256, mapped")
+    assert all(float(str(rate)) > 0 for rate in rates)
