@@ -10,12 +10,15 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 from simulated_run import all_of, go_on
+from torch import nn
 
-from fppmo_ray import Baseline, Recipe, Sampler, SearchSettings
+from fppmo_ray import Baseline, Recipe, Sampler, SearchSettings, load_dataset
 from fppmo_ray.distribution import Feedback
 from fppmo_ray.service.dense_network import score_dense
 from fppmo_ray.service.finalize import _half, _warn_if_missed
+from fppmo_ray.service.image_task import image_classification
 from fppmo_ray.service.images_on_worker import dense_scored
 from fppmo_ray.service.journal.facts import DenseScored, EpochFinished
 from fppmo_ray.service.observation import Generation, Observation
@@ -54,6 +57,19 @@ def test_outputs_in_another_order_than_the_labels_are_recognised() -> None:
     assert score.accuracy < 0.2
     guesses = np.random.default_rng(0).integers(0, 10, 1000)
     assert dense_scored(guesses, labels, 10).reordered_accuracy < 0.3
+
+
+def test_a_dense_network_that_answers_with_nan_is_refused() -> None:
+    class Broken(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            means = images.mean((1, 2, 3), keepdim=True).flatten(1)
+            return (means / torch.zeros(())).expand(-1, 10)
+
+    settings = SearchSettings(macs_cut=0.5)
+    task = image_classification(load_dataset("digits"))
+    on_worker = task.open(cast(Any, None), settings, torch.device("cpu"), threads=1)
+    with pytest.raises(RuntimeError, match="answers with NaN or infinity; check its weights and"):
+        on_worker.score_dense(Broken())
 
 
 def context(score: DenseScored, losses: Sequence[float] = ()) -> Any:
