@@ -105,7 +105,7 @@ def decoders_table(repeats: int) -> Table:
         paths = sorted((Path(folder) / "train").rglob("*.JPEG"))
         cache = np.memmap(Path(folder) / "cache", np.uint8, "w+", shape=(len(paths), 256, 341, 3))
         for row, path in enumerate(paths):
-            cache[row] = Image.open(path).resize(_CACHED)
+            cache[row] = np.asarray(Image.open(path).resize(_CACHED))
         for name, (opened, decode) in _ways(paths, cache).items():
             turns = [_turn(opened, decode, len(paths), seed) for seed in range(repeats + 1)][1:]
             whole, python = (statistics.median(part) for part in zip(*turns, strict=True))
