@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import ray
 from simulated_driver import SETTINGS
 
 from fppmo_ray.distribution import Feedback, Proposal
@@ -76,7 +77,8 @@ def test_a_driver_that_is_terminated_ends_after_its_running_scores_and_can_be_re
     undisturbed: list[tuple[int, str, float]], tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    driver = start(run_dir, 0.6)
+    address = ray.get_runtime_context().gcs_address
+    driver = start(run_dir, 0.6, "--address", address)  # a Ray of its own takes seconds to start
     wait_until(lambda: count(Feedback, run_dir) >= 2)
     before = count(Feedback, run_dir)
     driver.terminate()
