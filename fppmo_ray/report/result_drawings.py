@@ -158,7 +158,8 @@ def draw_training(figure: Figure, run: Run) -> None:
 
     axes: Axes = figure.subplots()
     dashes: dict[str, int] = {}
-    for task, losses in training_curves(run).items():
+    curves = training_curves(run)
+    for task, losses in curves.items():
         kind = next(name for name in COLORS if task.startswith(name))
         dash = dashes.setdefault(task.removeprefix(kind), len(dashes))
         label = "FPPMO" + task.removeprefix(FPPMO) if kind == FPPMO else task
@@ -166,8 +167,9 @@ def draw_training(figure: Figure, run: Run) -> None:
         epochs = range(1, len(losses) + 1)
         axes.plot(epochs, losses, style, color=COLORS[kind], label=label_of(label))
     axes.set(xlabel="epoch", ylabel="training loss", title="Final fine-tuning")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set_xlim(0.5, max(map(len, curves.values())) + 0.5)
+    axes.set_ylim(0, 1.1 * max(max(losses) for losses in curves.values()) or 1)
     axes.legend(ncols=1 if len(axes.lines) < MANY_LINES else 2)
 
 

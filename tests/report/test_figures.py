@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from example_runs import proposal, score, started_with
@@ -11,6 +13,9 @@ from matplotlib.figure import Figure
 
 from fppmo_ray.distribution import Feedback
 from fppmo_ray.report import draw_figures
+from fppmo_ray.report.result_drawings import draw_training
+from fppmo_ray.report.run import Run
+from fppmo_ray.service.journal.facts import EpochFinished
 from fppmo_ray.service.journal.run_directory import open_run
 
 
@@ -134,3 +139,18 @@ def test_the_front_of_several_budgets_is_drawn_over_the_macs_that_are_cut(
     }
     with pytest.raises(IndexError):  # one budget makes no front
         drawn(tmp_path / "single", monkeypatch, scores, number=2)
+
+
+def test_the_losses_of_a_single_epoch_stand_at_one_within_the_axes() -> None:
+    facts = [
+        EpochFinished(task=task, epoch=0, train_loss=loss, seconds=1, artifact="a", sha256="b")
+        for task, loss in (("dense", 0.0895), ("fppmo", 0.0919), ("allocation", 0.1031))
+    ]
+    figure = Figure()
+    draw_training(figure, cast(Run, SimpleNamespace(facts=facts)))
+    [axes] = figure.axes
+    assert [line.get_ydata().tolist() for line in axes.lines] == [[0.0895], [0.0919], [0.1031]]
+    low, high = axes.get_ylim()
+    assert (low, high > 0.1031) == (0, True)
+    left, right = axes.get_xlim()
+    assert [tick for tick in axes.get_xticks() if left <= tick <= right] == [1]
