@@ -26,14 +26,17 @@ from fppmo_ray.training.feature_match import (
 from fppmo_ray.training.images import Images, Seed
 from fppmo_ray.training.inputs import Inputs, inputs_of
 from fppmo_ray.training.outputs import flat_tensors
-from fppmo_ray.training.recipe import Recipe, learning_rate_at, peak_rate
+from fppmo_ray.training.recipe import Recipe, feature_weight_of, learning_rate_at, peak_rate
 from fppmo_ray.training.sgd import CHECK_EVERY, make_optimizer, set_learning_rate
 
-FEW_IMAGES = Recipe(batch_size=100, learning_rate=0.01, distillation_weight=1.0)
+FEW_IMAGES = Recipe(
+    batch_size=100, learning_rate=0.01, distillation_weight=1.0, feature_weight=10.0
+)
 """The recipe for a few hundred steps from a reconstructed network. ResNet-20, 1,000 images, held-
 out accuracy after 300 steps: at a cut of 57 % a peak of 0.02 gives 84.8 %, 0.01 gives 85.0,
 0.0025 gives 84.5; at 80 % 0.02 gives 75.1, 0.005 gives 77.0. From networks that are only
-refitted, 0.02 gives 85.1 and 76.2. A temperature of 2 instead of 4 costs half a point."""
+refitted, 0.02 gives 85.1 and 76.2. A temperature of 2 instead of 4 costs half a point. A weight of
+the features of 0 gives 82.4 % with 500 images, of 1 gives 83.3, of 10 gives 84.2."""
 
 
 def distill(
@@ -70,11 +73,12 @@ def distill(
     """
     if steps < 0:
         raise ValueError(f"steps must be >= 0, got {steps}")
-    recipe = replace(recipe, learning_rate=peak_rate(recipe, epochs=1))
+    weight = feature_weight_of(recipe, epochs=1)
+    recipe = replace(recipe, learning_rate=peak_rate(recipe, epochs=1), feature_weight=weight)
     lay_out(student, PLAIN_COMPUTE)
     optimizer = make_optimizer(student, recipe)
     device = next(student.parameters()).device
-    comparison = compare_on(matches if recipe.feature_weight > 0 else (), device)
+    comparison = compare_on(matches if weight > 0 else (), device)
     stream, losses = iter(batches), torch.zeros((), device=device)
     with in_mode(student, training=True), in_mode(teacher, training=False):
         for step in range(steps):
@@ -152,4 +156,4 @@ def _loss(
     loss = torch.zeros((), device=inputs[0].device)
     for output, target in zip(outputs, targets, strict=True):
         loss = loss + answer_distance(output, target, recipe.distillation_temperature)
-    return loss + recipe.feature_weight * comparison.error(features, wished)
+    return loss + feature_weight_of(recipe) * comparison.error(features, wished)

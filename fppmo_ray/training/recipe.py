@@ -18,6 +18,7 @@ _WARM_UP = 0.3  # share of the steps in which the rate rises
 _WARM_UP_FROM = 1 / 25  # share of the peak rate at the first step
 
 _SHORT, _LONG = (1.0, 0.02), (6.0, 0.05)  # epochs, and the peak rate that suits them
+_FEATURES_UP_TO, _NO_FEATURES_FROM, _FEATURE_WEIGHT = 6.0, 60.0, 10.0  # epochs, epochs, weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +53,10 @@ class Recipe:
     distillation_temperature: float = 4.0
     """Temperature > 0 that softens the answers of teacher and student (Hinton et al. 2015,
     1503.02531)."""
-    feature_weight: float = 10.0
+    feature_weight: float | None = None
     """Weight, >= 0, of the distance to the dense network's last feature map, which is added to the
-    loss where there is a teacher. ResNet-20 pruned by 57 %, one epoch: 84.9 % without, 85.4 % with
-    3, 85.8 % with 10 and with 30."""
+    loss where there is a teacher. None: it follows the length of the training, from 10 up to six
+    epochs to 0 from sixty on; see ``feature_weight_of``."""
     clip_norm: float | None = None
     """Largest norm of the gradient over all parameters, > 0; None does not clip."""
 
@@ -70,7 +71,8 @@ class Recipe:
             f"schedule must be one of {get_args(Schedule)}": self.schedule in get_args(Schedule),
             "label_smoothing must be in [0, 1)": 0 <= self.label_smoothing < 1,
             "distillation_weight must be in [0, 1]": 0 <= self.distillation_weight <= 1,
-            "feature_weight must be finite and >= 0": 0 <= self.feature_weight < math.inf,
+            "feature_weight must be finite and >= 0": self.feature_weight is None
+            or 0 <= self.feature_weight < math.inf,
             "distillation_temperature must be > 0": self.distillation_temperature > 0,
             "clip_norm must be None or > 0": self.clip_norm is None or self.clip_norm > 0,
         }
@@ -97,6 +99,26 @@ def peak_rate(recipe: Recipe, epochs: float | None = None) -> float:
     length = min(max(recipe.epochs if epochs is None else epochs, short), long)
     share = math.log(length / short) / math.log(long / short)
     return float(low * (high / low) ** share)
+
+
+def feature_weight_of(recipe: Recipe, epochs: float | None = None) -> float:
+    """Return the weight of the features: the recipe's own, or else the one that suits the length.
+
+    The dense network's features lead a short training, and hold a long one back. ResNet-20 pruned
+    by 57 %, with a weight of 10 instead of 0: +0.9 points on held-out images after one epoch, +0.3
+    after six, none after sixty, where test accuracy fell from 87.7 to 86.7 % (one seed each). The
+    weight is 10 up to six epochs and 0 from sixty on; between them, where nothing was measured, it
+    falls in proportion to the logarithm of the epochs.
+
+    Args:
+        recipe: Gives the weight, or None.
+        epochs: Length of the training, >= 0; None: the recipe's epochs.
+    """
+    if recipe.feature_weight is not None:
+        return recipe.feature_weight
+    length = max(recipe.epochs if epochs is None else epochs, _FEATURES_UP_TO)
+    share = math.log(length / _FEATURES_UP_TO) / math.log(_NO_FEATURES_FROM / _FEATURES_UP_TO)
+    return _FEATURE_WEIGHT * max(0.0, 1 - share)
 
 
 def learning_rate_at(recipe: Recipe, progress: float) -> float:

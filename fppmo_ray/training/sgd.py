@@ -23,7 +23,7 @@ from fppmo_ray.training.cuda_graphs import replayed
 from fppmo_ray.training.device import device_module
 from fppmo_ray.training.feature_match import FeatureComparison, FeatureMatch, compare_on
 from fppmo_ray.training.images import Batch, Images, Seed, derive_seed
-from fppmo_ray.training.recipe import Recipe, peak_rate, training_loss
+from fppmo_ray.training.recipe import Recipe, feature_weight_of, peak_rate, training_loss
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +158,8 @@ def train_on_batches(
     # Sums stay on the device: reading them would wait for it at every step.
     totals = torch.zeros(2, dtype=torch.float64, device=device)
     num_images = num_steps = 0
-    comparison = compare_on(matches if recipe.feature_weight > 0 else (), device)
+    feature_weight = feature_weight_of(recipe)
+    comparison = compare_on(matches if feature_weight > 0 else (), device)
     with ExitStack() as stack:
         stack.enter_context(in_mode(network, training=True))
         answers = stack.enter_context(_teacher_answers(teacher, recipe, compute.dtype, comparison))
@@ -171,7 +172,7 @@ def train_on_batches(
                 teacher_logits, wished = answers(images)
             loss = training_loss(logits, labels, recipe, teacher_logits)
             if teacher_logits is not None:
-                loss = loss + recipe.feature_weight * comparison.error(features, wished)
+                loss = loss + feature_weight * comparison.error(features, wished)
             part = loss if share == 1 else loss * share
             part.backward()  # type: ignore[no-untyped-call]
             num_right = (logits.detach().argmax(1) == labels).sum()

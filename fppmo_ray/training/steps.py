@@ -13,7 +13,7 @@ from fppmo_ray.training.checkpoints import TrainingState, capture, restore
 from fppmo_ray.training.compute import PLAIN_COMPUTE, ComputeConfig, lay_out
 from fppmo_ray.training.feature_match import FeatureMatch
 from fppmo_ray.training.images import Batch, Images, Seed
-from fppmo_ray.training.recipe import Recipe, learning_rate_at, peak_rate
+from fppmo_ray.training.recipe import Recipe, feature_weight_of, learning_rate_at, peak_rate
 from fppmo_ray.training.sgd import TorchGenerators, make_optimizer, train_on_batches
 
 
@@ -94,7 +94,11 @@ class StepTraining:
         self._network = network
         self._images = images
         epochs = steps / images.num_training_batches(recipe.batch_size)
-        self._recipe = recipe = replace(recipe, learning_rate=peak_rate(recipe, epochs))
+        self._recipe = recipe = replace(
+            recipe,
+            learning_rate=peak_rate(recipe, epochs),
+            feature_weight=feature_weight_of(recipe, epochs),
+        )
         self._steps = steps
         self._seed = seed
         self._teacher, self._matches = teacher, matches

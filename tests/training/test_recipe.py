@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fppmo_ray.training import Recipe
-from fppmo_ray.training.recipe import learning_rate_at, peak_rate, training_loss
+from fppmo_ray.training.distill import FEW_IMAGES
+from fppmo_ray.training.recipe import feature_weight_of, learning_rate_at, peak_rate, training_loss
 
 LOGITS = torch.log(torch.tensor([[0.5, 0.5], [0.2, 0.8]]))
 LABELS = torch.tensor([0, 1])
@@ -33,6 +34,16 @@ def test_cosine_falls_from_the_peak_to_zero():
 def test_the_peak_follows_the_length_of_a_training_unless_it_is_given(epochs: float, rate: float):
     assert peak_rate(Recipe(), epochs) == pytest.approx(rate)
     assert peak_rate(Recipe(learning_rate=0.3), epochs) == 0.3
+
+
+@pytest.mark.parametrize(
+    ("epochs", "weight"),
+    [(0, 10.0), (1, 10.0), (6, 10.0), (6 * 10**0.5, 5.0), (60, 0.0), (300, 0.0)],
+)
+def test_features_lead_short_trainings_alone(epochs: float, weight: float) -> None:
+    assert feature_weight_of(Recipe(), epochs) == pytest.approx(weight)
+    assert feature_weight_of(Recipe(feature_weight=3.0), epochs) == 3.0
+    assert FEW_IMAGES.feature_weight == 10.0  # its steps go over the same images many times
 
 
 def test_the_schedule_has_the_peak_that_suits_the_recipes_epochs():
