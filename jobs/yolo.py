@@ -10,9 +10,10 @@ Ultralytics' trainer fine-tunes it on the others with its own loss. ``YOLO(file)
 Workers must see the data set under the same paths.
 
 Tests show this on CPUs with a handful of small images: boxes (v5n, v8n, v10n and 11n as YAML,
-exported as TorchScript), masks and poses (v8n-seg and v8n-pose, exported as ONNX). Rotated boxes
-take the same way through Ultralytics' classes, but neither they nor GPUs, resumed searches, public
-``.pt`` files or real data sets have been tried.
+exported as TorchScript), masks and poses (v8n-seg and v8n-pose, exported as ONNX). A search of v8n
+that was killed among its proposals and among its scores went on to the same scores. Rotated boxes
+take the same way through Ultralytics' classes, but neither they nor GPUs, public ``.pt`` files or
+real data sets have been tried.
 """
 
 from __future__ import annotations

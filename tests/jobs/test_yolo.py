@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +136,20 @@ def test_the_job_trains_prunes_and_writes_a_file_for_ultralytics(data: str, tmp_
         0.5 * trace(dense.model, torch.zeros(1, 3, 64, 64)).space.dense_macs
     )
     assert 0 <= pruned.val(data=data, imgsz=64, plots=False, project=tmp_path).box.map <= 1
+    again = tmp_path / "again"  # as if it had been killed after two scores
+    shutil.copytree(run_dir, again, ignore=shutil.ignore_patterns("result.json", "*.p*t", "n*"))
+    shutil.copy(tmp_path / "run-dense.pt", tmp_path / "again-dense.pt")
+    lines = (run_dir / "journal.jsonl").read_text().splitlines(keepends=True)
+    scored = [number for number, line in enumerate(lines) if '"fact":"Feedback"' in line]
+    (again / "journal.jsonl").write_text("".join(lines[: scored[2]]) + lines[scored[2]][:40])
+    main(
+        *("yolov8n.yaml", data, again, settings, Resources(workers=1)),
+        image_size=64,
+        epochs=1,
+        resume=True,
+    )
+    assert _scores(again) == _scores(run_dir)
+    assert (again / "yolov8n-pruned.pt").exists()
 
 
 def test_a_network_of_other_classes_is_refused(data: str, tmp_path: Path) -> None:
@@ -144,6 +160,12 @@ def test_a_network_of_other_classes_is_refused(data: str, tmp_path: Path) -> Non
             *(SearchSettings(macs_cut=0.5), Resources()),
             image_size=64,
         )
+
+
+def _scores(run_dir: Path) -> list[tuple[int, float]]:
+    facts = map(json.loads, (run_dir / "journal.jsonl").read_text().splitlines())
+    scored = [fact for fact in facts if fact["fact"] == "Feedback"]
+    return sorted((fact["proposal_id"], fact["val_loss"]) for fact in scored)
 
 
 def _parameters(network: torch.nn.Module) -> int:
