@@ -175,7 +175,7 @@ def test_an_exception_in_our_own_extraction_is_not_blamed_on_the_network(
     def broken(*_: object) -> nn.Module:
         raise IndexError("ours")
 
-    monkeypatch.setattr(equivalence, "extract", broken)
+    monkeypatch.setattr(equivalence, "sharing_extract", broken)
     with pytest.raises(IndexError, match="ours"):
         trace(Pair(torch.sin, 8), IMAGE)
 
