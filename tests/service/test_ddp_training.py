@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,6 +32,7 @@ from fppmo_ray.service.ddp_training import train_on_several
 from fppmo_ray.service.journal.facts import EpochFinished
 from fppmo_ray.service.journal.journal import JOURNAL
 from fppmo_ray.service.journal.run_directory import read_journal
+from fppmo_ray.service.pool.cluster import Demand
 from fppmo_ray.service.stopping import SearchStopped, signals_stop_searches
 from fppmo_ray.service.trainings import Training
 
@@ -191,3 +193,17 @@ def test_a_stop_ends_after_the_epoch_under_way_and_another_driver_goes_on(
     with pytest.raises(ValueError, match="fine_tune_workers was 2, now 1;"):
         searched(run_dir, 1, resume=True)
     assert is_as_alone(searched(run_dir, 2, resume=True), alone)
+
+
+def test_a_group_that_the_cluster_has_no_room_for_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ray.train import ControllerError
+
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "2")
+    monkeypatch.setattr(ddp_training, "_MAX_MINUTES_WITHOUT_ROOM", 2)  # then each takes 2 s
+    problem: Any = SimpleNamespace(
+        fine_tune_workers=1000, device_type="cpu", replica_demand=Demand(cpus=1)
+    )
+    with pytest.raises(ControllerError, match="startup timed out after 2"):
+        ddp_training._fit(lambda: None, problem)
