@@ -77,9 +77,10 @@ def listening_addresses(process: int) -> list[str]:
     """The addresses of all TCP sockets on which a process or one that it started listens."""
     sockets = set()
     for each in processes_below(process):
-        for link in Path(f"/proc/{each}/fd").iterdir():
-            with contextlib.suppress(OSError):
-                sockets.add(os.readlink(link))
+        with contextlib.suppress(OSError):  # it has ended
+            for link in Path(f"/proc/{each}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    sockets.add(os.readlink(link))
     found = []
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/{process}/net/{table}").read_text().splitlines()[1:]:
