@@ -1,0 +1,22 @@
+"""The cost of pruning: a line for each network, of times that add up."""
+
+from __future__ import annotations
+
+import cost
+import pytest
+
+
+@pytest.mark.filterwarnings("ignore:channel groups left whole")
+def test_the_table_has_the_times_of_both_and_of_160_scores(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cost.main(("resnet20",), images=20)
+    line = next(line for line in capsys.readouterr().out.splitlines() if "resnet20" in line)
+    cells = [cell.strip() for cell in line.split("│")[1:-1]]
+    assert cells[:2] == ["resnet20", "20"]
+    rival, own, ratio, score, scores = (
+        float(cells[index].replace(",", "")) for index in (2, 3, 4, 5, 6)
+    )
+    assert own > rival >= 0
+    assert ratio > 1
+    assert scores == pytest.approx(160 * score, abs=1.5)  # the table rounds to a hundredth
