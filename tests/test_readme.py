@@ -118,6 +118,47 @@ def test_the_lines_about_pruning_without_training_halve_a_network() -> None:
     assert trace(names["smaller"], names["images"][:1]).space.dense_macs <= dense / 2
 
 
+class Small(nn.Module):
+    """A network whose last layer is called ``fc``, as a torchvision ResNet's is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 3, padding=1)
+        self.second = nn.Conv2d(16, 32, 3, padding=1)
+        self.fc = nn.Linear(32, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = torch.relu(self.second(torch.relu(self.first(images))))
+        answers: torch.Tensor = self.fc(features.mean((2, 3)))
+        return answers
+
+
+@pytest.mark.parametrize("tool", ["From Torch-Pruning", "From NNCF"])
+def test_the_same_task_in_another_tool_and_here_leaves_fewer_macs(tool: str) -> None:
+    page = (ROOT / "fppmo_ray" / "COMING_FROM.md").read_text()
+    section = page.partition(f"## {tool}\n")[2].partition("\n## ")[0]
+    there, here = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    images = torch.randn(60, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    network, trained = Small().eval(), []
+    names: dict[str, Any] = {
+        "network": network,
+        "example_inputs": images[:1],
+        "images": images,
+        "epochs": 2,
+        "train_epoch": trained.append,
+    }
+    dense = trace(network, images[:1]).space.dense_macs
+    exec(here, names)
+    smaller = trace(names["smaller"], images[:1]).space.dense_macs
+    assert 0.4 * dense < smaller <= dense / 2
+    assert trace(network, images[:1]).space.dense_macs == dense
+    if tool == "From NNCF":  # whose pruning of PyTorch networks is gone
+        assert trained == [names["smaller"]] * 2
+        return
+    exec(there, names)
+    assert trace(network, images[:1]).space.dense_macs < dense
+
+
 def test_a_training_loop_of_ones_own_ends_in_class_names_of_an_onnx_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
