@@ -21,7 +21,8 @@ from fppmo_ray.training.device import device_module
 Call = Callable[[], object]
 """Runs a computation on the device."""
 
-_TURNS = 8
+_TURNS, _FEWEST_TURNS = 8, 3
+_ENOUGH_S = 0.5  # per call: then the fewest turns do, since long calls differ less
 _SAMPLES = 4  # per turn
 _SAMPLE_S = 1e-3  # shorter calls are repeated within a sample until they take this long
 _MOST_CALLS = 32  # per sample
@@ -41,10 +42,13 @@ def seconds_in_turns(makers: Sequence[Callable[[], Call]], device: torch.device)
     Returns:
         Seconds of one run of each call, in order.
     """
-    least = [float("inf")] * len(makers)
-    for _ in range(_TURNS):
+    least, begin = [float("inf")] * len(makers), time.perf_counter()
+    for turn in range(_TURNS):
         for index, make in enumerate(makers):
             least[index] = min(least[index], *_samples(make(), device))
+        has_enough = time.perf_counter() - begin > _ENOUGH_S * len(makers)
+        if has_enough and turn + 1 >= _FEWEST_TURNS:
+            break
     return least
 
 

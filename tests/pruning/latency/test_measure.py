@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
 from fppmo_ray.pruning import trace
-from fppmo_ray.pruning.latency import measure_latency_table, time_masks
+from fppmo_ray.pruning.latency import measure_latency_table, time_masks, timing
 from fppmo_ray.pruning.latency.measure import mask_at
 from fppmo_ray.pruning.latency.timing import seconds_in_turns
 
@@ -65,3 +68,21 @@ def test_calls_take_turns_and_are_made_anew_for_each() -> None:
     seconds = seconds_in_turns([maker(0), maker(1)], torch.device("cpu"))
     assert made == [0, 1] * 8
     assert all(0 < value < 1 for value in seconds)
+
+
+@pytest.mark.parametrize(("seconds", "turns"), [(0.01, 8), (0.5, 3)])
+def test_long_calls_take_fewer_turns(
+    seconds: float, turns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, made = [0.0], []
+
+    def call() -> None:
+        now[0] += seconds
+
+    def make() -> Callable[[], None]:
+        made.append(None)
+        return call
+
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    assert seconds_in_turns([make, make], torch.device("cpu")) == pytest.approx([seconds] * 2)
+    assert len(made) == 2 * turns
