@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -185,7 +186,7 @@ class PruningWorker:
         network = self._network(weights, keep, state)  # counted before a task may change it
         parameters = sum(parameter.numel() for parameter in network.parameters())
         file_bytes = _saved_bytes(network)
-        again = self._network(weights, keep, state)
+        again = copy.deepcopy(network)
         tested = self._task.evaluate(again, "test", self._dense)
         return Evaluation(
             choose_val=self._task.evaluate(network, "choose_val", self._dense).figures,
@@ -200,7 +201,12 @@ class PruningWorker:
     ) -> list[tuple[Latency, ...]]:
         """See ``Worker.latencies``."""
         inputs, batches = self._task.inputs(), self._task.latency_batches
-        networks = [self._network(weights, keep, None).eval() for keep in masks]
+        # Weights do not change the time, so nothing is refitted or reconstructed.
+        dense, tracing = self._with(weights), self._problem.tracing
+        everything = np.ones(tracing.space.num_filters, dtype=bool)
+        networks = [
+            extract(dense, tracing, everything if keep is None else keep).eval() for keep in masks
+        ]
         return measure_latencies(networks, *inputs, batches=batches)
 
     def measure_latency_table(
