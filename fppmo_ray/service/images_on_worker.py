@@ -37,6 +37,7 @@ from fppmo_ray.training import (
 )
 from fppmo_ray.training.device import device_module
 from fppmo_ray.training.feature_match import FeatureMatch
+from fppmo_ray.training.recipe import feature_weight_of
 
 logger = logging.getLogger(__name__)
 
@@ -258,7 +259,7 @@ class ImagesOnWorker:
     ) -> tuple[TrainingState, TrainingReport]:
         """Train on search-train for one epoch of the recipe: see ``training.train_epoch``."""
         places: Sequence[FeatureMatch] = ()
-        if teacher is not None:
+        if teacher is not None and feature_weight_of(task.recipe) > 0:
             one = self.inputs()
             places = last_feature_match(network, teacher, self._tracing, task.keep, *one)
         new_state, report = train_epoch(

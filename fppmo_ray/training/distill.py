@@ -62,7 +62,7 @@ def distill(
         batches: At least ``steps`` batches of augmented images (n, C, H, W), or tuples that begin
             with them; see ``endless_batches``.
         steps: Number of steps, >= 0; the learning-rate schedule is laid over them.
-        matches: Where features are compared; see ``feature_matches`` for pruned networks.
+        matches: Where features are compared; see ``last_feature_match`` for pruned networks.
         recipe: Gives the learning rate, its schedule, momentum, weight decay, temperature, weight
             of the features and gradient clipping. Labels are not used.
         num_inputs: How many tensors the networks' forward takes.
