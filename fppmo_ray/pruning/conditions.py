@@ -39,10 +39,7 @@ class Conditions:
 
     @property
     def remark(self) -> str | None:
-        """What a user must know of a network that does not run in training mode; None if it does.
-
-        A network that is only used as it is need not train.
-        """
+        """A sentence about a network that raises in training mode; None if it runs there too."""
         if self.training_error is None:
             return None
         return (

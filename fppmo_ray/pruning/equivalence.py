@@ -159,7 +159,7 @@ class Proof:
 
     @property
     def asks_in(self) -> str | None:
-        """Where the network's code asks for a number of a tensor; None if it does not."""
+        """Where the network's code first turns a tensor into a Python number; None: nowhere."""
         return self._dry.dense.asks_in
 
     def disagreement(

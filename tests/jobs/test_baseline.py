@@ -28,6 +28,12 @@ ray.cloudpickle.register_pickle_by_value(baseline)  # Ray's workers do not find 
 RECIPE = Recipe(epochs=2, batch_size=64, distillation_weight=0.0)
 
 
+def trained(images: Path, output: Path) -> bytes:
+    """Run the job, and return its file of weights."""
+    baseline.main(images, output, Resources(workers=1), RECIPE, network="resnet20")
+    return (output / "weights.pt").read_bytes()
+
+
 def test_training_is_that_of_the_library_and_holds_the_rows_out(few_images: Path) -> None:
     dataset = load_dataset("cifar10", few_images)
     splits = stratified_splits(dataset.train.labels, search_val=40, choose_val=20, seed=0)
@@ -87,11 +93,7 @@ def test_the_job_trains_once_and_holds_a_tenth_of_every_class_out(
 def test_a_killed_training_continues_after_its_last_checkpoint(
     few_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(output: Path) -> bytes:
-        baseline.main(few_images, output, Resources(workers=1), RECIPE, network="resnet20")
-        return (output / "weights.pt").read_bytes()
-
-    whole = run(tmp_path / "whole")
+    whole = trained(few_images, tmp_path / "whole")
     write = baseline.write_checkpoint
 
     def write_or_die(
@@ -104,8 +106,8 @@ def test_a_killed_training_continues_after_its_last_checkpoint(
     with monkeypatch.context() as patched:
         patched.setattr(baseline, "write_checkpoint", write_or_die)
         with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "killed")
-    assert run(tmp_path / "killed") == whole
+            trained(few_images, tmp_path / "killed")
+    assert trained(few_images, tmp_path / "killed") == whole
     told = [
         json.loads((tmp_path / name / "baseline.json").read_text()) for name in ("whole", "killed")
     ]
@@ -119,11 +121,7 @@ def test_a_killed_training_continues_after_its_last_checkpoint(
 def test_a_lost_worker_is_replaced_and_gets_network_and_images_again(
     few_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(output: Path) -> bytes:
-        baseline.main(few_images, output, Resources(workers=1), RECIPE, network="resnet20")
-        return (output / "weights.pt").read_bytes()
-
-    whole, train = run(tmp_path / "whole"), baseline._train
+    whole, train = trained(few_images, tmp_path / "whole"), baseline._train
 
     def kill_and_train(trainer: Any, *arguments: Any) -> dict[str, Any]:
         ray.get(trainer.train_epoch.remote(None))
@@ -131,7 +129,7 @@ def test_a_lost_worker_is_replaced_and_gets_network_and_images_again(
         return train(trainer, *arguments)
 
     monkeypatch.setattr(baseline, "_train", kill_and_train)
-    assert run(tmp_path / "killed") == whole
+    assert trained(few_images, tmp_path / "killed") == whole
 
 
 @pytest.mark.parametrize(
