@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from inspect import signature
 from itertools import chain
-from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset
 
 from fppmo_ray.distribution.allocation import GAMMAS, allocation_masks
 from fppmo_ray.distribution.budget import Budget
@@ -36,8 +34,8 @@ from fppmo_ray.pruning.calibration import (
     obs_order,
     reconstruct,
 )
-from fppmo_ray.pruning.calibration.divergence import answers, divergence
-from fppmo_ray.pruning.conditions import cast, precision_of
+from fppmo_ray.pruning.calibration.divergence import Answers, answers, divergence
+from fppmo_ray.pruning.calibration_images import CalibrationImages, calibration_batches
 from fppmo_ray.pruning.copying import with_plain_weights
 from fppmo_ray.pruning.distillation import distill_pruned
 from fppmo_ray.pruning.equivalence import check_equivalence
@@ -49,20 +47,14 @@ from fppmo_ray.pruning.latency import Clock, table_of_clock
 from fppmo_ray.pruning.network_io import ExampleInputs
 from fppmo_ray.pruning.trace import trace
 from fppmo_ray.training import Transform, recalibrate_batchnorm
-from fppmo_ray.training.inputs import Inputs, checked_batches
-from fppmo_ray.training.own_data import own_batches
+from fppmo_ray.training.inputs import Inputs
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-CalibrationImages = Tensor | Iterable[Any]
-"""Normalised images (N, C, H, W), or batches of them, each a tensor or a tuple such as (images,
-labels); or any data that ``fppmo_ray.training.own_data`` takes."""
-
 _SMALL_BATCH = 50  # twice as fast on CPUs as 250, and the patches that are used vary more often
-_RECALIBRATION_BATCH = 250
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -87,6 +79,42 @@ class PruneReport:
     """Images that were used."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Time of every stage."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Dense:
+    """The dense network, and the images that it is pruned with."""
+
+    network: nn.Module
+    tracing: Tracing
+    batches: list[tuple[Tensor, Any]]
+    """Images and labels, in batches that recalibrate."""
+
+    @cached_property
+    def small(self) -> list[Tensor]:
+        """The images in small batches."""
+        parts = (torch.split(batch, _SMALL_BATCH) for batch, _ in self.batches)
+        return list(chain.from_iterable(parts))
+
+    @cached_property
+    def images(self) -> Tensor:
+        """All images, (N, ...)."""
+        return torch.cat(self.small)
+
+    @property
+    def num_images(self) -> int:
+        """N."""
+        return sum(map(len, self.small))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Candidate:
+    """A mask's network, and how far its answers are from the dense network's."""
+
+    network: nn.Module
+    keep: BoolArray
+    gamma: float | None
+    divergence: float
 
 
 def prune_with_report(
@@ -171,54 +199,30 @@ def prune_with_report(
                 )
             space = replace(space, latency=table_of_clock(latency, network, tracing, space))
         budget = Budget.from_cut(space, macs_cut, further_cuts)
-        batches = _batches(images, network, example_inputs, transform, num_images)
-    parts = (torch.split(batch, _SMALL_BATCH) for batch, _ in batches)
-    small = list(chain.from_iterable(parts))
+        batches = calibration_batches(images, network, example_inputs, transform, num_images)
+    dense = _Dense(network=network, tracing=tracing, batches=batches)
     calibration: Calibration | None = None
     if refit or importance == "obs":
         with clock.stage("calibrate"):
-            num_images = sum(map(len, small))
-            calibration = calibrate(network, tracing, small, num_images=num_images)
+            calibration = calibrate(network, tracing, dense.small, num_images=dense.num_images)
     with clock.stage("order"):
-        masks = _masks(network, tracing, budget, calibration, importance, gammas, batches)
+        masks = _masks(dense, budget, calibration, importance, gammas)
     with clock.stage("compare"):
-        targets = answers(network, small)
-    refitted = Refit(network, tracing, calibration) if refit and calibration else None
-    with clock.stage("reconstruct"):
-        everything = [torch.cat([batch for batch, _ in batches])]
-        layers = layer_targets(network, tracing, everything) if refit else None
-    found: list[tuple[float, float | None, nn.Module, BoolArray]] = []
-    for used_gamma, keep in masks:
-        with clock.stage("extract and refit"):
-            smaller = extract(network, tracing, keep).eval()
-            if refitted is not None:
-                refitted(smaller, keep)
-        with clock.stage("recalibrate"):
-            recalibrate_batchnorm(smaller, batches)
-        if layers is not None:
-            with clock.stage("reconstruct"):
-                reconstruct(smaller, tracing, keep, layers)
-        with clock.stage("compare"):
-            found.append((divergence(smaller, small, targets), used_gamma, smaller, keep))
-    distance, used_gamma, smaller, keep = min(found, key=lambda entry: entry[0])
+        targets = answers(network, dense.small)
+    best = _best_network(dense, masks, calibration if refit else None, targets, clock)
     with clock.stage("check"):
-        check_equivalence(network, tracing, example_inputs, keep=keep)
+        check_equivalence(network, tracing, example_inputs, keep=best.keep)
     if distill_steps:
-        with clock.stage("distill"):
-            few = Inputs(tuple(everything))
-            places = (smaller, network, tracing, keep, few)
-            distill_pruned(*places, steps=distill_steps, seed=0, augment=augment)
-        with clock.stage("compare"):
-            distance = divergence(smaller, small, targets)
+        best = _distilled(best, dense, targets, distill_steps, augment, clock)
     report = PruneReport(
-        network=smaller,
+        network=best.network,
         tracing=tracing,
-        keep=keep,
-        macs_cut=1 - space.macs(keep) / space.dense_macs,
-        params_cut=1 - space.parameters(keep) / space.dense_parameters,
-        gamma=used_gamma,
-        divergence=distance,
-        num_images=sum(len(batch) for batch, _ in batches),
+        keep=best.keep,
+        macs_cut=1 - space.macs(best.keep) / space.dense_macs,
+        params_cut=1 - space.parameters(best.keep) / space.dense_parameters,
+        gamma=best.gamma,
+        divergence=best.divergence,
+        num_images=dense.num_images,
         seconds=clock.seconds,
     )
     logger.info(
@@ -229,7 +233,7 @@ def prune_with_report(
         importance,
         report.num_images,
         sum(clock.seconds.values()),
-        distance,
+        report.divergence,
     )
     return report
 
@@ -256,26 +260,24 @@ def prune(*args: Any, **kwargs: Any) -> nn.Module:
 
 
 def _masks(
-    network: nn.Module,
-    tracing: Tracing,
+    dense: _Dense,
     budget: Budget,
     calibration: Calibration | None,
     ordering: Ordering,
     gammas: Sequence[float],
-    batches: Sequence[tuple[Tensor, Any]],
 ) -> list[tuple[float | None, BoolArray]]:
     """Return the different masks to try, each with its first gamma; None where widths are equal."""
     if ordering != "obs":
-        labelled = batches if ordering == "taylor" else None
+        labelled = dense.batches if ordering == "taylor" else None
         if labelled and not all(isinstance(labels, Tensor) for _, labels in labelled):
             raise ValueError(
                 "importance = 'taylor' needs labels: give batches of (images, labels), or take "
                 "'obs', which needs none"
             )
-        values = importance_of(network, tracing, ordering, labelled)
+        values = importance_of(dense.network, dense.tracing, ordering, labelled)
         return [(None, budget.fill(uniform_priority(budget.space, values)))]
     assert calibration is not None
-    order = obs_order(network, tracing, calibration)
+    order = obs_order(dense.network, dense.tracing, calibration)
     curves, values = order.error_curves, order.importance
     masks: dict[bytes, tuple[float | None, BoolArray]] = {}
     for gamma in gammas:
@@ -284,43 +286,57 @@ def _masks(
     return list(masks.values())
 
 
-def _batches(
-    images: CalibrationImages,
-    network: nn.Module,
-    example_inputs: ExampleInputs,
-    transform: Transform | None,
-    num_images: int,
-) -> list[tuple[Tensor, Any]]:
-    """All images in batches of about equal size on the network's device, each with its labels.
+def _best_network(
+    dense: _Dense,
+    masks: Sequence[tuple[float | None, BoolArray]],
+    calibration: Calibration | None,
+    targets: Answers,
+    clock: _Clock,
+) -> _Candidate:
+    """Extract and mend the network of every mask; return the one that diverges least.
 
-    Raises:
-        ValueError: there are none, they are something else than images, or do not fit the network.
+    Args:
+        dense: The dense network and the images.
+        masks: Masks with their gammas.
+        calibration: What layers are refitted by; None: neither refit nor reconstruct them.
+        targets: The dense network's answers.
+        clock: Takes the times.
     """
-    examples = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    if len(examples) != 1:
-        raise ValueError(
-            f"expected a network whose forward takes one tensor, got {len(examples)} example "
-            "inputs; wrap it in a module that takes one"
-        )
-    if _is_own_data(images):
-        images = own_batches(images, transform, num_images)
-    if isinstance(images, Tensor):
-        parts = -(-len(images) // _RECALIBRATION_BATCH) if len(images) else 0
-        given: Iterable[Any] = images.tensor_split(parts) if parts else ()
-    else:
-        given = images
-    device, precision = next(network.parameters()).device, precision_of(network)
-    return [
-        (cast(inputs, precision), labels.to(device) if isinstance(labels, Tensor) else labels)
-        for (inputs,), labels in checked_batches(given, examples, device)
-    ]
+    refit = Refit(dense.network, dense.tracing, calibration) if calibration else None
+    with clock.stage("reconstruct"):
+        layers = layer_targets(dense.network, dense.tracing, [dense.images]) if refit else None
+    found: list[_Candidate] = []
+    for gamma, keep in masks:
+        with clock.stage("extract and refit"):
+            smaller = extract(dense.network, dense.tracing, keep).eval()
+            if refit is not None:
+                refit(smaller, keep)
+        with clock.stage("recalibrate"):
+            recalibrate_batchnorm(smaller, dense.batches)
+        if layers is not None:
+            with clock.stage("reconstruct"):
+                reconstruct(smaller, dense.tracing, keep, layers)
+        with clock.stage("compare"):
+            distance = divergence(smaller, dense.small, targets)
+        found.append(_Candidate(network=smaller, keep=keep, gamma=gamma, divergence=distance))
+    return min(found, key=lambda candidate: candidate.divergence)
 
 
-def _is_own_data(images: Any) -> bool:
-    """Return whether images are data to draw from, and not a tensor or batches."""
-    is_pair = isinstance(images, tuple) and len(images) == 2 and isinstance(images[0], np.ndarray)
-    is_set = hasattr(images, "__getitem__") and not isinstance(images, Tensor | list | tuple)
-    return is_pair or is_set or isinstance(images, str | Path | np.ndarray | IterableDataset)
+def _distilled(
+    pruned: _Candidate,
+    dense: _Dense,
+    targets: Answers,
+    steps: int,
+    augment: Callable[[Tensor], Tensor] | None,
+    clock: _Clock,
+) -> _Candidate:
+    """Train the pruned network, in place, to answer as the dense one does on the images."""
+    with clock.stage("distill"):
+        places = (pruned.network, dense.network, dense.tracing, pruned.keep)
+        few = Inputs((dense.images,))
+        distill_pruned(*places, few, steps=steps, seed=0, augment=augment)
+    with clock.stage("compare"):
+        return replace(pruned, divergence=divergence(pruned.network, dense.small, targets))
 
 
 def _checked_gammas(gamma: float | Sequence[float]) -> list[float]:
