@@ -6,7 +6,6 @@ features say most; see ``feature_match``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, count
@@ -27,7 +26,7 @@ from fppmo_ray.training.images import Images, Seed
 from fppmo_ray.training.inputs import Inputs, inputs_of
 from fppmo_ray.training.outputs import flat_tensors
 from fppmo_ray.training.recipe import Recipe, feature_weight_of, learning_rate_at, peak_rate
-from fppmo_ray.training.sgd import CHECK_EVERY, make_optimizer, set_learning_rate
+from fppmo_ray.training.sgd import CHECK_EVERY, check_finite, make_optimizer, set_learning_rate
 
 FEW_IMAGES = Recipe(
     batch_size=100, learning_rate=0.01, distillation_weight=1.0, feature_weight=10.0
@@ -95,15 +94,7 @@ def distill(
             optimizer.step()
             losses = losses + loss.detach()
             if step % CHECK_EVERY == CHECK_EVERY - 1 or step == steps - 1:
-                _check_finite(float(losses), step)
-
-
-def _check_finite(losses: float, step: int) -> None:
-    if not math.isfinite(losses):
-        raise RuntimeError(
-            f"the distillation diverged: the loss became {losses} by step {step}; lower the "
-            "learning rate or set clip_norm"
-        )
+                check_finite(losses, "the distillation", f"step {step}")
 
 
 def endless_batches(

@@ -195,10 +195,12 @@ def train_on_batches(
             num_images, num_steps = num_images + len(labels), num_steps + 1
             last = first_step + num_steps - 1
             if last % CHECK_EVERY == CHECK_EVERY - 1:
-                _check_finite(totals, rate, f"{place}step {last}")
+                check_finite(
+                    totals, "fine-tuning", f"{place}step {last}, at learning rate {rate:.3g}"
+                )
     if not num_images:
         return math.nan, math.nan
-    _check_finite(totals, rate, f"{place}step {last}")
+    check_finite(totals, "fine-tuning", f"{place}step {last}, at learning rate {rate:.3g}")
     loss_sum, right_sum = totals.tolist()
     return loss_sum / num_images, right_sum / num_images
 
@@ -253,12 +255,22 @@ class _InParts:
             return None
 
 
-def _check_finite(totals: Tensor, rate: float, place: str) -> None:
-    loss_sum = float(totals[0])
-    if not math.isfinite(loss_sum):
+def check_finite(losses: Tensor, training: str, place: str) -> None:
+    """Raise if a sum of losses is not finite; a GPU is waited for.
+
+    Args:
+        losses: The sum, its only or first entry.
+        training: What is trained, for the message: ``the distillation``.
+        place: The last step, for the message: ``epoch 3, step 12``.
+
+    Raises:
+        RuntimeError: training diverged.
+    """
+    loss = float(losses.flatten()[0])
+    if not math.isfinite(loss):
         raise RuntimeError(
-            f"fine-tuning diverged: the loss became {loss_sum} by {place}, at learning rate "
-            f"{rate:.3g}; lower the learning rate or set clip_norm"
+            f"{training} diverged: the loss became {loss} by {place}; lower the learning rate or "
+            "set clip_norm"
         )
 
 
