@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -149,14 +149,19 @@ def shortened(inputs: Inputs, pixels: int) -> Inputs:
     )
 
 
-def cast_network(network: nn.Module, precision: torch.dtype) -> None:
+def cast_network(network: nn.Module, precision: torch.dtype, spared: Collection[int] = ()) -> None:
     """Cast all tensors of a network, in place; complex ones stay complex, unlike by ``to``.
 
     Args:
         network: The network.
         precision: A floating-point type.
+        spared: The ``id`` of every tensor that keeps its precision.
     """
-    network._apply(lambda tensor: cast(tensor, precision))  # type: ignore[no-untyped-call]
+
+    def applied(tensor: Tensor) -> Tensor:
+        return tensor if id(tensor) in spared else cast(tensor, precision)
+
+    network._apply(applied)  # type: ignore[no-untyped-call]
 
 
 class Choices(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import torch
@@ -21,6 +23,25 @@ def copy_network(model: nn.Module) -> nn.Module:
     """Return a deep copy of a network, which may keep activations of its last pass."""
     with DetachedCopies():
         return copy.deepcopy(model)
+
+
+class WorkingCopy:
+    """A copy on the CPU of a network, made when it is first used.
+
+    Args:
+        model: The network; not changed.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        tensors = chain(model.parameters(), model.buffers())
+        is_on_cpu = all(tensor.device.type == "cpu" for tensor in tensors)
+        self.original = model if is_on_cpu else copy_network(model).cpu()
+        """The network on the CPU, to be read only."""
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """The copy, which may be run and changed."""
+        return copy_network(self.original)
 
 
 class DetachedCopies(TorchFunctionMode):

@@ -21,6 +21,7 @@ from fppmo_ray.pruning.conditions import (
     must_run,
     precision_of,
 )
+from fppmo_ray.pruning.copying import WorkingCopy
 from fppmo_ray.pruning.costs import CoupledCost, CoupledTensor, run_and_count, unfused
 from fppmo_ray.pruning.dependency import (
     FIXED,
@@ -111,18 +112,19 @@ _NAMED = 4
 _BOTH_WAYS = "a tied weight has its filters as outputs in one place and reads them in another"
 
 
-def couple(model: nn.Module, examples: Inputs) -> Coupling:
+def couple(copy: WorkingCopy, examples: Inputs) -> Coupling:
     """Trace the dependencies of a network's channels in training and in eval mode.
 
     A large network is followed without numbers if it runs so.
 
     Args:
-        model: The network on the CPU. It is left in eval mode, its batch-norm statistics change.
+        copy: Of the network. It is left in eval mode, its batch-norm statistics change.
         examples: Arguments of its forward, with a batch axis.
 
     Raises:
         ValueError: the network does not run on such inputs.
     """
+    model = copy.original
     if worthwhile(model, examples):
         shapes = ShapeOnly(model)
         with suppress(RuleError):
@@ -132,7 +134,7 @@ def couple(model: nn.Module, examples: Inputs) -> Coupling:
             if found is not None and ran and (batch := found.conditions.batch) is not None:
                 conditions = conditions_on(examples, precision_of(model), batch, None)
                 return replace(found, conditions=conditions)
-    return _couple(model, examples)
+    return _couple(copy.network, examples)
 
 
 def _couple(model: nn.Module, examples: Inputs) -> Coupling:
@@ -293,22 +295,12 @@ def candidate_groups(
     Returns:
         The candidates, and the groups that must stay: first layer to reason.
     """
-    # The signature of a unit: how many positions it has on every axis.
-    places: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
-    for index, part in enumerate(coupling.axes):
-        units, counts = np.unique(part.units, return_counts=True)
-        for unit, count in zip(units.tolist(), counts.tolist(), strict=True):
-            places[unit].append((index, count))
-    # Output channels with the same signature are interchangeable, so they form a group.
-    groups: defaultdict[tuple[tuple[int, int], ...], dict[int, None]] = defaultdict(dict)
-    for part in coupling.axes:
-        if part.side == "output":
-            for unit in part.units.tolist():
-                groups[tuple(places[unit])][unit] = None
+    groups = _alike_outputs(coupling)
+    places = _places(coupling, [members[0] for members in groups])
     candidates: list[CandidateGroup] = []
     unsound: dict[str, str] = {}
-    for signature, members in groups.items():
-        parts = [coupling.axes[index] for index, _ in signature]
+    for members in groups:
+        parts = [coupling.axes[index] for index in places[members[0]]]
         makers = [part.layer for part in parts if part.side == "output"]
         is_read = any(part.side == "input" for part in parts)
         of_filters = any(part.side == "output" and part.is_convolution for part in parts)
@@ -322,6 +314,33 @@ def candidate_groups(
                 doubt = coupling.doubted.get(alike[0])
                 candidates.append(CandidateGroup(makers[0], num_earlier, alike, doubt))
     return candidates, unsound
+
+
+def _alike_outputs(coupling: Coupling) -> list[list[int]]:
+    """Output channels that have equally many positions on the same axes: they form a group."""
+    kinds = np.zeros(coupling.num_units, dtype=np.int64)  # equal for units alike on all axes so far
+    num_kinds = 1
+    for part in coupling.axes:
+        units, counts = np.unique(part.units, return_counts=True)
+        _, kind = np.unique(kinds[units] * (counts.max() + 1) + counts, return_inverse=True)
+        kinds[units] = num_kinds + kind
+        num_kinds += int(kind.max()) + 1
+    outputs = [part.units for part in coupling.axes if part.side == "output"]
+    groups: defaultdict[int, list[int]] = defaultdict(list)
+    for unit in dict.fromkeys(np.concatenate([np.zeros(0, dtype=np.int64), *outputs]).tolist()):
+        groups[int(kinds[unit])].append(unit)
+    return list(groups.values())
+
+
+def _places(coupling: Coupling, units: Sequence[int]) -> defaultdict[int, list[int]]:
+    """For each of some units, the axes on which it has positions."""
+    is_wanted = np.zeros(coupling.num_units, dtype=np.bool_)
+    is_wanted[list(units)] = True
+    places: defaultdict[int, list[int]] = defaultdict(list)
+    for index, part in enumerate(coupling.axes):
+        for unit in np.unique(part.units[is_wanted[part.units]]).tolist():
+            places[unit].append(index)
+    return places
 
 
 def _by_reason(members: Iterable[int], kept: Mapping[int, str]) -> dict[str | None, list[int]]:

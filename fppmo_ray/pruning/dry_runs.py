@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from fppmo_ray.distribution.space import BoolArray
+from fppmo_ray.pruning.cast_on_use import CastOnUse
 from fppmo_ray.pruning.conditions import Conditions, Inputs, must_run
+from fppmo_ray.pruning.copying import WorkingCopy
 from fppmo_ray.pruning.extract import Tracing, select
 from fppmo_ray.pruning.network_io import FORWARD_ERRORS
 from fppmo_ray.pruning.noise import even_noise
@@ -20,38 +23,46 @@ class DryRuns:
     """Runs networks in the given size and precision; large ones without numbers, if they run so.
 
     Args:
-        network: The dense network on the CPU, in its own precision and in eval mode.
+        copy: Of the dense network, in its own precision.
         conditions: How it can be run.
 
     Raises:
         ValueError: it does not run.
     """
 
-    def __init__(self, network: nn.Module, conditions: Conditions) -> None:
-        self._network = network
+    def __init__(self, copy: WorkingCopy, conditions: Conditions) -> None:
+        self._copy = copy
         self._conditions = conditions
-        self._is_large = is_large(network, conditions.image)
-        spares = worthwhile(network, conditions.image)
-        self._shapes = ShapeOnly(network) if spares else None
+        self._is_large = is_large(copy.original, conditions.image)
+        spares = worthwhile(copy.original, conditions.image)
+        self._shapes = ShapeOnly(copy.original) if spares else None
         with must_run(conditions.inputs):
-            self.dense, self._dense_macs = self.performed(network, conditions.inputs)
+            self.dense, self._dense_macs = self.performed(None, conditions.inputs)
 
-    def performed(self, network: nn.Module, inputs: Inputs) -> tuple[Operations, int]:
+    def performed(
+        self, twin: nn.Module | None, inputs: Inputs, cast: CastOnUse | None = None
+    ) -> tuple[Operations, int]:
         """Return the operations and MACs of the dense network, or of it in another precision.
 
         Args:
-            network: The network.
+            twin: The network in another precision; None: in its own.
             inputs: A batch; of networks that are not large, the first of it is run.
+            cast: Casts weights of the twin that do not have float64; None: there are none.
         """
+
+        def run(network: nn.Module, given: Inputs) -> tuple[Operations, int]:
+            with nullcontext() if cast is None else cast.within(network):
+                return perform(network, given)
+
         given = inputs if self._is_large else self.first(inputs)
         if self._shapes is not None:
-            shapes = self._shapes if network is self._network else ShapeOnly(network)
-            found = shapes.attempt(lambda *fake: perform(shapes.network, fake), given)
+            shapes = self._shapes if twin is None else ShapeOnly(twin)
+            found = shapes.attempt(lambda *fake: run(shapes.network.eval(), fake), given)
             if found is not None:
                 return found
             if inputs is self._conditions.inputs:
                 self._shapes = None  # it needs numbers
-        return perform(network, given)
+        return run(self._copy.network.eval() if twin is None else twin.eval(), given)
 
     def first(self, inputs: Inputs) -> Inputs:
         """Return the first of a batch of inputs, or all for a network that does not run on one."""
@@ -95,7 +106,7 @@ class DryRuns:
             found = self._shapes.attempt(partial(performed, shapes), inputs)
             if found is not None and found[1] == macs:
                 return None, found[0]
-        smaller = sharing_extract(self._network, tracing, keep)
+        smaller = sharing_extract(self._copy.network.eval(), tracing, keep)
         try:
             operations, counted = performed(smaller, *inputs)
         except FORWARD_ERRORS as error:

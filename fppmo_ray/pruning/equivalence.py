@@ -9,12 +9,14 @@ index from rounding.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fppmo_ray.distribution.space import BoolArray, IntArray
+from fppmo_ray.pruning.cast_on_use import READ_BY, CastOnUse, Zeroed, castable_weights
 from fppmo_ray.pruning.conditions import (
     Choices,
     Conditions,
@@ -25,7 +27,7 @@ from fppmo_ray.pruning.conditions import (
     must_run,
     shortened,
 )
-from fppmo_ray.pruning.copying import copy_network, with_plain_weights
+from fppmo_ray.pruning.copying import WorkingCopy, with_plain_weights
 from fppmo_ray.pruning.dry_runs import DryRuns, raises, sharing_extract
 from fppmo_ray.pruning.extract import Tracing
 from fppmo_ray.pruning.network_io import (
@@ -84,14 +86,14 @@ def check_equivalence(
     Raises:
         ValueError: extraction is not exact; the message says how the networks differ.
     """
-    network = copy_network(with_plain_weights(opened(model))).cpu()
+    copy = WorkingCopy(with_plain_weights(opened(model)))
     with eager():
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             conditions = find_conditions(
-                network, checked(example_inputs), lambda inputs: network(*inputs)
+                copy.network, checked(example_inputs), lambda inputs: copy.network(*inputs)
             )
         masks = None if keep is None else [keep]
-        reason = Proof(network, conditions).disagreement(tracing, masks)
+        reason = Proof(copy, conditions).disagreement(tracing, masks)
     if reason is None:
         return
     if keep is None:
@@ -111,51 +113,64 @@ class Proof:
     and what it costs, in the given size.
 
     Args:
-        network: The network on the CPU, in its own precision.
+        copy: Of the network, in its own precision.
         conditions: How it can be run.
 
     Raises:
         ValueError: the network does not run in eval mode.
     """
 
-    def __init__(self, network: nn.Module, conditions: Conditions) -> None:
-        self._dry = DryRuns(network.eval(), conditions)
+    def __init__(self, copy: WorkingCopy, conditions: Conditions) -> None:
+        self._dry = DryRuns(copy, conditions)
+        self._network = copy.original
         self._attempt = 0
         self._telling: list[bool] = []
         self._sees_choices = False
         self._proven: list[tuple[BoolArray, nn.Module]] = []
         self._proven_axes: object = None
-        self._is_large = is_large(network, conditions.image)
+        self._is_large = is_large(self._network, conditions.image)
         self.remark: str | None = None
         """What a user must know of the precision of the last comparison; None: it was float64."""
-        self._choose_twin(network, conditions.inputs)
-        randomise(self._twin)
+        self._choose_twin(conditions.inputs)
+        randomise(self._twin.eval())
 
-    def _choose_twin(self, network: nn.Module, inputs: Inputs) -> None:
+    def _choose_twin(self, inputs: Inputs) -> None:
         """Take float64 and short images if the network runs so, and find its lowest precision."""
+        found = castable_weights(self._network)
+        shared = [found[name] for name in found.keys() - self._dry.dense.read_otherwise(READ_BY)]
+        kinds: list[tuple[torch.dtype | None, list[nn.Parameter]]]
+        kinds = [(torch.float64, shared)] if shared else []
+        last: Exception | None = None
+        for precision, borrowed in (*kinds, (torch.float64, []), (None, [])):
+            self._twin = cast_copy(self._network, precision, borrowed)
+            self._cast = CastOnUse() if borrowed else None
+            last = self._choose_size(inputs, precision)
+            if last is None and (not borrowed or self._lowest == torch.float64):
+                return
+        with must_run(inputs):
+            raise last or RuntimeError("the network could not be followed")
+
+    def _choose_size(self, inputs: Inputs, precision: torch.dtype | None) -> Exception | None:
+        """Take the shortest images on which the twin runs; what it raises if there are none."""
         sizes = [shortened(inputs, pixels) for pixels in _SHORT]
         size = sum(map(Tensor.numel, inputs))
         sizes = [s for s in sizes if 2 * sum(map(Tensor.numel, s)) <= size]  # else not worth it
-        last: Exception = RuntimeError()
-        for precision in (torch.float64, None):
-            self._twin = cast_copy(network, precision)
-            for given in (*sizes, inputs):
-                self._inputs = tuple(cast(t, precision) if precision else t for t in given)
-                try:
-                    performed, _ = self._dry.performed(self._twin, self._inputs)
-                    names = [performed.names]
-                    if given is not inputs and self._dry.dense.names not in names:  # it casts
-                        names.append(self._dry.performed(network, given)[0].names)
-                except FORWARD_ERRORS as error:
-                    last = error
-                    continue
-                if given is inputs or self._dry.dense.names in names:
-                    self._is_cropped = given is not inputs
-                    known = [kind for kind in _TOLERANCES if kind in performed.precisions]
-                    self._lowest = max(known, key=_TOLERANCES.__getitem__, default=torch.float64)
-                    return
-        with must_run(inputs):
-            raise last
+        last: Exception | None = None
+        for given in (*sizes, inputs):
+            self._inputs = tuple(cast(t, precision) if precision else t for t in given)
+            try:
+                performed, _ = self._dry.performed(self._twin, self._inputs, self._cast)
+                names = [performed.names]
+                if given is not inputs and self._dry.dense.names not in names:  # it casts
+                    names.append(self._dry.performed(None, given)[0].names)
+            except FORWARD_ERRORS as error:
+                last = error
+                continue
+            if given is inputs or self._dry.dense.names in names:
+                known = [kind for kind in _TOLERANCES if kind in performed.precisions]
+                self._lowest = max(known, key=_TOLERANCES.__getitem__, default=torch.float64)
+                return None
+        return last
 
     @property
     def asks_in(self) -> str | None:
@@ -219,6 +234,7 @@ class Proof:
             if attempt > 0:
                 self._attempt += 1
                 self._proven = []
+                self._own_weights()
                 randomise(self._twin, self._attempt)
             reason, shown = self._difference(tracing, masks)
             if reason is not None or len(masks) == 1:
@@ -234,6 +250,12 @@ class Proof:
                 return None
         return _NOTHING
 
+    def _own_weights(self) -> None:
+        """Give the twin weights of its own, which may be drawn."""
+        if self._cast is not None:
+            self._twin, self._cast = cast_copy(self._network, torch.float64).eval(), None
+            randomise(self._twin)
+
     def _difference(
         self, tracing: Tracing, masks: Sequence[BoolArray]
     ) -> tuple[str | None, list[bool]]:
@@ -244,8 +266,8 @@ class Proof:
             smaller = sharing_extract(self._twin, tracing, keep)
             # Smaller networks have been proven on single images only.
             within, larger = (None, self._twin) if inputs is self._inputs else self._larger(keep)
-            with zeroed_consumers(larger, tracing, keep, within):
-                dense, chosen = self._answers(larger, inputs)
+            with zeroed_consumers(larger, tracing, keep, within, casts=bool(self._cast)) as zeroed:
+                dense, chosen = self._answers(larger, inputs, zeroed)
             try:
                 outputs, operands = self._answers(smaller, inputs)
             except FORWARD_ERRORS as error:
@@ -323,12 +345,15 @@ class Proof:
         return None
 
     @torch.no_grad()
-    def _answers(self, network: nn.Module, inputs: Inputs) -> tuple[list[Tensor], list[Tensor]]:
+    def _answers(
+        self, network: nn.Module, inputs: Inputs, zeroed: Zeroed | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """All outputs, and what integers and booleans were made of if outputs do not suffice."""
-        if not self._sees_choices:
-            return _answers(network, inputs), []
-        with Choices() as choices:
-            return _answers(network, inputs), choices.operands
+        with nullcontext() if self._cast is None else self._cast.within(network, zeroed):
+            if not self._sees_choices:
+                return _answers(network, inputs), []
+            with Choices() as choices:
+                return _answers(network, inputs), choices.operands
 
 
 @torch.no_grad()

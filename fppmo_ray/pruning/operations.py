@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -83,6 +83,16 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def names(self) -> list[str]:
         """Names of all operations, in order."""
         return [call.name for call in self.calls]
+
+    def read_otherwise(self, usual: Collection[str]) -> set[str]:
+        """Return the names of weights that some operation reads which is not among usual ones.
+
+        Args:
+            usual: Names of operations, with namespace and overload.
+        """
+        others = (call for call in self.calls if call.name not in usual)
+        origins = (source.origin for call in others for source in call.sources)
+        return {origin[1] for origin in origins if origin[0] == "weight"}
 
     def __torch_dispatch__(
         self,

@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from fppmo_ray.distribution.space import ChannelGroup, IntArray, PruningSpace
 from fppmo_ray.pruning.conditions import Inputs, eager, precision_of
-from fppmo_ray.pruning.copying import copy_network, with_plain_weights
+from fppmo_ray.pruning.copying import WorkingCopy, with_plain_weights
 from fppmo_ray.pruning.costs import activations, layer_costs, tensor_sizes
 from fppmo_ray.pruning.coupling import (
     CandidateGroup,
@@ -81,12 +81,12 @@ def _trace(model: nn.Module, examples: Inputs, ignore: Sequence[str]) -> Tracing
         model = plain
     check_finite(model)
     ignored = ignored_modules(model, ignore)
-    network = copy_network(model).cpu()
+    copy = WorkingCopy(model)
     with torch.random.fork_rng(devices=[]):
-        coupling = couple(network, examples)
+        coupling = couple(copy, examples)
     _check_convolutional(model, coupling)
-    proof = Proof(network, coupling.conditions)
-    survey = _Survey(network, proof, coupling, coupling.numbers)
+    proof = Proof(copy, coupling.conditions)
+    survey = _Survey(copy.original, proof, coupling, coupling.numbers)
     candidates, unsound = candidate_groups(coupling, ignored)
     sound = survey.sound(candidates, unsound)
     sound = survey.within_decisions(sound, unsound)
@@ -135,7 +135,7 @@ class _Survey:
     """A network with its coupling, for trying which candidate groups can be pruned."""
 
     network: nn.Module
-    """Copy of the network on the CPU."""
+    """The network on the CPU; not changed."""
     proof: Proof
     """Compares it with smaller networks."""
     coupling: Coupling

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from fppmo_ray.distribution.space import BoolArray, IntArray, PruningSpace
+from fppmo_ray.pruning.cast_on_use import Zeroed
 from fppmo_ray.pruning.conditions import cast, cast_network
 from fppmo_ray.pruning.copying import copy_network, with_plain_weights
 from fppmo_ray.pruning.extract import Tracing, named_tensors, replaced, selected
@@ -30,26 +31,35 @@ def randomised_copy(model: nn.Module) -> nn.Module:
     return twin
 
 
-def cast_copy(model: nn.Module, precision: torch.dtype | None) -> nn.Module:
+def cast_copy(
+    model: nn.Module, precision: torch.dtype | None, shared: Sequence[nn.Parameter] = ()
+) -> nn.Module:
     """Return a copy of a network in a precision.
 
     Args:
         model: The network; not changed.
         precision: A floating-point type; None: that of the network.
+        shared: Weights of which the copy has the same numbers in the same memory. They stay in
+            their own precision; those that hold zeros are copied.
     """
     if precision is None:
         return copy_network(model)
+    spared = {id(weight) for weight in shared}
     memo: dict[int, Tensor] = {}
+    as_given: set[int] = set()
     for tensor in named_tensors(model).values():
         own = tensor.detach()
-        values = cast(own, precision)
-        values = values.clone() if values is own else values
-        is_parameter = isinstance(tensor, nn.Parameter)
-        memo[id(tensor)] = (
-            nn.Parameter(values, requires_grad=tensor.requires_grad) if is_parameter else values
-        )
+        if id(tensor) in spared:
+            values = own if own.count_nonzero() == own.numel() else own.clone()
+        else:
+            values = cast(own, precision)
+            values = values.clone() if values is own else values
+        if isinstance(tensor, nn.Parameter):
+            values = nn.Parameter(values, requires_grad=tensor.requires_grad)
+        memo[id(tensor)] = values
+        as_given |= {id(values)} if id(tensor) in spared else set()
     twin = replaced(model, memo)
-    cast_network(twin, precision)  # what modules cast beside their parameters and buffers
+    cast_network(twin, precision, as_given)  # what modules cast beside parameters and buffers
     return twin
 
 
@@ -59,6 +69,7 @@ def randomise(twin: nn.Module, seed: int = 0) -> None:
 
     Weights that are 0, as those of a new head may be, would hide errors too, and so would the tiny
     scales with which some residual branches start. Large biases of the same sign hide all others.
+    Seed 0 leaves matrices without zeros as they are.
 
     Args:
         twin: The network.
@@ -69,11 +80,10 @@ def randomise(twin: nn.Module, seed: int = 0) -> None:
         if not is_real(parameter):
             continue
         is_vector = parameter.numel() == max(parameter.shape, default=1)
-        if int(parameter.count_nonzero()) < parameter.numel():
-            is_zero = parameter == 0
+        if num_zeros := parameter.numel() - int(parameter.count_nonzero()):
             scale = float(parameter.abs().max()) or 0.5
-            drawn = torch.empty_like(parameter).normal_(0.0, scale, generator=generator)
-            parameter.copy_(torch.where(is_zero, drawn, parameter))
+            drawn = parameter.new_empty(num_zeros).normal_(0.0, scale, generator=generator)
+            parameter[parameter == 0] = drawn
         if is_vector and (seed > 2 or float(parameter.abs().max()) < _SMALL_SCALE):
             parameter.uniform_(0.5, 1.5, generator=generator)
         if seed > 0 and parameter.dim() > 0:
@@ -92,8 +102,13 @@ def randomise(twin: nn.Module, seed: int = 0) -> None:
 
 @contextmanager
 def zeroed_consumers(
-    twin: nn.Module, tracing: Tracing, keep: BoolArray, within: BoolArray | None = None
-) -> Iterator[None]:
+    twin: nn.Module,
+    tracing: Tracing,
+    keep: BoolArray,
+    within: BoolArray | None = None,
+    *,
+    casts: bool = False,
+) -> Iterator[Zeroed]:
     """Set the weights that read removed channels to zero within a block.
 
     Args:
@@ -101,20 +116,28 @@ def zeroed_consumers(
         tracing: Tracing of the dense network.
         keep: The mask, bool ``(num_filters,)``, True = kept.
         within: The mask of ``twin``, which keeps more filters; None: it is dense.
+        casts: Whether weights that do not have float64 are cast on use; these do not change.
+
+    Yields:
+        Where the weights that are cast on use must be zero.
     """
     tensors = named_tensors(twin)
     before: list[tuple[Tensor, int, Tensor, Tensor]] = []
+    cast_later: dict[int, list[tuple[int, Tensor]]] = {}
     with torch.no_grad():
         for part in tracing.slices:
             if part.side == "input":
                 weight = tensors[part.tensor]
                 present = slice(None) if within is None else part.kept(within)
                 removed = torch.from_numpy(np.flatnonzero(~part.kept(keep)[present]))
+                if casts and weight.is_floating_point() and weight.dtype != torch.float64:
+                    cast_later.setdefault(id(weight), []).append((part.axis, removed))
+                    continue
                 values = selected(weight, part.axis, removed)
                 before.append((weight, part.axis, removed, values))
                 weight.index_fill_(part.axis, removed, 0)
         try:
-            yield
+            yield cast_later
         finally:
             for weight, axis, removed, values in reversed(before):
                 weight.index_copy_(axis, removed, values)

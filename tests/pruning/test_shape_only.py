@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fppmo_ray.pruning import Tracing, check_equivalence, shape_only, trace
+from fppmo_ray.pruning.copying import WorkingCopy
 from fppmo_ray.pruning.coupling import couple
 from fppmo_ray.pruning.shape_only import ShapeOnly, is_large, worthwhile
 
@@ -84,8 +85,10 @@ def test_large_networks_are_traced_as_small_ones_are(make, monkeypatch) -> None:
 def test_dependencies_and_memory_are_the_same_without_numbers() -> None:
     network = Attentive()
     shapes = ShapeOnly(network)
-    with_numbers = couple(network, (IMAGE,))
-    without = shapes.attempt(lambda *given: couple(shapes.network, given), (IMAGE,))
+    with_numbers = couple(WorkingCopy(network), (IMAGE,))
+    copy = WorkingCopy(shapes.network)
+    vars(copy)["network"] = shapes.network
+    without = shapes.attempt(lambda *given: couple(copy, given), (IMAGE,))
     assert without is not None
     assert without.moments == with_numbers.moments
     assert without.constant_macs == with_numbers.constant_macs
