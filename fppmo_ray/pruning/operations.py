@@ -85,7 +85,7 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return [call.name for call in self.calls]
 
     def read_otherwise(self, usual: Collection[str]) -> set[str]:
-        """Return the names of weights that some operation reads which is not among usual ones.
+        """Return the names of weights that other operations than usual ones read or change.
 
         Args:
             usual: Names of operations, with namespace and overload.

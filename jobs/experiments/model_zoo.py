@@ -17,7 +17,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from archive import flattened, read_rows, unflattened, write_rows
+from packages import rival_verdict
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -55,6 +56,7 @@ def main(
     macs_cut: float = 0.5,
     patience: float = 3600.0,
     threads: int = 1,
+    rival: bool = False,
 ) -> None:
     """Try the networks that are missing, keep what came of each, print the table.
 
@@ -65,11 +67,12 @@ def main(
         macs_cut: Share of the MACs to remove, in (0, 1).
         patience: Seconds that a network may take.
         threads: Of torch.
+        rival: Whether Torch-Pruning is tried, too.
     """
     known = _read(output)
     for model in _listed(models):
         if model not in known:
-            known[model] = _apart(model, macs_cut, threads, patience)
+            known[model] = _apart(model, macs_cut, threads, patience, rival)
             rows = [flattened(asdict(known[name])) for name in sorted(known)]
             write_rows(output, rows)
             logger.info("%s  %s", model, known[model].verdict)
@@ -94,11 +97,11 @@ def _read(path: Path) -> dict[str, Attempt]:
     return {row["model"]: Attempt(**row) for row in rows}
 
 
-def _apart(model: str, macs_cut: float, threads: int, patience: float) -> Attempt:
+def _apart(model: str, macs_cut: float, threads: int, patience: float, rival: bool) -> Attempt:
     """An attempt in a process of its own, which may run out of memory or time."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_report, args=(sender, model, macs_cut, threads))
+    process = context.Process(target=_report, args=(sender, model, macs_cut, threads, rival))
     process.start()
     sender.close()
     try:
@@ -115,10 +118,14 @@ def _apart(model: str, macs_cut: float, threads: int, patience: float) -> Attemp
         process.join()
 
 
-def _report(sender: Connection, model: str, macs_cut: float, threads: int) -> None:
+def _report(sender: Connection, model: str, macs_cut: float, threads: int, rival: bool) -> None:
     torch.set_num_threads(threads)
     try:
         result = attempt(model, macs_cut)
+        if rival:
+            subject, images = _subject_and_images(model)
+            verdict, seconds = rival_verdict(subject.network.eval(), images[:1])
+            result = replace(result, rival=verdict, rival_seconds=seconds)
     except (ValueError, RuntimeError) as error:  # a verdict too
         result = Attempt(model=model, verdict=f"{type(error).__name__}: {error}")
     sender.send(result)
@@ -169,6 +176,11 @@ class Attempt:
     """Share of the MACs that go when every group keeps a tenth of its filters."""
     macs_cut: float = 0.0
     trace_seconds: float = 0.0
+    """CPU time of tracing, with its proof."""
+    rival: str = ""
+    """What Torch-Pruning did when asked for 30 % of all filters; empty: it was not tried."""
+    rival_seconds: float = 0.0
+    """CPU time of its graph and one step."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -194,9 +206,8 @@ def attempt(model: str, macs_cut: float) -> Attempt:
         ValueError: it cannot be pruned by as much, or not at all, or there is no such network.
         RuntimeError: what was pruned does not do what it must.
     """
-    subject = _subject(model)
-    dense, size = subject.network, subject.image_size
-    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    subject, images = _subject_and_images(model)
+    dense = subject.network
     begin = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # groups left whole are counted instead
@@ -220,6 +231,12 @@ def attempt(model: str, macs_cut: float) -> Attempt:
         macs_cut=1 - space.macs(keep) / space.dense_macs,
         trace_seconds=seconds,
     )
+
+
+def _subject_and_images(model: str) -> tuple[_Subject, Tensor]:
+    subject = _subject(model)
+    shape = (2, 3, subject.image_size, subject.image_size)
+    return subject, torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
 def _subject(model: str) -> _Subject:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fppmo_ray.pruning import check_equivalence, trace
+from fppmo_ray.pruning import check_equivalence, shape_only, trace
 from fppmo_ray.pruning.cast_on_use import CastOnUse, castable_weights
 
 IMAGE = torch.zeros(1, 3, 8, 8)
@@ -51,9 +51,11 @@ class ReadsElsewhere(Net):
         return super().forward(images) * scale
 
 
-class Fails(Net):
+class Clamps(Net):
+    """Bounds its own weights in every pass."""
+
     def forward(self, images: Tensor) -> Tensor:
-        self.hidden(images.new_zeros(1, 5))
+        self.hidden.weight.data.clamp_(-0.1, 0.1)
         return super().forward(images)
 
 
@@ -94,9 +96,16 @@ def test_weights_are_put_back_when_a_layer_fails() -> None:
     assert network.hidden.weight is weight
 
 
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("kind", [Net, Clamps])
 @pytest.mark.parametrize("zeros", [False, True])
-def test_tracing_changes_no_weight(zeros: bool) -> None:
-    network = Net()
+def test_tracing_changes_no_weight(
+    kind: type[Net], zeros: bool, large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if large:
+        monkeypatch.setattr(shape_only, "_LARGE", 0)
+        monkeypatch.setattr(shape_only, "_PER_LAYER", 0)
+    network = kind()
     with torch.no_grad():
         network.hidden.weight[:, ::2] *= 0 if zeros else 1
     before = copy.deepcopy(network.state_dict())

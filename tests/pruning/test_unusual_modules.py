@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -253,3 +256,46 @@ def test_derived_weights_become_plain_ones_that_compute_the_same(name: str, tmp_
         "weight": (4, 3, 3, 3),
         "bias": (4,),
     }
+
+
+class Quantised(nn.Module):
+    """Two convolutions and linear layers, which are quantised to eight bits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3)
+        self.hidden, self.head = nn.Linear(6, 10), nn.Linear(10, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = F.relu(self.two(F.relu(self.one(images)))).mean((2, 3))
+        return self.head(F.relu(self.hidden(features)))
+
+
+def dynamically_quantised(network: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates it
+        return torch.ao.quantization.quantize_dynamic(network.eval(), {nn.Linear})
+
+
+@pytest.mark.parametrize("seed", range(3))
+@torch.no_grad()
+def test_convolutions_before_quantised_layers_are_pruned_exactly(seed: int) -> None:
+    torch.manual_seed(seed)
+    network = dynamically_quantised(Quantised())
+    with pytest.warns(UserWarning, match=r"two \(a quantised layer reads it.*quantise the smaller"):
+        tracing = trace(network, IMAGE)
+    assert sizes(tracing) == {"one": 8}
+    keep = np.random.default_rng(seed).permutation(8) < 4
+    masked = copy.deepcopy(network)
+    masked.two.weight[:, torch.from_numpy(~keep)] = 0
+    images = torch.randn(16, 3, 8, 8)
+    # Rounding may move an activation to the next of 256 levels.
+    torch.testing.assert_close(
+        extract(network, tracing, keep)(images), masked(images), atol=0.01, rtol=0
+    )
+
+
+def test_a_network_of_which_quantised_layers_read_all_filters_is_refused_with_a_way_out() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), head(8))
+    with pytest.raises(ValueError, match="prune the floating-point network and quantise the"):
+        trace(dynamically_quantised(network), IMAGE)

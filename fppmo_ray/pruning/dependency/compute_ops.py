@@ -157,10 +157,25 @@ def _keeping(op: Operation, axes: Iterable[int], reason: str) -> list[Channels]:
 
 def without_rule(op: Operation) -> list[Channels]:
     """Keep all positions of all arguments, and track nothing in the results."""
+    return _ending(op, f"it goes through {op.name}, which is not followed")
+
+
+def quantised(op: Operation) -> list[Channels]:
+    """Keep all positions: a quantised layer has its weights in a form that cannot be sliced."""
+    return _ending(op, _PACKED)
+
+
+def _ending(op: Operation, reason: str) -> list[Channels]:
     for tensor in op.tensors:
         for along in tensor.channels.values():
-            op.units.keep(along, f"it goes through {op.name}, which is not followed")
+            op.units.keep(along, reason)
     return [{} for _ in op.outputs]
+
+
+_PACKED = (
+    "a quantised layer reads it, whose weights are packed: prune the floating-point network and "
+    "quantise the smaller one"
+)
 
 
 def convolution(op: Operation) -> list[Channels]:

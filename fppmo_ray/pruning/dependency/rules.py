@@ -134,6 +134,8 @@ def _checked(op: Operation, results: list[Channels]) -> list[Channels]:
 
 def _rule_of(overload: OpOverload) -> Rule:
     """Find the rule by name, or by torch's own tag for elementwise operations."""
+    if overload.namespace == "quantized":
+        return compute_ops.quantised
     rule = _BY_NAME.get(operation_name(overload))
     if rule is not None:
         return rule
