@@ -44,9 +44,23 @@ def run_and_count(
         inputs: Its arguments; the count is for the whole batch.
         run: A function that runs the network on its arguments; None: the network's forward.
     """
-    with unfused(network), FlopCounterMode(display=False) as counter:
+    counter: Any = FlopCounterMode(display=False)
+    counter.mod_tracker = _Untracked()
+    with unfused(network), counter:
         output = (run or network)(*inputs)
     return output, int(counter.get_total_flops()) // 2
+
+
+class _Untracked:
+    """Replaces the part of torch's counter that follows modules, a fifth of the time of a pass."""
+
+    parents = ("Global",)
+
+    def __enter__(self) -> None:
+        """Do nothing."""
+
+    def __exit__(self, *_: object) -> None:
+        """Do nothing."""
 
 
 @contextmanager

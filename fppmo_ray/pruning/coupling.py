@@ -229,11 +229,9 @@ def _side(units: DisjointSets, positions: IntArray) -> Side:
 
 def _costs(dependencies: Dependencies) -> list[CoupledCost]:
     """Costs of all layers; a layer that is used twice has the sum of both uses."""
-    layers = {
-        position: layer_of(tensor) or tensor
-        for (tensor, _), along in dependencies.positions.items()
-        for position in along.tolist()
-    }
+    layers: dict[int, str] = {}
+    for (tensor, _), along in dependencies.positions.items():
+        layers |= dict.fromkeys(along.tolist(), layer_of(tensor) or tensor)
     found: dict[tuple[str, bytes, bytes], CoupledCost] = {}
     for product in dependencies.products:
         layer = _layer(product, layers)

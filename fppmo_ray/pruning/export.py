@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from fppmo_ray.pruning.copying import copy_network
 from fppmo_ray.pruning.network_io import ExampleInputs, checked, random_inputs
 from fppmo_ray.pruning.twin import relative_error
 from fppmo_ray.training import Interface
@@ -88,7 +89,8 @@ def export_network(
     target = target.with_name(target.name + SUFFIXES[format])
     target.parent.mkdir(parents=True, exist_ok=True)
     write, read = _WAYS[format]
-    with _in_eval_mode_on_cpu(network), _without_torchs_own_warnings(), torch.no_grad():
+    in_eval_mode, no_warnings = _in_eval_mode_on_cpu(network), _without_torchs_own_warnings()
+    with in_eval_mode as network, no_warnings, torch.no_grad():
         sizes = _BATCHES if fixed_batch is None else (fixed_batch,)
         batches = {batch: _random(examples, batch) for batch in sizes}
         expected = {batch: _run(network, inputs) for batch, inputs in batches.items()}
@@ -310,15 +312,16 @@ def _require_onnx() -> None:
 
 
 @contextmanager
-def _in_eval_mode_on_cpu(network: nn.Module) -> Iterator[None]:
-    """Put a network in eval mode and on the CPU within the block, in place."""
+def _in_eval_mode_on_cpu(network: nn.Module) -> Iterator[nn.Module]:
+    """Yield a network in eval mode; one that is not on the CPU is copied there."""
+    if any(tensor.device.type != "cpu" for tensor in (*network.parameters(), *network.buffers())):
+        yield copy_network(network).cpu().eval()
+        return
     was_training = [(module, module.training) for module in network.modules()]
-    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
-    network.eval().cpu()
+    network.eval()
     try:
-        yield
+        yield network
     finally:
-        network.to(device)
         for module, training in was_training:
             module.training = training
 

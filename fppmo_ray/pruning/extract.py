@@ -322,8 +322,14 @@ def _fill(shells: list[nn.Module], memo: dict[int, Any]) -> None:
     for module in reversed(shells):  # children first: a compiled module reads its own at once
         state = memo[id(module)].__dict__
         for key, value in module.__dict__.items():
-            if isinstance(value, _IMMUTABLE):
+            if isinstance(value, _IMMUTABLE) or (
+                type(value) is tuple and all(isinstance(part, _IMMUTABLE) for part in value)
+            ):
                 state[key] = value
+            elif key in _OWN and all(part is None or id(part) in memo for part in value.values()):
+                state[key] = type(value)(
+                    (name, None if part is None else memo[id(part)]) for name, part in value.items()
+                )
             elif type(value) in _CONTAINERS and not value:  # a module has a dozen empty ones
                 state[key] = type(value)()
             elif key != "_compiled_call_impl":  # bound to the module it was compiled for
@@ -331,6 +337,7 @@ def _fill(shells: list[nn.Module], memo: dict[int, Any]) -> None:
 
 
 _IMMUTABLE = (bool, int, float, str, type(None))
+_OWN = ("_parameters", "_buffers", "_modules")
 _CONTAINERS = (dict, OrderedDict, set)
 
 

@@ -29,8 +29,8 @@ class DisjointSets:
         self._stays = np.zeros(0, dtype=np.bool_)  # valid at roots only
         self._kept: dict[int, str] = {}
         self._doubted: dict[int, str] = {}
-        self._inputs: set[int] = set()
-        self._outputs: set[int] = set()
+        self._is_input = np.zeros(0, dtype=np.bool_)
+        self._is_output = np.zeros(0, dtype=np.bool_)
 
     def __len__(self) -> int:
         """Return the number of positions."""
@@ -41,7 +41,10 @@ class DisjointSets:
         first = len(self._parents)
         fresh = np.arange(first, first + count, dtype=np.int64)
         self._parents = np.concatenate([self._parents, fresh])
-        self._stays = np.concatenate([self._stays, np.zeros(count, dtype=np.bool_)])
+        flags = np.zeros(count, dtype=np.bool_)
+        self._stays = np.concatenate([self._stays, flags])
+        self._is_input = np.concatenate([self._is_input, flags])
+        self._is_output = np.concatenate([self._is_output, flags])
         return fresh
 
     def roots(self, positions: IntArray) -> IntArray:
@@ -66,7 +69,14 @@ class DisjointSets:
         """
         # Search all roots at once, and drop pairs that are equal or occur twice: arrays have many.
         pairs = np.stack([self.roots(first).ravel(), self.roots(second).ravel()])
-        pairs = np.unique(pairs[:, pairs[0] != pairs[1]], axis=1)
+        pairs = pairs[:, pairs[0] != pairs[1]]
+        ordered = np.sort(pairs, axis=None)
+        if ordered.size and ordered[0] != FIXED and (ordered[1:] != ordered[:-1]).all():
+            root, child = pairs.min(axis=0), pairs.max(axis=0)  # no unit is in two pairs
+            self._parents[child] = root
+            self._stays[root] |= self._stays[child]
+            return
+        pairs = np.unique(pairs, axis=1)
         for one, other in pairs.T.tolist():
             if FIXED in (one, other):
                 self.keep(np.array([max(one, other)]), _PADDED)
@@ -140,19 +150,21 @@ class DisjointSets:
 
     def mark_input(self, positions: IntArray | None) -> None:
         """Record that an operation sums over this axis of a weight."""
-        self._inputs.update([] if positions is None else positions.tolist())
+        if positions is not None:
+            self._is_input[positions[positions != FIXED]] = True
 
     def mark_output(self, positions: IntArray | None) -> None:
         """Record that this axis of a weight becomes an axis of an operation's result."""
-        self._outputs.update([] if positions is None else positions.tolist())
+        if positions is not None:
+            self._is_output[positions[positions != FIXED]] = True
 
     def is_input(self, positions: IntArray) -> bool:
         """Return whether any of these positions was marked as input."""
-        return not self._inputs.isdisjoint(positions.tolist())
+        return bool(self._is_input[positions[positions != FIXED]].any())
 
     def is_output(self, positions: IntArray) -> bool:
         """Return whether any of these positions was marked as output."""
-        return not self._outputs.isdisjoint(positions.tolist())
+        return bool(self._is_output[positions[positions != FIXED]].any())
 
     def kept(self) -> dict[int, str]:
         """Return the units that are never removed, with the reason."""
