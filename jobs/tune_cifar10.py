@@ -94,7 +94,7 @@ def main(
             scheduler = _asha(searcher, len(rungs))
             tuner = _tuner(trainable, searcher, scheduler, resources.workers, run_dir)
         best = ranked_trials(problem, tuner.fit())
-    _require_end(searcher, run_dir, settings.proposals)
+    _require_end(searcher, run_dir, settings.num_proposals)
     _show(best[:_NUM_SHOWN], problem)
     path = save_network(
         trained_network(problem, best[0]),

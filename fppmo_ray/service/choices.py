@@ -139,7 +139,7 @@ def choose(finalists: Sequence[Finalist], context: Context, weights: SharedWeigh
     merit = context.settings.optimizer_settings().merit(context.problem.space)
     journaled = {fact.macs_cut: fact for fact in run.all(Chosen)}
     still_open = [item for item in finalists if item.macs_cut not in journaled]
-    scores_nothing = not context.settings.proposals
+    scores_nothing = context.settings.num_proposals == 0
     failed = set() if scores_nothing else _rescore_all(still_open, context, weights)
     choices = []
     for macs_cut in dict.fromkeys(item.macs_cut for item in finalists):

@@ -54,7 +54,7 @@ def search(
     latency_batch: int = SearchSettings.latency_batch,
     latency: Clock | None = None,
     memory_cut: float | None = SearchSettings.memory_cut,
-    proposals: int = SearchSettings.proposals,
+    proposals: int | None = SearchSettings.proposals,
     seed: int = SearchSettings.seed,
     space: Space = SearchSettings.space,
     sampler: Sampler = SearchSettings.sampler,
@@ -97,7 +97,7 @@ def search(
             mode on the CPU, on the driver and one at a time, a hundred times or so: the log says
             how often. What it returns is journaled. None: a worker measures its own latency.
         memory_cut: Share of the peak memory of activations to remove.
-        proposals: Number of masks to score.
+        proposals: Number of masks to score; None: what suits the start, see ``SearchSettings``.
         seed: Random seed of masks, scores and training, >= 0.
         space: What a mask may remove.
         sampler: How masks are proposed.
@@ -222,7 +222,7 @@ def _search(
     def how_far() -> str:
         if problem.settings.gradual.stages:
             return "the stages before this one are finished"
-        return f"{count_scored(run)} of {problem.settings.proposals} proposals are scored"
+        return f"{count_scored(run)} of {problem.settings.num_proposals} proposals are scored"
 
     with (
         connection(resources),

@@ -23,6 +23,8 @@ from fppmo_ray.service.setting_groups import (
 )
 from fppmo_ray.training import ComputeConfig, DType, Recipe
 
+_FROM_ALLOCATION, _FROM_SHARES = 48, 160  # proposals, by the start of a search
+_USUAL_GENERATIONS = 3
 _MIN_GENERATIONS = 2  # per stage: in a single one, no mask is sampled after an update
 _WIDTH_MULTIPLES: dict[str, int | Literal["wide"]] = {"cpu": 1, "cuda": "wide"}
 _GROUPS = ("space", "sampler", "scoring", "calibration", "baseline", "gradual", "numerics")
@@ -46,10 +48,11 @@ class SearchSettings:
     """Batch size at which latency is measured."""
     memory_cut: float | None = None
     """Share to remove of the peak memory that one image's activations take in inference."""
-    proposals: int = 160
+    proposals: int | None = None
     """Number of masks to score in the whole search. 0 scores none and takes the allocation, which
-    must be the start. Scores pay where the cut is deep and little training follows; see "Where
-    feedback pays" in jobs/experiments/README.md."""
+    must be the start. None: 48 for every budget where the search starts at the allocation, which
+    gain there as much as 160 (see "Where feedback pays" in jobs/experiments/README.md), and 160
+    where it starts with equal shares; three generations in any case."""
     seed: int = 0
     """Random seed of masks, scores and training, >= 0."""
     space: Space = Space()
@@ -99,6 +102,15 @@ class SearchSettings:
             return GAMMAS
         return gamma if isinstance(gamma, tuple) else (gamma,)
 
+    @property
+    def num_proposals(self) -> int:
+        """Number of masks to score: ``proposals``, or what suits the start."""
+        if self.proposals is not None:
+            return self.proposals
+        cuts = self.macs_cut if isinstance(self.macs_cut, tuple) else (self.macs_cut,)
+        usual = _FROM_ALLOCATION * len(cuts) if self.sampler.start == "allocation" else _FROM_SHARES
+        return max(usual, _USUAL_GENERATIONS * self.sampler.population)
+
     def on(self, device_type: str, *, has_images: bool) -> SearchSettings:
         """Return the settings with a value for each that was left open, as they are journaled.
 
@@ -110,7 +122,7 @@ class SearchSettings:
         has_curves = has_images and not self.gradual.stages
         start = sampler.start or ("allocation" if has_curves else "uniform")
         refits = has_images if calibration.refit is None else calibration.refit
-        return replace(
+        settled = replace(
             self,
             space=replace(space, multiple=space.multiple or _WIDTH_MULTIPLES[device_type]),
             sampler=replace(
@@ -122,6 +134,7 @@ class SearchSettings:
             calibration=replace(calibration, refit=refits),
             scoring=replace(self.scoring, capacity_weight=self._capacity_weight()),
         )
+        return replace(settled, proposals=settled.num_proposals)
 
     def _capacity_weight(self) -> float:
         given = self.scoring.capacity_weight
@@ -209,7 +222,7 @@ class SearchSettings:
                 params_cut=self.params_cut,
                 latency_cut=self.latency_cut,
                 memory_cut=self.memory_cut,
-                num_proposals=self.proposals,
+                num_proposals=self.num_proposals,
                 rule=self.sampler.rule or "layer_es",
                 population_size=self.sampler.population,
                 lag=self.sampler.lag,

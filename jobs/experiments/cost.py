@@ -5,7 +5,7 @@
 Weights and images are random, since neither changes the time. Torch-Pruning gets its graph, its
 magnitude pruner at one ratio, and the recalibration of the batch norms that everybody gets; the
 search of its ratio for a budget is left out. A score is that of a search's proposal, on images as
-many as the defaults take; 160 of them are what a search adds to ``prune``. Times are of the
+many as the defaults take; 48 of them are what a search adds to ``prune``. Times are of the
 processor, so that other work on the machine hardly changes them.
 """
 
@@ -34,7 +34,7 @@ from fppmo_ray.training import recalibrate_batchnorm
 from fppmo_ray.training.networks import NETWORKS
 
 _BATCH = 50
-_PROPOSALS = 160
+_PROPOSALS = 48
 _SCORED_ON, _RECALIBRATED_ON, _RECONSTRUCTED_ON = 500, 250, 100  # images of a score
 
 

@@ -102,7 +102,7 @@ def main(
     shown = agreement_tables(
         list(done(cells, tasks(study)).values()),
         rank_by=settings.scoring.rank_by,
-        proposals=settings.proposals,
+        proposals=settings.num_proposals,
         capacity_weight=settings.optimizer_settings().capacity_weight,
     )
     Console(width=140).print(*shown, sep="\n")

@@ -40,6 +40,29 @@ def test_settings_are_changed_by_their_own_names_or_by_whole_groups() -> None:
     assert SETTINGS.changed() == SETTINGS
 
 
+@pytest.mark.parametrize(
+    ("settings", "has_images", "wanted"),
+    [
+        (SETTINGS, True, 48),
+        (SETTINGS, False, 160),
+        (SETTINGS.changed(start="uniform"), True, 160),
+        (SETTINGS.changed(macs_cut=(0.3, 0.5, 0.7)), True, 3 * 48),
+        (SETTINGS.changed(macs_cut=(0.3, 0.5, 0.7)), False, 160),
+        (SETTINGS.changed(population=32), True, 3 * 32),
+        (SETTINGS.changed(population=64), False, 3 * 64),
+        (SETTINGS.changed(proposals=20), True, 20),
+        (SETTINGS.changed(proposals=0), True, 0),
+    ],
+)
+def test_a_search_scores_48_masks_from_the_allocation_and_160_from_equal_shares(
+    settings: SearchSettings, has_images: bool, wanted: int
+) -> None:
+    settled = settings.on("cpu", has_images=has_images)
+    assert (settled.proposals, settled.num_proposals) == (wanted, wanted)
+    assert settled.optimizer_settings().num_proposals == wanted
+    assert settled.on("cpu", has_images=has_images) == settled
+
+
 def test_a_setting_that_there_is_not_is_refused_by_its_name() -> None:
     with pytest.raises(ValueError, match="expected names of settings, got score_step"):
         SETTINGS.changed(score_step=3)

@@ -235,7 +235,7 @@ def _rival_search(case: Case, context: Context, *, draw_of: Callable[[Case], Dra
 
 def _legr(case: Case) -> Draw:
     settings = case.settings
-    return LeGR(case.budget, case.importance("l2"), settings.proposals, settings.seed)
+    return LeGR(case.budget, case.importance("l2"), settings.num_proposals, settings.seed)
 
 
 def _random_widths(case: Case) -> Draw:
