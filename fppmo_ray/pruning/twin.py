@@ -39,8 +39,7 @@ def cast_copy(
     Args:
         model: The network; not changed.
         precision: A floating-point type; None: that of the network.
-        shared: Weights of which the copy has the same numbers in the same memory. They stay in
-            their own precision; those that hold zeros are copied.
+        shared: Weights that the copy has in the same memory and in their own precision.
     """
     if precision is None:
         return copy_network(model)
@@ -49,11 +48,9 @@ def cast_copy(
     as_given: set[int] = set()
     for tensor in named_tensors(model).values():
         own = tensor.detach()
-        if id(tensor) in spared:
-            values = own if own.count_nonzero() == own.numel() else own.clone()
-        else:
-            values = cast(own, precision)
-            values = values.clone() if values is own else values
+        values = own if id(tensor) in spared else cast(own, precision)
+        if values is own and id(tensor) not in spared:
+            values = own.clone()
         if isinstance(tensor, nn.Parameter):
             values = nn.Parameter(values, requires_grad=tensor.requires_grad)
         memo[id(tensor)] = values
@@ -83,7 +80,9 @@ def randomise(twin: nn.Module, seed: int = 0) -> None:
         if num_zeros := parameter.numel() - int(parameter.count_nonzero()):
             scale = float(parameter.abs().max()) or 0.5
             drawn = parameter.new_empty(num_zeros).normal_(0.0, scale, generator=generator)
-            parameter[parameter == 0] = drawn
+            values = parameter.detach().clone()  # the parameter's memory may be shared
+            values[values == 0] = drawn
+            parameter.data = values
         if is_vector and (seed > 2 or float(parameter.abs().max()) < _SMALL_SCALE):
             parameter.uniform_(0.5, 1.5, generator=generator)
         if seed > 0 and parameter.dim() > 0:

@@ -17,6 +17,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
@@ -25,7 +26,7 @@ from typing import Any
 
 import torch
 from archive import flattened, read_rows, unflattened, write_rows
-from packages import rival_verdict
+from packages import limit_cpu_time, rival_verdict
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -108,6 +109,9 @@ def _apart(model: str, macs_cut: float, threads: int, patience: float, rival: bo
         if not receiver.poll(patience):
             return Attempt(model=model, verdict=f"not done after {patience:.0f} s")
         found: Attempt = receiver.recv()
+        with suppress(EOFError):
+            while rival:  # the last one is the most complete
+                found = receiver.recv()
     except EOFError:
         process.join()
         return Attempt(model=model, verdict=f"its process ended with code {process.exitcode}")
@@ -122,13 +126,15 @@ def _report(sender: Connection, model: str, macs_cut: float, threads: int, rival
     torch.set_num_threads(threads)
     try:
         result = attempt(model, macs_cut)
-        if rival:
-            subject, images = _subject_and_images(model)
-            verdict, seconds = rival_verdict(subject.network.eval(), images[:1])
-            result = replace(result, rival=verdict, rival_seconds=seconds)
     except (ValueError, RuntimeError) as error:  # a verdict too
         result = Attempt(model=model, verdict=f"{type(error).__name__}: {error}")
     sender.send(result)
+    if rival:
+        sender.send(replace(result, rival=f"not done after {_RIVALS_SECONDS} s"))
+        limit_cpu_time(_RIVALS_SECONDS)
+        subject, images = _subject_and_images(model)
+        verdict, seconds = rival_verdict(subject.network.eval(), images[:1])
+        sender.send(replace(result, rival=verdict, rival_seconds=seconds))
 
 
 def attempts_table(attempts: list[Attempt]) -> Table:
@@ -150,6 +156,7 @@ def attempts_table(attempts: list[Attempt]) -> Table:
 
 
 PRUNED = "pruned"
+_RIVALS_SECONDS = 60  # of CPU time
 _SIZES = {"inception_v3": 299}
 _SIZE = 224
 _UNTRAINED: dict[str, dict[str, Any]] = {

@@ -182,16 +182,16 @@ def _apart(name: str, threads: int, patience: float) -> Row:
 
 def _report(sender: Connection, name: str, threads: int, patience: float) -> None:
     torch.set_num_threads(threads)
-    _limit(2 * patience)
+    limit_cpu_time(2 * patience)
     row = attempt(name)
     sender.send(row)
     sender.send(Row(**asdict(row) | {"rival": f"not done after {patience:.0f} s"}))
-    _limit(patience)
+    limit_cpu_time(patience)
     verdict, seconds = rival_attempt(name)
     sender.send(Row(**asdict(row) | {"rival": verdict, "rival_seconds": round(seconds, 2)}))
 
 
-def _limit(seconds: float) -> None:
+def limit_cpu_time(seconds: float) -> None:
     """End this process after so many more seconds of CPU time."""
     soft = int(time.process_time() + seconds) + 1
     resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))

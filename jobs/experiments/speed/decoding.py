@@ -121,6 +121,13 @@ def _ways(paths: list[Path], cache: Any) -> dict[str, tuple[_Open, _Decode]]:
     with suppress(ImportError):
         simplejpeg: Any = import_module("simplejpeg")
         ways["simplejpeg"] = (lambda row: paths[row].read_bytes(), simplejpeg.decode_jpeg)
+    with suppress(ImportError, RuntimeError):  # it raises where the system has no libturbojpeg
+        turbojpeg: Any = import_module("turbojpeg")
+        decoder, rgb = turbojpeg.TurboJPEG(), turbojpeg.TJPF_RGB
+        ways["PyTurboJPEG"] = (
+            lambda row: paths[row].read_bytes(),
+            lambda content: decoder.decode(content, pixel_format=rgb),
+        )
     with suppress(ImportError, RuntimeError):
         files: Any = import_module("torchvision.io")
 
