@@ -19,7 +19,6 @@ import tyro
 from rich.console import Console
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from fppmo_ray.service import submission
 from fppmo_ray.service.journal.artifacts import budgets_asked, network_names, read_figures
 from fppmo_ray.service.journal.run_directory import Resume, require_fit
 from fppmo_ray.service.journal.storage import local_folder, location_of
@@ -177,6 +176,8 @@ def require_lasting(run_dir: str | Path) -> None:
         ValueError: see ``submission.require_lasting``.
     """
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        from fppmo_ray.service import submission  # slow to import, and few jobs are submitted
+
         submission.require_lasting(run_dir)
 
 

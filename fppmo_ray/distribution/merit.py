@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
-
-from fppmo_ray.distribution.proposal import Feedback
+from typing import Literal, Protocol, TypeVar, get_args
 
 RankBy = Literal["val_loss", "val_accuracy"]
 """The figure that orders scores: the lower loss or the higher accuracy is better."""
@@ -26,6 +24,25 @@ class HasScore(Protocol):
     @property
     def val_accuracy(self) -> float | None:
         """Accuracy in [0, 1]; None where nothing is classified."""
+
+
+class IsFeedback(HasScore, Protocol):
+    """A proposal's feedback, or the part of it that its place among others depends on."""
+
+    @property
+    def proposal_id(self) -> int:
+        """The proposal that was scored."""
+
+    @property
+    def steps(self) -> int:
+        """Fine-tuning steps inside the score, >= 0."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the proposal ended with an error instead of a score."""
+
+
+_Feedback = TypeVar("_Feedback", bound=IsFeedback)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +101,13 @@ class Merit:
             )
         if self.rank_by == "val_accuracy":
             return -figure
+        if self.capacity_weight == 0:
+            return figure
         factor = self._capacity_factor(parameters)
         # The factor is larger for fewer parameters, and has to make losses below 0 worse as well.
         return figure * factor if figure >= 0 else figure / factor
 
-    def key(self, feedback: Feedback, parameters: int) -> tuple[int, float, int]:
+    def key(self, feedback: IsFeedback, parameters: int) -> tuple[int, float, int]:
         """Return the sort key of a scored proposal; the best one has the least key.
 
         Deeper scores come first whatever their figures, since a scheduler that stopped a trial
@@ -102,8 +121,8 @@ class Merit:
         return -feedback.steps, self.cost(feedback, parameters), feedback.proposal_id
 
     def ranked(
-        self, feedback: Iterable[Feedback], parameters_of: Callable[[int], int]
-    ) -> list[Feedback]:
+        self, feedback: Iterable[_Feedback], parameters_of: Callable[[int], int]
+    ) -> list[_Feedback]:
         """Return the scores, best first.
 
         Args:
@@ -113,9 +132,23 @@ class Merit:
         scored = [item for item in feedback if not item.failed]
         return sorted(scored, key=lambda item: self.key(item, parameters_of(item.proposal_id)))
 
+    def best(
+        self, feedback: Iterable[_Feedback], parameters_of: Callable[[int], int]
+    ) -> _Feedback | None:
+        """Return the first of ``ranked``, or None if nothing has a score.
+
+        Args:
+            feedback: See ``ranked``.
+            parameters_of: See ``ranked``.
+        """
+        scored = (item for item in feedback if not item.failed)
+        return min(
+            scored,
+            key=lambda item: self.key(item, parameters_of(item.proposal_id)),
+            default=None,
+        )
+
     def _capacity_factor(self, parameters: int) -> float:
-        if self.capacity_weight == 0:
-            return 1.0
         if parameters <= 0:
             raise ValueError(
                 f"capacity_weight = {self.capacity_weight} needs the parameters that a mask "

@@ -6,11 +6,13 @@ The optimizer, the workers' calls, the journal, the progress and Ray Tune all sp
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
+from fppmo_ray.distribution.merit import HasScore
 from fppmo_ray.distribution.space import BoolArray
 
 _LARGEST = 1e100
@@ -27,6 +29,13 @@ def fault_of(figure: float) -> str | None:
     return "not finite" if is_infinite else f"beyond {_LARGEST:g} in size"
 
 
+def score_of(feedback: HasScore) -> float | None:
+    """Return the figure that people read; see ``Feedback.score``."""
+    if feedback.val_accuracy is not None or feedback.val_loss is None:
+        return feedback.val_accuracy
+    return -feedback.val_loss
+
+
 class PackedMask(NamedTuple):
     """A mask as bits, an eighth of a byte per filter."""
 
@@ -39,6 +48,11 @@ class PackedMask(NamedTuple):
     def of(cls, keep: BoolArray) -> PackedMask:
         """Return a mask ``(num_filters,)`` as bits."""
         return cls(np.packbits(keep).tobytes(), len(keep))
+
+    @classmethod
+    def of_each(cls, masks: BoolArray) -> list[PackedMask]:
+        """Return masks ``(num_masks, num_filters)`` as bits."""
+        return [cls(bits.tobytes(), masks.shape[1]) for bits in np.packbits(masks, axis=1)]
 
     def keep(self) -> BoolArray:
         """Return the mask as a new array, ``(num_filters,)``, True = kept."""
@@ -103,6 +117,34 @@ class Proposal:
     def keep(self) -> BoolArray:
         """The mask as a new array, ``(num_filters,)``, True = kept."""
         return self.packed.keep()
+
+    # A model that a long journal is replayed to sends all of its proposals. What dataclasses do
+    # here looks up the fields of each, and takes nearly twice as long.
+    def __reduce__(self) -> tuple[Callable[..., Proposal], tuple[object, ...]]:
+        macs, seed = self.macs, self.score_seed
+        entries = (self.proposal_id, self.generation, self.packed, macs, self.parameters, seed)
+        return _proposal, (*entries, self.macs_cut)
+
+
+def _proposal(
+    proposal_id: int,
+    generation: int,
+    keep: PackedMask,
+    macs: int,
+    parameters: int,
+    score_seed: tuple[int, int],
+    macs_cut: float | None,
+) -> Proposal:
+    """Return what ``Proposal.__reduce__`` took apart."""
+    return Proposal(
+        proposal_id=proposal_id,
+        generation=generation,
+        keep=keep,
+        macs=macs,
+        parameters=parameters,
+        score_seed=score_seed,
+        macs_cut=macs_cut,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,9 +212,7 @@ class Feedback:
     @property
     def score(self) -> float | None:
         """The figure that people read: the accuracy, else the score of the user's own task."""
-        if self.val_accuracy is not None or self.val_loss is None:
-            return self.val_accuracy
-        return -self.val_loss
+        return score_of(self)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

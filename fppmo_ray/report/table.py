@@ -36,7 +36,7 @@ from fppmo_ray.service.journal.facts import (
     Started,
     latest_feedback,
 )
-from fppmo_ray.service.journal.journal import Asked
+from fppmo_ray.service.journal.journal import Asked, Told
 from fppmo_ray.service.journal.run_directory import begun_stages, skim_journal
 from fppmo_ray.service.journal.storage import location_of
 
@@ -152,19 +152,22 @@ def print_status(run_dir: str | Path, console: Console) -> None:
     table = Table(title=_literal(location_of(run_dir)), show_header=False)
     table.add_column()
     table.add_column()
-    for name, value in status_lines(facts, skimmed.asked):
+    for name, value in status_lines(facts, skimmed.asked, skimmed.told):
         table.add_row(_literal(name), _literal(value))
     console.print(table)
     for place in begun_stages(run_dir):
         print_status(place, console)
 
 
-def status_lines(facts: list[Fact], asked: Iterable[Asked] = ()) -> list[tuple[str, str]]:
+def status_lines(
+    facts: list[Fact], asked: Iterable[Asked] = (), told: Iterable[Told] = ()
+) -> list[tuple[str, str]]:
     """Return the state of a search as pairs of a name and a value.
 
     Args:
         facts: The facts of the search's journal, in order.
         asked: The proposals, where ``facts`` are without them.
+        told: Their feedback, where ``facts`` are without it.
 
     Raises:
         ValueError: the first of them does not tell the search's settings.
@@ -176,7 +179,8 @@ def status_lines(facts: list[Fact], asked: Iterable[Asked] = ()) -> list[tuple[s
     num_wanted = started.setting("proposals", int)
     proposals: dict[int, Asked | Proposal] = {item.proposal_id: item for item in asked}
     proposals |= {item.proposal_id: item for item in facts if isinstance(item, Proposal)}
-    feedback = latest_feedback(facts).values()
+    latest: dict[int, Told | Feedback] = {item.proposal_id: item for item in told}
+    feedback = (latest | latest_feedback(facts)).values()
     facts = [fact for fact in facts if not isinstance(fact, _MANY)]
     num_failed = sum(item.failed for item in feedback)
     num_scored = len(feedback) - num_failed
@@ -213,23 +217,22 @@ def _listed(macs_cut: float | list[float]) -> str:
 
 
 def _best_scores(
-    started: Started, proposals: Mapping[int, Asked | Proposal], feedback: Iterable[Feedback]
+    started: Started,
+    proposals: Mapping[int, Asked | Proposal],
+    feedback: Iterable[Told | Feedback],
 ) -> list[tuple[str, str]]:
     """Return a line for every budget, because scores of different budgets do not compare."""
-    by_cut: dict[float | None, list[Feedback]] = {}
+    by_cut: dict[float | None, list[Told | Feedback]] = {}
     for item in feedback:
         if not item.failed:
             by_cut.setdefault(proposals[item.proposal_id].macs_cut, []).append(item)
     if not by_cut:
         return []
     merit = started.merit
-
-    def key(item: Feedback) -> tuple[int, float, int]:
-        return merit.key(item, proposals[item.proposal_id].parameters)
-
     lines = []
     for macs_cut in sorted(by_cut, key=lambda cut: cut or 0.0):
-        best = min(by_cut[macs_cut], key=key)
+        best = merit.best(by_cut[macs_cut], lambda i: proposals[i].parameters)
+        assert best is not None
         name = "best on search-val" + ("" if macs_cut is None else f", budget {macs_cut}")
         lines.append((name, f"{best.score:.4f} (proposal {best.proposal_id})"))
     return lines

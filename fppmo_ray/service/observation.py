@@ -145,8 +145,7 @@ class Tally:
         """Take feedback in; return the generations that it belongs to."""
         self._feedback |= {item.proposal_id: item for item in feedback}
         known_best = [] if self._best is None else [self._best]
-        ranked = self._ranked([*known_best, *feedback])
-        self._best = ranked[0] if ranked else None
+        self._best = self._merit.best([*known_best, *feedback], self._parameters_of)
         indices = {item.proposal_id // self._settings.population_size for item in feedback}
         touched = [self._generation(index) for index in sorted(indices)]
         self._complete |= {generation.index for generation in touched if generation.is_complete}

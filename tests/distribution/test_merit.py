@@ -43,8 +43,14 @@ def score(proposal_id, loss=1.0, accuracy=0.5, steps=0):
 
 
 def ranked_ids(merit, feedback, parameters=None):
-    parameters_of = (parameters or {}).get
-    return [item.proposal_id for item in merit.ranked(feedback, lambda i: parameters_of(i, 1000))]
+    """Ids, best first; the best of all is the first one."""
+
+    def parameters_of(proposal_id):
+        return (parameters or {}).get(proposal_id, 1000)
+
+    ranked = merit.ranked(feedback, parameters_of)
+    assert merit.best(feedback, parameters_of) == (ranked[0] if ranked else None)
+    return [item.proposal_id for item in ranked]
 
 
 def mask(first: int, second: int) -> np.ndarray:

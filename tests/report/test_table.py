@@ -175,10 +175,10 @@ def test_the_status_of_a_skimmed_journal_is_that_of_the_whole_one(
     with open_run(tmp_path, resume=False, started=started) as run:
         run.record(facts[1:])
     skimmed = skim_journal(tmp_path)
-    assert (len(skimmed.facts), len(skimmed.asked)) == (3, 3)
+    assert (len(skimmed.facts), len(skimmed.asked), len(skimmed.told)) == (1, 3, 2)
     lines = status_lines(facts)
     assert dict(lines)["asked"] == "3"
-    assert status_lines(skimmed.facts, skimmed.asked) == lines
+    assert status_lines(skimmed.facts, skimmed.asked, skimmed.told) == lines
     shown = status_of(tmp_path)
     assert all(f"{name} {value}" in shown for name, value in lines)
 

@@ -7,8 +7,8 @@ as they are; a mask is an array in memory and base64 text of its packed bits in 
 
 from __future__ import annotations
 
-import base64
 import sys
+from binascii import a2b_base64, b2a_base64
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from functools import cache, lru_cache
@@ -324,7 +324,7 @@ _YEAR_10000 = 253_402_300_800  # in Unix time
 
 def pack_mask(keep: BoolArray) -> str:
     """Return a mask as base64 text of its packed bits."""
-    return base64.b64encode(PackedMask.of(keep).bits).decode("ascii")
+    return b2a_base64(PackedMask.of(keep).bits, newline=False).decode("ascii")
 
 
 def unpack_mask(text: str, num_filters: int) -> BoolArray:
@@ -337,11 +337,12 @@ def unpack_mask(text: str, num_filters: int) -> BoolArray:
     Raises:
         ValueError: the text holds another number of filters.
     """
-    return _packed(text, num_filters).keep()
+    return packed_mask(text, num_filters).keep()
 
 
-def _packed(text: str, num_filters: int) -> PackedMask:
-    bits = base64.b64decode(text)
+def packed_mask(text: str | bytes, num_filters: int) -> PackedMask:
+    """Return the mask that ``pack_mask`` wrote as bits; see ``unpack_mask``."""
+    bits = a2b_base64(text)
     if len(bits) != -(-num_filters // 8):
         raise ValueError(
             f"expected a mask of {num_filters} filters in {-(-num_filters // 8)} bytes, "
@@ -393,10 +394,10 @@ def fact_from_json(data: Any, num_filters: int) -> Fact:
     if not 0 <= (entries.get("at") or 0) < _YEAR_10000:
         raise ValueError(f"at of fact {name} is no time: {entries['at']!r:.40}")
     if "keep" in entries:
-        packed = _packed(entries["keep"], num_filters)
+        packed = packed_mask(entries["keep"], num_filters)
         entries["keep"] = packed if kind is Proposal else packed.keep()
     if "score_seed" in entries:
-        entries["score_seed"] = _shared(tuple(entries["score_seed"]))
+        entries["score_seed"] = shared_seed(tuple(entries["score_seed"]))
     if "worker" in entries:
         entries["worker"] = sys.intern(entries["worker"])
     for absent in _NULLABLE.get(name, ()):
@@ -408,7 +409,7 @@ def fact_from_json(data: Any, num_filters: int) -> Fact:
 
 
 @lru_cache(maxsize=1024)
-def _shared(seed: tuple[int, ...]) -> tuple[int, ...]:
+def shared_seed(seed: tuple[int, int]) -> tuple[int, int]:
     """Return one object for equal seeds, since a generation's proposals all have the same."""
     return seed
 

@@ -7,36 +7,41 @@ import json
 import re
 from binascii import hexlify
 from codecs import BOM_UTF8
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from io import BytesIO
+from sys import intern
 from typing import Any, NamedTuple, Protocol
 
 from fppmo_ray.distribution import Feedback, Proposal
+from fppmo_ray.distribution.proposal import fault_of, score_of
 from fppmo_ray.service.journal.facts import (
     FORMAT,
     Fact,
     Started,
     fact_from_json,
     fact_to_json,
+    packed_mask,
+    shared_seed,
 )
 
 JOURNAL = "journal.jsonl"
-_SUM = b',"sum":"'
-_TAIL_BYTES = len(_SUM) + 16 + 2  # 64 bits in hexadecimal, a quotation mark and a brace
+_TAIL_BYTES = len(b',"sum":"') + 16 + 2  # 64 bits in hexadecimal, a quotation mark and a brace
 _decode = json.JSONDecoder().raw_decode
-_INT, _FLOAT = rb"\d{1,18}+", rb"-?\d++(?:\.\d++)?(?:e[-+]?\d++)?"
+# Numbers as JSON writes them; of floats, those that show that they are none of its whole numbers.
+_INT = rb"(?:0|[1-9]\d{0,17}+)"
+_FLOAT = rb"-?(?:0|[1-9]\d*+)(?:\.\d++(?:e[-+]?\d++)?|e[-+]?\d++)"
 _END = rb',"sum":"[0-9a-f]{16}"}\n'
 _PROPOSAL_LINE = re.compile(
-    rb'{"fact":"Proposal","proposal_id":(%b),"generation":%b,"macs":%b,"parameters":(%b),'
-    rb'"score_seed":\[%b,%b\],(?:"macs_cut":(%b),)?"keep":"[\w+/=]*+"%b'
+    rb'{"fact":"Proposal","proposal_id":(%b),"generation":(%b),"macs":(%b),"parameters":(%b),'
+    rb'"score_seed":\[(%b),(%b)\],(?:"macs_cut":(%b),)?"keep":"([\w+/=]*+)"%b'
     % (_INT, _INT, _INT, _INT, _INT, _INT, _FLOAT, _END)
 )
 _FEEDBACK_LINE = re.compile(
     rb'{"fact":"Feedback","proposal_id":(%b),"val_loss":(%b),(?:"val_accuracy":(%b),)?'
-    rb'"steps":(%b),"seconds":%b,"worker":"[ !#-\[\]-~]*+","at":\d{1,11}+(?:\.\d++)?%b'
+    rb'"steps":(%b),"seconds":(%b),"worker":"([ !#-\[\]-~]*+)","at":([1-9]\d{0,10}\.\d++)%b'
     % (_INT, _FLOAT, _FLOAT, _INT, _FLOAT, _END)
 )
 
@@ -79,7 +84,7 @@ def to_lines(facts: Iterable[Fact], previous: bytes = b"") -> bytes:
 
 def last_checksum(lines: bytes) -> bytes:
     """Return the checksum of the last of complete lines; empty if there are none."""
-    return lines[-_TAIL_BYTES - 1 :][len(_SUM) : -3]
+    return lines[-19:-3]
 
 
 def from_lines(lines: bytes, run_dir: str, name: str = JOURNAL) -> list[Fact]:
@@ -109,7 +114,7 @@ def undamaged(read: LinesRead, run_dir: str, name: str = JOURNAL) -> LinesRead:
     """
     if read.damage is None:
         return read
-    before = len(read.facts) + len(read.asked)
+    before = len(read.facts) + len(read.asked) + len(read.told)
     place = f"{run_dir}/{name}, line {before + 1}"
     if not read.damage.can_be_repaired:
         raise ValueError(f"{place}: {read.damage.reason}")
@@ -148,7 +153,31 @@ class Asked(NamedTuple):
     """See ``Proposal``."""
 
 
-_ASKING = Proposal, Asked
+class Told(NamedTuple):
+    """The part of a proposal's feedback that the order of scores depends on."""
+
+    proposal_id: int
+    """See ``Feedback``."""
+    val_loss: float | None
+    """See ``Feedback``."""
+    val_accuracy: float | None
+    """See ``Feedback``."""
+    steps: int
+    """See ``Feedback``."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the proposal ended with an error instead of a score."""
+        return self.val_loss is None
+
+    @property
+    def score(self) -> float | None:
+        """See ``Feedback``."""
+        return score_of(self)
+
+
+_Line = Fact | Asked | Told
+_ASKING, _TELLING = (Asked, Proposal), (Told, Feedback)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,9 +185,11 @@ class LinesRead:
     """A journal's facts up to the first damaged line."""
 
     facts: list[Fact]
-    """The facts, in order; without proposals if they were skimmed."""
+    """The facts, in order; without proposals and feedback if they were skimmed."""
     asked: list[Asked]
     """The proposals, in order, if they were skimmed."""
+    told: list[Told]
+    """The feedback, in order, if it was skimmed."""
     damage: Damage | None
     """The first damaged line, if there is one."""
 
@@ -171,53 +202,100 @@ def read_lines(lines: bytes, *, skim: bool = False) -> LinesRead:
         skim: Whether only what orders scores is read of proposals and their feedback: no masks,
             times and workers. That is twice as fast. All checksums are looked at.
     """
-    read = LinesRead(facts=[], asked=[], damage=None)
+    read = LinesRead(facts=[], asked=[], told=[], damage=None)
     asked: set[int] = set()
+    ordinary: Callable[[bytes, int], _Line | None] = _skimmed if skim else _ordinary
     num_filters, start, previous = 0, 0, b""
     with _without_garbage_collection():
         for line in BytesIO(lines):  # a list of all lines would take as much memory again
             try:
                 previous = _checked(line, previous)
-                fact: Fact | Asked | None = _skimmed(line) if skim and read.facts else None
+                fact: _Line | None = ordinary(line, num_filters) if read.facts else None
                 if fact is None:
                     fact = fact_from_json(_parsed(line), num_filters)
                     _require_order(fact, not read.facts)
                     if isinstance(fact, Started):
                         num_filters = fact.num_filters
-                    elif skim and isinstance(fact, Proposal):
-                        fact = Asked(fact.proposal_id, fact.parameters, fact.macs_cut)
+                    fact = _reduced(fact) if skim else fact
                 if isinstance(fact, _ASKING):
                     asked.add(fact.proposal_id)
-                elif isinstance(fact, Feedback) and fact.proposal_id not in asked:
+                elif isinstance(fact, _TELLING) and fact.proposal_id not in asked:
                     raise ValueError(
                         f"it is feedback for proposal {fact.proposal_id}, which no line asks for"
                     )
-                if isinstance(fact, Asked):
-                    read.asked.append(fact)
-                else:
-                    read.facts.append(fact)
             except ValueError as error:
                 damage = _damage_of_first(line) if not read.facts else None
                 damage = damage or Damage(reason=str(error), start=start, can_be_repaired=True)
                 return replace(read, damage=damage)
+            if isinstance(fact, Asked):
+                read.asked.append(fact)
+            elif isinstance(fact, Told):
+                read.told.append(fact)
+            else:
+                read.facts.append(fact)
             start += len(line)
     return read
 
 
-def _skimmed(line: bytes) -> Asked | Feedback | None:
-    """Return what orders scores of a line as ``to_lines`` writes it; None: parse the line."""
+def _ordinary(line: bytes, num_filters: int) -> Proposal | Feedback | None:
+    """Return the fact of a line as ``to_lines`` writes most of them, without a parser of JSON.
+
+    Args:
+        line: The line; its checksum has been looked at.
+        num_filters: Length of a mask.
+
+    Returns:
+        None if the line holds something else, or the same in another spelling: parse it.
+
+    Raises:
+        ValueError: a figure is not finite, or the mask is of another length.
+    """
     if (found := _PROPOSAL_LINE.fullmatch(line)) is not None:
-        proposal_id, parameters, macs_cut = found.groups()
-        return Asked(int(proposal_id), int(parameters), _number(macs_cut))
+        proposal_id, generation, macs, parameters, *seed, macs_cut, keep = found.groups()
+        return Proposal(
+            proposal_id=int(proposal_id),
+            generation=int(generation),
+            keep=packed_mask(keep, num_filters),
+            macs=int(macs),
+            parameters=int(parameters),
+            score_seed=shared_seed((int(seed[0]), int(seed[1]))),
+            macs_cut=_number(macs_cut),
+        )
     if (found := _FEEDBACK_LINE.fullmatch(line)) is None:
         return None
-    proposal_id, loss, accuracy, steps = found.groups()
+    proposal_id, loss, accuracy, steps, seconds, worker, at = found.groups()
     return Feedback(
         proposal_id=int(proposal_id),
         val_loss=float(loss),
         val_accuracy=_number(accuracy),
         steps=int(steps),
+        seconds=float(seconds),
+        worker=intern(worker.decode()),
+        at=float(at),
     )
+
+
+def _skimmed(line: bytes, num_filters: int) -> Asked | Told | None:
+    """Return what orders scores of a line as ``to_lines`` writes most of them; None: parse it."""
+    if (found := _PROPOSAL_LINE.fullmatch(line)) is not None:
+        proposal_id, _, _, parameters, _, _, macs_cut, _ = found.groups()
+        return Asked(int(proposal_id), int(parameters), _number(macs_cut))
+    if (found := _FEEDBACK_LINE.fullmatch(line)) is None:
+        return None
+    proposal_id, loss, accuracy, steps, *_ = found.groups()
+    loss, accuracy = float(loss), _number(accuracy)
+    if fault_of(loss) is not None or (accuracy is not None and fault_of(accuracy) is not None):
+        return None  # to be refused
+    return Told(int(proposal_id), loss, accuracy, int(steps))
+
+
+def _reduced(fact: Fact) -> _Line:
+    """Return what orders scores of a proposal or of its feedback; other facts as they are."""
+    if isinstance(fact, Proposal):
+        return Asked(fact.proposal_id, fact.parameters, fact.macs_cut)
+    if isinstance(fact, Feedback):
+        return Told(fact.proposal_id, fact.val_loss, fact.val_accuracy, fact.steps)
+    return fact
 
 
 def _number(text: bytes | None) -> float | None:
@@ -241,13 +319,13 @@ def _checksum(body: bytes, previous: bytes) -> bytes:
 
 
 def _tail(checksum: bytes) -> bytes:
-    return _SUM + checksum + b'"}'
+    return b',"sum":"%b"}' % checksum
 
 
 def _checked(line: bytes, previous: bytes) -> bytes:
     """Return the checksum of a line, compared with the one that it holds."""
-    checksum = _checksum(line[: -_TAIL_BYTES - 1], previous)
-    if not (line[-19:-3] == checksum and line[-27:-19] == _SUM and line.endswith(b'"}\n')):
+    checksum = hexlify(blake2b(previous + line[: -_TAIL_BYTES - 1], digest_size=8).digest())
+    if not line.endswith(b',"sum":"%b"}\n' % checksum):
         raise ValueError(
             "its checksum does not fit, so it was changed, or a line before it was removed, added "
             "or moved"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+import re
 from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
@@ -183,10 +184,6 @@ def proposal(number: int, macs_cut: float | None = None) -> Proposal:
     )
 
 
-def figures(fact: Feedback) -> tuple[object, ...]:
-    return fact.proposal_id, fact.val_loss, fact.val_accuracy, fact.steps, fact.failed
-
-
 PROPOSALS = [proposal(0), proposal(1, 0.5), proposal(2, 1e-7), *map(proposal, range(3, 7))]
 ORDINARY = [
     Feedback(proposal_id=0, val_loss=0.1 + 0.2, seconds=1.5, worker="0@host:1", at=1.8e9),
@@ -209,18 +206,61 @@ def test_a_skimmed_journal_tells_of_scores_what_orders_them() -> None:
         *((0, 7, None), (1, 8, 0.5), (2, 9, 1e-07)),
         *((3, 10, None), (4, 11, None), (5, 12, None), (6, 13, None)),
     ]
-    assert told(read.facts[:1]) == told([STARTED])
-    scores = [fact for fact in read.facts[1:] if isinstance(fact, Feedback)]
-    assert [*map(figures, scores)] == [*map(figures, [*ORDINARY, *UNUSUAL, ORDINARY[0]])]
+    assert told(read.facts) == told([STARTED])
+    assert read.told == [
+        *((0, 0.1 + 0.2, None, 0), (1, -2e-07, 0.0, 0), (2, 1e99, 1.0, 9)),
+        *((3, None, None, 0), (4, 0.5, None, 0), (5, 0.5, None, 0), (6, 3, None, 0)),
+        (0, 0.1 + 0.2, None, 0),
+    ]
+    assert [item.failed for item in read.told] == [False] * 3 + [True] + [False] * 4
+    assert [item.score for item in read.told[:4]] == [-(0.1 + 0.2), 0.0, 1.0, None]
 
 
-def test_ordinary_lines_are_skimmed_without_parsing_them(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("skim", [False, True])
+def test_ordinary_lines_are_read_without_a_parser(
+    monkeypatch: pytest.MonkeyPatch, skim: bool
+) -> None:
     lines = to_lines([STARTED, *PROPOSALS, *ORDINARY])
     parsed: list[bytes] = []
     parse = journal_module._parsed
     monkeypatch.setattr(journal_module, "_parsed", lambda line: parsed.append(line) or parse(line))
-    assert len(read_lines(lines, skim=True).facts) == 4
+    read = read_lines(lines, skim=skim)
+    assert len(read.facts) + len(read.asked) + len(read.told) == 11
     assert parsed == [lines.splitlines(keepends=True)[0]]
+
+
+def test_lines_mean_the_same_with_and_without_a_parser(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = to_lines([STARTED, *PROPOSALS, *ORDINARY, *UNUSUAL])
+    facts = read_lines(lines).facts
+    monkeypatch.setattr(journal_module, "_ordinary", lambda line, num_filters: None)
+    parsed = read_lines(lines).facts
+    assert told(facts) == told(parsed) == told([STARTED, *PROPOSALS, *ORDINARY, *UNUSUAL])
+    assert [type(fact.seconds) for fact in facts if isinstance(fact, Feedback)] == [
+        type(fact.seconds) for fact in parsed if isinstance(fact, Feedback)
+    ]
+
+
+@pytest.mark.parametrize("skim", [False, True])
+@pytest.mark.parametrize(
+    ("before", "after", "reason"),
+    [
+        (b'"val_loss":-2e-07', b'"val_loss":1e308', r"must be finite, got 1e\+308"),
+        (b'"val_loss":-2e-07', b'"val_loss":1e999', "must be finite, got inf"),
+        (b'"val_accuracy":0.0', b'"val_accuracy":-1.0e200', "must be finite, got -1e"),
+        (b'"proposal_id":1,"val', b'"proposal_id":01,"val', "Expecting"),
+        (b'"proposal_id":1,"val', b'"proposal_id":9223372036854775808,"val', "too large"),
+        (b'"seconds":1e-05', b'"seconds":00.1', "Expecting"),
+        (b'"at":1.0', b'"at":999999999999.0', "at of fact Feedback is no time"),
+    ],
+)
+def test_a_number_that_no_search_writes_is_refused_by_either_reading(
+    before: bytes, after: bytes, reason: str, skim: bool
+) -> None:
+    lines = to_lines([STARTED, *PROPOSALS, ORDINARY[0]])
+    line = to_lines([ORDINARY[1]]).partition(b',"sum"')[0] + b"}"
+    changed = sealed(line.replace(before, after).decode(), lines)
+    assert (damage := read_lines(lines + changed, skim=skim).damage) is not None
+    assert re.search(reason, damage.reason)
 
 
 def test_a_skimmed_journal_is_checked_as_well() -> None:
