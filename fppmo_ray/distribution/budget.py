@@ -2,7 +2,8 @@
 
 ``Budget.fill`` turns one priority per filter into a legal mask: it keeps the best filters until
 nothing more fits. With random priorities it samples proposals; with the keep-logits themselves as
-priorities it gives the likeliest mask (the mode) of a distribution.
+priorities it gives the likeliest mask (the mode) of a distribution. ``Budget.fill_each`` does so
+for a whole population at once.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 
 from fppmo_ray.distribution.limits import Limit, Resource, limits_of
 from fppmo_ray.distribution.space import BoolArray, FloatArray, IntArray, PruningSpace
+
+_FILTERS_AT_ONCE = 2**17
 
 
 @dataclass(frozen=True)
@@ -80,39 +83,122 @@ class Budget:
             priority: ``(num_filters,)``, finite; only the order matters, except that differences
                 below 2**-32 of the range count as ties.
         """
-        # 1. Rank all filters, and with them the filters of each group.
-        order = _descending(priority)
-        groups = self._group_of[order]
-        ranked = order[np.argsort(groups, kind="stable")]  # group by group, best first
-        # 2. The queue: the group of each optional block, in the order of the blocks' medians.
-        is_optional_block = np.zeros(len(order), dtype=bool)
-        is_optional_block[ranked[self._optional_medians]] = True
-        queue = groups[is_optional_block[order]].astype(np.int64)
-        # 3. Fill the budget with blocks; only the numbers of blocks matter for the cost.
-        widths = self._widen(queue)
-        # 4. Each group keeps as many of its best filters as its width allows.
-        keep = np.empty(len(order), dtype=bool)
-        keep[ranked] = self._rank_in_group < np.repeat(widths, self.space.dense_widths)
-        return keep
+        mask: BoolArray = self.fill_each(priority[None])[0]
+        return mask
 
-    def _widen(self, queue: IntArray) -> IntArray:
-        """Return the widths ``(num_groups,)`` after adding every block of the queue that fits.
+    def fill_each(self, priorities: FloatArray) -> BoolArray:
+        """Return ``fill`` of several priorities, ``(num_masks, num_filters)``.
+
+        Args:
+            priorities: ``(num_masks, num_filters)``, finite; see ``fill``.
+        """
+        at_once = max(1, _FILTERS_AT_ONCE // self.space.num_filters)  # bounds the memory
+        starts = range(0, len(priorities) or 1, at_once)
+        return np.concatenate([self._fill(priorities[at : at + at_once]) for at in starts])
+
+    def _fill(self, priorities: FloatArray) -> BoolArray:
+        # Filters of several masks are numbered throughout: a mask's begin where the last one's end.
+        num_masks, num_filters = priorities.shape
+        starts = num_filters * np.arange(num_masks)[:, None]
+        # 1. Rank all filters, and with them the filters of each group.
+        orders = _descending(priorities)
+        groups = self._group_of[orders]
+        by_group = np.argsort(groups, axis=1, kind="stable")
+        orders += starts
+        ranked = orders.take(by_group + starts)  # group by group, best first
+        # 2. The queues: the group of each optional block, in the order of the blocks' medians.
+        is_optional_block = np.zeros(priorities.size, dtype=bool)
+        is_optional_block[ranked[:, self._optional_medians]] = True
+        queues = groups[is_optional_block.take(orders)].astype(np.int64)
+        # 3. Fill the budget with blocks; only the numbers of blocks matter for the cost.
+        widths = self._widen(queues.reshape(num_masks, len(self._optional_medians)))
+        # 4. Each group keeps as many of its best filters as its width allows.
+        masks = np.empty(priorities.size, dtype=bool)
+        masks[ranked] = self._rank_in_group < widths.take(self.space.group_of, axis=1)
+        return masks.reshape(priorities.shape)
+
+    def _widen(self, queues: IntArray) -> IntArray:
+        """Return the widths ``(num_masks, num_groups)`` after adding every block that fits.
 
         The result is that of adding one block after the other and skipping those that do not fit;
         bisection finds it in far fewer evaluations of the cost.
 
         Args:
-            queue: Group index of each optional block, ``(num_blocks,)``, best block first.
+            queues: Group index of each optional block, ``(num_masks, num_blocks)``, best block
+                first.
         """
-        blocks = -(-self.space.min_widths // self._multiples)
-        blocks, num_added = self._add_longest_prefix(blocks, queue, num_sure=0)
-        queue, reach = queue[num_added:], 1
+        blocks, lengths = self._add_longest_prefixes(queues)
+        widths = self._widths(blocks)
+        # Behind most prefixes no block fits by its MACs alone, so nothing remains to be done.
+        slack = self.max_macs - self.space.macs_cost.totals(widths)
+        fits = self.space.macs_increase(widths, self._steps(widths)) <= slack[:, None]
+        is_behind = np.arange(queues.shape[1]) >= lengths[:, None]
+        has_rest = (np.take_along_axis(fits, queues, axis=1) & is_behind).any(axis=1)
+        for row in np.flatnonzero(has_rest):
+            widths[row] = self._add_rest(blocks[row], queues[row, lengths[row] :])
+        return widths
+
+    def _add_longest_prefixes(self, queues: IntArray) -> tuple[IntArray, IntArray]:
+        """Return the blocks after adding each queue's longest prefix that fits, and its length.
+
+        See ``_add_longest_prefix``. Here, where most evaluations of the cost are, all masks take
+        each step of their bisections together.
+
+        Args:
+            queues: Group index of each block, ``(num_masks, num_blocks)``, best block first.
+
+        Returns:
+            Blocks per group, ``(num_masks, num_groups)``, and lengths, ``(num_masks,)``.
+        """
+        least = -(-self.space.min_widths // self._multiples)
+        blocks = np.tile(least, (len(queues), 1))
+        shortest, longest = np.zeros(len(queues), np.int64), np.full(len(queues), queues.shape[1])
+        while len(rows := np.flatnonzero(shortest < longest)):
+            middle = (shortest[rows] + longest[rows] + 1) // 2
+            wider = blocks[rows] + self._count_each(queues, rows, shortest[rows], middle)
+            is_met = self._are_met(self._widths(wider))
+            blocks[rows[is_met]] = wider[is_met]
+            shortest[rows[is_met]] = middle[is_met]
+            longest[rows[~is_met]] = middle[~is_met] - 1
+        return blocks, shortest
+
+    def _count_each(
+        self, queues: IntArray, rows: IntArray, starts: IntArray, stops: IntArray
+    ) -> IntArray:
+        """Return how many blocks of each group stand in a part of some queues.
+
+        Args:
+            queues: Group index of each block, ``(num_masks, num_blocks)``.
+            rows: Which queues, ``(num_rows,)``.
+            starts: First block of each part, ``(num_rows,)``.
+            stops: End of each part, ``(num_rows,)``.
+
+        Returns:
+            Blocks per group, ``(num_rows, num_groups)``.
+        """
+        lengths = stops - starts
+        row = np.repeat(np.arange(len(rows)), lengths)
+        # The place of each block of the parts among the blocks of all queues.
+        begins = rows * queues.shape[1] + starts - (np.cumsum(lengths) - lengths)
+        places = np.arange(len(row)) + begins[row]
+        num_groups = len(self.space.groups)
+        entries = row * num_groups + queues.take(places)
+        counts = np.bincount(entries, minlength=len(rows) * num_groups)
+        return counts.reshape(-1, num_groups)
+
+    def _add_rest(self, blocks: IntArray, queue: IntArray) -> IntArray:
+        """Return the widths ``(num_groups,)`` after adding every block of the queue that fits.
+
+        Args:
+            blocks: Blocks per group so far, ``(num_groups,)``; the queue's first does not fit.
+            queue: Group index of each further block, ``(num_blocks,)``, best block first.
+        """
+        reach = 1
         while len(queue):
             # Costs never fall as widths rise, so a block that does not fit now will not fit behind
             # further blocks either: all remaining blocks of its group leave the queue for good.
             widths = self._widths(blocks)
-            steps = np.minimum(self._multiples, self.space.max_widths - widths)
-            fitting = queue[self._allows(widths, steps)[queue]]
+            fitting = queue[self._allows(widths, self._steps(widths))[queue]]
             # Galloping search: as long as no group drops out, look twice as far as before. Many
             # blocks may fit here if a limit does not depend on some groups; else very few do.
             reach = 2 * reach if len(fitting) == len(queue) else 1
@@ -139,17 +225,18 @@ class Budget:
         while shortest < longest:
             middle = (shortest + longest + 1) // 2
             wider = blocks + np.bincount(queue[shortest:middle], minlength=len(blocks))
-            if self._is_met(self._widths(wider)):
+            if self._are_met(self._widths(wider)[None])[0]:
                 blocks, shortest = wider, middle
             else:
                 longest = middle - 1
         return blocks, shortest
 
-    def _is_met(self, widths: IntArray) -> bool:
-        """Return whether widths ``(num_groups,)`` meet every limit."""
-        if self.space.macs_of_widths(widths) > self.max_macs:
-            return False
-        return all(limit.is_met(widths) for limit in self.further)
+    def _are_met(self, widths: IntArray) -> BoolArray:
+        """Return whether widths ``(num_masks, num_groups)`` meet every limit, ``(num_masks,)``."""
+        are_met: BoolArray = self.space.macs_cost.totals(widths) <= self.max_macs
+        for limit in self.further:
+            are_met &= limit.cost.totals(widths) <= limit.most
+        return are_met
 
     def _allows(self, widths: IntArray, steps: IntArray) -> BoolArray:
         """Return which groups could be widened by their steps, each alone, ``(num_groups,)``."""
@@ -160,9 +247,20 @@ class Budget:
         return allowed
 
     def _widths(self, blocks: IntArray) -> IntArray:
-        """Return kept filters per group; the last block of a group may be smaller."""
+        """Return kept filters per group, ``(..., num_groups)``.
+
+        The last block of a group may be smaller.
+
+        Args:
+            blocks: Blocks per group, ``(..., num_groups)``.
+        """
         widths: IntArray = np.minimum(blocks * self._multiples, self.space.max_widths)
         return widths
+
+    def _steps(self, widths: IntArray) -> IntArray:
+        """Return the filters that a further block adds to each group, ``(..., num_groups)``."""
+        steps: IntArray = np.minimum(self._multiples, self.space.max_widths - widths)
+        return steps
 
     @cached_property
     def _multiples(self) -> IntArray:
@@ -238,16 +336,22 @@ def _listed(macs_cuts: tuple[float, ...]) -> str:
     return ",".join(map(str, macs_cuts))
 
 
-def _descending(priority: FloatArray) -> IntArray:
-    """Return indices from the highest priority to the lowest; ties go by index.
+def _descending(priorities: FloatArray) -> IntArray:
+    """Return the indices of each row from the highest priority to the lowest; ties go by index.
 
     A radix sort of 32-bit fixed-point numbers in two digits of 16 bits. It is twice as fast as
     sorting floats, and the same on every processor: numpy's vectorised float sort is not stable.
+
+    Args:
+        priorities: ``(num_masks, num_filters)``, finite.
     """
-    highest, lowest = priority.max(), priority.min()
-    if highest == lowest:
-        return np.arange(len(priority))
-    depth = np.rint((highest - priority) * ((2**32 - 1) / (highest - lowest))).astype(np.uint32)
+    highest = priorities.max(axis=1, keepdims=True)
+    spread = highest - priorities.min(axis=1, keepdims=True)
+    scale = np.divide(2**32 - 1, spread, out=np.zeros_like(spread), where=spread > 0)
+    depth = np.rint((highest - priorities) * scale).astype(np.uint32)
     # Least significant digit first: the second sort keeps the first one's order among equals.
-    order = np.argsort(depth.astype(np.uint16), kind="stable")
-    return order[np.argsort((depth >> 16).astype(np.uint16)[order], kind="stable")]
+    orders: IntArray = np.argsort(depth.astype(np.uint16), axis=1, kind="stable")
+    starts = priorities.shape[1] * np.arange(len(priorities))[:, None]
+    high = (depth >> 16).astype(np.uint16).take(orders + starts)
+    ordered: IntArray = orders.take(np.argsort(high, axis=1, kind="stable") + starts)
+    return ordered

@@ -78,7 +78,7 @@ class Budgets:
         sizes: Sequence[int],
         rng: np.random.Generator,
         progress: float,
-    ) -> tuple[FloatArray, list[BoolArray]]:
+    ) -> tuple[FloatArray, BoolArray]:
         """Sample the masks of a generation.
 
         Sorting logits plus logistic noise and filling a budget in that order is Pareto sampling
@@ -94,7 +94,8 @@ class Budgets:
             progress: Share of the search that lies behind, in [0, 1].
 
         Returns:
-            The layer noise ``(population, num_groups)``, and the masks in the same order.
+            The layer noise ``(population, num_groups)``, and the masks in the same order,
+            ``(population, num_filters)``.
         """
         space = self.each[0].space
         layer_noise: list[FloatArray] = []
@@ -107,8 +108,8 @@ class Budgets:
             priorities += projected.keep_logits
             priorities += noise[:, space.group_of]
             layer_noise.append(noise)
-            masks += [budget.fill(priority) for priority in priorities]
-        return np.concatenate(layer_noise), masks
+            masks.append(budget.fill_each(priorities))
+        return np.concatenate(layer_noise), np.concatenate(masks)
 
     def learn(
         self, rule: UpdateRule, beliefs: Beliefs, ranked: Sequence[RankedGeneration | None]

@@ -29,6 +29,10 @@ class Cost(Protocol):
         """Return the cost at kept filters per group, ``(num_groups,)``."""
         ...
 
+    def totals(self, widths: IntArray) -> IntArray:
+        """Return the costs ``(num_totals,)`` at several widths, ``(num_totals, num_groups)``."""
+        ...
+
     def expected(self, widths: FloatArray) -> float:
         """Return the approximate cost at fractional widths, ``(num_groups,)``."""
         ...
@@ -94,7 +98,7 @@ class Products:
         return int(per_pair.dot(both[: len(per_pair)] * both[len(per_pair) :])) + self.constant
 
     def totals(self, widths: IntArray) -> IntArray:
-        """Return the sums at several widths, ``(num_sums, num_groups)``."""
+        """Return the sums ``(num_totals,)`` at several widths, ``(num_totals, num_groups)``."""
         totals: IntArray = self.each(widths).sum(axis=-1) + self.constant
         return totals
 
@@ -109,23 +113,24 @@ class Products:
 
     def each(self, widths: IntArray | FloatArray) -> Any:
         """Return every product by itself, ``(..., num_products)``, at ``(..., num_groups)``."""
-        per_pair, out_terms, out_constant, in_terms, in_constant = self._matrices
-        return (
-            per_pair * (widths @ out_terms.T + out_constant) * (widths @ in_terms.T + in_constant)
-        )
+        per_pair, _, constants = self._stacked
+        # Sums of products of channels are exact in float64, whose products are far faster.
+        both: Any = widths.astype(np.float64) @ self._float_terms
+        both = both.astype(widths.dtype) + constants
+        return per_pair * both[..., : len(per_pair)] * both[..., len(per_pair) :]
 
     def increase(self, widths: IntArray, steps: IntArray) -> IntArray:
-        """Return how much widening each group alone adds to the sum, ``(num_groups,)``.
+        """Return how much widening each group alone adds to the sum, ``(..., num_groups)``.
 
         Args:
-            widths: Kept filters per group, ``(num_groups,)``.
-            steps: Filters to add to each group, ``(num_groups,)``.
+            widths: Kept filters per group, ``(..., num_groups)``.
+            steps: Filters to add to each group, ``(..., num_groups)``.
         """
         # Each product is c * o(w) * i(w), so a step of d filters in one group, whose channels
         # per filter are o' and i', adds exactly d * c * (o' * i + i' * o) + d^2 * c * o' * i'.
         per_pair, out_terms, out_constant, in_terms, in_constant = self._matrices
-        out_cost = per_pair * (out_terms @ widths + out_constant)  # c * o
-        in_cost = per_pair * (in_terms @ widths + in_constant)  # c * i
+        out_cost = per_pair * (widths @ out_terms.T + out_constant)  # c * o
+        in_cost = per_pair * (widths @ in_terms.T + in_constant)  # c * i
         slope = in_cost @ out_terms + out_cost @ in_terms
         increase: IntArray = steps * (slope + steps * self._curvature)
         return increase
@@ -152,6 +157,12 @@ class Products:
         per_pair, out_terms, out_constant, in_terms, in_constant = self._matrices
         terms = np.concatenate([out_terms, in_terms])
         return per_pair, terms, np.concatenate([out_constant, in_constant])
+
+    @cached_property
+    def _float_terms(self) -> FloatArray:
+        """The stacked terms, transposed, ``(num_groups, 2 * num_products)``."""
+        _, terms, _ = self._stacked
+        return np.ascontiguousarray(terms.T, dtype=np.float64)
 
     @cached_property
     def _curvature(self) -> IntArray:
@@ -205,6 +216,11 @@ class Activations:
     def total(self, widths: IntArray) -> int:
         """Return the most bytes at any moment, at kept filters per group, ``(num_groups,)``."""
         return int(self._peak(widths))
+
+    def totals(self, widths: IntArray) -> IntArray:
+        """Return ``total`` of several widths, ``(num_totals, num_groups)``."""
+        peaks: IntArray = self._peak(widths)
+        return peaks
 
     def expected(self, widths: FloatArray) -> float:
         """Return the most bytes at any moment, at fractional widths, ``(num_groups,)``."""

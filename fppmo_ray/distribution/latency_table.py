@@ -68,7 +68,14 @@ class LatencyTable:
 
     def total(self, widths: IntArray) -> int:
         """Return the nanoseconds at kept filters per group, ``(num_groups,)``."""
-        return int(self._total(widths))
+        return int(self.totals(widths))
+
+    def totals(self, widths: IntArray) -> IntArray:
+        """Return the nanoseconds ``(...)`` at widths ``(..., num_groups)``."""
+        time, per = self._interpolated(widths)
+        rest = self._written.each(widths).sum(axis=-1) * self.fs_per_byte // FS_PER_NS
+        totals: IntArray = (time // per).sum(axis=-1) + rest + self.constant_ns
+        return totals
 
     def expected(self, widths: FloatArray) -> float:
         """Return the nanoseconds at fractional widths, ``(num_groups,)``."""
@@ -83,8 +90,7 @@ class LatencyTable:
             widths: Kept filters per group, ``(num_groups,)``.
             steps: Filters to add to each group, ``(num_groups,)``.
         """
-        widened: IntArray = self._total(widths + np.diag(steps))
-        return widened
+        return self.totals(widths + np.diag(steps))
 
     def to_json(self) -> dict[str, Any]:
         """Return the table as plain lists and numbers, for ``from_json``."""
@@ -109,13 +115,6 @@ class LatencyTable:
                 "written": tuple(TensorSize(**entry | _widths_of(entry)) for entry in written),
             }
         )
-
-    def _total(self, widths: IntArray) -> IntArray:
-        """Return the nanoseconds ``(...)`` at widths ``(..., num_groups)``."""
-        time, per = self._interpolated(widths)
-        rest = self._written.each(widths).sum(axis=-1) * self.fs_per_byte // FS_PER_NS
-        total: IntArray = (time // per).sum(axis=-1) + rest + self.constant_ns
-        return total
 
     def _interpolated(self, widths: Any) -> tuple[Any, Any]:
         """Return the bilinear interpolation of every layer's time, as a fraction.

@@ -119,10 +119,9 @@ class MaskOptimizer:
             progress=self.settings.progress(generation),
         )
         self._layer_noise[generation] = layer_noise
-        self._masks += map(PackedMask.of, masks)
-        stacked = np.stack(masks)
-        self._parameters += self._count_parameters(stacked)
-        all_macs, first = self._space.macs_of_masks(stacked), ids_by_budget[0].start
+        self._masks += PackedMask.of_each(masks)
+        self._parameters += self._count_parameters(masks)
+        all_macs, first = self._space.macs_of_masks(masks), ids_by_budget[0].start
         self._num_asked += 1
         self._forget_beliefs()
         return [

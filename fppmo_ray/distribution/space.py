@@ -227,11 +227,11 @@ class PruningSpace:
         return self.macs_cost.expected(widths)
 
     def macs_increase(self, widths: IntArray, steps: IntArray) -> IntArray:
-        """Return how many MACs widening each group alone would add, ``(num_groups,)``.
+        """Return how many MACs widening each group alone would add, ``(..., num_groups)``.
 
         Args:
-            widths: Kept filters per group, ``(num_groups,)``.
-            steps: Filters to add to each group, ``(num_groups,)``.
+            widths: Kept filters per group, ``(..., num_groups)``.
+            steps: Filters to add to each group, ``(..., num_groups)``.
         """
         return self.macs_cost.increase(widths, steps)
 

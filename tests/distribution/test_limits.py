@@ -9,6 +9,7 @@ import pytest
 from planted_optimum import resnet20_space, run_to_end, small_importance
 
 from fppmo_ray.distribution import Budget, MaskOptimizer, OptimizerSettings, PruningSpace
+from fppmo_ray.distribution import budget as budget_module
 from fppmo_ray.distribution.costs import Activations, TensorSize, Width
 from fppmo_ray.distribution.latency_table import LatencyTable, LayerLatency
 from fppmo_ray.distribution.limits import Resource, cost_of, dense_cost, limits_of
@@ -106,6 +107,24 @@ def test_masks_meet_every_limit_and_no_legal_step_keeps_to_them_all(
     for _ in range(10):
         keep = budget.fill(3 * rng.standard_normal(SPACE.num_filters))
         assert_filled(budget, SPACE.widths(keep))
+
+
+@pytest.mark.parametrize("multiple", [1, 4])
+@pytest.mark.parametrize(("macs_cut", "cuts"), [(0.57, {}), (0.0, {"params": 0.4}), (0.3, ALL)])
+def test_a_population_is_filled_as_each_of_its_masks_alone(
+    macs_cut: float,
+    cuts: dict[Resource, float],
+    multiple: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    budget = Budget.from_cut(SPACE.with_limits(multiple=multiple), macs_cut, cuts)
+    priorities = 3 * np.random.default_rng(0).standard_normal((20, SPACE.num_filters))
+    priorities[7] = 1.0  # all of them equal
+    alone = [budget.fill(priority).tolist() for priority in priorities]
+    assert budget.fill_each(priorities).tolist() == alone
+    monkeypatch.setattr(budget_module, "_FILTERS_AT_ONCE", 7 * SPACE.num_filters)
+    assert budget.fill_each(priorities).tolist() == alone
+    assert budget.fill_each(priorities[:0]).tolist() == []
 
 
 @pytest.mark.parametrize("rule", RULES)
