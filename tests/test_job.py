@@ -147,6 +147,24 @@ def test_a_signal_stops_a_search_only_in_a_block_that_asks_for_it() -> None:
     )
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_a_process_that_was_started_with_signals_ignored(
+    number: signal.Signals,
+) -> None:
+    lines = (
+        "import signal",
+        "from fppmo_ray.service.stopping import signals_stop_searches, stop_on_signal",
+        f"signal.signal({number}, signal.SIG_IGN)",
+        "with signals_stop_searches(), stop_on_signal(str) as stop:",
+        f"    signal.raise_signal({number})",
+        "    print(stop.is_made, flush=True)",
+        f"    signal.raise_signal({number})",
+        "    print('goes on')",
+    )
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("True\n", -number)
+
+
 def parsed(*flags: str) -> SearchSettings:
     config = (tyro.conf.OmitArgPrefixes,)
     return tyro.cli(SearchSettings, args=flags, config=config, registry=comma_lists())

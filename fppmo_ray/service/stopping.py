@@ -5,10 +5,11 @@ from __future__ import annotations
 import faulthandler
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import FrameType
+from typing import Any
 
 
 class SearchStopped(RuntimeError):
@@ -80,10 +81,17 @@ def stop_on_signal(how_far: Callable[[], str]) -> Iterator[StopRequest]:
         yield request
 
 
+_ENDS_AT_ONCE: Mapping[int, Any] = {
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGINT: signal.default_int_handler,
+}
+
+
 @contextmanager
 def made_by_signal(request: StopRequest) -> Iterator[StopRequest]:
     """Turn the first SIGTERM or SIGINT into a request; a second one does what it did before.
 
+    If the process ignored a signal, as SIGINT behind ``nohup ... &``, a second one ends it as well.
     Signals reach the main thread alone: in any other, the request is never made. Enter this after
     Ray has started, which handles SIGTERM in a way of its own.
     """
@@ -99,6 +107,8 @@ def made_by_signal(request: StopRequest) -> Iterator[StopRequest]:
     def obey(number: int, frame: FrameType | None) -> None:
         request.is_made = True
         restore()
+        for ignored in (number for number in before if before[number] is signal.SIG_IGN):
+            signal.signal(ignored, _ENDS_AT_ONCE[ignored])
 
     for number in before:
         signal.signal(number, obey)
