@@ -106,8 +106,8 @@ def test_each_budget_ends_with_a_network_that_is_as_good_as_reported(finished: P
     names = [(row["name"], row.get("budget")) for row in result.figures["variants"]]
     assert names == [
         ("dense", None),
-        *(("importance-only", 0.4), ("fppmo", 0.4)),
-        *(("importance-only", 0.65), ("fppmo", 0.65)),
+        *(("importance-only", 0.4), ("allocation", 0.4), ("fppmo", 0.4)),
+        *(("importance-only", 0.65), ("allocation", 0.65), ("fppmo", 0.65)),
     ]
 
 

@@ -140,6 +140,7 @@ def test_the_network_on_s3_is_the_local_one(
 
 def test_only_the_last_checkpoint_of_every_training_stays_on_s3(remote: SearchResult) -> None:
     assert open_storage(remote.run_dir).names("checkpoints") == [
+        "allocation-epoch0.pt",
         "baseline-epoch1.pt",
         "dense-epoch0.pt",
         "fppmo-epoch0.pt",
@@ -154,7 +155,7 @@ def test_table_and_figures_are_made_from_s3_and_kept_there(
     assert "4 scores of" in (printed := capsys.readouterr().out)
     assert f"run directory: {location_of(remote.run_dir)}" in printed
     assert set(open_storage(remote.run_dir).names("")) == {
-        *("importance.npy", "network.json", "network.pt", "probabilities.png"),
+        *("error_curves.npy", "importance.npy", "network.json", "network.pt", "probabilities.png"),
         *("result.json", "scores.png"),
     }
 
