@@ -114,6 +114,8 @@ class Checks:
         self._size = size
         self._is_dry = is_dry
         self._plan = replace(size.plan, device=str(device))  # type: ignore[arg-type]
+        self._subjects: dict[str, Subject] = {}
+        """Those that were made, since tracing takes as long as a check."""
 
     def graphs(self) -> dict[str, Any]:
         """Milliseconds of a training step, launched and replayed, and whether both learn alike."""
@@ -268,7 +270,7 @@ class Checks:
         """Trained images per second of dense and pruned networks, launched and replayed."""
         found = {}
         for name in self._size.trained:
-            pruned = make_subject(name, self._plan)
+            pruned = self._named(name)
             dense = replace(pruned, keep=np.ones_like(pruned.keep))
             for what, subject in (("dense", dense), ("pruned", pruned)):
                 for way in (_LAUNCHED, _GRAPHS):
@@ -279,7 +281,12 @@ class Checks:
         return found
 
     def _subject(self) -> Subject:
-        return make_subject(self._size.small, self._plan)
+        return self._named(self._size.small)
+
+    def _named(self, name: str) -> Subject:
+        if name not in self._subjects:
+            self._subjects[name] = make_subject(name, self._plan)
+        return self._subjects[name]
 
     def _training(
         self, subject: Subject, recipe: Recipe, compute: ComputeConfig
