@@ -66,3 +66,12 @@ def local_ray() -> Iterator[None]:
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def ray_here() -> Iterator[None]:
+    """A Ray whose actors are objects of this process, in place of a real one; see its module."""
+    from in_process_ray import in_process_ray
+
+    with in_process_ray():
+        yield

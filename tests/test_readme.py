@@ -36,7 +36,7 @@ def test_the_readme_can_be_read_in_ten_minutes() -> None:
 
 
 def test_the_example_of_the_readme_prunes_its_network(
-    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     example = next(text for text in EXAMPLES if "result = " in text)
     assert len(example.strip().splitlines()) <= 16

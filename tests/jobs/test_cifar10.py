@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from fppmo_ray import Recipe, Resources, Sampler, Scoring, SearchSettings, load_network
+from fppmo_ray import (
+    Calibration,
+    Recipe,
+    Resources,
+    Sampler,
+    Scoring,
+    SearchSettings,
+    load_network,
+)
 from fppmo_ray.service.journal.artifacts import read_history
 from fppmo_ray.service.journal.facts import ComputeChosen
 from fppmo_ray.service.journal.run_directory import read_journal
@@ -30,12 +38,14 @@ SETTINGS = SearchSettings(
         score_recalibrate_images=64,
         score_images=32,
         rescore_seeds=1,
+        score_reconstruct_images=8,
     ),
+    calibration=Calibration(calibration_images=32),
 )
 
 
 @pytest.mark.filterwarnings("ignore:channel groups left whole")  # option-A shortcuts
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("ray_here")
 def test_the_job_ends_with_a_network_of_less_than_half_the_macs(
     few_images: Path, weights: Path, tmp_path: Path
 ) -> None:

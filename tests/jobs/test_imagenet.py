@@ -43,7 +43,7 @@ def squeezenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("ray_here")
 def test_the_job_halves_a_network_and_tells_top_1_and_top_5(
     settings: SearchSettings,
     squeezenet: Path,

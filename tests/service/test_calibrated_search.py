@@ -33,8 +33,14 @@ SETTINGS = SearchSettings(
     proposals=8,
     fine_tune=Recipe(epochs=1, batch_size=64),
     sampler=Sampler(population=4, importance="obs", start="allocation"),
-    calibration=Calibration(refit=True, calibration_images=150),
-    scoring=Scoring(score_by="divergence", score_images=100, rescore_seeds=2),
+    calibration=Calibration(refit=True, calibration_images=60),
+    scoring=Scoring(
+        score_by="divergence",
+        score_images=100,
+        rescore_images=100,
+        rescore_seeds=2,
+        score_reconstruct_images=20,
+    ),
     baseline=Baseline(baseline_epochs=1),
     numerics=Numerics(dtype="float32"),
 )
@@ -47,7 +53,7 @@ def searched(run_dir: Path, settings: SearchSettings) -> SearchResult:
 
 
 def test_without_proposals_the_allocation_is_fine_tuned_and_no_mask_scored(
-    local_ray: None, tmp_path: Path
+    ray_here: None, tmp_path: Path
 ) -> None:
     result = searched(tmp_path / "run", SETTINGS.changed(proposals=0, distill_steps=4))
     rows = {row["name"]: row for row in result.figures["variants"]}
@@ -81,7 +87,7 @@ def test_without_proposals_the_allocation_is_fine_tuned_and_no_mask_scored(
 
 
 def test_with_proposals_the_allocation_is_a_row_of_the_table_beside_what_was_chosen(
-    local_ray: None, tmp_path: Path
+    ray_here: None, tmp_path: Path
 ) -> None:
     result = searched(tmp_path / "run", SETTINGS)
     rows = {row["name"]: row for row in result.figures["variants"]}
@@ -95,7 +101,7 @@ def test_with_proposals_the_allocation_is_a_row_of_the_table_beside_what_was_cho
     assert "allocation" in console.export_text()
 
 
-def test_the_allocation_is_the_one_that_scores_best(local_ray: None, tmp_path: Path) -> None:
+def test_the_allocation_is_the_one_that_scores_best(ray_here: None, tmp_path: Path) -> None:
     settings = SETTINGS.changed(macs_cut=0.8, proposals=0, score_images=400)
     chosen = searched(tmp_path / "three", settings)
     [fact] = all_of(tmp_path / "three", AllocationChosen)

@@ -87,7 +87,7 @@ def searched(run_dir: Path, *callbacks: Callback, score_with: Any = score) -> Se
 
 
 def test_callbacks_are_told_of_a_search_from_start_to_end(
-    local_ray: None,
+    ray_here: None,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
@@ -121,7 +121,7 @@ def told_of(recorder: Recorder, kind: str) -> list[Any]:
 
 
 def test_the_end_of_a_search_that_fails_is_told_without_a_result(
-    local_ray: None, tmp_path: Path
+    ray_here: None, tmp_path: Path
 ) -> None:
     recorder = Recorder()
 

@@ -34,7 +34,7 @@ GOLDEN_LOSSES = [
 GOLDEN_BEST = "30d1b48bb0212e8fb1fefb8e8ffff5edffedff6bfffbef7f"
 
 
-def test_a_search_from_equal_shares_scores_the_recorded_masks(local_ray: None, tmp_path: Path):
+def test_a_search_from_equal_shares_scores_the_recorded_masks(ray_here: None, tmp_path: Path):
     settings = SearchSettings(
         macs_cut=0.6,
         proposals=48,

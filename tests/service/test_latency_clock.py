@@ -47,7 +47,7 @@ def searched(run_dir: Path, **given: Any) -> Any:
     return run_search(network(), task(), SETTINGS, run_dir=run_dir, resources=resources, **given)
 
 
-def test_a_search_meets_its_cut_by_the_users_clock(local_ray: None, tmp_path: Path) -> None:
+def test_a_search_meets_its_cut_by_the_users_clock(ray_here: None, tmp_path: Path) -> None:
     figures = searched(tmp_path, latency=by_filters).figures
     dense, *others = figures["variants"]
     assert dense["cuts"]["latency"]["measured_ms"] == 22.0  # 1 + 12 + 8 + 1

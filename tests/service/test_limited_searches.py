@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from in_process_ray import in_process_ray
 from rich.console import Console
 
 from fppmo_ray import (
@@ -81,15 +82,16 @@ def printed(run_dir: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def by_latency(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def by_latency(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("runs") / "latency"
-    run(BY_LATENCY, run_dir)
+    with in_process_ray():
+        run(BY_LATENCY, run_dir)
     return run_dir
 
 
 @pytest.mark.slow
 def test_a_search_removes_the_parameters_and_the_memory_that_are_asked_for(
-    local_ray: None, tmp_path: Path
+    ray_here: None, tmp_path: Path
 ) -> None:
     result = run(replace(SMALL, macs_cut=0.2, params_cut=0.6, memory_cut=0.3), tmp_path)
     dense, *others = result.figures["variants"]
@@ -140,7 +142,7 @@ def test_what_was_cut_is_told_by_the_table_and_as_measured(
 
 @pytest.mark.slow
 def test_a_resumed_search_reads_the_table_and_measures_no_other(
-    by_latency: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_here: None, by_latency: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = (by_latency / JOURNAL).read_bytes().splitlines(keepends=True)
     scored = [index for index, line in enumerate(lines) if b'"Feedback"' in line]
@@ -162,7 +164,9 @@ def test_a_resumed_search_reads_the_table_and_measures_no_other(
 
 
 @pytest.mark.slow
-def test_a_table_that_is_not_the_journal_s_is_refused(by_latency: Path, tmp_path: Path) -> None:
+def test_a_table_that_is_not_the_journal_s_is_refused(
+    ray_here: None, by_latency: Path, tmp_path: Path
+) -> None:
     lines = (by_latency / JOURNAL).read_bytes().splitlines(keepends=True)
     end = next(index for index, line in enumerate(lines) if b'"LatencyMeasured"' in line)
     (tmp_path / JOURNAL).write_bytes(b"".join(lines[: end + 1]))

@@ -13,7 +13,15 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset as TorchDataset
 
-from fppmo_ray import Resources, Sampler, Scoring, Transform, load_classifier, search
+from fppmo_ray import (
+    Calibration,
+    Resources,
+    Sampler,
+    Scoring,
+    Transform,
+    load_classifier,
+    search,
+)
 from fppmo_ray.service.function_task import FunctionTask
 from fppmo_ray.service.image_task import task_of
 from fppmo_ray.service.result import export_result
@@ -26,7 +34,8 @@ SMALL: dict[str, Any] = {
     "macs_cut": 0.4,
     "proposals": 4,
     "sampler": Sampler(population=2),
-    "scoring": Scoring(rescore_seeds=1),
+    "scoring": Scoring(rescore_seeds=1, score_reconstruct_images=20),
+    "calibration": Calibration(calibration_images=40),
     "fine_tune": Recipe(epochs=1, batch_size=32, learning_rate=0.01),
     "resources": Resources(workers=1),
 }
@@ -64,7 +73,7 @@ def network() -> nn.Module:
     return made
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("ray_here")
 def test_from_jpegs_and_an_own_network_to_class_names_of_an_onnx_file(
     jpegs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

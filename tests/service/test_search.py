@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from in_process_ray import in_process_ray
 from torch import nn
 
 from fppmo_ray import (
+    Calibration,
     Numerics,
     Recipe,
     Resources,
@@ -51,10 +53,11 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def finished(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run directory of an undisturbed search with one worker."""
     run_dir = tmp_path_factory.mktemp("runs") / "undisturbed"
-    demo(run_dir, proposals=PROPOSALS, workers=1)
+    with in_process_ray():
+        demo(run_dir, proposals=PROPOSALS, workers=1)
     return run_dir
 
 
@@ -123,7 +126,7 @@ IN_BASELINE, IN_SEARCH, IN_FINE_TUNING = (
     ],
 )
 def test_a_killed_search_ends_like_an_undisturbed_one(
-    finished: Path, tmp_path: Path, kills: list[tuple[type[Fact], int]]
+    local_ray: None, finished: Path, tmp_path: Path, kills: list[tuple[type[Fact], int]]
 ) -> None:
     run_dir = tmp_path / "killed"
     for kind, count in kills:
@@ -237,7 +240,8 @@ def small(**changes: Any) -> SearchSettings:
         proposals=4,
         fine_tune=Recipe(epochs=0),
         sampler=Sampler(population=2),
-        scoring=Scoring(score_steps=4),
+        scoring=Scoring(score_steps=4, rescore_seeds=1),
+        calibration=Calibration(calibration_images=50),
         numerics=Numerics(dtype="float32"),
     )
     return settings.changed(**changes)
@@ -255,7 +259,7 @@ def run_small(
     return run_search(network, data, settings, run_dir=run_dir, resources=resources, **others)
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("ray_here")
 def test_a_search_whose_scores_all_fail_stops_with_the_first_error(tmp_path: Path) -> None:
     settings = small(
         proposals=2,
@@ -272,7 +276,7 @@ def test_a_search_whose_scores_all_fail_stops_with_the_first_error(tmp_path: Pat
     ]
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("ray_here")
 def test_without_fine_tuning_the_network_is_still_the_one_reported(tmp_path: Path) -> None:
     result = run_small(tmp_path, small(score_steps=0, baseline_epochs=2))
     dataset = load_dataset("digits")
@@ -281,7 +285,7 @@ def test_without_fine_tuning_the_network_is_still_the_one_reported(tmp_path: Pat
     assert accuracy == pytest.approx(result.best.test_accuracy, abs=1e-9)
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("ray_here")
 def test_a_journal_cut_back_into_training_resumes_to_the_same_facts(tmp_path: Path) -> None:
     settings = small(baseline_epochs=3, population=4)
     history = run_small(tmp_path, settings).history

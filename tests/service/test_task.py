@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from in_process_ray import in_process_ray
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -110,9 +111,10 @@ def task(**changed: Any) -> FunctionTask:
 
 
 @pytest.fixture(scope="module")
-def finished(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
     run_dir = tmp_path_factory.mktemp("task") / "run"
-    return run_search(blur(), task(), SETTINGS, run_dir=run_dir, resources=FEW_WORKERS)
+    with in_process_ray():
+        return run_search(blur(), task(), SETTINGS, run_dir=run_dir, resources=FEW_WORKERS)
 
 
 def test_a_regression_ends_with_a_smaller_network_that_was_fine_tuned(
@@ -179,7 +181,7 @@ def test_a_search_is_not_compared_with_one_of_another_measure(
 
 @pytest.mark.slow
 def test_the_same_search_gives_the_same_masks_and_scores(
-    finished: SearchResult, tmp_path: Path
+    local_ray: None, finished: SearchResult, tmp_path: Path
 ) -> None:
     again = run_search(blur(), task(), SETTINGS, run_dir=tmp_path / "run", resources=Resources())
     columns = ["id", "macs", "score"]
@@ -199,7 +201,7 @@ def test_a_finished_search_of_another_task_is_not_taken_for_this_one(
         )
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("ray_here")
 def test_a_generation_shares_its_seed_and_without_fine_tune_networks_stay_as_cut(
     tmp_path: Path,
 ) -> None:
@@ -344,8 +346,7 @@ def test_a_score_of_another_type_is_named(found: Any, kind: str) -> None:
         as_number(found, "score")
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("ray_here")
 def test_a_score_that_is_never_a_number_ends_the_search_with_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="score of the task must return a number, got str"):
         run_search(

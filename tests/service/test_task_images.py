@@ -177,7 +177,7 @@ def test_too_few_images_to_hold_some_out_are_refused() -> None:
         worker.score(weights, proposal_of(np.ones(12, dtype=bool)))
 
 
-def test_widths_are_found_without_any_score(local_ray: None, tmp_path: Path) -> None:
+def test_widths_are_found_without_any_score(ray_here: None, tmp_path: Path) -> None:
     one = Resources(workers=1)
     settings = SETTINGS.changed(distill_steps=40)
     result = run_search(Sharpener(), task(), settings, run_dir=tmp_path / "run", resources=one)

@@ -1,4 +1,4 @@
-"""Workers on the GPUs of a Ray that pretends to have two: who gets which, and how much of it."""
+"""Workers on the GPU of a Ray that pretends to have one: who gets it, and how much of it."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class Worker(PruningWorker):
         return visible, share, repr(self)
 
 
-ray.init(address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)
-resources = Resources(workers=4, gpus=0.5)
+ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
+resources = Resources(workers=2, gpus=0.5)
 network = build_network("digits_cnn", 10)
 settings = SearchSettings(macs_cut=0.5, fine_tune=Recipe(epochs=0)).changed(dtype="float32")
 problem = build_problem(
@@ -55,11 +55,11 @@ problem = build_problem(
 )
 keep = np.arange(problem.space.num_filters) % 2 == 0
 proposal = Proposal(proposal_id=0, generation=0, keep=keep, macs=0)
-with worker_pool(Worker, problem, num_workers=4, demand=resources.demand) as pool:
+with worker_pool(Worker, problem, num_workers=2, demand=resources.demand) as pool:
     weights = share_weights(to_arrays(network), problem.compute)
-    while pool.num_ready < 4:
+    while pool.num_ready < 2:
         pool.run([Call("place", lambda worker: worker.where())])
-    places = pool.run([Call("place", lambda worker: worker.where()) for _ in range(4)])
+    places = pool.run([Call("place", lambda worker: worker.where()) for _ in range(2)])
     [score] = pool.run([Call("score", lambda worker: worker.score(weights.shared, proposal))])
 on_cpu = PruningWorker(
     build_problem(network, image_classification(load_dataset("digits")), settings), 0
@@ -71,7 +71,7 @@ ray.shutdown()
 
 
 @pytest.mark.timeout(480)
-def test_four_workers_share_two_gpus_by_halves_and_score_what_a_cpu_scores(
+def test_two_workers_share_a_gpu_by_halves_and_score_what_a_cpu_scores(
     gpu: PretendedGpu,
 ) -> None:
     del gpu  # skips where there are no devices in Python
@@ -85,7 +85,7 @@ def test_four_workers_share_two_gpus_by_halves_and_score_what_a_cpu_scores(
     assert done.returncode == 0, done.stderr[-2000:]
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     assert found["loss"] == pytest.approx(found["expected"], rel=1e-5)
-    assert {visible for visible, _, _ in found["places"]} <= {"0", "1"}
+    assert {visible for visible, _, _ in found["places"]} == {"0"}
     assert {share for _, share, _ in found["places"]} == {0.5}
     for visible, _, name in found["places"]:
         assert name.startswith("Worker(")

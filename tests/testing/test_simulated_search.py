@@ -86,7 +86,7 @@ def test_a_search_cut_amid_its_scores_ends_alike_with_more_workers(tmp_path: Pat
     assert ending(3, resume=True) == expected
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("ray_here")
 def test_settings_of_another_search_are_refused(tmp_path: Path) -> None:
     settings = OptimizerSettings(macs_cut=0.5, num_proposals=4, population_size=4)
     simulated_search(tmp_path, settings, workers=1, pace=Pace(mean_seconds=0))
