@@ -69,7 +69,7 @@ class Sampler:
     task without images and for stages."""
     gamma: float | tuple[float, ...] | None = None
     """How much an allocation spares parameters, >= 0. Several: each is scored once, and every
-    budget starts at the best. None: 0.3, 1 and 3. Before fine-tuning, capacity_weight makes the
+    budget starts at the best. None: 0, 1 and 3. Before fine-tuning, capacity_weight makes the
     larger ones win more often, since networks with more parameters recover better."""
 
     def __post_init__(self) -> None:

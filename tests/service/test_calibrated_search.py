@@ -105,7 +105,7 @@ def test_the_allocation_is_the_one_that_scores_best(ray_here: None, tmp_path: Pa
     settings = SETTINGS.changed(macs_cut=0.8, proposals=0, score_images=400)
     chosen = searched(tmp_path / "three", settings)
     [fact] = all_of(tmp_path / "three", AllocationChosen)
-    assert settings.gammas() == (0.3, 1.0, 3.0)
+    assert settings.gammas() == (0.0, 1.0, 3.0)
     assert len(fact.costs) == 3
     assert fact.gamma == settings.gammas()[int(np.argmin(fact.costs))]
     alone = searched(tmp_path / "one", settings.changed(gamma=fact.gamma))
@@ -115,7 +115,7 @@ def test_the_allocation_is_the_one_that_scores_best(ray_here: None, tmp_path: Pa
 
 
 def test_settings_say_which_weights_of_parameters_are_scored() -> None:
-    assert SETTINGS.gammas() == (0.3, 1.0, 3.0)
+    assert SETTINGS.gammas() == (0.0, 1.0, 3.0)
     assert SETTINGS.changed(gamma=3.0).gammas() == (3.0,)
     assert SETTINGS.changed(gamma=(0.0, 2.0)).gammas() == (0.0, 2.0)
 
