@@ -33,7 +33,7 @@ from torch import nn
 
 from fppmo_ray import load_dataset
 from fppmo_ray.distribution import BoolArray, Budget, IntArray
-from fppmo_ray.distribution.allocation import allocation_masks
+from fppmo_ray.distribution.allocation import GAMMAS, allocation_masks
 from fppmo_ray.distribution.logits import uniform_priority
 from fppmo_ray.job import run_job
 from fppmo_ray.own_network import open_network
@@ -390,7 +390,7 @@ METHODS |= {
     for name in (*_PLAIN, "obs, uniform widths", *(n for n in METHODS if "gamma" in n))
 }
 CHOSEN = "allocation, gamma chosen"
-"""The row of the gamma, other than 0, whose network diverges least on the images."""
+"""The row of the gamma whose network diverges least on the images, among the default ones."""
 
 
 def untrained_tables(rows: Sequence[Row]) -> list[Table]:
@@ -438,9 +438,10 @@ def _table(title: str, rows: Sequence[Row]) -> Table:
 
 def _chosen(rows: Sequence[Row]) -> Iterator[Row]:
     """For every seed, the allocation whose network diverges least from the dense one."""
+    names = {f"allocation, gamma {gamma:g}" for gamma in GAMMAS}
     by_seed = defaultdict(list)
     for row in rows:
-        if row.method.startswith("allocation") and "gamma 0," not in f"{row.method},":
+        if row.method.removesuffix(RECONSTRUCTED) in names:
             by_seed[row.seed, row.method.endswith(RECONSTRUCTED)].append(row)
     for (_, reconstructed), own in by_seed.items():
         best = min(own, key=lambda row: row.divergence)

@@ -42,7 +42,7 @@ def test_the_chosen_gamma_is_the_one_that_diverges_least_and_pays_for_all():
     table = lines(
         [
             row("l1", 0, 40),
-            row("allocation, gamma 0", 0, 99, divergence=0.1),
+            row("allocation, gamma 0.3", 0, 99, divergence=0.1),
             row("allocation, gamma 1", 0, 50, divergence=0.3),
             row("allocation, gamma 3", 0, 60, divergence=0.2),
         ]
