@@ -158,8 +158,10 @@ class Proof:
         last: Exception | None = None
         for given in (*sizes, inputs):
             self._inputs = tuple(cast(t, precision) if precision else t for t in given)
+            # In the given size precisions count alone, which one image shows.
+            tried = self._dry.first(self._inputs) if given is inputs else self._inputs
             try:
-                performed, _ = self._dry.performed(self._twin, self._inputs, self._cast)
+                performed, _ = self._dry.performed(self._twin, tried, self._cast)
                 names = [performed.names]
                 if given is not inputs and self._dry.dense.names not in names:  # it casts
                     names.append(self._dry.performed(None, given)[0].names)
