@@ -51,7 +51,7 @@ from fppmo_ray.service.journal.run_directory import open_run
 from fppmo_ray.training import capture, state_to_bytes
 from fppmo_ray.training.networks import build_network, source_of
 
-SETTINGS = SearchSettings(macs_cut=0.5).changed(capacity_weight=0)
+SETTINGS = SearchSettings(macs_cut=0.5, proposals=48).changed(capacity_weight=0)
 KEEP = np.arange(10) % 3 > 0
 SCORE = {"val_loss": 0.25, "val_accuracy": 0.5, "seconds": 1.0}
 
