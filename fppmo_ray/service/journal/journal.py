@@ -324,8 +324,8 @@ def _tail(checksum: bytes) -> bytes:
 
 def _checked(line: bytes, previous: bytes) -> bytes:
     """Return the checksum of a line, compared with the one that it holds."""
-    checksum = hexlify(blake2b(previous + line[: -_TAIL_BYTES - 1], digest_size=8).digest())
-    if not line.endswith(b',"sum":"%b"}\n' % checksum):
+    checksum = _checksum(line[: -_TAIL_BYTES - 1], previous)
+    if not line.endswith(_tail(checksum) + b"\n"):
         raise ValueError(
             "its checksum does not fit, so it was changed, or a line before it was removed, added "
             "or moved"
