@@ -25,6 +25,13 @@ def copy_network(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model)
 
 
+def on_cpu(model: nn.Module) -> nn.Module:
+    """Return the network itself if all of it lies on the CPU, else a copy there."""
+    tensors = chain(model.parameters(), model.buffers())
+    is_there = all(tensor.device.type == "cpu" for tensor in tensors)
+    return model if is_there else copy_network(model).cpu()
+
+
 class WorkingCopy:
     """A copy on the CPU of a network, made when it is first used.
 
@@ -33,9 +40,7 @@ class WorkingCopy:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        tensors = chain(model.parameters(), model.buffers())
-        is_on_cpu = all(tensor.device.type == "cpu" for tensor in tensors)
-        self.original = model if is_on_cpu else copy_network(model).cpu()
+        self.original = on_cpu(model)
         """The network on the CPU, to be read only."""
 
     @cached_property

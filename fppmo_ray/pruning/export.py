@@ -14,10 +14,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from fppmo_ray.pruning.copying import copy_network
+from fppmo_ray.pruning.copying import on_cpu
 from fppmo_ray.pruning.network_io import ExampleInputs, checked, random_inputs
 from fppmo_ray.pruning.twin import relative_error
 from fppmo_ray.training import Interface
+from fppmo_ray.training.compute import in_mode
 from fppmo_ray.training.outputs import flat_tensors
 
 ExchangeFormat = Literal["torchscript", "torch.export", "onnx"]
@@ -89,8 +90,8 @@ def export_network(
     target = target.with_name(target.name + SUFFIXES[format])
     target.parent.mkdir(parents=True, exist_ok=True)
     write, read = _WAYS[format]
-    in_eval_mode, no_warnings = _in_eval_mode_on_cpu(network), _without_torchs_own_warnings()
-    with in_eval_mode as network, no_warnings, torch.no_grad():
+    network = on_cpu(network)
+    with in_mode(network, training=False), _without_torchs_own_warnings(), torch.no_grad():
         sizes = _BATCHES if fixed_batch is None else (fixed_batch,)
         batches = {batch: _random(examples, batch) for batch in sizes}
         expected = {batch: _run(network, inputs) for batch, inputs in batches.items()}
@@ -309,21 +310,6 @@ def _require_onnx() -> None:
         raise ValueError(
             f"format onnx needs {', '.join(missing)}; pip install 'fppmo-ray[export]' has them"
         )
-
-
-@contextmanager
-def _in_eval_mode_on_cpu(network: nn.Module) -> Iterator[nn.Module]:
-    """Yield a network in eval mode; one that is not on the CPU is copied there."""
-    if any(tensor.device.type != "cpu" for tensor in (*network.parameters(), *network.buffers())):
-        yield copy_network(network).cpu().eval()
-        return
-    was_training = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield network
-    finally:
-        for module, training in was_training:
-            module.training = training
 
 
 @contextmanager
