@@ -12,6 +12,11 @@ from fppmo_ray.distribution.rules import RULES, UpdateRule
 from fppmo_ray.distribution.space import PruningSpace
 
 
+def cuts_of(macs_cut: float | tuple[float, ...]) -> tuple[float, ...]:
+    """Return the ``macs_cut`` of every budget: one number is one budget."""
+    return macs_cut if isinstance(macs_cut, tuple) else (macs_cut,)
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
     """The settings that decide a search's trajectory, together with its feedback.
@@ -91,7 +96,7 @@ class OptimizerSettings:
     @property
     def macs_cuts(self) -> tuple[float, ...]:
         """``macs_cut``, one for every budget."""
-        return self.macs_cut if isinstance(self.macs_cut, tuple) else (self.macs_cut,)
+        return cuts_of(self.macs_cut)
 
     @property
     def further_cuts(self) -> dict[Resource, float]:

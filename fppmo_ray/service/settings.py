@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from fppmo_ray.distribution import OptimizerSettings
 from fppmo_ray.distribution.allocation import GAMMAS
 from fppmo_ray.distribution.limits import Resource
+from fppmo_ray.distribution.settings import cuts_of
 from fppmo_ray.pruning.score import Fidelity
 from fppmo_ray.service.setting_groups import (
     Baseline,
@@ -107,8 +108,9 @@ class SearchSettings:
         """Number of masks to score: ``proposals``, or what suits the start."""
         if self.proposals is not None:
             return self.proposals
-        cuts = self.macs_cut if isinstance(self.macs_cut, tuple) else (self.macs_cut,)
-        usual = _FROM_ALLOCATION * len(cuts) if self.sampler.start == "allocation" else _FROM_SHARES
+        usual = _FROM_SHARES
+        if self.sampler.start == "allocation":
+            usual = _FROM_ALLOCATION * len(self.macs_cuts)
         return max(usual, _USUAL_GENERATIONS * self.sampler.population)
 
     def on(self, device_type: str, *, has_images: bool) -> SearchSettings:
@@ -177,7 +179,7 @@ class SearchSettings:
     @property
     def macs_cuts(self) -> tuple[float, ...]:
         """The macs_cut of every budget, ascending."""
-        return self.optimizer_settings().macs_cuts
+        return cuts_of(self.macs_cut)
 
     @property
     def further_cuts(self) -> dict[Resource, float]:
