@@ -213,7 +213,8 @@ class Budget:
         """Return the blocks after adding the longest prefix that fits, and the prefix's length.
 
         Costs never fall as widths rise, so every part of a prefix that fits fits as well, and
-        bisection finds the longest one.
+        bisection finds the longest one. (``_add_longest_prefixes`` of a single mask takes so much
+        longer that a generation of 64 masks of a ResNet-20 took 3.2 ms instead of 2.0.)
 
         Args:
             blocks: Blocks per group so far, ``(num_groups,)``.

@@ -341,7 +341,15 @@ def unpack_mask(text: str, num_filters: int) -> BoolArray:
 
 
 def packed_mask(text: str | bytes, num_filters: int) -> PackedMask:
-    """Return the mask that ``pack_mask`` wrote as bits; see ``unpack_mask``."""
+    """Return the mask that ``pack_mask`` wrote, still as bits.
+
+    Args:
+        text: The text.
+        num_filters: Length of the mask.
+
+    Raises:
+        ValueError: the text holds another number of filters.
+    """
     bits = a2b_base64(text)
     if len(bits) != -(-num_filters // 8):
         raise ValueError(
