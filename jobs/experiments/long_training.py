@@ -58,7 +58,7 @@ logger = logging.getLogger(__name__)
 
 DENSE = "dense"
 _REFERENCE = "l1 + refit"
-_GAMMAS = (0.3, 1.0, 3.0)  # of the rows that there are
+_GAMMAS = (0.3, 1.0, 3.0)  # those of a search when these masks were found
 _CAPACITY_WEIGHT = 1.0
 _SCORED_ON, _CHOSEN_ON = 500, 2000
 
