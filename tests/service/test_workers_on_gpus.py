@@ -1,4 +1,4 @@
-"""Workers on the GPU of a Ray that pretends to have one: who gets it, and how much of it."""
+"""Workers on the GPUs of a Ray that pretends to have some: who gets which, and how much of it."""
 
 from __future__ import annotations
 
@@ -46,8 +46,12 @@ class Worker(PruningWorker):
         return visible, share, repr(self)
 
 
-ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
-resources = Resources(workers=2, gpus=0.5)
+gpus = int(sys.argv[1])
+workers = 2 * gpus
+ray.init(
+    address="local", num_cpus=workers, num_gpus=gpus, include_dashboard=False, log_to_driver=False
+)
+resources = Resources(workers=workers, gpus=0.5)
 network = build_network("digits_cnn", 10)
 settings = SearchSettings(macs_cut=0.5, fine_tune=Recipe(epochs=0)).changed(dtype="float32")
 problem = build_problem(
@@ -55,11 +59,11 @@ problem = build_problem(
 )
 keep = np.arange(problem.space.num_filters) % 2 == 0
 proposal = Proposal(proposal_id=0, generation=0, keep=keep, macs=0)
-with worker_pool(Worker, problem, num_workers=2, demand=resources.demand) as pool:
+with worker_pool(Worker, problem, num_workers=workers, demand=resources.demand) as pool:
     weights = share_weights(to_arrays(network), problem.compute)
-    while pool.num_ready < 2:
+    while pool.num_ready < workers:
         pool.run([Call("place", lambda worker: worker.where())])
-    places = pool.run([Call("place", lambda worker: worker.where()) for _ in range(2)])
+    places = pool.run([Call("place", lambda worker: worker.where()) for _ in range(workers)])
     [score] = pool.run([Call("score", lambda worker: worker.score(weights.shared, proposal))])
 on_cpu = PruningWorker(
     build_problem(network, image_classification(load_dataset("digits")), settings), 0
@@ -71,12 +75,13 @@ ray.shutdown()
 
 
 @pytest.mark.timeout(480)
-def test_two_workers_share_a_gpu_by_halves_and_score_what_a_cpu_scores(
-    gpu: PretendedGpu,
+@pytest.mark.parametrize("gpus", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_two_workers_share_each_gpu_by_halves_and_score_what_a_cpu_scores(
+    gpus: int, gpu: PretendedGpu
 ) -> None:
     del gpu  # skips where there are no devices in Python
     done = subprocess.run(
-        [sys.executable, "-c", _SCRIPT],
+        [sys.executable, "-c", _SCRIPT, str(gpus)],
         capture_output=True,
         text=True,
         check=False,
@@ -85,7 +90,7 @@ def test_two_workers_share_a_gpu_by_halves_and_score_what_a_cpu_scores(
     assert done.returncode == 0, done.stderr[-2000:]
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     assert found["loss"] == pytest.approx(found["expected"], rel=1e-5)
-    assert {visible for visible, _, _ in found["places"]} == {"0"}
+    assert {visible for visible, _, _ in found["places"]} <= {str(index) for index in range(gpus)}
     assert {share for _, share, _ in found["places"]} == {0.5}
     for visible, _, name in found["places"]:
         assert name.startswith("Worker(")
