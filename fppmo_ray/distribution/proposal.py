@@ -15,7 +15,8 @@ import numpy as np
 from fppmo_ray.distribution.merit import HasScore
 from fppmo_ray.distribution.space import BoolArray
 
-_LARGEST = 1e100
+LARGEST_FIGURE = 1e100
+"""Largest size of a score's figure."""
 
 
 def fault_of(figure: float) -> str | None:
@@ -23,10 +24,10 @@ def fault_of(figure: float) -> str | None:
 
     Figures are averaged and squared, which numbers near the largest float would overflow.
     """
-    if abs(figure) <= _LARGEST:
+    if abs(figure) <= LARGEST_FIGURE:
         return None
     is_infinite = abs(figure) == math.inf or figure != figure  # NaN alone differs from itself
-    return "not finite" if is_infinite else f"beyond {_LARGEST:g} in size"
+    return "not finite" if is_infinite else f"beyond {LARGEST_FIGURE:g} in size"
 
 
 def score_of(feedback: HasScore) -> float | None:
@@ -180,7 +181,9 @@ class Feedback:
         loss, accuracy = self.val_loss, self.val_accuracy
         if self.error is None and self.steps >= 0 and loss is not None:
             # Most feedback by far; long journals have a hundred thousand.
-            if abs(loss) <= _LARGEST and (accuracy is None or abs(accuracy) <= _LARGEST):
+            if abs(loss) <= LARGEST_FIGURE and (
+                accuracy is None or abs(accuracy) <= LARGEST_FIGURE
+            ):
                 return
         if self.steps < 0:
             raise ValueError(

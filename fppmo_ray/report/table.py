@@ -24,6 +24,7 @@ from fppmo_ray.report.result_rows import (
     table_sentence,
 )
 from fppmo_ray.service.journal.artifacts import IMPORTANCE_ONLY, read_figures
+from fppmo_ray.service.journal.fact_lines import Asked, Told
 from fppmo_ray.service.journal.facts import (
     Chosen,
     ComputeChosen,
@@ -36,7 +37,6 @@ from fppmo_ray.service.journal.facts import (
     Started,
     latest_feedback,
 )
-from fppmo_ray.service.journal.journal import Asked, Told
 from fppmo_ray.service.journal.run_directory import begun_stages, skim_journal
 from fppmo_ray.service.journal.storage import location_of
 

@@ -4,46 +4,24 @@ from __future__ import annotations
 
 import gc
 import json
-import re
 from binascii import hexlify
 from codecs import BOM_UTF8
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from io import BytesIO
-from sys import intern
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from fppmo_ray.distribution import Feedback, Proposal
-from fppmo_ray.distribution.proposal import fault_of, score_of
-from fppmo_ray.service.journal.facts import (
-    FORMAT,
-    Fact,
-    Started,
-    fact_from_json,
-    fact_to_json,
-    packed_mask,
-    shared_seed,
-)
+from fppmo_ray.service.journal.fact_json import fact_from_json, fact_to_json
+from fppmo_ray.service.journal.fact_lines import Asked, Line, Told, ordinary, reduced, skimmed
+from fppmo_ray.service.journal.facts import FORMAT, Fact, Started
 
 JOURNAL = "journal.jsonl"
 _TAIL_BYTES = len(b',"sum":"') + 16 + 2  # 64 bits in hexadecimal, a quotation mark and a brace
 _decode = json.JSONDecoder().raw_decode
-# Numbers as JSON writes them; of floats, those that show that they are none of its whole numbers.
-_INT = rb"(?:0|[1-9]\d{0,17}+)"
-_FLOAT = rb"-?(?:0|[1-9]\d*+)(?:\.\d++(?:e[-+]?\d++)?|e[-+]?\d++)"
-_END = rb',"sum":"[0-9a-f]{16}"}\n'
-_PROPOSAL_LINE = re.compile(
-    rb'{"fact":"Proposal","proposal_id":(%b),"generation":(%b),"macs":(%b),"parameters":(%b),'
-    rb'"score_seed":\[(%b),(%b)\],(?:"macs_cut":(%b),)?"keep":"([\w+/=]*+)"%b'
-    % (_INT, _INT, _INT, _INT, _INT, _INT, _FLOAT, _END)
-)
-_FEEDBACK_LINE = re.compile(
-    rb'{"fact":"Feedback","proposal_id":(%b),"val_loss":(%b),(?:"val_accuracy":(%b),)?'
-    rb'"steps":(%b),"seconds":(%b),"worker":"([ !#-\[\]-~]*+)","at":([1-9]\d{0,10}\.\d++)%b'
-    % (_INT, _FLOAT, _FLOAT, _INT, _FLOAT, _END)
-)
+_ASKING, _TELLING = (Asked, Proposal), (Told, Feedback)
 
 
 class Journal(Protocol):
@@ -142,44 +120,6 @@ class Damage:
     """Whether ``before_transfer`` mends it."""
 
 
-class Asked(NamedTuple):
-    """The part of a proposal that the order of scores depends on."""
-
-    proposal_id: int
-    """See ``Proposal``."""
-    parameters: int
-    """See ``Proposal``."""
-    macs_cut: float | None
-    """See ``Proposal``."""
-
-
-class Told(NamedTuple):
-    """The part of a proposal's feedback that the order of scores depends on."""
-
-    proposal_id: int
-    """See ``Feedback``."""
-    val_loss: float | None
-    """See ``Feedback``."""
-    val_accuracy: float | None
-    """See ``Feedback``."""
-    steps: int
-    """See ``Feedback``."""
-
-    @property
-    def failed(self) -> bool:
-        """Whether the proposal ended with an error instead of a score."""
-        return self.val_loss is None
-
-    @property
-    def score(self) -> float | None:
-        """See ``Feedback``."""
-        return score_of(self)
-
-
-_Line = Fact | Asked | Told
-_ASKING, _TELLING = (Asked, Proposal), (Told, Feedback)
-
-
 @dataclass(frozen=True, kw_only=True)
 class LinesRead:
     """A journal's facts up to the first damaged line."""
@@ -203,103 +143,34 @@ def read_lines(lines: bytes, *, skim: bool = False) -> LinesRead:
             times and workers. That is twice as fast. All checksums are looked at.
     """
     read = LinesRead(facts=[], asked=[], told=[], damage=None)
+    lists: dict[type, list[Any]] = {Asked: read.asked, Told: read.told}
     asked: set[int] = set()
-    ordinary: Callable[[bytes, int], _Line | None] = _skimmed if skim else _ordinary
-    num_filters, start, previous = 0, 0, b""
-    with _without_garbage_collection():
-        for line in BytesIO(lines):  # a list of all lines would take as much memory again
-            try:
-                previous = _checked(line, previous)
-                fact: _Line | None = ordinary(line, num_filters) if read.facts else None
+    without_parser = skimmed if skim else ordinary
+    num_filters, start = 0, 0
+    try:
+        with _without_garbage_collection():
+            for line in _unchanged(lines):
+                fact: Line | None = without_parser(line, num_filters) if read.facts else None
                 if fact is None:
                     fact = fact_from_json(_parsed(line), num_filters)
                     _require_order(fact, not read.facts)
                     if isinstance(fact, Started):
                         num_filters = fact.num_filters
-                    fact = _reduced(fact) if skim else fact
+                    fact = reduced(fact) if skim else fact
                 if isinstance(fact, _ASKING):
                     asked.add(fact.proposal_id)
                 elif isinstance(fact, _TELLING) and fact.proposal_id not in asked:
                     raise ValueError(
                         f"it is feedback for proposal {fact.proposal_id}, which no line asks for"
                     )
-            except ValueError as error:
-                damage = _damage_of_first(line) if not read.facts else None
-                damage = damage or Damage(reason=str(error), start=start, can_be_repaired=True)
-                return replace(read, damage=damage)
-            if isinstance(fact, Asked):
-                read.asked.append(fact)
-            elif isinstance(fact, Told):
-                read.told.append(fact)
-            else:
-                read.facts.append(fact)
-            start += len(line)
+                lists.get(type(fact), read.facts).append(fact)
+                start += len(line)
+    except ValueError as error:
+        first = lines[: lines.find(b"\n") + 1]
+        damage = _damage_of_first(first) if not read.facts else None
+        damage = damage or Damage(reason=str(error), start=start, can_be_repaired=True)
+        return replace(read, damage=damage)
     return read
-
-
-def _ordinary(line: bytes, num_filters: int) -> Proposal | Feedback | None:
-    """Return the fact of a line as ``to_lines`` writes most of them, without a parser of JSON.
-
-    Args:
-        line: The line; its checksum has been looked at.
-        num_filters: Length of a mask.
-
-    Returns:
-        None if the line holds something else, or the same in another spelling: parse it.
-
-    Raises:
-        ValueError: a figure is not finite, or the mask is of another length.
-    """
-    if (found := _PROPOSAL_LINE.fullmatch(line)) is not None:
-        proposal_id, generation, macs, parameters, *seed, macs_cut, keep = found.groups()
-        return Proposal(
-            proposal_id=int(proposal_id),
-            generation=int(generation),
-            keep=packed_mask(keep, num_filters),
-            macs=int(macs),
-            parameters=int(parameters),
-            score_seed=shared_seed((int(seed[0]), int(seed[1]))),
-            macs_cut=_number(macs_cut),
-        )
-    if (found := _FEEDBACK_LINE.fullmatch(line)) is None:
-        return None
-    proposal_id, loss, accuracy, steps, seconds, worker, at = found.groups()
-    return Feedback(
-        proposal_id=int(proposal_id),
-        val_loss=float(loss),
-        val_accuracy=_number(accuracy),
-        steps=int(steps),
-        seconds=float(seconds),
-        worker=intern(worker.decode()),
-        at=float(at),
-    )
-
-
-def _skimmed(line: bytes, num_filters: int) -> Asked | Told | None:
-    """Return what orders scores of a line as ``to_lines`` writes most of them; None: parse it."""
-    if (found := _PROPOSAL_LINE.fullmatch(line)) is not None:
-        proposal_id, _, _, parameters, _, _, macs_cut, _ = found.groups()
-        return Asked(int(proposal_id), int(parameters), _number(macs_cut))
-    if (found := _FEEDBACK_LINE.fullmatch(line)) is None:
-        return None
-    proposal_id, loss, accuracy, steps, *_ = found.groups()
-    loss, accuracy = float(loss), _number(accuracy)
-    if fault_of(loss) is not None or (accuracy is not None and fault_of(accuracy) is not None):
-        return None  # to be refused
-    return Told(int(proposal_id), loss, accuracy, int(steps))
-
-
-def _reduced(fact: Fact) -> _Line:
-    """Return what orders scores of a proposal or of its feedback; other facts as they are."""
-    if isinstance(fact, Proposal):
-        return Asked(fact.proposal_id, fact.parameters, fact.macs_cut)
-    if isinstance(fact, Feedback):
-        return Told(fact.proposal_id, fact.val_loss, fact.val_accuracy, fact.steps)
-    return fact
-
-
-def _number(text: bytes | None) -> float | None:
-    return None if text is None else float(text)
 
 
 @contextmanager
@@ -322,15 +193,22 @@ def _tail(checksum: bytes) -> bytes:
     return b',"sum":"%b"}' % checksum
 
 
-def _checked(line: bytes, previous: bytes) -> bytes:
-    """Return the checksum of a line, compared with the one that it holds."""
-    checksum = _checksum(line[: -_TAIL_BYTES - 1], previous)
-    if not line.endswith(_tail(checksum) + b"\n"):
-        raise ValueError(
-            "its checksum does not fit, so it was changed, or a line before it was removed, added "
-            "or moved"
-        )
-    return checksum
+def _unchanged(lines: bytes) -> Iterator[bytes]:
+    """Give one line after the other, whose checksums fit.
+
+    Raises:
+        ValueError: the next line's does not.
+    """
+    previous = b""
+    for line in BytesIO(lines):  # a list of all lines would take as much memory again
+        # As _checksum and _tail do, without calls: this is done for every line of every journal.
+        previous = hexlify(blake2b(previous + line[: -_TAIL_BYTES - 1], digest_size=8).digest())
+        if not line.endswith(b',"sum":"%b"}\n' % previous):
+            raise ValueError(
+                "its checksum does not fit, so it was changed, or a line before it was removed, "
+                "added or moved"
+            )
+        yield line
 
 
 def _parsed(line: bytes) -> Any:

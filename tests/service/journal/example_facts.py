@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from fppmo_ray.distribution import Feedback, Proposal
-from fppmo_ray.service.journal.facts import Fact, Started, WeightsFrozen, fact_to_json
+from fppmo_ray.service.journal.fact_json import fact_to_json
+from fppmo_ray.service.journal.facts import Fact, Started, WeightsFrozen
 
 STARTED = Started(
     search_id="abc",

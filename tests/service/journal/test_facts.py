@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fppmo_ray.distribution import Feedback, Merit, Proposal
+from fppmo_ray.service.journal.fact_json import fact_from_json
 from fppmo_ray.service.journal.facts import (
     AllocationChosen,
     Chosen,
@@ -25,7 +26,6 @@ from fppmo_ray.service.journal.facts import (
     Started,
     Updated,
     WeightsFrozen,
-    fact_from_json,
     latest_feedback,
     pack_mask,
     unpack_mask,

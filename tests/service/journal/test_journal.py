@@ -16,7 +16,8 @@ from example_facts import FACTS, KEEP, STARTED, numbered, told
 
 from fppmo_ray.distribution import Feedback, Proposal
 from fppmo_ray.service.journal import journal as journal_module
-from fppmo_ray.service.journal.facts import Rescored, fact_to_json
+from fppmo_ray.service.journal.fact_json import fact_to_json
+from fppmo_ray.service.journal.facts import Rescored
 from fppmo_ray.service.journal.journal import last_checksum, read_lines, to_lines
 from fppmo_ray.service.journal.run_directory import open_run, read_journal
 from fppmo_ray.service.journal.writers import repair
@@ -232,7 +233,7 @@ def test_ordinary_lines_are_read_without_a_parser(
 def test_lines_mean_the_same_with_and_without_a_parser(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = to_lines([STARTED, *PROPOSALS, *ORDINARY, *UNUSUAL])
     facts = read_lines(lines).facts
-    monkeypatch.setattr(journal_module, "_ordinary", lambda line, num_filters: None)
+    monkeypatch.setattr(journal_module, "ordinary", lambda line, num_filters: None)
     parsed = read_lines(lines).facts
     assert told(facts) == told(parsed) == told([STARTED, *PROPOSALS, *ORDINARY, *UNUSUAL])
     assert [type(fact.seconds) for fact in facts if isinstance(fact, Feedback)] == [
