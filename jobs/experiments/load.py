@@ -3,7 +3,8 @@
     python jobs/experiments/load.py --output jobs/experiments/results/load.csv
 
 Workers only sleep, so all that is lost is the service's own time. Sixty-four of them share a
-process. Journals are written without Ray, then read by a process for each measurement.
+process. Journals are written without Ray, then read by a process for each measurement, each for a
+second time: the first one compiles the package's sources.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import asyncio
 import csv
 import json
 import math
+import os
 import resource
 import subprocess
 import sys
@@ -27,6 +29,9 @@ import ray
 
 from fppmo_ray.distribution import Feedback, OptimizerSettings, Proposal
 from fppmo_ray.job import run_job
+from fppmo_ray.service.journal.facts import Fact, Started
+from fppmo_ray.service.journal.journal import JOURNAL, to_lines
+from fppmo_ray.service.journal.run_directory import read_journal
 from fppmo_ray.service.pool.worker_group import WorkerInfo, worker_info
 from fppmo_ray.service.pool.worker_pool import WorkerPool
 from fppmo_ray.service.search_loop import ProbabilityModel
@@ -43,6 +48,7 @@ from fppmo_ray.testing.simulated_search import (
 _SEATS = 64  # workers that share a process
 _SPREAD = 0.2
 _RECORDED_TOGETHER = 64
+_NO_BYTECODE = "PYTHONDONTWRITEBYTECODE"
 _STATUS = "from fppmo_ray.cli import main; main()"
 _REPORT = """
 import sys
@@ -199,9 +205,12 @@ def _measure_journal(load: Load, run_dir: Path) -> dict[str, float]:
     resume = f"from load import resume; resume({str(run_dir)!r}, {load.proposals}, "
     resume += f"{load.population})"
     page = run_dir / "page.html"
+    weighted = run_dir.with_name("weighted")
+    write_weighted_journal(run_dir, weighted)
     figures = {
         **_timed("resume", [resume]),
         **_timed("status", [_STATUS, "status", str(run_dir)]),
+        **_timed("status with a capacity_weight", [_STATUS, "status", str(weighted)]),
         **_timed("report", [_REPORT, str(run_dir), str(page)]),
     }
     return {
@@ -232,6 +241,36 @@ def write_journal(run_dir: Path, settings: OptimizerSettings, load: Load) -> Non
             step = model.step(feedback)
             run.record([*step.updates, *step.proposals])
             waiting += step.proposals
+
+
+def write_weighted_journal(run_dir: Path, weighted: Path) -> None:
+    """Write a journal again, with parameters of masks and a ``capacity_weight``.
+
+    Args:
+        run_dir: Of a search without them.
+        weighted: Folder of the new journal.
+    """
+    weighted.mkdir()
+    lines = to_lines(_weighted(fact) for fact in read_journal(run_dir))
+    (weighted / JOURNAL).write_bytes(lines)
+
+
+def _weighted(fact: Fact) -> Fact:
+    if isinstance(fact, Started):
+        scoring = {"rank_by": "val_loss", "capacity_weight": 0.5}
+        settings = fact.identity["settings"] | {"scoring": scoring}
+        identity = fact.identity | {"settings": settings}
+        return replace(fact, identity=identity, dense_parameters=SIMULATED_SPACE.num_filters)
+    if isinstance(fact, Proposal):
+        return Proposal(
+            proposal_id=fact.proposal_id,
+            generation=fact.generation,
+            keep=fact.packed,
+            macs=fact.macs,
+            parameters=int(fact.keep.sum()),
+            score_seed=fact.score_seed,
+        )
+    return fact
 
 
 def resume(run_dir: str, proposals: int, population: int) -> None:
@@ -272,17 +311,24 @@ def _dated(feedback: Feedback, load: Load) -> Feedback:
 
 def _timed(name: str, command: list[str]) -> dict[str, float]:
     """Return the seconds of a Python command, and the figures that it prints as JSON."""
+    _run(command)
     begin = time.perf_counter()
-    done = subprocess.run(
+    done = _run(command)
+    seconds = time.perf_counter() - begin
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    return {f"{name} seconds": seconds, **(json.loads(lines[-1]) if lines else {})}
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a Python command that keeps the bytecode of what it imports, as usual."""
+    return subprocess.run(
         [sys.executable, "-c", *command],
         cwd=Path(__file__).parent,
+        env={name: value for name, value in os.environ.items() if name != _NO_BYTECODE},
         capture_output=True,
         text=True,
         check=True,
     )
-    seconds = time.perf_counter() - begin
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    return {f"{name} seconds": seconds, **(json.loads(lines[-1]) if lines else {})}
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fppmo_ray.distribution import Feedback, OptimizerSettings, Proposal
+from fppmo_ray.service.journal.facts import Started
 from fppmo_ray.service.journal.run_directory import read_journal
 from fppmo_ray.testing import SIMULATED_SPACE
 
@@ -21,6 +22,24 @@ def test_a_journal_is_written_as_a_search_would(tmp_path: Path) -> None:
     assert [item.proposal_id for item in feedback] == list(range(40))
     assert {item.worker for item in feedback} == {"0@host:1", "1@host:1"}
     assert sum(isinstance(fact, Proposal) for fact in facts) == 40
+
+
+def test_a_weighted_journal_differs_in_its_order_of_scores_alone(tmp_path: Path) -> None:
+    settings = OptimizerSettings(macs_cut=0.5, num_proposals=16, population_size=8)
+    load.write_journal(tmp_path / "run", settings, load.Load(workers=2, proposals=16))
+    load.write_weighted_journal(tmp_path / "run", tmp_path / "weighted")
+    plain, weighted = read_journal(tmp_path / "run"), read_journal(tmp_path / "weighted")
+    started = weighted[0]
+    assert isinstance(started, Started)
+    assert started.merit.capacity_weight == 0.5
+    masks = [
+        [fact.packed for fact in facts if isinstance(fact, Proposal)] for facts in (plain, weighted)
+    ]
+    assert masks[0] == masks[1]
+    assert all(fact.parameters > 0 for fact in weighted if isinstance(fact, Proposal))
+    assert [fact for fact in plain if isinstance(fact, Feedback)] == [
+        fact for fact in weighted if isinstance(fact, Feedback)
+    ]
 
 
 def test_a_worker_that_shares_a_process_scores_one_proposal_after_the_other(
