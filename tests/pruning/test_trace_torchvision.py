@@ -93,22 +93,58 @@ def test_a_segmentation_network_on_a_resnet_is_pruned_throughout() -> None:
     assert sum(p.numel() for p in smaller.parameters()) == tracing.space.parameters(keep)
 
 
-@SLOW
-def test_a_detection_network_is_pruned_through_its_backbone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def detector(monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    """A Faster R-CNN of small images and few boxes."""
     # Without its own kernels torchvision would compile roi_align, for minutes and with a warning.
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
     models = importlib.import_module("torchvision.models.detection")
     torch.manual_seed(0)
-    network = models.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=3)
-    image = torch.rand(1, 3, 64, 64)
-    with pytest.raises(ValueError, match="targets should not be none when in training mode"):
-        trace(network, image)
-    tracing = trace(network.backbone, image)
+    network: nn.Module = models.fasterrcnn_resnet50_fpn(
+        weights=None,
+        weights_backbone=None,
+        num_classes=3,
+        min_size=64,
+        max_size=64,
+        rpn_post_nms_top_n_test=8,
+        box_detections_per_img=8,
+    )
+    return network
+
+
+IMAGE = torch.zeros(1, 3, 64, 64)
+
+
+@SLOW
+def test_a_detection_network_is_followed_in_eval_mode_for_it_does_not_train_without_boxes(
+    detector: nn.Module,
+) -> None:
+    with (
+        pytest.warns(UserWarning, match="targets should not be none when in training mode"),
+        pytest.warns(UserWarning, match="channel groups left whole"),
+    ):
+        tracing = trace(detector, IMAGE)
+    assert set(tracing.left_whole) == {
+        "backbone.fpn.layer_blocks.0.0",
+        "rpn.head.cls_logits",
+        "rpn.head.bbox_pred",
+    }
+    keep = np.arange(tracing.space.num_filters) % 2 == 0
+    smaller = extract(detector, tracing, keep).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        [found] = smaller(IMAGE)
+    assert set(found) == {"boxes", "labels", "scores"}
+    assert counter.get_total_flops() == 2 * tracing.space.macs(keep)
+
+
+@SLOW
+def test_a_detection_network_is_pruned_through_its_backbone(detector: nn.Module) -> None:
+    backbone = detector.backbone
+    assert isinstance(backbone, nn.Module)
+    tracing = trace(backbone, IMAGE)
     assert tracing.left_whole == ()  # what the pyramid hands out has no reader in the backbone
-    smaller = extract(network.backbone, tracing, np.arange(tracing.space.num_filters) % 2 == 0)
-    levels = network.backbone.eval()(image)
-    assert {name: part.shape for name, part in smaller.eval()(image).items()} == {
+    smaller = extract(backbone, tracing, np.arange(tracing.space.num_filters) % 2 == 0)
+    levels = backbone.eval()(IMAGE)
+    assert {name: part.shape for name, part in smaller.eval()(IMAGE).items()} == {
         name: part.shape for name, part in levels.items()
     }
