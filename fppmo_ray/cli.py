@@ -32,7 +32,7 @@ def status(target: tyro.conf.Positional[str], /, *, address: str | None = None) 
 
         print_status(target, Console())
         return
-    from fppmo_ray import cluster_commands
+    from fppmo_ray.job_client import commands as cluster_commands
 
     cluster_commands.status(target, address)
 
@@ -161,7 +161,7 @@ def _run(arguments: list[str]) -> None:
     if name in commands:
         commands = {name: commands[name]}
     else:
-        from fppmo_ray import cluster_commands  # imports as much again
+        from fppmo_ray.job_client import commands as cluster_commands  # imports as much again
 
         if name == "submit":
             ours, flags = cluster_commands.split_flags(rest)

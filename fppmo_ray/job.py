@@ -176,7 +176,7 @@ def require_lasting(run_dir: str | Path) -> None:
         ValueError: see ``submission.require_lasting``.
     """
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
-        from fppmo_ray.service import submission  # slow to import, and few jobs are submitted
+        from fppmo_ray.job_client import submission  # slow to import, and few jobs are submitted
 
         submission.require_lasting(run_dir)
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import tyro
 
-from fppmo_ray.cluster_commands import split_flags
 from fppmo_ray.job import comma_lists
+from fppmo_ray.job_client.commands import split_flags
 
 
 def parse_job(words: list[str]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from fppmo_ray.service.pool.worker_pool import worker_pool
 from fppmo_ray.service.problem import Problem, build_problem, started_of
 from fppmo_ray.service.resources import Resources, connection, package_versions
 from fppmo_ray.service.result import SearchResult
+from fppmo_ray.service.search_id import search_id
 from fppmo_ray.service.search_loop import count_scored
 from fppmo_ray.service.setting_groups import (
     Baseline,
@@ -37,7 +38,6 @@ from fppmo_ray.service.setting_groups import (
 )
 from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.stopping import stop_on_signal
-from fppmo_ray.service.submission import search_id
 from fppmo_ray.service.user_functions import pickled_by_value
 from fppmo_ray.service.worker import PruningWorker
 from fppmo_ray.training import Recipe, Splits, Transform

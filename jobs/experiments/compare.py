@@ -65,8 +65,8 @@ from fppmo_ray.service.measurements import choose_compute, is_settled
 from fppmo_ray.service.pool.worker_pool import WorkerPool, worker_pool
 from fppmo_ray.service.problem import Problem, build_problem, started_of
 from fppmo_ray.service.resources import connection, package_versions
+from fppmo_ray.service.search_id import search_id
 from fppmo_ray.service.stopping import StopRequest
-from fppmo_ray.service.submission import search_id
 from fppmo_ray.service.worker import PruningWorker
 from fppmo_ray.service.worker_protocol import Arrays, Worker, to_arrays
 from fppmo_ray.training import ComputeConfig, build_network, load_weights, splits_from_files

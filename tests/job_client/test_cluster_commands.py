@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fppmo_ray.cluster_commands import split_flags
+from fppmo_ray.job_client.commands import split_flags
 
 
 def fppmo_ray(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import shlex
@@ -16,38 +15,14 @@ from typing import Any
 
 import yaml
 
-from fppmo_ray.service.job_archive import pack
+from fppmo_ray.job_client.archive import pack
+from fppmo_ray.job_client.search_jobs import SearchJob, search_jobs
 from fppmo_ray.service.journal.storage import local_folder, location_of, require_no_credentials
-from fppmo_ray.service.search_jobs import SearchJob, search_jobs
+from fppmo_ray.service.search_id import RUN_DIR, SEARCH_ID
 
 logger = logging.getLogger(__name__)
 
-_SEARCH_ID = "FPPMO_SEARCH_ID"
-_RUN_DIR = "FPPMO_RUN_DIR"
 _STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"  # read by Ray's job supervisor, whose default is 3 s
-
-_first_run_dir: dict[str, str] = {}
-"""The run directory of this process's first search, by the id of its job."""
-
-
-def search_id(run_dir: str | Path) -> str:
-    """Return an id for a new search.
-
-    A submitted job gives its own id to the search in the run directory that its flags name, or to
-    its first search if they name none. Its other searches append a hash of their run directory,
-    so that a resumed job uses the same ids again whatever it skips.
-
-    Args:
-        run_dir: The search's run directory, a folder or a URI.
-    """
-    job = os.environ.get(_SEARCH_ID)
-    if not job:
-        return uuid.uuid4().hex[:12]
-    location = location_of(run_dir).rstrip("/")
-    given = os.environ.get(_RUN_DIR, "").rstrip("/")
-    if location == (given or _first_run_dir.setdefault(job, location)):
-        return job
-    return f"{job}-{hashlib.sha256(location.encode()).hexdigest()[:6]}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,9 +170,9 @@ def send(client: Any, submission: Submission) -> SearchJob:
 def _environment(submission: Submission, search: str) -> dict[str, str]:
     """Return the environment variables of the driver and its workers."""
     variables = {**submission.runtime_env.get("env_vars", {}), **submission.env_vars}
-    variables |= {_SEARCH_ID: search, _STOP_WAIT: str(submission.stop_wait)}
+    variables |= {SEARCH_ID: search, _STOP_WAIT: str(submission.stop_wait)}
     if submission.run_dir is not None:
-        variables[_RUN_DIR] = submission.run_dir
+        variables[RUN_DIR] = submission.run_dir
     # Ray 2.60 adds the uploaded folder to the workers' path, but not the job file's own folder,
     # which may hold modules of the job. A relative path works: processes start in the upload.
     folder = Path(submission.job).parent

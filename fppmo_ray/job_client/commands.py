@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fppmo_ray.service.search_jobs import (
+from fppmo_ray.job_client.search_jobs import (
     SearchJob,
     find_job,
     follow_log,
@@ -21,7 +21,7 @@ from fppmo_ray.service.search_jobs import (
     search_jobs,
     stop_job,
 )
-from fppmo_ray.service.submission import (
+from fppmo_ray.job_client.submission import (
     Submission,
     environment_variables,
     read_runtime_env,

@@ -11,8 +11,8 @@ from zipfile import ZipFile
 
 import pytest
 
-from fppmo_ray.service.job_archive import pack, project_files
-from fppmo_ray.service.submission import (
+from fppmo_ray.job_client.archive import pack, project_files
+from fppmo_ray.job_client.submission import (
     Submission,
     environment_variables,
     read_runtime_env,
