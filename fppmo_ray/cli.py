@@ -7,7 +7,6 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +15,7 @@ from rich.console import Console
 
 from fppmo_ray.demo import demo
 from fppmo_ray.job import exit_on_error, run_flags
+from fppmo_ray.versions import package_version
 
 _OWN_NETWORK = {"prune": "fppmo_ray.prune_command", "search": "fppmo_ray.search_command"}
 
@@ -142,7 +142,7 @@ def main() -> None:
 def _run(arguments: list[str]) -> None:
     name, rest, flags = next(iter(arguments), ""), arguments[1:], list[str]()
     if name == "--version":
-        print(f"fppmo-ray {version('fppmo-ray')}")
+        print(f"fppmo-ray {package_version('fppmo-ray')}")
         return
     if name in _OWN_NETWORK:
         module = import_module(_OWN_NETWORK[name])  # imports torch, and Ray for a search

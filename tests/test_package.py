@@ -2,8 +2,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
+
+import pytest
 
 import fppmo_ray
+from fppmo_ray import versions
+from fppmo_ray.cli import main
 
 
 def modules_after(statement: str) -> set[str]:
@@ -90,3 +95,19 @@ assert samples[0] == f"sample {min(scores, key=scores.get)}", (samples, scores)
 assert "ray" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_copy_of_the_source_needs_no_installation(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def version(name: str) -> str:
+        if name == "fppmo-ray":
+            raise PackageNotFoundError(name)
+        return "1.2"
+
+    monkeypatch.setattr(versions, "version", version)
+    found = versions.package_versions()
+    assert (found["fppmo-ray"], found["torch"]) == ("not installed", "1.2")
+    monkeypatch.setattr(sys, "argv", ["fppmo-ray", "--version"])
+    main()
+    assert capsys.readouterr().out == "fppmo-ray not installed\n"

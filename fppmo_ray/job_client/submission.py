@@ -9,7 +9,6 @@ import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from fppmo_ray.job_client.archive import pack
 from fppmo_ray.job_client.search_jobs import SearchJob, search_jobs
 from fppmo_ray.service.journal.storage import local_folder, location_of, require_no_credentials
 from fppmo_ray.service.search_id import RUN_DIR, SEARCH_ID
+from fppmo_ray.versions import package_version
 
 logger = logging.getLogger(__name__)
 
@@ -201,7 +201,7 @@ def _metadata(submission: Submission, search: str) -> dict[str, str]:
     metadata = {
         "fppmo_search": search,
         "fppmo_job": submission.job,
-        "fppmo_version": version("fppmo-ray"),
+        "fppmo_version": package_version("fppmo-ray"),
     }
     if submission.run_dir is not None:
         metadata["fppmo_run_dir"] = submission.run_dir

@@ -36,7 +36,7 @@ from fppmo_ray.service.journal.facts import (
     Finished,
     Started,
 )
-from fppmo_ray.service.measurements import table_figures
+from fppmo_ray.service.measured_latency import table_figures
 from fppmo_ray.service.pool.call import Call
 from fppmo_ray.service.trainings import Training, train_side_by_side
 from fppmo_ray.service.worker_protocol import Evaluation, SharedWeights, TrainingTask, Worker

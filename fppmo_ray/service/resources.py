@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
 import ray
@@ -278,18 +276,3 @@ def _no_room(lack: str, missing: str, way_out: str, *, is_alone: bool) -> None:
             f"{lack}; {way_out}, or set RAY_ADDRESS to a cluster, since this Ray has no other nodes"
         )
     logger.warning("%s; the search waits for %s to join; if none will, %s", lack, missing, way_out)
-
-
-def package_versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that a run's numbers depend on.
-
-    Of a package that is imported without being installed, from a copy of its source, the version is
-    ``not installed``.
-    """
-    versions = {"python": platform.python_version()}
-    for name in ("fppmo-ray", "ray", "torch", "numpy"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions

@@ -14,16 +14,17 @@ from torch import nn
 from fppmo_ray.pruning.given_network import plain_network
 from fppmo_ray.pruning.latency import Clock, name_of
 from fppmo_ray.service.callbacks import Callback, ConsoleProgress, called_back
+from fppmo_ray.service.compute_choice import choose_compute
 from fppmo_ray.service.dense_network import Context
 from fppmo_ray.service.finalize import finalize
 from fppmo_ray.service.image_task import task_of
 from fppmo_ray.service.journal.run_directory import Resume, RunDirectory, open_run
 from fppmo_ray.service.mask_search import find_mask, find_mask_in_stages
-from fppmo_ray.service.measurements import choose_compute, journaled_clock, with_latency
+from fppmo_ray.service.measured_latency import journaled_clock, with_latency
 from fppmo_ray.service.observation import Listener
 from fppmo_ray.service.pool.worker_pool import worker_pool
 from fppmo_ray.service.problem import Problem, build_problem, started_of
-from fppmo_ray.service.resources import Resources, connection, package_versions
+from fppmo_ray.service.resources import Resources, connection
 from fppmo_ray.service.result import SearchResult
 from fppmo_ray.service.search_id import search_id
 from fppmo_ray.service.search_loop import count_scored
@@ -41,6 +42,7 @@ from fppmo_ray.service.stopping import stop_on_signal
 from fppmo_ray.service.user_functions import pickled_by_value
 from fppmo_ray.service.worker import PruningWorker
 from fppmo_ray.training import Recipe, Splits, Transform
+from fppmo_ray.versions import package_versions
 
 
 def search(

@@ -21,8 +21,8 @@ from typing import Any, Generic, TypeVar
 from fppmo_ray.durable_files import write_whole
 from fppmo_ray.service.pool.call import Call
 from fppmo_ray.service.pool.worker_pool import WorkerPool
-from fppmo_ray.service.resources import package_versions
 from fppmo_ray.service.stopping import StopRequest, made_by_signal
+from fppmo_ray.versions import package_versions
 
 logger = logging.getLogger(__name__)
 

@@ -58,18 +58,19 @@ from rivals.table import comparison_tables
 from fppmo_ray import Dataset, Resources, SearchSettings, Splits, load_dataset
 from fppmo_ray.distribution import BoolArray
 from fppmo_ray.job import require_lasting, run_job
+from fppmo_ray.service.compute_choice import choose_compute, is_settled
 from fppmo_ray.service.image_task import image_classification
 from fppmo_ray.service.journal.facts import unpack_mask
 from fppmo_ray.service.journal.run_directory import open_run
-from fppmo_ray.service.measurements import choose_compute, is_settled
 from fppmo_ray.service.pool.worker_pool import WorkerPool, worker_pool
 from fppmo_ray.service.problem import Problem, build_problem, started_of
-from fppmo_ray.service.resources import connection, package_versions
+from fppmo_ray.service.resources import connection
 from fppmo_ray.service.search_id import search_id
 from fppmo_ray.service.stopping import StopRequest
 from fppmo_ray.service.worker import PruningWorker
 from fppmo_ray.service.worker_protocol import Arrays, Worker, to_arrays
 from fppmo_ray.training import ComputeConfig, build_network, load_weights, splits_from_files
+from fppmo_ray.versions import package_versions
 
 logger = logging.getLogger(__name__)
 

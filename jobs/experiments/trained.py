@@ -12,8 +12,8 @@ from cells import Cell, Measured, find, keep
 
 from fppmo_ray import Resources, SearchSettings, load_dataset
 from fppmo_ray.distribution import BoolArray
+from fppmo_ray.service.compute_choice import decide
 from fppmo_ray.service.image_task import image_classification
-from fppmo_ray.service.measurements import decide
 from fppmo_ray.service.pool.worker_pool import WorkerPool
 from fppmo_ray.service.problem import Problem, build_problem
 from fppmo_ray.service.worker_protocol import digest, to_arrays

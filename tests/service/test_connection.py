@@ -10,7 +10,6 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,6 @@ from fppmo_ray.service.resources import (
     _check_resources,
     _line_filter,
     connection,
-    package_versions,
 )
 
 SCRIPT = """
@@ -175,18 +173,6 @@ def test_a_flood_of_different_lines_ends_with_a_sentence_that_says_where_they_ar
     assert shown[-1].endswith(
         "workers print many different lines; the others are only in Ray's logs"
     )
-
-
-def test_a_copy_of_the_source_needs_no_installation(monkeypatch: pytest.MonkeyPatch) -> None:
-    def version(name: str) -> str:
-        if name == "fppmo-ray":
-            raise PackageNotFoundError(name)
-        return "1.2"
-
-    monkeypatch.setattr("fppmo_ray.service.resources.version", version)
-    found = package_versions()
-    assert found["fppmo-ray"] == "not installed"
-    assert found["torch"] == "1.2"
 
 
 @pytest.mark.usefixtures("local_ray")

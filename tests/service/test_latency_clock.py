@@ -16,7 +16,7 @@ from fppmo_ray.pruning import trace
 from fppmo_ray.report.result_rows import table_sentence
 from fppmo_ray.service.journal.facts import ClockRead, LatencyMeasured, Started
 from fppmo_ray.service.journal.run_directory import open_run, read_journal
-from fppmo_ray.service.measurements import journaled_clock
+from fppmo_ray.service.measured_latency import journaled_clock
 
 SETTINGS = SearchSettings(
     latency_cut=0.3,

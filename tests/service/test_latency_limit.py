@@ -18,7 +18,7 @@ from fppmo_ray.pruning.latency import MeasuredLatency, TimedMask
 from fppmo_ray.service.image_task import image_classification
 from fppmo_ray.service.journal.facts import LatencyMeasured
 from fppmo_ray.service.journal.run_directory import read_journal
-from fppmo_ray.service.measurements import with_latency
+from fppmo_ray.service.measured_latency import with_latency
 from fppmo_ray.service.problem import Problem, build_problem
 from fppmo_ray.testing.simulated_search import simulated_run
 from fppmo_ray.training import PLAIN_COMPUTE, build_network

@@ -29,7 +29,7 @@ from fppmo_ray import (
 from fppmo_ray.distribution import Proposal
 from fppmo_ray.distribution.latency_table import LatencyTable
 from fppmo_ray.report import print_result, print_status, write_report
-from fppmo_ray.service import measurements
+from fppmo_ray.service import measured_latency
 from fppmo_ray.service.image_task import image_classification
 from fppmo_ray.service.journal.facts import LatencyMeasured
 from fppmo_ray.service.journal.run_directory import JOURNAL, read_journal
@@ -157,7 +157,7 @@ def test_a_resumed_search_reads_the_table_and_measures_no_other(
     def refuse(*_: Any) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(measurements, "_measure", refuse)
+    monkeypatch.setattr(measured_latency, "_measure", refuse)
     resumed = run(BY_LATENCY, tmp_path, resume=True)
     assert np.array_equal(resumed.best.keep, SearchResult(by_latency, DENSE).best.keep)
     assert len([f for f in read_journal(tmp_path) if isinstance(f, LatencyMeasured)]) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from typing import Any, Generic, TypeVar, cast
 
 W_contra = TypeVar("W_contra", contravariant=True)
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 _MAX_RAISED = 2  # a proposal's own error shows on two workers, a worker's error on one
 _MAX_TIMEOUTS = 2
@@ -74,7 +77,7 @@ class Call(Generic[W_contra, T]):
         """Ray's reference of the answer while a worker holds the call, else None."""
         self.began: float | None = None
         """Time on the monotonic clock since which the call is known to run, in seconds."""
-        self.was_reported_silent = False
+        self._was_reported_silent = False
         """Whether a warning was logged that this attempt has run for long."""
         self.has_ended = False
         self.value: T
@@ -115,6 +118,22 @@ class Call(Generic[W_contra, T]):
         if self.began is not None:
             self.began = min(self.began + seconds, time.monotonic())
 
+    def warn_of_silence(self, worker: str, limit: float) -> None:
+        """Warn, once per attempt, that the method has run for long and none of its kind has ended.
+
+        Args:
+            worker: Name of the worker.
+            limit: Seconds that the method may run.
+        """
+        if self._was_reported_silent:
+            return
+        self._was_reported_silent = True
+        logger.warning(
+            "%s has run for %.0f min on worker %s without an answer; no call of %s() has ended "
+            "before, so it is not known whether that is too long; it may run for %.0f min",
+            *(self.name, self.seconds() / 60, worker, self.kind, limit / 60),
+        )
+
     def send(self, actor: Any, *, runs_now: bool) -> None:
         """Send the call to a worker.
 
@@ -142,7 +161,7 @@ class Call(Generic[W_contra, T]):
         if answer is not self.reference:
             raise self._wrong_ask(f"returns something else than the answer of {self.kind}()")
         self.began = time.monotonic() if runs_now else None
-        self.was_reported_silent = False
+        self._was_reported_silent = False
 
     def take_back(self) -> None:
         """Forget the current attempt, because no answer of this worker is waited for any more."""

@@ -335,7 +335,7 @@ class WorkerPool(Generic[W_co]):
             if seconds > limit and not ray.wait([call.reference], timeout=0)[0]:
                 self._after_timeout(self._in_flight.take_running(slot), slot, limit)
             elif seconds > _SILENCE_S and not self.limits.knows(call.kind):
-                self._warn_of_silence(call, slot, seconds, limit)
+                call.warn_of_silence(str(self._group.ready[slot]), limit)
 
     def _leave_out_pause(self) -> None:
         """Leave the time out in which this process was suspended: answers may wait unread."""
@@ -344,22 +344,6 @@ class WorkerPool(Generic[W_co]):
         if pause > _PAUSE_S:
             for _, call in self._in_flight.running():
                 call.leave_out(pause)
-
-    def _warn_of_silence(
-        self, call: Call[Any, Any], slot: int, seconds: float, limit: float
-    ) -> None:
-        if call.was_reported_silent:
-            return
-        call.was_reported_silent = True
-        logger.warning(
-            "%s has run for %.0f min on worker %s without an answer; no call of %s() has ended "
-            "before, so it is not known whether that is too long; it may run for %.0f min",
-            call.name,
-            seconds / 60,
-            self._group.ready[slot],
-            call.kind,
-            limit / 60,
-        )
 
     def _after_timeout(self, call: Call[Any, Any], slot: int, limit: float) -> None:
         logger.warning("%s took longer than %g s on worker %d", call.name, limit, slot)

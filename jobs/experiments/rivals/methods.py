@@ -26,11 +26,11 @@ from fppmo_ray.service.journal.storage import stage_run_dir
 from fppmo_ray.service.mask_search import find_mask, find_mask_in_stages, find_mask_with
 from fppmo_ray.service.pool.worker_pool import WorkerPool
 from fppmo_ray.service.problem import Problem, started_of
-from fppmo_ray.service.resources import package_versions
 from fppmo_ray.service.search_id import search_id
 from fppmo_ray.service.settings import SearchSettings
 from fppmo_ray.service.worker_protocol import Arrays, Worker, to_arrays
 from fppmo_ray.training import ComputeConfig
+from fppmo_ray.versions import package_versions
 from rivals.fastnas import fastnas_choice
 from rivals.rankings import (
     batchnorm_scales,

@@ -24,15 +24,15 @@ from fppmo_ray import (
 )
 from fppmo_ray.distribution import BoolArray
 from fppmo_ray.pruning.compute_trial import ComputeTrial
-from fppmo_ray.service.image_task import image_classification
-from fppmo_ray.service.journal.facts import ComputeChosen
-from fppmo_ray.service.journal.run_directory import read_journal
-from fppmo_ray.service.measurements import (
+from fppmo_ray.service.compute_choice import (
     changes_to_try,
     choose_compute,
     choose_fastest,
     decide,
 )
+from fppmo_ray.service.image_task import image_classification
+from fppmo_ray.service.journal.facts import ComputeChosen
+from fppmo_ray.service.journal.run_directory import read_journal
 from fppmo_ray.service.pool.call import Call
 from fppmo_ray.service.problem import Problem, build_problem
 from fppmo_ray.service.worker import PruningWorker
