@@ -7,6 +7,7 @@ features say most; see ``feature_match``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import chain, count
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fppmo_ray.training.batchnorm import batches_counted_at_end
 from fppmo_ray.training.compute import PLAIN_COMPUTE, in_mode, lay_out
 from fppmo_ray.training.feature_match import (
     FeatureComparison,
@@ -78,8 +80,11 @@ def distill(
     optimizer = make_optimizer(student, recipe)
     device = next(student.parameters()).device
     comparison = compare_on(matches if weight > 0 else (), device)
-    stream, losses = iter(batches), torch.zeros((), device=device)
-    with in_mode(student, training=True), in_mode(teacher, training=False):
+    stream, losses, num_steps = iter(batches), torch.zeros((), device=device), 0
+    with ExitStack() as stack:
+        stack.enter_context(in_mode(student, training=True))
+        stack.enter_context(in_mode(teacher, training=False))
+        stack.enter_context(batches_counted_at_end(student, lambda: num_steps))
         for step in range(steps):
             batch = next(stream, None)
             if batch is None:
@@ -92,7 +97,7 @@ def distill(
             if recipe.clip_norm is not None:
                 nn.utils.clip_grad_norm_(student.parameters(), recipe.clip_norm)
             optimizer.step()
-            losses = losses + loss.detach()
+            losses, num_steps = losses + loss.detach(), step + 1
             if step % CHECK_EVERY == CHECK_EVERY - 1 or step == steps - 1:
                 check_finite(losses, "the distillation", f"step {step}")
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from fppmo_ray.training.dataset import IntArray
+from fppmo_ray.training.device import copy_to
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,7 +86,7 @@ def compare_on(matches: Sequence[FeatureMatch], device: torch.device) -> Feature
     return FeatureComparison(
         matches=tuple(matches),
         channels=tuple(
-            None if match.channels is None else torch.from_numpy(match.channels).to(device)
+            None if match.channels is None else copy_to(device, torch.from_numpy(match.channels))
             for match in matches
         ),
     )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fppmo_ray.training.dataset import IntArray
+from fppmo_ray.training.device import copy_to
 from fppmo_ray.training.images import Seed, derive_seed
 
 
@@ -39,7 +40,7 @@ class Inputs:
         Args:
             positions: Their positions, in [0, len).
         """
-        rows = torch.from_numpy(positions).to(self.tensors[0].device)
+        rows = copy_to(self.tensors[0].device, torch.from_numpy(positions))
         return Inputs(tuple(tensor[rows] for tensor in self.tensors))
 
     def batches(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fppmo_ray.training.dataset import IntArray, PreparedInputs
+from fppmo_ray.training.device import copy_to
 
 _INPUT_KEYS = ("pixel_values", "image", "img", "input", "inputs", "x")
 _MAX_KEPT = 2 * 1024**3  # bytes, as of image folders that are decoded into memory
@@ -138,7 +139,7 @@ class ItemStream:
         for part in torch.split(order, batch_size):
             with _generators_restored():
                 arrays = [self.kept.get(position, self._prepared) for position in part.tolist()]
-            yield torch.from_numpy(np.stack(arrays)).to(self.device, non_blocking=True)
+            yield copy_to(self.device, torch.from_numpy(np.stack(arrays)))
 
     def _prepared(self, position: int) -> np.ndarray[Any, Any]:
         return self._read(position, position).numpy()
@@ -154,7 +155,7 @@ class ItemStream:
         for part in torch.split(torch.stack([order, seeds], dim=1), batch_size):
             with _generators_restored():
                 batch = torch.stack([self._read(*job) for job in part.tolist()])
-            yield batch.to(self.device, non_blocking=True)
+            yield copy_to(self.device, batch)
 
     def _read(self, position: int, seed: int) -> Tensor:
         torch.manual_seed(seed)

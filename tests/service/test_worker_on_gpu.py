@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,14 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def problem_of(**changes: Any) -> Problem:
+    return _problem_of(tuple(changes.items()))
+
+
+@cache  # tracing takes as long as a test
+def _problem_of(changes: tuple[tuple[str, Any], ...]) -> Problem:
     settings = SearchSettings(macs_cut=0.5).changed(
         **{"calibration_images": 120, "fine_tune": RECIPE, "refit": False, "score_by": "labels"}
-        | changes
+        | dict(changes)
     )
     return build_problem(NETWORK, image_classification(load_dataset("digits")), settings)
 
@@ -144,7 +150,8 @@ def test_whole_trainings_and_evaluations_are_the_cpus(gpu: PretendedGpu) -> None
 
 @pytest.mark.parametrize("criterion", ["l1", "fpgm", "bn_scale", "taylor"])
 def test_importance_is_the_cpus(gpu: PretendedGpu, criterion: str) -> None:
-    on_cpu, on_gpu = Pair(problem_of()).both("importance", Pair(problem_of()).weights, criterion, 0)
+    pair = Pair(problem_of())
+    on_cpu, on_gpu = pair.both("importance", pair.weights, criterion, 0)
     assert on_gpu == pytest.approx(on_cpu, rel=1e-3)
 
 
@@ -169,11 +176,70 @@ def test_finalists_are_rescored_and_compute_is_tried(gpu: PretendedGpu) -> None:
     assert gpu.replays - before == (5 - 3) + (5 - 3) + (15 - 3)
 
 
-def test_latency_is_measured_by_the_gpus_own_clock(
-    gpu: PretendedGpu, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def one_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time everything once, since times mean nothing here."""
     monkeypatch.setattr("fppmo_ray.pruning.latency.timing._TURNS", 1)
     monkeypatch.setattr("fppmo_ray.pruning.latency.timing._SAMPLES", 1)
+
+
+def calls_of(pair: Pair) -> dict[str, tuple[Any, ...]]:
+    """The arguments of a call of every method of a worker."""
+    weights, keep, compute = pair.weights, pair.keep, ComputeConfig()
+    distilled = replace(pair.task, distill_steps=2)
+    return {
+        "ready": (),
+        "score": (weights, proposal(keep)),
+        "score_dense": (weights,),
+        "rescore": (weights, keep, (0, 1), "choose_val"),
+        "native_dtype": (),
+        "try_compute": (compute, keep),
+        "try_training": (compute, keep),
+        "importance": (weights, "taylor", 0),
+        "filter_order": (weights, "obs", 0),
+        "untrained": (weights, pair.task),
+        "train_epoch": (weights, pair.task, 0, None, weights),
+        "distill": (weights, distilled, weights),
+        "evaluate": (weights, keep, None),
+        "latencies": (weights, [None, keep]),
+        "measure_latency_table": (compute, 1, 0),
+        "time_masks": (compute, [keep], 1),
+    }
+
+
+@pytest.mark.usefixtures("one_turn", "ray_here")
+def test_every_call_of_a_worker_works_on_a_gpu_and_copies_nothing_the_slow_way(
+    gpu: PretendedGpu,
+) -> None:
+    pair = Pair(problem_of(refit=True, calibration_images=60))
+    calls = calls_of(pair)
+    assert calls.keys() == {name for name in vars(PruningWorker) if not name.startswith("_")}
+    for split in ("choose_val", "test", "calibration"):  # else the first calls would open them
+        pair.gpu._task.images(split)
+    copies = {}
+    for name, arguments in calls.items():
+        gpu.reset_counts()
+        getattr(pair.gpu, name)(*arguments)
+        copies[name] = gpu.pageable_copies.total()
+    teacher = {"train_epoch": len(pair.weights.arrays)}  # its weights are copied once
+    assert copies == dict.fromkeys(calls, 0) | teacher
+
+
+def test_the_dense_network_scores_and_teaches_what_it_does_on_the_cpu(gpu: PretendedGpu) -> None:
+    pair = Pair(problem_of())
+    on_cpu, on_gpu = pair.both("score_dense", pair.weights)
+    assert on_gpu == on_cpu
+    distilled = replace(pair.task, distill_steps=3)
+    expected, found = (
+        state_from_bytes(state).network
+        for state, _ in pair.both("distill", pair.weights, distilled, pair.weights)
+    )
+    for name, weights in expected.items():
+        assert torch.allclose(found[name], weights, rtol=1e-3, atol=1e-4), name
+
+
+@pytest.mark.usefixtures("one_turn")
+def test_latency_is_measured_by_the_gpus_own_clock(gpu: PretendedGpu) -> None:
     worker = Pair(problem_of())
     [dense, pruned] = worker.gpu.latencies(worker.weights, [None, worker.keep])
     assert all(latency.milliseconds > 0 for latency in (*dense, *pruned))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -154,6 +155,35 @@ def test_a_replayed_step_launches_no_more_than_its_batch_and_the_learning_rate(
     # Eleven kernels gather, augment and normalise a batch, two put it in place, one sets the rate.
     assert launches(8, GRAPHS) - launches(7, GRAPHS) <= 14
     assert launches(8, LAUNCHED) - launches(7, LAUNCHED) > 100
+
+
+def test_a_step_updates_all_weights_at_once_and_counts_no_batches(gpu: PretendedGpu) -> None:
+    network, images = fresh().to(gpu.device), images_on(gpu.device)
+
+    def launches(steps: int) -> Counter[str]:
+        gpu.reset_counts()
+        train_steps(network, images, PLAIN, steps=steps, seed=0)
+        return Counter(gpu.launches)
+
+    launches(1)  # lays the weights out
+    per_step = launches(3)
+    per_step.subtract(launches(2))
+    assert per_step["aten._fused_sgd_.tensor_lr"] == 1
+    assert per_step["aten.add_.Tensor"] == 1  # the sums of the loss, and no batch norm's counter
+
+
+def test_a_teachers_weights_are_converted_once_for_all_steps(gpu: PretendedGpu) -> None:
+    network, teacher = fresh().to(gpu.device), build_network("digits_cnn", 10).to(gpu.device)
+    formats: list[torch.dtype] = []
+    for module in teacher.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_pre_hook(lambda conv, _: formats.append(conv.weight.dtype))
+    before = [weight.dtype for weight in teacher.parameters()]
+    compute = replace(LAUNCHED, dtype="bfloat16")
+    images = images_on(gpu.device)
+    train_steps(network, images, DISTILLED, steps=3, seed=0, compute=compute, teacher=teacher)
+    assert formats == [torch.bfloat16] * 3 * 4
+    assert [weight.dtype for weight in teacher.parameters()] == before
 
 
 def test_weights_are_converted_once_for_all_passes_without_gradients(gpu: PretendedGpu) -> None:

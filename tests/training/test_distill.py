@@ -123,10 +123,13 @@ def test_a_distillation_waits_for_the_gpu_once_in_32_steps(gpu):
         gpu.reset_counts()
         distill(student, teacher, images, steps=70, matches=[match])
         waits, copies = gpu.waits.total(), gpu.pageable_copies.total()
+        counted = gpu.launches["aten.add_.Tensor"]
         networks[device.type] = student.cpu().state_dict()
     assert waits == 2 + 1  # after steps 32 and 64, and at the end
-    assert copies == 1  # of the channels
+    assert copies == 0
+    assert counted == 1  # the batches of the batch norm, at the end
     on_cpu, on_gpu = networks.values()
+    assert int(on_gpu["bn.num_batches_tracked"]) == 70
     for name, weights in on_cpu.items():
         assert torch.allclose(on_gpu[name].float(), weights.float(), rtol=1e-3, atol=1e-4), name
 

@@ -18,6 +18,7 @@ from fppmo_ray.distribution.space import FloatArray, IntArray
 from fppmo_ray.pruning.calibration.consumers import weight_matrix
 from fppmo_ray.pruning.calibration.grams import Calibration, InputGram
 from fppmo_ray.pruning.extract import AxisUnits, Tracing, named_tensors
+from fppmo_ray.training.device import copy_to
 
 _PENDING_COLUMNS = 256
 """Removed columns after which the rest of an inverse is brought up to date, in one product."""
@@ -138,10 +139,11 @@ class _Reader:
         self._rows[:, self._num_pending : self._num_pending + width] = new_rows
         self._made[:, self._num_pending : self._num_pending + width] = new_made
         self._num_pending += width
+        num_gone = len(self._is_left) - np.count_nonzero(self._is_left)
         self._is_left[place] = False
+        self._gone[num_gone] = place
         # The blocks of removed filters are zero but for rounding, which has no Cholesky factor.
-        gone = torch.from_numpy(np.flatnonzero(~self._is_left)).to(self._diagonal.device)
-        self._diagonal[:, gone] = torch.eye(width).to(self._diagonal)
+        self._diagonal[:, self._gone[: num_gone + 1]] = self._one
         if self._num_pending + width > self._rows.shape[1]:
             self._bring_up_to_date()
 
@@ -150,6 +152,9 @@ class _Reader:
         num_filters, width = len(self._members), self._width
         self._inverse, self._weights = inverse, weights
         self._is_left = np.ones(num_filters, dtype=np.bool_)
+        self._gone = torch.empty(num_filters, dtype=torch.int64, device=inverse.device)
+        """Places of removed filters, on the device of the matrices; others are not filled in."""
+        self._one = torch.eye(width, dtype=inverse.dtype, device=inverse.device)
         most = max(width, _PENDING_COLUMNS // width * width)
         self._rows = inverse.new_empty(len(inverse), most, inverse.shape[2])  # Y, (G, P, C K)
         self._made = inverse.new_empty(len(inverse), most, weights.shape[1])  # A, (G, P, O)
@@ -167,9 +172,8 @@ class _Reader:
     def _bring_up_to_date(self) -> None:
         """Apply what is pending to the whole matrices, and forget the filters removed so far."""
         left = np.flatnonzero(self._is_left)
-        columns = torch.from_numpy(
-            (left[:, None] * self._width + np.arange(self._width)).flatten()
-        ).to(self._inverse.device)
+        of_filters = (left[:, None] * self._width + np.arange(self._width)).flatten()
+        columns = copy_to(self._inverse.device, torch.from_numpy(of_filters))
         rows = self._rows[:, : self._num_pending, columns]
         made = self._made[:, : self._num_pending]
         inverse = self._inverse[:, columns][:, :, columns].baddbmm_(rows.mT, rows, alpha=-1)
@@ -201,9 +205,9 @@ def _readers(model: nn.Module, calibration: Calibration, filters: IntArray) -> l
             if not len(mine):
                 continue
             mine = mine[np.argsort(of_block[mine], kind="stable")]
-            index = torch.from_numpy(mine).to(block.device)
+            index = copy_to(block.device, torch.from_numpy(mine))
             inverse = torch.cholesky_inverse(torch.linalg.cholesky(block))
-            weights = matrix[:, :, torch.from_numpy(columns[mine]).to(block.device)]
+            weights = matrix[:, :, copy_to(block.device, torch.from_numpy(columns[mine]))]
             if weights.shape[1] > weights.shape[2]:
                 # Only M^T M counts, which a triangular factor has too, in fewer rows.
                 weights = torch.linalg.qr(weights, mode="r").R
@@ -221,7 +225,7 @@ def output_variance(gram: InputGram, matrix: Tensor) -> float:
     """
     total = 0.0
     for columns, block in gram.blocks:
-        part = matrix[:, :, torch.from_numpy(columns).to(matrix.device)]
+        part = matrix[:, :, copy_to(matrix.device, torch.from_numpy(columns))]
         total += float(((part @ block) * part).sum())
     return total
 

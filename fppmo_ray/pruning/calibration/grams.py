@@ -28,6 +28,7 @@ from fppmo_ray.pruning.calibration.consumers import (
 from fppmo_ray.pruning.calibration.layer_outputs import is_stock
 from fppmo_ray.pruning.extract import AxisUnits, Tracing, check_axes
 from fppmo_ray.training.compute import in_mode
+from fppmo_ray.training.device import copy_to
 from fppmo_ray.training.inputs import inputs_of
 
 RIDGE = 1e-4
@@ -179,7 +180,8 @@ class _Sums:
         self.num_patches += patches.shape[1]
         for columns, block in self.blocks:
             whole = len(columns) == patches.shape[2]
-            part = patches if whole else patches[:, :, torch.from_numpy(columns)]
+            index = copy_to(patches.device, torch.from_numpy(columns))
+            part = patches if whole else patches[:, :, index]
             # The upper triangle alone, strip by strip, takes little more than half the products.
             for begin in range(0, len(columns), _STRIP):
                 strip = slice(begin, begin + _STRIP)
@@ -260,7 +262,7 @@ def _finished(model: nn.Module, part: _Sums) -> InputGram:
     is_centred = bias is not None or part.feeds_batchnorm
     blocks = []
     for columns, block in part.blocks:
-        index = torch.from_numpy(columns)
+        index = copy_to(offset.device, torch.from_numpy(columns))
         away, centre = offset[:, index], mean[:, index]
         block.copy_(block.triu() + block.triu(1).mT)
         block.div_(part.num_patches).sub_(away[:, :, None] * away[:, None, :])
