@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -32,7 +33,7 @@ def prune(
     refit: bool = True,
     distill_steps: int = 0,
     min_keep: float = 0.1,
-    width_multiple: int = 1,
+    width_multiple: int | Literal["wide"] = 1,
     ignore: tuple[str, ...] = (),
     seed: int = 0,
 ) -> None:
@@ -58,7 +59,8 @@ def prune(
         distill_steps: Steps in which the smaller network learns, without labels, to answer as the
             dense one.
         min_keep: Smallest share of a group's filters that is kept, in (0, 1].
-        width_multiple: Widths are multiples of this number; 8 suits GPUs.
+        width_multiple: Widths are multiples of this number. wide suits GPUs: multiples of 8 in
+            layers of at least 64 filters, any width in narrower ones.
         ignore: Names of layers, or of modules that contain layers, that keep all filters.
         seed: Random seed of the choice of images, >= 0.
     """

@@ -13,6 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
@@ -239,7 +240,7 @@ class PruningSpace:
         self,
         *,
         min_keep: float = 0.1,
-        multiple: int | None = 1,
+        multiple: int | Literal["wide"] = 1,
         layers: Mapping[str, tuple[float, float]] | None = None,
     ) -> PruningSpace:
         """Return this space with limits on the width of every group.
@@ -247,8 +248,8 @@ class PruningSpace:
         Args:
             min_keep: Smallest share of a group's filters that may be kept, in (0, 1]; at least
                 one filter always stays.
-            multiple: Legal widths are multiples of this, at least 1. None: multiples of 8, which
-                suits GPUs, in groups of at least 64 filters, any width in others.
+            multiple: Legal widths are multiples of this, at least 1. ``wide``: multiples of 8,
+                which suits GPUs, in groups of at least 64 filters, any width in others.
             layers: For layers by name, the smallest and largest share of filters that their groups
                 may keep, in (0, 1]. Names may hold the wildcards ``*`` and ``?``; a later entry
                 overrides an earlier one.
@@ -258,6 +259,8 @@ class PruningSpace:
         """
         if not 0 < min_keep <= 1:
             raise ValueError(f"min_keep must be in (0, 1], got {min_keep}")
+        if multiple != "wide" and not (isinstance(multiple, int) and multiple >= 1):
+            raise ValueError(f"multiple must be 'wide' or a number >= 1, got {multiple!r}")
         shares = self._shares(min_keep, layers or {})
         return replace(
             self,
@@ -265,7 +268,7 @@ class PruningSpace:
                 replace(
                     group,
                     min_keep=(least := max(group.floor, math.ceil(low * group.num_filters))),
-                    multiple=multiple or (_GPU_MULTIPLE if group.num_filters >= _WIDE else 1),
+                    multiple=_wide_multiple(group) if multiple == "wide" else multiple,
                     max_keep=None if high == 1 else max(least, int(high * group.num_filters)),
                 )
                 for group, (low, high) in zip(self.groups, shares, strict=True)
@@ -335,6 +338,10 @@ class PruningSpace:
         }
         text = json.dumps(data, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _wide_multiple(group: ChannelGroup) -> int:
+    return _GPU_MULTIPLE if group.num_filters >= _WIDE else 1
 
 
 def legal_min_width(group: ChannelGroup) -> int:

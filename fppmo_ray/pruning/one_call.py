@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from inspect import signature
 from itertools import chain
-from typing import Any, ParamSpec, TypeVar, get_args
+from typing import Any, Literal, ParamSpec, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -133,7 +133,7 @@ def prune_with_report(
     distill_steps: int = 0,
     augment: Callable[[Tensor], Tensor] | None = None,
     min_keep: float = 0.1,
-    width_multiple: int = 1,
+    width_multiple: int | Literal["wide"] = 1,
     ignore: Sequence[str] = (),
 ) -> PruneReport:
     """Return a smaller network that answers as the given one does, and what was done to get it.
@@ -171,7 +171,8 @@ def prune_with_report(
         augment: Changes batches (n, C, H, W) of these steps at random, as in training: by flips and
             shifts, for example. None: the images are used as they are.
         min_keep: Smallest share of a group's filters that is kept, in (0, 1].
-        width_multiple: Kept widths are multiples of this; 8 suits GPUs.
+        width_multiple: Kept widths are multiples of this. ``wide`` suits GPUs: multiples of 8 in
+            layers of at least 64 filters, any width in narrower ones.
         ignore: Names of layers, or of modules that hold them, whose filters must all stay; ``*``
             and ``?`` as in file names.
 

@@ -181,7 +181,7 @@ def _limited_tracing(network: nn.Module, task: Task, settings: SearchSettings) -
     assert settings.space.multiple is not None  # the device type has decided it
     space = tracing.space.with_limits(
         min_keep=settings.space.min_keep,
-        multiple=None if settings.space.multiple == "wide" else settings.space.multiple,
+        multiple=settings.space.multiple,
         layers=settings.space.layer_limits,
     )
     budgets_of(space, settings)  # refuses what these limits cannot reach

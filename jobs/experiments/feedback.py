@@ -31,7 +31,8 @@ from rich.table import Table
 from rivals.rankings import with_random_widths
 from rivals.searches import LeGR
 from torch import nn
-from untrained import Study, accuracy_on, choose_images, open_subject
+from untrained import accuracy_on, choose_images, open_subject
+from untrained_methods import Study
 
 from fppmo_ray.distribution import (
     RULES,

@@ -25,7 +25,8 @@ from archive import flattened, read_rows, unflattened, write_rows
 from intervals import paired_difference, spread
 from rich.console import Console
 from rich.table import Table
-from untrained import METHODS, Study, accuracy_on, choose_images, open_subject
+from untrained import accuracy_on, choose_images, open_subject
+from untrained_methods import METHODS, Study
 
 from fppmo_ray.distribution import Budget
 from fppmo_ray.job import run_job
@@ -46,7 +47,7 @@ class Row:
     images: int
     """Unlabelled images that were used."""
     method: str
-    """How the mask was found, as in ``untrained.METHODS``."""
+    """How the mask was found, as in ``untrained_methods.METHODS``."""
     steps: int
     """Distillation steps of 100 images."""
     feature_weight: float
@@ -98,7 +99,7 @@ def main(
         macs_cuts: Shares of MACs to remove.
         images: Numbers of unlabelled images.
         seeds: Choices of images.
-        methods: How masks are found: some of ``untrained.METHODS``.
+        methods: How masks are found: some of ``untrained_methods.METHODS``.
         steps: Numbers of distillation steps.
         feature_weights: Weights of the last feature map.
         learning_rates: Peak learning rates.

@@ -30,7 +30,8 @@ from intervals import paired_difference, spread
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from untrained import METHODS, Study, accuracy_on, choose_images, open_subject
+from untrained import accuracy_on, choose_images, open_subject
+from untrained_methods import METHODS, Study
 
 from fppmo_ray.distribution import BoolArray, Budget
 from fppmo_ray.durable_files import write_whole
@@ -70,7 +71,8 @@ class Row:
     network: str
     macs_cut: float
     method: str
-    """``dense``, one of ``untrained.METHODS``, ``allocation``, or a rule and a number of scores."""
+    """``dense``, ``allocation``, a rule and a number of scores, or one of the methods of
+    ``untrained_methods``."""
     recipe: str
     """What differs from the default recipe, besides the epochs."""
     epochs: int
@@ -121,7 +123,7 @@ def main(
         macs_cuts: Shares of MACs to remove.
         seeds: Of images, searches and trainings.
         methods: ``dense``, ``allocation``, a rule with a number of scores, or some of
-            ``untrained.METHODS``.
+            ``untrained_methods.METHODS``.
         dtype: Number format of the passes in training.
         ignore: Layers that stay whole.
         min_keep: Smallest share of a group's filters that is kept.

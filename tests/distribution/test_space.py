@@ -103,12 +103,15 @@ def test_spaces_of_different_limits_have_different_fingerprints():
     assert space.fingerprint() != space.with_limits(multiple=8).fingerprint()
 
 
-def test_without_a_multiple_only_wide_groups_have_multiples_of_eight():
+def test_only_wide_groups_have_multiples_of_eight_where_that_is_asked_for():
     groups = tuple(
         ChannelGroup(name=f"conv{number}", num_filters=number) for number in (16, 63, 64, 256)
     )
-    space = PruningSpace(groups, ()).with_limits(multiple=None)
+    space = PruningSpace(groups, ()).with_limits(multiple="wide")
     assert [group.multiple for group in space.groups] == [1, 1, 8, 8]
+    for wrong in (0, "narrow"):
+        with pytest.raises(ValueError, match=f"multiple must be 'wide' or .* got {wrong!r}"):
+            space.with_limits(multiple=wrong)
 
 
 @pytest.mark.parametrize("min_keep", [0.0, -0.1, 1.5, float("nan")])

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import untrained
 from archive import read_rows
-from untrained import CHOSEN, METHODS, Row, untrained_tables
+from untrained import CHOSEN, Row, untrained_tables
+from untrained_methods import METHODS, Study
 
 pytestmark = pytest.mark.filterwarnings("ignore:channel groups left whole")
 
@@ -60,6 +61,9 @@ def test_every_method_gives_a_row_and_no_row_is_measured_twice(
     assert [entry["method"] for entry in rows] == ["dense", *METHODS]
     parameters = {entry["method"]: int(entry["parameters"]) for entry in rows}
     assert parameters["l1"] == parameters["l1 + refit"] < parameters["allocation, gamma 1"]
-    monkeypatch.setattr(untrained.Study, "prune", None)  # nothing is left to do
+    deep = {"macs_cuts": (0.8,), "methods": ("allocation, gamma 0, multiples of 8, reconstructed",)}
+    with pytest.raises(ValueError, match=r"widths in multiples cost .* name a smaller cut"):
+        untrained.main(few_images, weights, output=tmp_path / "deep.csv", **options | deep)
+    monkeypatch.setattr(Study, "prune", None)  # nothing is left to do
     untrained.main(few_images, weights, output=output, **options)
     assert read_rows(output) == rows
