@@ -368,6 +368,9 @@ def _require_bucket(filesystem: Any, path: str) -> None:
     bucket = path.partition("/")[0]
     if not bucket:
         raise ValueError("it names no bucket")
+    if filesystem.type_name == "abfs":
+        # Without credentials this raises, while asking for the container itself ends the process.
+        filesystem.get_file_info(f"{bucket}/journal")
     if filesystem.get_file_info(bucket).type.name == "NotFound":
         raise ValueError(f"bucket {bucket} does not exist")
 

@@ -6,10 +6,12 @@ import os
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from example_facts import STARTED, told
+from pyarrow import ArrowException
 
 from fppmo_ray.service.journal import storage as storage_module
 from fppmo_ray.service.journal.run_directory import open_run, read_journal
@@ -170,6 +172,26 @@ def test_credentials_are_refused_wherever_they_stand_and_not_repeated(uri: str) 
 )
 def test_standard_uris_without_credentials_are_accepted(uri: str) -> None:
     require_no_credentials(uri)
+
+
+class AzureWithoutCredentials:
+    """A file system of pyarrow's shape that ends the process if it is asked for a container."""
+
+    type_name = "abfs"
+
+    def get_file_info(self, path: str) -> None:
+        assert "/" in path, "the process has ended"
+        raise ArrowException("Failed to get token from DefaultAzureCredential.")
+
+
+@pytest.mark.parametrize("path", ["container/run", "container"])
+def test_azure_without_credentials_is_a_sentence_and_no_abort(
+    monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    stores = SimpleNamespace(from_uri=lambda uri: (AzureWithoutCredentials(), path))
+    monkeypatch.setattr("pyarrow.fs.FileSystem", stores)
+    with pytest.raises(ValueError, match=r"abfs://.* cannot be used: Failed to get token from"):
+        open_storage("abfs://container@account.dfs.core.windows.net/run")
 
 
 def test_messages_hide_credentials_and_options() -> None:
