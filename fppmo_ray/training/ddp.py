@@ -6,6 +6,8 @@ whole batch. Batch norm differs: it normalises by the statistics of the replica'
 ImageNet recipes do, which needs about 32 images per part. Of smaller parts on GPUs it takes the
 statistics of the whole batch, which the replicas exchange in every layer. The running statistics,
 which evaluation uses, are averaged over the replicas at the end of an epoch.
+The distance of two networks' features differs too, by a little: it is relative to the variance of
+the replica's own part.
 
 With one process all functions here return their input unchanged.
 """

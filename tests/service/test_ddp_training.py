@@ -46,7 +46,14 @@ NUM_EPOCHS = 3
 SETTINGS = SearchSettings(
     macs_cut=0.4,
     proposals=4,
-    fine_tune=Recipe(epochs=NUM_EPOCHS, batch_size=64, learning_rate=0.02, weight_decay=1e-4),
+    # Distances of features are relative to the variance of a replica's part: they differ a little.
+    fine_tune=Recipe(
+        epochs=NUM_EPOCHS,
+        batch_size=64,
+        learning_rate=0.02,
+        weight_decay=1e-4,
+        feature_weight=0.0,
+    ),
     sampler=Sampler(population=4),
     numerics=Numerics(dtype="float32"),
     scoring=Scoring(
@@ -92,7 +99,7 @@ def alone(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def is_as_alone(losses: dict[tuple[str, int], float], alone: Path) -> bool:
     """Whether the epochs were those of one worker, in their order."""
-    tasks = ("dense", "importance-only", "fppmo")
+    tasks = ("dense", "importance-only", "allocation", "fppmo")
     assert [*losses] == [(task, epoch) for task in tasks for epoch in range(NUM_EPOCHS)]
     facts = [fact for fact in read_journal(alone) if isinstance(fact, EpochFinished)]
     expected = {(fact.task, fact.epoch): fact.train_loss for fact in facts}
@@ -180,6 +187,7 @@ def test_an_epoch_is_done_again_when_a_replica_is_killed(
     assert not killer.is_alive()
     ended = "a group of replicas ended before its work was done"
     [noticed] = [record.created for record in caplog.records if ended in record.getMessage()]
+    print("NOTICED AFTER", noticed - killed[0])
     assert 0 <= noticed - killed[0] < 60  # the other replica waits for it in a collective call
 
 
