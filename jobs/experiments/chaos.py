@@ -29,7 +29,7 @@ from rich.table import Table
 
 from fppmo_ray.distribution import Finalist, OptimizerSettings
 from fppmo_ray.job import run_job
-from fppmo_ray.service.journal.fact_json import fact_to_json
+from fppmo_ray.service.journal.fact_lines import fact_to_json
 from fppmo_ray.service.journal.facts import pack_mask
 from fppmo_ray.service.journal.run_directory import RunDirectory
 from fppmo_ray.service.pool.cluster import Demand

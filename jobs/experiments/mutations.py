@@ -40,7 +40,7 @@ from fppmo_ray import ConsoleProgress, Recipe, SearchResult, load_dataset, searc
 from fppmo_ray.job import run_job
 from fppmo_ray.pruning import load_network
 from fppmo_ray.report import print_status, write_report
-from fppmo_ray.service.journal.fact_json import fact_to_json
+from fppmo_ray.service.journal.fact_lines import fact_to_json
 from fppmo_ray.service.journal.facts import (
     ClockRead,
     ComputeChosen,

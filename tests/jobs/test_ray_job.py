@@ -9,7 +9,7 @@ import pytest
 from ray_head import SCRIPTS, Head, num_scored, wait_until
 
 from fppmo_ray.distribution import Feedback, Proposal
-from fppmo_ray.service.journal.fact_json import fact_to_json
+from fppmo_ray.service.journal.fact_lines import fact_to_json
 from fppmo_ray.service.journal.facts import Chosen, Finished, Started
 from fppmo_ray.service.journal.run_directory import read_journal
 

@@ -17,7 +17,7 @@ from fppmo_ray.service import mask_search, progress, worker_protocol
 from fppmo_ray.service.choices import Found
 from fppmo_ray.service.dense_network import Context
 from fppmo_ray.service.image_task import image_classification
-from fppmo_ray.service.journal.fact_json import fact_to_json
+from fppmo_ray.service.journal.fact_lines import fact_to_json
 from fppmo_ray.service.journal.facts import Fact
 from fppmo_ray.service.journal.run_directory import RunDirectory, open_run, read_journal
 from fppmo_ray.service.mask_search import find_mask, find_mask_in_stages

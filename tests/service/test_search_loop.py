@@ -19,7 +19,7 @@ from fppmo_ray.distribution import Feedback, MaskOptimizer, OptimizerSettings, P
 from fppmo_ray.pruning import Score
 from fppmo_ray.service import search_loop
 from fppmo_ray.service.journal.artifacts import read_history
-from fppmo_ray.service.journal.fact_json import fact_to_json
+from fppmo_ray.service.journal.fact_lines import fact_to_json
 from fppmo_ray.service.journal.facts import Fact, Updated
 from fppmo_ray.service.journal.run_directory import RunDirectory
 from fppmo_ray.service.pool.call import Call

@@ -34,7 +34,7 @@ from fppmo_ray.job import show_result
 from fppmo_ray.pruning import extract, trace
 from fppmo_ray.report import draw_figures
 from fppmo_ray.service import mask_search
-from fppmo_ray.service.journal.fact_json import fact_to_json
+from fppmo_ray.service.journal.fact_lines import fact_to_json
 from fppmo_ray.service.journal.facts import (
     Chosen,
     EpochFinished,

@@ -14,8 +14,16 @@ from io import BytesIO
 from typing import Any, Protocol
 
 from fppmo_ray.distribution import Feedback, Proposal
-from fppmo_ray.service.journal.fact_json import fact_from_json, fact_to_json
-from fppmo_ray.service.journal.fact_lines import Asked, Line, Told, ordinary, reduced, skimmed
+from fppmo_ray.service.journal.fact_lines import (
+    Asked,
+    Line,
+    Told,
+    fact_from_json,
+    fact_to_json,
+    ordinary,
+    reduced,
+    skimmed,
+)
 from fppmo_ray.service.journal.facts import FORMAT, Fact, Started
 
 JOURNAL = "journal.jsonl"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fppmo_ray.distribution import Feedback, Proposal
-from fppmo_ray.service.journal.fact_json import fact_to_json
+from fppmo_ray.service.journal.fact_lines import fact_to_json
 from fppmo_ray.service.journal.facts import Fact, Started, WeightsFrozen
 
 STARTED = Started(

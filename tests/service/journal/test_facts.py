@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fppmo_ray.distribution import Feedback, Merit, Proposal
-from fppmo_ray.service.journal.fact_json import fact_from_json
+from fppmo_ray.service.journal.fact_lines import fact_from_json
 from fppmo_ray.service.journal.facts import (
     AllocationChosen,
     Chosen,

@@ -16,7 +16,7 @@ from example_facts import FACTS, KEEP, STARTED, numbered, told
 
 from fppmo_ray.distribution import Feedback, Proposal
 from fppmo_ray.service.journal import journal as journal_module
-from fppmo_ray.service.journal.fact_json import fact_to_json
+from fppmo_ray.service.journal.fact_lines import fact_to_json
 from fppmo_ray.service.journal.facts import Rescored
 from fppmo_ray.service.journal.journal import last_checksum, read_lines, to_lines
 from fppmo_ray.service.journal.run_directory import open_run, read_journal
