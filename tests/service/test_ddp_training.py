@@ -187,7 +187,6 @@ def test_an_epoch_is_done_again_when_a_replica_is_killed(
     assert not killer.is_alive()
     ended = "a group of replicas ended before its work was done"
     [noticed] = [record.created for record in caplog.records if ended in record.getMessage()]
-    print("NOTICED AFTER", noticed - killed[0])
     assert 0 <= noticed - killed[0] < 60  # the other replica waits for it in a collective call
 
 
