@@ -3,10 +3,11 @@
     python jobs/experiments/few_images.py --data DIR --weights resnet20.pt --network resnet20 \
         --held-out-rows search_val_rows.npy --output runs/unlabelled-resnet20.csv
 
-A mask comes from the same images, without scores. The pruned network is refitted, recalibrated, and
-then trained to answer as the dense network does on these images, augmented; in some ways also to
-make the same last feature map. A seed is a choice of images and their order. The test set is read
-before and after distillation. The same command goes on where it was stopped.
+A mask comes from the same images, without scores. The pruned network is refitted, recalibrated, by
+some methods reconstructed too, and then trained to answer as the dense network does on these
+images, augmented; in some ways also to make the same last feature map. A seed is a choice of images
+and their order. The test set is read before and after distillation. The same command goes on where
+it was stopped.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from archive import flattened, read_rows, unflattened, write_rows
 from intervals import paired_difference, spread
 from rich.console import Console
 from rich.table import Table
-from untrained import accuracy_on, choose_images, open_subject
-from untrained_methods import METHODS, Study
+from untrained import CHOSEN, accuracy_on, choose_images, open_subject
+from untrained_methods import METHODS, RECONSTRUCTED, REFIT, Pruned, Study
 
 from fppmo_ray.distribution import Budget
+from fppmo_ray.distribution.allocation import GAMMAS
 from fppmo_ray.job import run_job
 from fppmo_ray.pruning import trace
 from fppmo_ray.pruning.calibration.features import last_feature_match
@@ -36,6 +38,8 @@ from fppmo_ray.training import example_batch, open_images
 from fppmo_ray.training.distill import FEW_IMAGES, distill, endless_batches
 
 logger = logging.getLogger(__name__)
+
+_AS_PRUNE = CHOSEN + RECONSTRUCTED  # what ``fppmo_ray.prune`` does
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +51,7 @@ class Row:
     images: int
     """Unlabelled images that were used."""
     method: str
-    """How the mask was found, as in ``untrained_methods.METHODS``."""
+    """How the mask was found, as in ``untrained_methods.METHODS``, or as in ``prune``."""
     steps: int
     """Distillation steps of 100 images."""
     feature_weight: float
@@ -99,7 +103,8 @@ def main(
         macs_cuts: Shares of MACs to remove.
         images: Numbers of unlabelled images.
         seeds: Choices of images.
-        methods: How masks are found: some of ``untrained_methods.METHODS``.
+        methods: How masks are found: some of ``untrained_methods.METHODS``, or "allocation, gamma
+            chosen, reconstructed", as ``prune`` finds them.
         steps: Numbers of distillation steps.
         feature_weights: Weights of the last feature map.
         learning_rates: Peak learning rates.
@@ -109,9 +114,10 @@ def main(
             those on the test set.
         threads: Threads of torch.
     """
-    unknown = [method for method in methods if method not in METHODS]
+    known_methods = [*METHODS, _AS_PRUNE]
+    unknown = [method for method in methods if method not in known_methods]
     if unknown:
-        raise ValueError(f"methods must be some of {', '.join(METHODS)}, got {unknown}")
+        raise ValueError(f"methods must be some of {', '.join(known_methods)}, got {unknown}")
     torch.set_num_threads(threads)
     dataset, dense, rows = open_subject(data, network, weights, held_out_rows)
     test = open_images(dataset.test, None, dataset)
@@ -151,7 +157,7 @@ def main(
             )
             if (row.setting, seed) in done:
                 continue
-            pruned = study.prune(method, Budget.from_cut(space, cut))
+            pruned = pruned_by(study, method, Budget.from_cut(space, cut))
             smaller = pruned.network
             before = accuracy_on(smaller, test)
             matches = last_feature_match(smaller, dense, tracing, pruned.keep, image)
@@ -170,30 +176,46 @@ def main(
             logger.info("%s", known[-1])
             output.parent.mkdir(parents=True, exist_ok=True)
             write_rows(output, [flattened(asdict(entry)) for entry in known])
-    Console(width=140).print(few_images_table(known))
+    Console(width=180).print(few_images_table(known))
+
+
+def pruned_by(study: Study, method: str, budget: Budget) -> Pruned:
+    """Prune by a method; ``prune`` takes the weight of parameters of least divergence.
+
+    Args:
+        study: The network and its images.
+        method: One of ``METHODS``, or the name of what ``prune`` does.
+        budget: What the mask must meet.
+    """
+    names = [method]
+    if method == _AS_PRUNE:
+        names = [f"allocation, gamma {gamma:g}{RECONSTRUCTED}" for gamma in GAMMAS]
+    return min((study.prune(name, budget) for name in names), key=lambda each: each.divergence)
 
 
 def few_images_table(rows: Sequence[Row]) -> Table:
-    """A line for each setting; differences are to the same setting without the feature map.
+    """A line for each setting, with paired differences to others of the same images.
 
     Args:
         rows: What was measured, in the order of the lines.
     """
     lines = Table(
-        *("network", "cut", "images", "steps", "features", "rate", "method"),
-        *("before", "after", "minus answers alone, 95 %", "n", "seconds"),
+        *("network", "cut", "images", "steps", "features", "rate", "method", "before", "after"),
+        *("minus answers alone, 95 %", "minus uniform L1, 95 %", "n", "seconds"),
     )
     settings: dict[tuple[object, ...], dict[int, Row]] = defaultdict(dict)
     for row in rows:
         settings[row.setting][row.seed] = row
     for own in settings.values():
         first = next(iter(own.values()))
-        alone = settings.get(replace(first, feature_weight=0.0).setting, {})
-        pairs = [seed for seed in own if seed in alone]
-        difference = ""
-        if first.feature_weight > 0 and pairs:
-            values, others = ([part[s].after for s in pairs] for part in (own, alone))
-            difference = str(paired_difference(values, others))
+        l1 = "l1" + (RECONSTRUCTED if first.method.endswith(RECONSTRUCTED) else REFIT)
+        alone, uniform = (
+            settings.get(replace(first, **change).setting, {}) if differs else {}
+            for change, differs in (
+                ({"feature_weight": 0.0}, first.feature_weight > 0),
+                ({"method": l1}, first.method != l1),
+            )
+        )
         lines.add_row(
             first.network,
             f"{first.macs_cut:.0%}",
@@ -204,11 +226,21 @@ def few_images_table(rows: Sequence[Row]) -> Table:
             first.method,
             spread([row.before for row in own.values()]),
             spread([row.after for row in own.values()]),
-            difference,
+            _difference(own, alone),
+            _difference(own, uniform),
             str(len(own)),
             f"{np.median([row.seconds for row in own.values()]):.0f}",
         )
     return lines
+
+
+def _difference(own: dict[int, Row], others: dict[int, Row]) -> str:
+    """The paired difference after distillation, over the seeds of both."""
+    seeds = [seed for seed in own if seed in others]
+    if not seeds:
+        return ""
+    mine, theirs = ([part[seed].after for seed in seeds] for part in (own, others))
+    return str(paired_difference(mine, theirs))
 
 
 def read(path: Path) -> list[Row]:
