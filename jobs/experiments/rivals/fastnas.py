@@ -9,20 +9,20 @@ import importlib.util
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from fine_tuning import classification_of
-from torch import nn
+from torch import Tensor, nn
 
 from fppmo_ray.distribution import BoolArray, Budget
 from fppmo_ray.pruning import Tracing
 from fppmo_ray.service.problem import Problem
 from fppmo_ray.training import ComputeConfig, evaluate
 
-_BATCHES = 50  # it re-estimates batch-norm statistics on that many, or not at all
+BATCHES = 50  # it re-estimates batch-norm statistics on that many, or not at all
 _DIVISOR = 1  # of widths: as free as everybody else's; of its own 32, 16 filters are no choice
 _SLACK = 0.005  # of the dense MACs, since it counts them in a way of its own
 
@@ -82,8 +82,8 @@ def fastnas_choice(
     rng = np.random.default_rng(seed)
     drawn = np.sort(rng.permutation(len(held_out))[:score_images])
     count = min(problem.settings.scoring.recalibrate_images, len(images))
-    size = max(1, count // _BATCHES)
-    calibration = [batch for batch, _ in images.batches(size, np.arange(size * _BATCHES))]
+    size = max(1, count // BATCHES)
+    calibration = [batch for batch, _ in images.batches(size, np.arange(size * BATCHES))]
     num_scores = 0
 
     def score(network: nn.Module) -> float:
@@ -94,24 +94,53 @@ def fastnas_choice(
         return -evaluate(network, batches, dtype=compute.dtype).loss
 
     begin = time.perf_counter()
+    network = searched(
+        problem.network,
+        problem.task.inputs()[0],
+        share=budget.max_macs / budget.space.dense_macs,
+        score=score,
+        calibration=calibration,
+    )
+    seconds = time.perf_counter() - begin
+    keep = mask_of(network, problem.network, problem.tracing)
+    if problem.tracing.space.macs(keep) > budget.max_macs + _SLACK * budget.space.dense_macs:
+        raise RuntimeError("fastnas ended over the budget: it counts MACs differently here")
+    return FastNASChoice(keep=keep, scores=num_scores, seconds=seconds)
+
+
+def searched(
+    dense: nn.Module,
+    image: Tensor,
+    *,
+    share: float,
+    score: Callable[[nn.Module], float],
+    calibration: Sequence[Tensor],
+) -> nn.Module:
+    """Return the network that FastNAS finds; its channels are in an order of its own.
+
+    Args:
+        dense: The dense network, which is left as it is.
+        image: An input, (1, C, H, W).
+        share: Share of the MACs that may be left, in (0, 1).
+        score: Scores a network; more is better.
+        calibration: Batches that re-estimate batch-norm statistics before every score; without
+            at least 50 of them nothing is re-estimated.
+    """
     with _quietly():
         prune = importlib.import_module("modelopt.torch.prune")  # without types
         network, _ = prune.prune(
-            copy.deepcopy(problem.network),
+            copy.deepcopy(dense),
             mode=[("fastnas", _rules())],
-            constraints={"flops": f"{100 * budget.max_macs / budget.space.dense_macs}%"},
-            dummy_input=problem.task.inputs()[0],
+            constraints={"flops": f"{100 * share}%"},
+            dummy_input=image,
             config={
                 "data_loader": calibration,
                 "collect_func": lambda batch: batch,
                 "score_func": score,
             },
         )
-    seconds = time.perf_counter() - begin
-    keep = mask_of(network, problem.network, problem.tracing)
-    if problem.tracing.space.macs(keep) > budget.max_macs + _SLACK * budget.space.dense_macs:
-        raise RuntimeError("fastnas ended over the budget: it counts MACs differently here")
-    return FastNASChoice(keep=keep, scores=num_scores, seconds=seconds)
+    smaller: nn.Module = network
+    return smaller
 
 
 def mask_of(network: nn.Module, dense: nn.Module, tracing: Tracing) -> BoolArray:
