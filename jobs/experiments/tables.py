@@ -19,6 +19,8 @@ from agreement.table import agreement_tables
 from archive import RESULTS, read_rows, records_of, table_names, unflattened
 from cells import Record
 from chaos import Trial, trials_table
+from damage.outcomes import Row as Changed
+from damage.outcomes import outcomes_table
 from feedback import Row as FeedbackRow
 from feedback import feedback_table
 from few_images import Row as FewImages
@@ -27,8 +29,6 @@ from landscape_searches import Row
 from long_training import Row as LongTraining
 from long_training import long_training_table
 from model_zoo import Attempt, attempts_table
-from mutations import Row as Changed
-from mutations import outcomes_table
 from packages import packages_table
 from recipes import recipe_tables
 from rich.console import Console

@@ -12,20 +12,10 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from mutations import (
-    FILE_MUTATIONS,
-    JSON_MUTATIONS,
-    LINE_MUTATIONS,
-    OUTCOMES,
-    Row,
-    changed_files,
-    changed_lines,
-    forged_lines,
-    journal_outcome,
-    kind_of,
-    read_outcome,
-    sealed,
-)
+from damage.changes import FILE_MUTATIONS, JSON_MUTATIONS, LINE_MUTATIONS
+from damage.files import changed_files, read_outcome
+from damage.journals import changed_lines, forged_lines, journal_outcome, kind_of, sealed
+from damage.outcomes import OUTCOMES, Row
 
 from fppmo_ray import SearchSettings
 from fppmo_ray.distribution import Feedback, Proposal

@@ -1,0 +1,1 @@
+"""What mutations.py changes in a run directory, and how it judges the answers."""
