@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 from in_process_ray import in_process_ray
 from torch import nn
 
@@ -85,14 +86,19 @@ def last_losses(run_dir: Path) -> dict[str, float]:
     return {fact.task: fact.train_loss for fact in epochs}
 
 
-def run_until(run_dir: Path, kind: type[Fact], count: int, *flags: str) -> None:
-    """Run the job in a process of its own, and kill it once the journal has so many facts."""
+def run_until(
+    run_dir: Path, kind: type[Fact], count: int, *flags: str, address: str | None = None
+) -> None:
+    """Run the job in a process of its own, and kill it once the journal has so many facts.
+
+    It joins the Ray of an address, or starts one.
+    """
     command = [sys.executable, "jobs/digits.py", "--run-dir", str(run_dir), *flags]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     job = subprocess.Popen(
-        [*command, "--proposals", str(PROPOSALS), "--workers", "2"],
+        [*command, "--proposals", str(PROPOSALS)],
         cwd=REPOSITORY,
-        env=environment,
+        env=environment | ({"RAY_ADDRESS": address} if address else {}),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -116,21 +122,26 @@ IN_BASELINE, IN_SEARCH, IN_FINE_TUNING = (
 )
 
 
-@pytest.mark.parametrize(
-    "kills",
-    [
-        pytest.param([IN_SEARCH], id="in the search"),
-        pytest.param(
-            [IN_BASELINE, IN_SEARCH, IN_FINE_TUNING], id="three times", marks=pytest.mark.slow
-        ),
-    ],
-)
-def test_a_killed_search_ends_like_an_undisturbed_one(
-    local_ray: None, finished: Path, tmp_path: Path, kills: list[tuple[type[Fact], int]]
+@pytest.mark.slow
+def test_a_search_killed_three_times_with_its_own_ray_ends_like_an_undisturbed_one(
+    local_ray: None, finished: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "killed"
-    for kind, count in kills:
-        run_until(run_dir, kind, count, "--resume-or-start")
+    for kind, count in (IN_BASELINE, IN_SEARCH, IN_FINE_TUNING):
+        run_until(run_dir, kind, count, "--resume-or-start", "--workers", "2")
+    assert_resumed_like(finished, run_dir)
+
+
+def test_a_search_killed_on_a_cluster_ends_like_an_undisturbed_one(
+    local_ray: None, finished: Path, tmp_path: Path
+) -> None:
+    address = ray.get_runtime_context().gcs_address
+    run_until(tmp_path / "killed", *IN_SEARCH, "--workers", "1", address=address)
+    assert_resumed_like(finished, tmp_path / "killed")
+
+
+def assert_resumed_like(finished: Path, run_dir: Path) -> None:
+    """Resume a search with two workers, and compare it with an undisturbed one."""
     demo(run_dir, resume=True, proposals=PROPOSALS, workers=2)
     assert len(scores(run_dir)) == PROPOSALS
     assert scores(run_dir) == scores(finished)
