@@ -27,7 +27,7 @@ from intervals import paired_difference, spread
 from rich.console import Console
 from rich.table import Table
 from untrained import CHOSEN, accuracy_on, choose_images, open_subject
-from untrained_methods import METHODS, RECONSTRUCTED, REFIT, Pruned, Study
+from untrained_methods import BY_NAME_ONLY, METHODS, RECONSTRUCTED, REFIT, Pruned, Study
 
 from fppmo_ray.distribution import Budget
 from fppmo_ray.distribution.allocation import GAMMAS
@@ -103,7 +103,7 @@ def main(
         macs_cuts: Shares of MACs to remove.
         images: Numbers of unlabelled images.
         seeds: Choices of images.
-        methods: How masks are found: some of ``untrained_methods.METHODS``, or "allocation, gamma
+        methods: How masks are found: some of those of ``untrained_methods``, or "allocation, gamma
             chosen, reconstructed", as ``prune`` finds them.
         steps: Numbers of distillation steps.
         feature_weights: Weights of the last feature map.
@@ -114,7 +114,7 @@ def main(
             those on the test set.
         threads: Threads of torch.
     """
-    known_methods = [*METHODS, _AS_PRUNE]
+    known_methods = [*METHODS, *BY_NAME_ONLY, _AS_PRUNE]
     unknown = [method for method in methods if method not in known_methods]
     if unknown:
         raise ValueError(f"methods must be some of {', '.join(known_methods)}, got {unknown}")

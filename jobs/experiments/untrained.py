@@ -27,7 +27,7 @@ from intervals import paired_difference, spread
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from untrained_methods import IN_MULTIPLES, METHODS, Study
+from untrained_methods import BY_NAME_ONLY, METHODS, Study
 
 from fppmo_ray import load_dataset
 from fppmo_ray.distribution import Budget, IntArray
@@ -131,7 +131,7 @@ def main(
         macs_cuts: Shares of MACs to remove.
         images: Numbers of unlabelled images.
         seeds: Choices of images.
-        methods: Some of those of ``METHODS`` and ``IN_MULTIPLES``; by default all of the former.
+        methods: Some of those of ``METHODS`` and ``BY_NAME_ONLY``; by default all of the former.
         random_scores: Scores of ``random widths``; the mask that diverges least is taken.
         ignore: Layers that stay whole.
         min_keep: Smallest share of a group's filters that is kept.
@@ -207,7 +207,7 @@ def _table(title: str, rows: Sequence[Row]) -> Table:
     )
     reference = by_method.get(_REFERENCE, {})
     chosen = [method for method in by_method if method.startswith(CHOSEN)]
-    for method in [*METHODS, *IN_MULTIPLES, *chosen]:
+    for method in [*METHODS, *BY_NAME_ONLY, *chosen]:
         own = by_method.get(method)
         if not own:
             continue

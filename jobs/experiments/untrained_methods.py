@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from rivals.rankings import with_random_widths
-from rivals.torch_pruning_masks import magnitude_mask
+from rivals.torch_pruning_masks import OwnCriterion, Slopes, slopes_of, torch_pruning_mask
 from torch import nn
 
 from fppmo_ray.distribution import BoolArray, Budget, IntArray
@@ -67,12 +67,12 @@ class Study:
         """Prune by a method, and say how long it took.
 
         Args:
-            method: One of ``METHODS`` or ``IN_MULTIPLES``.
+            method: One of ``METHODS`` or ``BY_NAME_ONLY``.
             budget: What the mask must meet.
         """
-        choose_mask = (METHODS | IN_MULTIPLES)[method]
+        choose_mask = (METHODS | BY_NAME_ONLY)[method]
         reconstructed = method.endswith(RECONSTRUCTED)
-        calibrated = reconstructed or method.endswith(REFIT) or method not in _PLAIN
+        calibrated = reconstructed or method.endswith(REFIT) or not method.startswith(_PLAIN)
         shared = self.trace_seconds + (self._calibrated[1] if calibrated else 0.0)
         if "order" in choose_mask.__name__:
             shared += self._ordered[1]
@@ -160,6 +160,11 @@ class Study:
         return self._known_targets[count]
 
     @cached_property
+    def slopes(self) -> Slopes:
+        """Gradients of all images, by their labels, which rivals may use."""
+        return slopes_of(self.dense, self.images.batches(_BATCH))
+
+    @cached_property
     def _answers(self) -> Answers:
         return answers(self.dense, self.images.batches(_BATCH))
 
@@ -182,10 +187,21 @@ def _uniform(criterion: Criterion) -> Method:
     return uniform
 
 
-def _torch_pruning(study: Study, budget: Budget) -> BoolArray:
-    """Torch-Pruning's magnitude pruner, one threshold for all layers."""
-    image = next(study.images.batches(1))[0]
-    return magnitude_mask(study.dense, study.tracing, budget, image, global_pruning=True)
+def _torch_pruning(criterion: OwnCriterion = "magnitude", *, global_pruning: bool = True) -> Method:
+    """Torch-Pruning's own pruner, with one threshold for all layers or one ratio for each."""
+
+    def torch_pruning(study: Study, budget: Budget) -> BoolArray:
+        return torch_pruning_mask(
+            study.dense,
+            study.tracing,
+            budget,
+            next(study.images.batches(1))[0],
+            global_pruning=global_pruning,
+            criterion=criterion,
+            slopes=study.slopes if criterion in ("Taylor", "Hessian", "OBD-C") else None,
+        )
+
+    return torch_pruning
 
 
 def _uniform_on_obs_order(study: Study, budget: Budget) -> BoolArray:
@@ -231,7 +247,7 @@ def _random_widths_on_obs_order(study: Study, budget: Budget) -> BoolArray:
 METHODS: dict[str, Method] = {
     "l1": _uniform("l1"),
     "fpgm": _uniform("fpgm"),
-    "torch-pruning": _torch_pruning,
+    "torch-pruning": _torch_pruning(),
     "obs, uniform widths": _uniform_on_obs_order,
     "obs, random widths": _random_widths_on_obs_order,
     "allocation, gamma 0": _allocation(0.0),
@@ -253,3 +269,13 @@ IN_MULTIPLES: dict[str, Method] = {
     for gamma in GAMMAS
 }
 """Widths that suit GPUs: measured by name only, since deep cuts are out of their reach."""
+TORCH_PRUNING: dict[str, Method] = {
+    f"torch-pruning {criterion}{one_ratio}{mended}": _torch_pruning(
+        criterion, global_pruning=not one_ratio
+    )
+    for criterion in get_args(OwnCriterion)
+    for one_ratio in ("", ", one ratio")
+    for mended in ("", RECONSTRUCTED)
+}
+"""Torch-Pruning's other importances: measured by name only."""
+BY_NAME_ONLY = IN_MULTIPLES | TORCH_PRUNING

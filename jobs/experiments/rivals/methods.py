@@ -40,7 +40,7 @@ from rivals.rankings import (
     with_widths,
 )
 from rivals.searches import Draw, LeGR, RivalSearch, random_widths
-from rivals.torch_pruning_masks import magnitude_mask
+from rivals.torch_pruning_masks import torch_pruning_mask
 
 FPPMO, UNIFORM, FASTNAS = "fppmo", "uniform-l1", "fastnas"
 _TAYLOR_BATCH, _TAYLOR_BATCHES = 125, 8
@@ -161,7 +161,7 @@ def _bn_scale(case: Case) -> BoolArray:
 
 def _torch_pruning(case: Case, *, global_pruning: bool) -> BoolArray:
     problem = case.problem
-    return magnitude_mask(
+    return torch_pruning_mask(
         problem.network,
         problem.tracing,
         case.budget,

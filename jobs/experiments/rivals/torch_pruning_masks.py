@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fppmo_ray.distribution import BoolArray, Budget
@@ -16,11 +19,57 @@ from fppmo_ray.pruning import Tracing, extract
 
 _HALVINGS = 12  # of the ratio: finer than a filter of 4,096
 
+OwnCriterion = Literal[
+    "magnitude", "LAMP", "FPGM", "batch-norm scale", "Taylor", "Hessian", "OBD-C"
+]
+"""Importances of Torch-Pruning. The last three need labels."""
 
-def magnitude_mask(
-    dense: nn.Module, tracing: Tracing, budget: Budget, image: Tensor, *, global_pruning: bool
+
+@dataclass(frozen=True, kw_only=True)
+class Slopes:
+    """Gradients of the loss with regard to every parameter, over labelled images."""
+
+    mean: Mapping[str, Tensor]
+    mean_square: Mapping[str, Tensor]
+    """Mean over images of the squared gradient of an image."""
+
+
+def slopes_of(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Slopes:
+    """Differentiate the cross-entropy of every image.
+
+    Args:
+        network: In eval mode; left as it is.
+        batches: Images (n, C, H, W) and labels (n,).
+    """
+    network = copy.deepcopy(network).eval()
+    parameters = dict(network.named_parameters())
+    mean, square = ({name: torch.zeros_like(p) for name, p in parameters.items()} for _ in "ab")
+    count = 0
+    singles = ((image, label) for pair in batches for image, label in zip(*pair, strict=True))
+    for image, label in singles:
+        loss = F.cross_entropy(network(image[None]), label[None])
+        found = torch.autograd.grad(loss, list(parameters.values()))
+        for name, slope in zip(parameters, found, strict=True):
+            mean[name] += slope
+            square[name] += slope**2
+        count += 1
+    return Slopes(
+        mean={name: total / count for name, total in mean.items()},
+        mean_square={name: total / count for name, total in square.items()},
+    )
+
+
+def torch_pruning_mask(
+    dense: nn.Module,
+    tracing: Tracing,
+    budget: Budget,
+    image: Tensor,
+    *,
+    global_pruning: bool,
+    criterion: OwnCriterion = "magnitude",
+    slopes: Slopes | None = None,
 ) -> BoolArray:
-    """The mask of ``MagnitudePruner`` with its default importance, the ratio bisected to the MACs.
+    """The mask of its own pruner with one of its importances, the ratio bisected to the MACs.
 
     Layers outside the space, such as the residual stream of option-A ResNets, go into
     ``ignored_layers``: Torch-Pruning would cut them and the network would not run. A uniform ratio
@@ -32,6 +81,8 @@ def magnitude_mask(
         budget: Of its space.
         image: One image ``(1, C, H, W)``.
         global_pruning: Whether all layers share one threshold instead of one ratio.
+        criterion: Its importance, with its own defaults.
+        slopes: Of the dense network, for criteria that need labels.
 
     Raises:
         RuntimeError: what it pruned is no mask of the space.
@@ -39,7 +90,15 @@ def magnitude_mask(
     layers = [group.name for group in tracing.space.groups]
 
     def prune(ratios: Mapping[str, float]) -> BoolArray:
-        return _pruned(dense, tracing, image, ratios, global_pruning=global_pruning)
+        return _pruned(
+            dense,
+            tracing,
+            image,
+            ratios,
+            global_pruning=global_pruning,
+            criterion=criterion,
+            slopes=slopes,
+        )
 
     def fits(keep: BoolArray) -> bool:
         return tracing.space.macs(keep) <= budget.max_macs
@@ -81,10 +140,13 @@ def _pruned(
     ratios: Mapping[str, float],
     *,
     global_pruning: bool,
+    criterion: OwnCriterion,
+    slopes: Slopes | None,
 ) -> BoolArray:
     import torch_pruning
 
     network = _numbered(dense)
+    importance = _importance(network, criterion, slopes)
     modules = dict(network.named_modules())
     # A ratio for all is what it calls uniform; only different ones need to be told by layer.
     by_layer = {} if len(set(ratios.values())) == 1 else {modules[k]: r for k, r in ratios.items()}
@@ -93,7 +155,7 @@ def _pruned(
         pruner = torch_pruning.pruner.MagnitudePruner(
             network,
             image,
-            importance=torch_pruning.importance.MagnitudeImportance(),
+            importance=importance,
             global_pruning=global_pruning,
             pruning_ratio=next(iter(ratios.values())),
             pruning_ratio_dict=by_layer,
@@ -103,6 +165,31 @@ def _pruned(
     keep = _kept(network, tracing)
     _require_same(network, dense, tracing, keep)
     return keep
+
+
+def _importance(network: nn.Module, criterion: OwnCriterion, slopes: Slopes | None) -> Any:
+    """Make the importance, and give the network the gradients that it reads."""
+    from torch_pruning import importance
+
+    if criterion in ("Taylor", "Hessian", "OBD-C"):
+        assert slopes is not None
+        given = slopes.mean if criterion == "Taylor" else slopes.mean_square
+        for name, parameter in network.named_parameters():
+            parameter.grad = given[name].clone()
+    if criterion == "OBD-C":
+        made = importance.OBDCImportance()
+        made.steps = 1
+        made.modules = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        made.Fisher = {m: m.weight.grad.flatten(1) for m in made.modules}
+        return made
+    return {
+        "magnitude": importance.MagnitudeImportance,
+        "LAMP": importance.LAMPImportance,
+        "FPGM": importance.FPGMImportance,
+        "batch-norm scale": importance.BNScaleImportance,
+        "Taylor": importance.TaylorImportance,
+        "Hessian": importance.HessianImportance,
+    }[criterion]()
 
 
 def _ignored(network: nn.Module, tracing: Tracing) -> list[nn.Module]:
