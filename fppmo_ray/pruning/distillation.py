@@ -16,7 +16,7 @@ from fppmo_ray.training.distill import FEW_IMAGES, are_logits, distill, endless_
 from fppmo_ray.training.images import Images, Seed, derive_seed
 from fppmo_ray.training.inputs import Inputs
 
-_CLIP_NORM = 1.0
+_NO_LOGITS_CLIP_NORM = 1.0
 _DROPOUT_STREAM = 1  # separates the seed of dropout from the seed of the images
 
 
@@ -35,7 +35,7 @@ def distill_pruned(
     """Train a pruned network, in place, to answer and to make features as the dense one does.
 
     The steps follow ``FEW_IMAGES``, and the features are those of the last map; see ``distill``.
-    The gradients of outputs that are no logits are clipped to a norm of 1.
+    The gradients of outputs that are no logits are clipped to a norm of 1 instead of the recipe's.
     The network should be refitted and recalibrated before, and not recalibrated afterwards.
 
     Args:
@@ -55,8 +55,10 @@ def distill_pruned(
     """
     one = next(iter(images.batches(1)))[:num_inputs]
     [answer] = answers(dense, [one], num_inputs)
-    # The squared error over a small variance can have steep gradients.
-    clip_norm = None if all(map(are_logits, answer)) else _CLIP_NORM
+    recipe = FEW_IMAGES
+    if not all(map(are_logits, answer)):
+        # The squared error over a small variance can have steep gradients.
+        recipe = replace(recipe, clip_norm=_NO_LOGITS_CLIP_NORM)
     matches = last_feature_match(network, dense, tracing, keep, *one)
     batches = endless_batches(images, FEW_IMAGES.batch_size, seed=seed)
     if augment is not None:
@@ -67,6 +69,6 @@ def distill_pruned(
             *(network, dense, batches),
             steps=steps,
             matches=matches,
-            recipe=replace(FEW_IMAGES, clip_norm=clip_norm),
+            recipe=recipe,
             num_inputs=num_inputs,
         )

@@ -75,6 +75,18 @@ def test_features_are_learned_where_they_are_compared():
     assert not any(module._forward_hooks for module in (*student.modules(), *teacher.modules()))
 
 
+def test_however_steep_the_gradients_the_first_step_is_short():
+    teacher, student = Network().eval(), Network(seed=1)
+    with torch.no_grad():
+        student.bn.weight.mul_(1e4)  # as behind a layer whose outputs hardly vary
+    before = copy.deepcopy(student)
+    distill(student, teacher, batches(1), steps=1, recipe=replace(FEW_IMAGES, weight_decay=0.0))
+    pairs = zip(student.parameters(), before.parameters(), strict=True)
+    moved = torch.cat([(after - start).detach().flatten() for after, start in pairs])
+    # Rate of 0.01, a 25th of it at first; norm of 10; Nesterov's momentum of 0.9 counts in advance.
+    assert float(moved.norm()) == pytest.approx(0.01 / 25 * 10 * 1.9, rel=0.01)
+
+
 def test_equal_answers_have_no_distance():
     output = Network().eval()(batches(1)[0]).detach()
     assert float(answer_distance(output, output, 4.0)) == pytest.approx(0, abs=1e-6)
