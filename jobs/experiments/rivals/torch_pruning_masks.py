@@ -43,7 +43,8 @@ def slopes_of(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> S
     """
     network = copy.deepcopy(network).eval()
     parameters = dict(network.named_parameters())
-    mean, square = ({name: torch.zeros_like(p) for name, p in parameters.items()} for _ in "ab")
+    mean = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    square = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     count = 0
     singles = ((image, label) for pair in batches for image, label in zip(*pair, strict=True))
     for image, label in singles:
