@@ -23,9 +23,8 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from torch import nn
 
-from fppmo_ray import Dataset, Recipe, Resources, Splits, load_dataset
+from fppmo_ray import Recipe, Resources, Splits, load_dataset
 from fppmo_ray.durable_files import write_whole
 from fppmo_ray.job import require_lasting, run_job
 from fppmo_ray.own_network import open_network
@@ -61,9 +60,9 @@ class Trainer:
     """A Ray actor that trains a network and evaluates it.
 
     Args:
-        network: The network before its first epoch; it is copied.
-        dataset: The images.
-        splits: search-train is trained on; search-val and choose-val together are held out.
+        parts: References to the network before its first epoch, which is copied, to the data set,
+            and to its splits: search-train is trained on; search-val and choose-val together are
+            held out. Ray warns of references outside a list, since a replaced worker needs them.
         recipe: How the network is trained.
         compute: How the passes are computed.
         seed: Seed of the order and the augmentation of images, >= 0.
@@ -72,14 +71,13 @@ class Trainer:
 
     def __init__(
         self,
-        network: nn.Module,
-        dataset: Dataset,
-        splits: Splits,
+        parts: list[Any],
         recipe: Recipe,
         compute: ComputeConfig,
         seed: int,
         device: str,
     ) -> None:
+        network, dataset, splits = ray.get(parts)
         torch.set_num_threads(compute.threads)
         if device == "cpu":
             keep_freed_memory()
@@ -173,7 +171,7 @@ def main(
     state = read_checkpoint(output / "checkpoint.pt", identity)
     with connection(resources):
         # Held to the end: a replaced worker gets them again, and Ray would have deleted its copies.
-        arguments = [ray.put(value) for value in (dense, dataset, splits)]
+        parts = [ray.put(value) for value in (dense, dataset, splits)]
         trainer = (
             ray.remote(Trainer)
             .options(
@@ -182,7 +180,7 @@ def main(
                 max_restarts=-1,  # a lost worker is replaced and does the epoch again
                 max_task_retries=-1,
             )
-            .remote(*arguments, recipe, compute, seed, resources.device_type)
+            .remote(parts, recipe, compute, seed, resources.device_type)
         )
         figures = _train(trainer, output, state, identity, recipe.epochs)
     np.save(output / "search_val_rows.npy", held_out_rows(splits))

@@ -34,12 +34,14 @@ def trained(images: Path, output: Path) -> bytes:
     return (output / "weights.pt").read_bytes()
 
 
+@pytest.mark.usefixtures("ray_here")
 def test_training_is_that_of_the_library_and_holds_the_rows_out(few_images: Path) -> None:
     dataset = load_dataset("cifar10", few_images)
     splits = stratified_splits(dataset.train.labels, search_val=40, choose_val=20, seed=0)
     compute = ComputeConfig(threads=1)
     network = build_network("resnet20", 10, seed=0)
-    trainer = baseline.Trainer(network, dataset, splits, RECIPE, compute, 3, "cpu")
+    parts = [ray.put(part) for part in (network, dataset, splits)]
+    trainer = baseline.Trainer(parts, RECIPE, compute, 3, "cpu")
     state, _ = trainer.train_epoch(None)
     state, seen = trainer.train_epoch(state)
     figures = trainer.look(state)
