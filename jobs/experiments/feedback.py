@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -329,13 +330,12 @@ def feedback_table(rows: Sequence[Row]) -> Table:
         reference = {}
         if method != _ALLOCATION:
             reference = cells.get((network, cut, _ALLOCATION, 0.0, images), {})
-        pairs = [seed for seed in own if seed in reference]
         lines.add_row(
             network,
             f"{cut:.0%}",
             f"{method}, capacity {weight:g}" if weight else method,
-            *_cell(own, reference, pairs, lambda row: row.accuracy),
-            *_cell(own, reference, pairs, lambda row: row.distilled),
+            *_cell(own, reference, lambda row: row.accuracy),
+            *_cell(own, reference, lambda row: row.distilled),
             str(len(own)),
             f"{np.mean([row.parameters for row in own.values()]):,.0f}",
             f"{np.median([row.seconds for row in own.values()]):.0f}",
@@ -344,14 +344,19 @@ def feedback_table(rows: Sequence[Row]) -> Table:
 
 
 def _cell(
-    own: dict[int, Row], reference: dict[int, Row], pairs: list[int], value: Callable[[Row], float]
+    own: dict[int, Row], reference: dict[int, Row], value: Callable[[Row], float]
 ) -> tuple[str, str]:
-    """Mean and spread, and the paired difference to the reference."""
+    """Mean and spread of what was measured, and the paired difference to the reference."""
+    mine, others = (
+        {seed: value(row) for seed, row in rows.items() if not math.isnan(value(row))}
+        for rows in (own, reference)
+    )
+    pairs = [seed for seed in mine if seed in others]
     difference = ""
     if pairs:
-        mine, others = ([value(part[seed]) for seed in pairs] for part in (own, reference))
-        difference = str(paired_difference(mine, others))
-    return spread([value(row) for row in own.values()]), difference
+        values, theirs = ([part[seed] for seed in pairs] for part in (mine, others))
+        difference = str(paired_difference(values, theirs))
+    return spread(list(mine.values())) if mine else "", difference
 
 
 def read(path: Path) -> list[Row]:
