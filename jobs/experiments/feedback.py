@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from archive import flattened, read_rows, unflattened, write_rows
-from intervals import paired_difference, spread
+from intervals import difference_to, spread
 from rich.console import Console
 from rich.table import Table
 from rivals.rankings import with_random_widths
@@ -351,12 +351,7 @@ def _cell(
         {seed: value(row) for seed, row in rows.items() if not math.isnan(value(row))}
         for rows in (own, reference)
     )
-    pairs = [seed for seed in mine if seed in others]
-    difference = ""
-    if pairs:
-        values, theirs = ([part[seed] for seed in pairs] for part in (mine, others))
-        difference = str(paired_difference(values, theirs))
-    return spread(list(mine.values())) if mine else "", difference
+    return spread(list(mine.values())) if mine else "", difference_to(mine, others)
 
 
 def read(path: Path) -> list[Row]:

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from archive import flattened, read_rows, unflattened, write_rows
-from intervals import paired_difference, spread
+from intervals import difference_to, spread
 from rich.console import Console
 from rich.table import Table
 from untrained import CHOSEN, accuracy_on, choose_images, open_subject
@@ -209,13 +209,8 @@ def few_images_table(rows: Sequence[Row]) -> Table:
     for own in settings.values():
         first = next(iter(own.values()))
         l1 = "l1" + (RECONSTRUCTED if first.method.endswith(RECONSTRUCTED) else REFIT)
-        alone, uniform = (
-            settings.get(replace(first, **change).setting, {}) if differs else {}
-            for change, differs in (
-                ({"feature_weight": 0.0}, first.feature_weight > 0),
-                ({"method": l1}, first.method != l1),
-            )
-        )
+        alone = settings.get(replace(first, feature_weight=0.0).setting, {})
+        uniform = settings.get(replace(first, method=l1).setting, {})
         lines.add_row(
             first.network,
             f"{first.macs_cut:.0%}",
@@ -235,12 +230,11 @@ def few_images_table(rows: Sequence[Row]) -> Table:
 
 
 def _difference(own: dict[int, Row], others: dict[int, Row]) -> str:
-    """The paired difference after distillation, over the seeds of both."""
-    seeds = [seed for seed in own if seed in others]
-    if not seeds:
+    """The paired difference after distillation; empty to itself."""
+    if own is others:
         return ""
-    mine, theirs = ([part[seed].after for seed in seeds] for part in (own, others))
-    return str(paired_difference(mine, theirs))
+    mine, theirs = ({seed: row.after for seed, row in rows.items()} for rows in (own, others))
+    return difference_to(mine, theirs)
 
 
 def read(path: Path) -> list[Row]:

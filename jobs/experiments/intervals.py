@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 # Two-sided 95 % quantiles of Student's t for 1 to 12 degrees of freedom.
@@ -71,3 +71,16 @@ def spread(values: Sequence[float]) -> str:
     if len(values) == 1:
         return f"{values[0]:.2f}"
     return f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}"
+
+
+def difference_to(values: Mapping[int, float], others: Mapping[int, float]) -> str:
+    """Return the paired difference over the seeds of both as text; empty if they share none.
+
+    Args:
+        values: What was measured, by seed.
+        others: What it is compared with, by seed.
+    """
+    seeds = [seed for seed in values if seed in others]
+    if not seeds:
+        return ""
+    return str(paired_difference([values[s] for s in seeds], [others[s] for s in seeds]))

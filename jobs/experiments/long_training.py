@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from archive import flattened, read_rows, unflattened, write_rows
 from feedback import Subject, with_answers
-from intervals import paired_difference, spread
+from intervals import difference_to, spread
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -312,17 +312,13 @@ def long_training_table(rows: Sequence[Row]) -> Table:
         cells[row.setting][row.seed] = row
     for (network, cut, method, recipe, epochs), own in cells.items():
         others = cells.get((network, cut, _REFERENCE, recipe, epochs), {})
-        pairs = [seed for seed in own if seed in others]
-        difference = ""
-        if pairs and method != _REFERENCE:
-            values, theirs = ([part[seed].after for seed in pairs] for part in (own, others))
-            difference = str(paired_difference(values, theirs))
+        mine, theirs = ({seed: row.after for seed, row in part.items()} for part in (own, others))
         lines.add_row(
             *(network, f"{cut:.0%}", method, recipe, str(epochs), str(len(own))),
             f"{np.mean([row.parameters for row in own.values()]):,.0f}",
             spread([row.before for row in own.values()]),
             spread([row.after for row in own.values()]),
-            difference,
+            "" if method == _REFERENCE else difference_to(mine, theirs),
             f"{np.median([row.seconds for row in own.values()]) / 3600:.1f}",
         )
     return lines

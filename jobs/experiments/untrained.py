@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from archive import flattened, read_rows, unflattened, write_rows
-from intervals import paired_difference, spread
+from intervals import difference_to, spread
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -211,15 +211,11 @@ def _table(title: str, rows: Sequence[Row]) -> Table:
         own = by_method.get(method)
         if not own:
             continue
-        pairs = [seed for seed in own if seed in reference]
-        difference = ""
-        if pairs and method != _REFERENCE:
-            values, others = ([part[s].accuracy for s in pairs] for part in (own, reference))
-            difference = str(paired_difference(values, others))
+        mine, others = ({s: row.accuracy for s, row in part.items()} for part in (own, reference))
         lines.add_row(
             method,
             spread([row.accuracy for row in own.values()]),
-            difference,
+            "" if method == _REFERENCE else difference_to(mine, others),
             str(len(own)),
             f"{np.mean([row.parameters for row in own.values()]):,.0f}",
             f"{np.median([row.seconds for row in own.values()]):.1f}",
