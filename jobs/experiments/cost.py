@@ -34,7 +34,7 @@ from fppmo_ray.pruning import extract
 from fppmo_ray.pruning.calibration import Refit, calibrate, layer_targets, reconstruct
 from fppmo_ray.pruning.calibration.divergence import answers, divergence
 from fppmo_ray.pruning.one_call import PruneReport, prune_with_report
-from fppmo_ray.training import recalibrate_batchnorm
+from fppmo_ray.training import evaluate, recalibrate_batchnorm
 from fppmo_ray.training.networks import NETWORKS
 
 _BATCH = 50
@@ -159,12 +159,10 @@ def _fastnas_seconds(dense: nn.Module, images: Tensor, macs_cut: float) -> float
     scored = list(zip(*parts, strict=True))
     ends: list[float] = []
 
-    @torch.no_grad()
     def score(network: nn.Module) -> float:
-        network.eval()
-        losses = [F.cross_entropy(network(batch), wished) for batch, wished in scored]
+        loss = evaluate(network.eval(), scored).loss
         ends.append(time.process_time())
-        return -float(torch.stack(losses).mean())
+        return -loss
 
     searched(
         dense,

@@ -11,7 +11,13 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from rivals.rankings import with_random_widths
-from rivals.torch_pruning_masks import OwnCriterion, Slopes, slopes_of, torch_pruning_mask
+from rivals.torch_pruning_masks import (
+    NEED_SLOPES,
+    OwnCriterion,
+    Slopes,
+    slopes_of,
+    torch_pruning_mask,
+)
 from torch import nn
 
 from fppmo_ray.distribution import BoolArray, Budget, IntArray
@@ -198,7 +204,7 @@ def _torch_pruning(criterion: OwnCriterion = "magnitude", *, global_pruning: boo
             next(study.images.batches(1))[0],
             global_pruning=global_pruning,
             criterion=criterion,
-            slopes=study.slopes if criterion in ("Taylor", "Hessian", "OBD-C") else None,
+            slopes=study.slopes if criterion in NEED_SLOPES else None,
         )
 
     return torch_pruning

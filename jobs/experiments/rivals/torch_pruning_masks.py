@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +23,9 @@ _HALVINGS = 12  # of the ratio: finer than a filter of 4,096
 OwnCriterion = Literal[
     "magnitude", "LAMP", "FPGM", "batch-norm scale", "Taylor", "Hessian", "OBD-C"
 ]
-"""Importances of Torch-Pruning. The last three need labels."""
+"""Importances of Torch-Pruning."""
+NEED_SLOPES: tuple[OwnCriterion, ...] = ("Taylor", "Hessian", "OBD-C")
+"""Those that read gradients, and so need labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,16 +93,13 @@ def torch_pruning_mask(
     """
     layers = [group.name for group in tracing.space.groups]
 
-    def prune(ratios: Mapping[str, float]) -> BoolArray:
-        return _pruned(
-            dense,
-            tracing,
-            image,
-            ratios,
-            global_pruning=global_pruning,
-            criterion=criterion,
-            slopes=slopes,
-        )
+    prune = partial(
+        _pruned,
+        *(dense, tracing, image),
+        global_pruning=global_pruning,
+        criterion=criterion,
+        slopes=slopes,
+    )
 
     def fits(keep: BoolArray) -> bool:
         return tracing.space.macs(keep) <= budget.max_macs
@@ -172,7 +172,7 @@ def _importance(network: nn.Module, criterion: OwnCriterion, slopes: Slopes | No
     """Make the importance, and give the network the gradients that it reads."""
     from torch_pruning import importance
 
-    if criterion in ("Taylor", "Hessian", "OBD-C"):
+    if criterion in NEED_SLOPES:
         assert slopes is not None
         given = slopes.mean if criterion == "Taylor" else slopes.mean_square
         for name, parameter in network.named_parameters():

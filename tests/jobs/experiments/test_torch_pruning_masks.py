@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 import torch
-from rivals.torch_pruning_masks import OwnCriterion, slopes_of, torch_pruning_mask
+from rivals.torch_pruning_masks import NEED_SLOPES, OwnCriterion, slopes_of, torch_pruning_mask
 from torch import nn
 from torch.nn import functional as F
 
@@ -16,7 +16,6 @@ from fppmo_ray.training import build_network
 
 IMAGES = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 3, 4, 5])
-LABELLED = ("Taylor", "Hessian", "OBD-C")
 
 
 def test_slopes_are_the_gradient_of_the_mean_loss_and_the_mean_of_squares_over_images():
@@ -44,7 +43,7 @@ def test_masks_of_every_importance_come_near_the_budget_from_below(
         if isinstance(module, nn.BatchNorm2d):  # whose scales are equal before training
             nn.init.uniform_(module.weight, 0.5, 1.5, torch.Generator().manual_seed(0))
     tracing = trace(dense, IMAGES[:1])
-    slopes = slopes_of(dense, [(IMAGES, LABELS)]) if criterion in LABELLED else None
+    slopes = slopes_of(dense, [(IMAGES, LABELS)]) if criterion in NEED_SLOPES else None
     keep = torch_pruning_mask(
         dense,
         tracing,
