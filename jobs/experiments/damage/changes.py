@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 LineMutation = Callable[[list[bytes], int, random.Random], list[bytes]]
 """Returns the lines with the one at a place changed."""
 
 
+def with_line(lines: Sequence[bytes], place: int, line: bytes) -> list[bytes]:
+    """Return the lines with another one at a place.
+
+    Args:
+        lines: The journal's lines.
+        place: Number of the line, counted from 0.
+        line: What stands there instead.
+    """
+    return [*lines[:place], line, *lines[place + 1 :]]
+
+
 def _replaced(change: Callable[[bytes, random.Random], bytes]) -> LineMutation:
     def mutate(lines: list[bytes], place: int, rng: random.Random) -> list[bytes]:
-        return [*lines[:place], change(lines[place], rng), *lines[place + 1 :]]
+        return with_line(lines, place, change(lines[place], rng))
 
     return mutate
 

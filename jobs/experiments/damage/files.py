@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -13,8 +12,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from damage.changes import FILE_MUTATIONS, JSON_MUTATIONS, another_digit, flipped
-from damage.journals import kind_of
+from damage.changes import FILE_MUTATIONS, JSON_MUTATIONS, another_digit, flipped, with_line
+from damage.journals import copy_again, places_by_kind
 from damage.outcomes import SENTENCES, Row, row_of
 from fppmo_ray import ConsoleProgress, Recipe, SearchResult, load_dataset, search
 from fppmo_ray.pruning import load_network
@@ -61,8 +60,7 @@ def changed_files(origin: Path, scratch: Path, rng: random.Random, repeats: int)
         repeats: Changes of each kind.
     """
     for name, read in readers(origin).items():
-        shutil.rmtree(scratch, ignore_errors=True)
-        shutil.copytree(origin, scratch)
+        copy_again(origin, scratch)
         content, expected = (origin / name).read_bytes(), read(scratch)
         is_json = name.endswith(".json")
         for mutation, mutate in (FILE_MUTATIONS | (JSON_MUTATIONS if is_json else {})).items():
@@ -143,11 +141,11 @@ def resumed_searches(origin: Path, scratch: Path, rng: random.Random) -> Iterato
         rng: Source of randomness.
     """
     lines = (origin / JOURNAL).read_bytes().splitlines(keepends=True)
-    kinds = [kind_of(line) for line in lines]
+    places = places_by_kind(lines)
 
     def damage_line(kind: str) -> None:
-        place = rng.choice([number for number, of_line in enumerate(kinds) if of_line == kind])
-        changed = [*lines[:place], another_digit(lines[place], rng), *lines[place + 1 :]]
+        place = rng.choice(places[kind])
+        changed = with_line(lines, place, another_digit(lines[place], rng))
         (scratch / JOURNAL).write_bytes(b"".join(changed))
 
     def damage_files(names: list[str]) -> None:
@@ -160,7 +158,7 @@ def resumed_searches(origin: Path, scratch: Path, rng: random.Random) -> Iterato
 
     checkpoints = [str(path.relative_to(origin)) for path in (origin / "checkpoints").iterdir()]
     everything = ["result.json", "network.json", "network.pt", "importance.npy", *checkpoints]
-    for kind in dict.fromkeys(kinds):
+    for kind in places:
         yield resumed_row(kind, "repaired and resumed", partial(damage_line, kind), origin, scratch)
     for names in (["result.json"], ["network.pt"], everything):
         what = names[0] if len(names) == 1 else "all files but the journal"
@@ -181,8 +179,7 @@ def resumed_row(
         origin: The run directory of the undisturbed search.
         scratch: A folder for its copy.
     """
-    shutil.rmtree(scratch, ignore_errors=True)
-    shutil.copytree(origin, scratch)
+    copy_again(origin, scratch)
     damage()
     try:
         repair(scratch)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from damage.changes import LINE_MUTATIONS, EntryChange, drop, put, rename
+from damage.changes import LINE_MUTATIONS, EntryChange, drop, put, rename, with_line
 from damage.outcomes import SENTENCES, Row, row_of
 from fppmo_ray.report import print_status, write_report
 from fppmo_ray.service.journal.facts import ClockRead, ComputeChosen, Fact, LatencyMeasured, Started
@@ -54,6 +54,20 @@ def kind_of(line: bytes) -> str:
     return kind
 
 
+def places_by_kind(lines: Sequence[bytes]) -> dict[str, list[int]]:
+    """Return the places of every kind of line, by the first of each kind."""
+    places: dict[str, list[int]] = {}
+    for place, line in enumerate(lines):
+        places.setdefault(kind_of(line), []).append(place)
+    return places
+
+
+def copy_again(origin: Path, scratch: Path) -> None:
+    """Copy a run directory to where an earlier copy may lie."""
+    shutil.rmtree(scratch, ignore_errors=True)
+    shutil.copytree(origin, scratch)
+
+
 def changed_lines(
     lines: list[bytes], scratch: Path, rng: random.Random, repeats: int
 ) -> Iterator[Row]:
@@ -65,9 +79,7 @@ def changed_lines(
         rng: Source of randomness.
         repeats: Changes of each kind.
     """
-    kinds = [kind_of(line) for line in lines]
-    for kind in dict.fromkeys(kinds):
-        places = [place for place, of_line in enumerate(kinds) if of_line == kind]
+    for kind, places in places_by_kind(lines).items():
         for name, mutate in LINE_MUTATIONS.items():
             changed = (mutate(lines, rng.choice(places), rng) for _ in range(repeats))
             outcomes = [journal_outcome(b"".join(one), b"".join(lines), scratch) for one in changed]
@@ -119,17 +131,14 @@ def forged_lines(origin: Path, scratch: Path, rng: random.Random, repeats: int) 
         repeats: Changes of each kind.
     """
     lines = lines_with_latency(origin)
-    kinds = [kind_of(line) for line in lines]
-    shutil.rmtree(scratch, ignore_errors=True)
-    shutil.copytree(origin, scratch)
+    copy_again(origin, scratch)
     changes = {"is missing": drop, "has another value": put, "has another name": rename}
-    for kind in dict.fromkeys(kinds):
-        places = [place for place, of_line in enumerate(kinds) if of_line == kind]
+    for kind, places in places_by_kind(lines).items():
         for name, change in changes.items():
             outcomes = []
             for number in range(repeats):
                 place = rng.choice(places)
-                changed = [*lines[:place], _forged(lines[place], change, rng), *lines[place + 1 :]]
+                changed = with_line(lines, place, _forged(lines[place], change, rng))
                 (scratch / JOURNAL).write_bytes(sealed(changed))
                 outcomes.append(
                     forged_outcome(scratch, reported=number % _REPORTED == _REPORTED - 1)
