@@ -8,8 +8,8 @@ reconstruction, so masks differ in their widths alone (or, for LeGR and the filt
 moves the order). A score is the divergence from the dense network's answers on 500 held-out images,
 of a network that was reconstructed on 100 images; the finalists of a method are reconstructed on
 all, and compared on 2,000 others. The test set is read for the chosen network alone: before
-training, and after 300 steps of distillation on the 1,000 images. The same command goes on where it
-was stopped.
+training, and after 300 steps of distillation on the 1,000 images. With ``--score-steps`` scores and
+choice see networks that were distilled first. The same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -26,45 +26,24 @@ from pathlib import Path
 import numpy as np
 import torch
 from archive import flattened, read_rows, unflattened, write_rows
+from finalists import ALLOCATION, Subject, with_answers
 from intervals import difference_to, spread
 from rich.console import Console
 from rich.table import Table
-from rivals.rankings import with_random_widths
-from rivals.searches import LeGR
-from torch import nn
 from untrained import accuracy_on, choose_images, open_subject
 from untrained_methods import Study
 
-from fppmo_ray.distribution import (
-    RULES,
-    BoolArray,
-    Budget,
-    Feedback,
-    MaskOptimizer,
-    OptimizerSettings,
-    UpdateRule,
-)
-from fppmo_ray.distribution.allocation import GAMMAS, allocation_masks
+from fppmo_ray.distribution import Budget
+from fppmo_ray.distribution.allocation import GAMMAS
 from fppmo_ray.job import run_job
 from fppmo_ray.pruning import trace
-from fppmo_ray.pruning.calibration.divergence import Answers, answers, divergence
-from fppmo_ray.pruning.calibration.features import last_feature_match
-from fppmo_ray.training import (
-    ComputeConfig,
-    Images,
-    example_batch,
-    fold_batchnorm,
-    lay_out,
-    open_images,
-)
-from fppmo_ray.training.distill import FEW_IMAGES, distill, endless_batches
+from fppmo_ray.training import example_batch, open_images
 
 logger = logging.getLogger(__name__)
 
-_BATCH = 50
-_SCORED_ON, _CHOSEN_ON, _RECALIBRATED_ON = 500, 2000, 250
-_NUM_SAMPLES = 3  # best scored masks among the finalists, as in a search
-_ALLOCATION = "allocation"
+_SCORED_ON, _CHOSEN_ON = 500, 2000
+
+Setting = tuple[str, float, str, float, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +58,8 @@ class Row:
     """How much the parameters left count when masks are compared."""
     score_images: int
     """Images that a score reconstructs its network on; 0: it is refitted alone."""
+    score_steps: int
+    """Steps of distillation that a score and the choice see; 0: networks are not trained."""
     seed: int
     """Which images were used, and the seed of the search."""
     chosen: str
@@ -94,9 +75,9 @@ class Row:
     """Of all scores, on one core."""
 
     @property
-    def setting(self) -> tuple[str, float, str, float, int]:
+    def setting(self) -> Setting:
         """All but the seed and what was measured."""
-        of_scores = self.capacity_weight, self.score_images
+        of_scores = self.capacity_weight, self.score_images, self.score_steps
         return self.network, self.macs_cut, self.method, *of_scores
 
 
@@ -109,11 +90,12 @@ def main(
     network: str = "resnet20",
     macs_cuts: tuple[float, ...] = (0.57, 0.7, 0.8, 0.9),
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
-    methods: tuple[str, ...] = (_ALLOCATION, "widths 160", "random 160", "legr 160"),
+    methods: tuple[str, ...] = (ALLOCATION, "widths 160", "random 160", "legr 160"),
     steps: int = 300,
     gammas: tuple[float, ...] = GAMMAS,
     capacity_weight: float = 0.0,
     score_images: int = 100,
+    score_steps: int = 0,
     ignore: tuple[str, ...] = ("conv1",),
     min_keep: float = 0.1,
     threads: int = 1,
@@ -135,6 +117,7 @@ def main(
             taken.
         capacity_weight: How much the parameters left count when masks are compared.
         score_images: Images that a score reconstructs its network on; 0: it is refitted alone.
+        score_steps: Steps of distillation on all images that a score and the choice see.
         ignore: Layers that stay whole.
         min_keep: Smallest share of a group's filters that is kept.
         threads: Threads of torch.
@@ -163,8 +146,8 @@ def main(
         for seed in seeds
     }
     for seed, cut, method in itertools.product(seeds, macs_cuts, methods):
-        weight = 0.0 if method == _ALLOCATION else capacity_weight
-        if ((network, cut, method, weight, score_images), seed) in done:
+        weight = 0.0 if method == ALLOCATION else capacity_weight
+        if ((network, cut, method, weight, score_images, score_steps), seed) in done:
             continue
         study = studies[seed]
         subject = Subject(
@@ -173,6 +156,7 @@ def main(
             gammas=gammas,
             capacity_weight=weight,
             score_images=score_images,
+            score_steps=score_steps,
             scored=scored,
             chosen=chosen,
         )
@@ -183,134 +167,28 @@ def main(
         distances = {name: subject.distance(keep) for name, keep in finalists.items()}
         name = min(distances, key=lambda each: subject.cost(distances[each], finalists[each]))
         keep = finalists[name]
-        smaller = study.reconstructed(keep)
         row = Row(
             network=network,
             macs_cut=cut,
             method=method,
             capacity_weight=weight,
             score_images=score_images,
+            score_steps=score_steps,
             seed=seed,
             chosen=name,
             divergence=distances[name],
             parameters=space.parameters(keep),
-            accuracy=accuracy_on(smaller, test),
+            accuracy=accuracy_on(study.reconstructed(keep), test),
             distilled=float("nan"),
             seconds=round(seconds, 1),
         )
         if steps:
-            batches = endless_batches(study.images, FEW_IMAGES.batch_size, seed=seed)
-            matches = last_feature_match(smaller, dense, tracing, keep, example_batch(dataset))
-            distill(smaller, dense, batches, steps=steps, matches=matches)
-            row = replace(row, distilled=accuracy_on(smaller, test))
+            row = replace(row, distilled=accuracy_on(subject.distilled(keep, steps), test))
         logger.info("%s", row)
         known.append(row)
         output.parent.mkdir(parents=True, exist_ok=True)
         write_rows(output, [flattened(asdict(entry)) for entry in known])
     Console(width=140).print(feedback_table(known))
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Subject:
-    """What the methods work on."""
-
-    study: Study
-    budget: Budget
-    gammas: tuple[float, ...]
-    capacity_weight: float
-    score_images: int
-    scored: tuple[Images, Answers]
-    """Images of the scores, with the dense network's answers."""
-    chosen: tuple[Images, Answers]
-    """Those of the choice."""
-
-    def finalists(self, method: str) -> dict[str, BoolArray]:
-        """The masks that a method ends with, by name; the allocation is always among them."""
-        allocation = self.allocation()
-        if method == _ALLOCATION:
-            return {_ALLOCATION: allocation}
-        name, scores = method.split()
-        if name in RULES:
-            return self._searched(RULES[name], int(scores))
-        masks = self._drawn(name, int(scores))
-        best = sorted(masks, key=lambda i: masks[i][1])[:_NUM_SAMPLES]
-        return {_ALLOCATION: allocation} | {f"sample {i}": masks[i][0] for i in best}
-
-    def allocation(self) -> BoolArray:
-        """The allocation of the weight that scores best."""
-        order = self.study.order
-        masks = [
-            allocation_masks([self.budget], order.error_curves, order.importance, gamma=gamma)[0]
-            for gamma in self.gammas
-        ]
-        if len(masks) == 1:
-            return masks[0]
-        return min(masks, key=lambda keep: self.cost(self.score(keep), keep))
-
-    def score(self, keep: BoolArray) -> float:
-        """The divergence that a score sees: recalibrated on few images, in small batches."""
-        if self.score_images:
-            made = self.study.reconstructed(keep, self.score_images)
-        else:
-            made = self.study.network(keep, np.arange(_RECALIBRATED_ON))
-        network = fold_batchnorm(made.eval())
-        lay_out(network, ComputeConfig(channels_last=True))
-        images, known = self.scored
-        return divergence(network, images.batches(_BATCH), known)
-
-    def cost(self, distance: float, keep: BoolArray) -> float:
-        """The divergence of a mask, weighed by the parameters that it leaves."""
-        space = self.budget.space
-        share = space.parameters(keep) / space.dense_parameters
-        return distance * float(share**-self.capacity_weight)
-
-    def distance(self, keep: BoolArray) -> float:
-        """The divergence on the images of the choice, reconstructed on all images."""
-        images, known = self.chosen
-        return divergence(self.study.reconstructed(keep), images.batches(_BATCH), known)
-
-    def _searched(self, rule: UpdateRule, scores: int) -> dict[str, BoolArray]:
-        order = self.study.order
-        settings = OptimizerSettings(
-            macs_cut=1 - self.budget.max_macs / self.budget.space.dense_macs,
-            num_proposals=scores,
-            rule=rule,
-            seed=self.study.seed,
-            capacity_weight=self.capacity_weight,
-        )
-        start = [self.allocation()]
-        search = MaskOptimizer(self.budget.space, order.importance, settings, allocations=start)
-        while not search.finished:
-            for proposal in search.ask():
-                loss = self.score(proposal.keep)
-                found = Feedback(proposal_id=proposal.proposal_id, val_loss=loss, val_accuracy=None)
-                search.tell(found)
-        finalists = search.finalists(_NUM_SAMPLES)
-        return {item.name: item.keep for item in finalists if item.name != "importance-only"}
-
-    def _drawn(self, name: str, scores: int) -> dict[int, tuple[BoolArray, float]]:
-        """Masks and scores of a method that draws one mask after the other."""
-        importance, seed = self.study.order.importance, self.study.seed
-        legr = LeGR(self.budget, importance, scores, seed)
-        masks: dict[int, tuple[BoolArray, float]] = {}
-        for i in range(scores):
-            if name == "legr":
-                [keep] = legr(range(i, i + 1), {j: cost for j, (_, cost) in masks.items()})
-            else:
-                rng = np.random.default_rng([seed, i])
-                keep = with_random_widths(self.budget, importance, rng)
-            masks[i] = keep, self.cost(self.score(keep), keep)
-        return masks
-
-
-def with_answers(dense: nn.Module, images: Images) -> tuple[Images, Answers]:
-    """Images, and what the dense network answers to them.
-
-    Args:
-        dense: The dense network.
-        images: The images.
-    """
-    return images, answers(dense, images.batches(_BATCH))
 
 
 def feedback_table(rows: Sequence[Row]) -> Table:
@@ -323,17 +201,22 @@ def feedback_table(rows: Sequence[Row]) -> Table:
         *("network", "cut", "method", "untrained", "minus allocation, 95 %"),
         *("distilled", "minus allocation, 95 %", "n", "parameters", "seconds"),
     )
-    cells: dict[tuple[str, float, str, float, int], dict[int, Row]] = defaultdict(dict)
+    cells: dict[Setting, dict[int, Row]] = defaultdict(dict)
     for row in rows:
         cells[row.setting][row.seed] = row
-    for (network, cut, method, weight, images), own in cells.items():
-        reference = {}
-        if method != _ALLOCATION:
-            reference = cells.get((network, cut, _ALLOCATION, 0.0, images), {})
+    for (network, cut, method, weight, images, steps), own in cells.items():
+        reference = cells.get((network, cut, ALLOCATION, 0.0, images, 0), {})
+        if own is reference:
+            reference = {}
         lines.add_row(
             network,
             f"{cut:.0%}",
-            f"{method}, capacity {weight:g}" if weight else method,
+            method
+            + "".join(
+                f", {name} {value:g}"
+                for name, value in (("capacity", weight), ("score steps", steps))
+                if value
+            ),
             *_cell(own, reference, lambda row: row.accuracy),
             *_cell(own, reference, lambda row: row.distilled),
             str(len(own)),

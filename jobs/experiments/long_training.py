@@ -25,7 +25,7 @@ from typing import Literal
 import numpy as np
 import torch
 from archive import flattened, read_rows, unflattened, write_rows
-from feedback import Subject, with_answers
+from finalists import Subject, with_answers
 from intervals import difference_to, spread
 from rich.console import Console
 from rich.table import Table
