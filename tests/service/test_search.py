@@ -45,7 +45,6 @@ from fppmo_ray.service.journal.facts import (
 )
 from fppmo_ray.service.journal.journal import to_lines
 from fppmo_ray.service.journal.run_directory import JOURNAL, read_journal
-from fppmo_ray.service.worker_protocol import Worker
 from fppmo_ray.training import build_network, evaluate, open_images
 
 PROPOSALS = 32
@@ -388,33 +387,3 @@ def test_settings_out_of_range_are_refused_with_a_sentence(
 ) -> None:
     with pytest.raises(ValueError, match=sentence):
         small(**wrong)
-
-
-def test_time_limits_of_a_placement_hold_for_every_call_of_a_worker() -> None:
-    calls = {name for name in vars(Worker) if not name.startswith("_")}
-    limits = Resources(score_timeout=5.0, call_timeout=70.0).time_limits()
-    scores = {"try_compute", "score", "rescore"}
-    assert {name for name in calls if limits.limit(name) == 5.0} == scores
-    assert {name for name in calls if limits.limit(name) == 70.0} == calls - scores
-    only_scores = Resources(score_timeout=5.0).time_limits()
-    assert (only_scores.limit("score"), only_scores.limit("evaluate")) == (5.0, 86_400.0)
-    only_others = Resources(call_timeout=70.0).time_limits()
-    assert (only_others.limit("score"), only_others.limit("evaluate")) == (86_400.0, 70.0)
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"workers": 0},
-        {"gpus": -1.0},
-        {"gpus": 1.5},
-        {"gpus": 2.0},
-        {"cpus": 0},
-        {"score_timeout": 0.0},
-        {"call_timeout": 0.0},
-    ],
-)
-def test_resources_out_of_range_are_refused_with_a_sentence(wrong: dict[str, float]) -> None:
-    [name] = wrong
-    with pytest.raises(ValueError, match=rf"{name} must be (>|in \[0, 1\])"):
-        Resources(**wrong)  # type: ignore[arg-type]

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-import math
-import os
-import random
 import shutil
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
 import torch
+from blur_task import (
+    FEW_WORKERS,
+    SETTINGS,
+    blur,
+    images,
+    minus_error,
+    task,
+    weights_of,
+)
 from in_process_ray import in_process_ray
 from rich.console import Console
 from torch import Tensor, nn
@@ -32,7 +35,6 @@ from fppmo_ray import (
     Splits,
     Task,
     load_dataset,
-    recalibrate_batchnorm,
     run_search,
 )
 from fppmo_ray.distribution import Feedback, Proposal
@@ -42,72 +44,10 @@ from fppmo_ray.service.image_task import ImagesOnWorker, image_classification
 from fppmo_ray.service.journal.facts import EpochFinished, Started
 from fppmo_ray.service.journal.journal import to_lines
 from fppmo_ray.service.journal.run_directory import read_journal
-from fppmo_ray.service.problem import Problem, TaskOnWorker, build_problem
-from fppmo_ray.service.user_functions import as_number
+from fppmo_ray.service.problem import TaskOnWorker, build_problem
 from fppmo_ray.service.worker import PruningWorker
-from fppmo_ray.service.worker_protocol import WeightsSnapshot, Worker, digest, to_arrays
+from fppmo_ray.service.worker_protocol import Worker
 from fppmo_ray.training import build_network
-
-SETTINGS = SearchSettings(
-    macs_cut=0.4,
-    proposals=8,
-    seed=3,
-    sampler=Sampler(population=4, importance="l1"),
-    scoring=Scoring(rescore_seeds=2),
-)
-FEW_WORKERS = Resources(workers=1)
-
-
-def blurred(images: Tensor) -> Tensor:
-    return nn.functional.avg_pool2d(images, 3, stride=1, padding=1)
-
-
-def images(seed: int) -> Tensor:
-    return torch.rand(16, 1, 6, 6, generator=torch.Generator().manual_seed(seed % 1000))
-
-
-def minus_error(network: nn.Module, seed: int) -> float:
-    assert not network.training
-    given = images(seed)
-    with torch.no_grad():
-        return -float((network(given) - blurred(given)).square().mean())
-
-
-def train(network: nn.Module) -> None:
-    assert network.training
-    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
-    for step in range(40):
-        given = images(step)
-        loss = (network(given) - blurred(given)).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-
-def recalibrate(network: nn.Module) -> None:
-    recalibrate_batchnorm(network, [(images(0), torch.zeros(16))])
-
-
-def blur() -> nn.Module:
-    torch.manual_seed(0)
-    network = nn.Sequential(
-        *(nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()),
-        *(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()),
-        nn.Conv2d(8, 1, 3, padding=1),
-    )
-    train(network.train())
-    return network
-
-
-def task(**changed: Any) -> FunctionTask:
-    given: dict[str, Any] = {
-        "example_inputs": torch.zeros(1, 1, 6, 6),
-        "score": minus_error,
-        "fine_tune": train,
-        "recalibrate": recalibrate,
-        "measure": "minus error",
-    }
-    return FunctionTask(**(given | changed))
 
 
 @pytest.fixture(scope="module")
@@ -233,11 +173,6 @@ def test_a_generation_shares_its_seed_and_without_fine_tune_networks_stay_as_cut
     assert not set(given[4:]) & set(given[:4])
 
 
-def weights_of(network: nn.Module, problem: Problem) -> WeightsSnapshot:
-    arrays = to_arrays(network)
-    return WeightsSnapshot(sha256=digest(arrays), arrays=arrays, compute=problem.compute)
-
-
 class Sum(nn.Module):
     """Takes two images."""
 
@@ -280,128 +215,6 @@ def test_the_latency_of_a_function_tasks_network_is_measured_too() -> None:
     assert [layer.layer for layer in found.table.layers] == ["0", "3", "6"]
     masks = [np.ones(16, dtype=bool)] * 2
     assert len(PruningWorker(problem, 0).time_masks(problem.compute, masks, 2)) == 2
-
-
-def leaking_score(network: nn.Module, seed: int) -> float:
-    """Depends on whatever an earlier call left behind, and leaves a lot."""
-    found = (
-        *(torch.rand(()).item(), np.random.rand(), random.random()),  # noqa: NPY002
-        *(torch.is_grad_enabled(), torch.get_default_dtype().itemsize, torch.get_num_threads()),
-        *("LEAKED" in os.environ, torch.are_deterministic_algorithms_enabled()),
-    )
-    torch.set_grad_enabled(False)
-    torch.set_default_dtype(torch.float64)
-    torch.set_num_threads(2)
-    torch.use_deterministic_algorithms(True)
-    os.environ["LEAKED"] = "1"
-    return math.fsum(math.sqrt(place + 2) * figure for place, figure in enumerate(found))
-
-
-def test_a_score_does_not_depend_on_what_ran_before_in_the_process() -> None:
-    leaking = task(score=leaking_score, fine_tune=None, recalibrate=None)
-    problem = build_problem(blur(), leaking, SETTINGS)
-    weights, keep = weights_of(problem.network, problem), np.ones(16, dtype=bool)
-    threads = torch.get_num_threads()
-    worker = PruningWorker(problem, 0)
-    try:
-        scores = [worker.rescore(weights, keep, (5,), "search_val").val_loss for _ in range(3)]
-        other = worker.rescore(weights, keep, (6,), "search_val").val_loss
-        figures = [worker.evaluate(weights, keep, None).test for _ in range(2)]
-    finally:
-        worker.native_dtype()
-        worker.try_compute(problem.compute, keep)
-        worker.time_masks(problem.compute, [keep], 1)  # restores the process
-        torch.set_num_threads(threads)
-    assert scores[0] == scores[1] == scores[2] != other
-    assert figures[0] == figures[1]
-
-
-@pytest.mark.parametrize(
-    "found", [0.5, np.float32(0.5), np.array([0.5]), torch.tensor(0.5), torch.tensor([[0.5]])]
-)
-def test_a_score_may_be_any_number(found: Any) -> None:
-    assert as_number(found, "score") == 0.5
-    assert as_number(2, "score") == 2.0
-
-
-@pytest.mark.parametrize(
-    ("found", "kind"),
-    [
-        (None, "NoneType"),
-        (True, "bool"),
-        (np.bool_(True), "bool"),
-        (torch.tensor(True), "bool"),
-        ("0.5", "str"),
-        ((0.5, 0.6), "tuple"),
-        ({"psnr": 0.5}, "dict"),
-        (0.5j, "complex"),
-        (torch.tensor(0.5j), "complex"),
-        (torch.zeros(2), "Tensor"),
-        (np.zeros(0), "ndarray"),
-        (np.array(["a"]), "str"),
-    ],
-)
-def test_a_score_of_another_type_is_named(found: Any, kind: str) -> None:
-    with pytest.raises(ValueError, match=f"score of the task must return a number, got {kind}"):
-        as_number(found, "score")
-
-
-@pytest.mark.usefixtures("ray_here")
-def test_a_score_that_is_never_a_number_ends_the_search_with_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="score of the task must return a number, got str"):
-        run_search(
-            *(blur(), task(score=lambda network, seed: "good"), SETTINGS),
-            run_dir=tmp_path / "run",
-            resources=FEW_WORKERS,
-        )
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("local_ray")
-def test_a_first_score_that_hangs_ends_the_search_with_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"first score of the task failed: timed out twice aft"):
-        run_search(
-            *(blur(), task(score=lambda network, seed: time.sleep(600)), SETTINGS),
-            run_dir=tmp_path / "run",
-            resources=Resources(workers=1, score_timeout=1.0),
-        )
-
-
-def raises_index_error(network: nn.Module, seed: int) -> float:
-    return [0.0][seed]
-
-
-def exits(network: nn.Module, seed: int) -> float:
-    sys.exit(3)
-
-
-@pytest.mark.parametrize(
-    ("score", "sentence"),
-    [
-        (raises_index_error, r"score of the task raised IndexError: list index out of range \(at "),
-        (exits, r"score of the task raised SystemExit: 3 \(at .*test_task.py:\d+ in exits"),
-        (lambda *_: torch.zeros(2), r"must return a number, got Tensor of shape \(2,\)"),
-    ],
-)
-def test_what_a_users_function_does_wrong_is_said_with_its_line(score, sentence: str) -> None:
-    worker = PruningWorker(build_problem(blur(), task(score=score), SETTINGS), 0)
-    compute = worker._problem.compute
-    with pytest.raises((RuntimeError, ValueError), match=sentence):
-        worker.try_compute(compute, np.ones(16, dtype=bool))
-
-
-@pytest.mark.usefixtures("local_ray")
-def test_arrays_that_a_function_refers_to_are_copies_that_it_may_write_to() -> None:
-    rows = np.arange(100_000)
-
-    def shuffled(network: nn.Module, seed: int) -> float:
-        np.random.default_rng(seed).shuffle(rows)
-        return float(rows[0])
-
-    arrived = ray.get(ray.put(task(score=shuffled)))
-    arrived.score(blur(), 0)
-    assert (rows == np.arange(100_000)).all()
-    assert arrived.measure == "minus error"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Rank statistics against written-out truth, the masks, and the job on a few real images."""
+"""The study of scores and truths on a few real images, and its tables."""
 
 from __future__ import annotations
 
@@ -16,17 +16,9 @@ import numpy as np
 import pytest
 import ray
 import torch
-from agreement import correlation
 from agreement import worker as fidelity_worker
-from agreement.correlation import interval, noise, noise_beside_others, spearman
-from agreement.correlation import top_quarter_recall as recall
 from agreement.masks import (
     Mask,
-    different_masks,
-    masks_from_json,
-    masks_of_search,
-    masks_to_json,
-    near_masks,
 )
 from agreement.study import Plan, Study, Task, seconds_left, tasks
 from agreement.table import agreement_tables
@@ -34,36 +26,31 @@ from agreement.worker import Depth, FidelityWorker
 from fine_tuning import TuningTask, classification_of
 from ray_head import Head, stop_and_go_on
 from rich.console import Console
+from simulated_masks import (
+    CUT,
+    facts_of,
+    write_search,
+)
 from small_problem import small_problem
 from trained import Trained
 
 from fppmo_ray import Numerics, Recipe, Resources, Sampler, Scoring, SearchSettings, Space
 from fppmo_ray.distribution import (
-    BoolArray,
     Budget,
-    ChannelGroup,
-    Feedback,
-    LayerCost,
-    Proposal,
-    PruningSpace,
-    Width,
 )
-from fppmo_ray.distribution.logits import uniform_priority
 from fppmo_ray.pruning import Candidate, score
-from fppmo_ray.service.journal.facts import Chosen, Fact, Rescored, Started, pack_mask
-from fppmo_ray.service.journal.journal import to_lines
 from fppmo_ray.service.problem import Problem
 from fppmo_ray.service.worker import PruningWorker
 from fppmo_ray.service.worker_protocol import TrainingTask, WeightsSnapshot, digest, to_arrays
-from fppmo_ray.testing.simulated_search import SIMULATED_SPACE
 from fppmo_ray.training import ComputeConfig
 
 for module in (cells, fidelity_worker, fine_tuning):  # Ray's workers do not find them
     ray.cloudpickle.register_pickle_by_value(module)
 
+
 COMPUTE = ComputeConfig()
-CUT = 0.57
-BUDGET = Budget.from_cut(SIMULATED_SPACE, CUT)
+
+
 SETTINGS = SearchSettings(
     macs_cut=CUT,
     proposals=4,
@@ -79,193 +66,6 @@ SETTINGS = SearchSettings(
     ),
     space=Space(ignore=("conv1",)),  # as in small_problem
 ).on("cpu", has_images=False)
-
-
-def costs(*values: float) -> np.ndarray:
-    return np.array(values, dtype=np.float64)
-
-
-def test_recall_is_the_share_of_the_true_best_quarter_that_is_found() -> None:
-    truth = costs(8, 1, 2, 7, 6, 5, 4, 3)  # the best two of eight: 1 and 2
-    assert recall(costs(9, 1, 2, 8, 7, 6, 5, 3), truth) == 1
-    assert recall(costs(1, 0, 2, 8, 7, 6, 5, 3), truth) == 0.5
-    assert recall(costs(0, 8, 7, 1, 2, 3, 4, 5), truth) == 0
-    assert recall(costs(1, 2, 3), costs(1, 3, 2)) == 1  # of three masks the best one
-
-
-def test_agreement_is_the_mean_over_seeds_of_single_scores() -> None:
-    two_seeds = np.array([[1.0, 2, 3, 4, 5], [2, 1, 4, 3, 5]])
-    assert correlation.agreement(spearman, two_seeds, costs(1, 2, 3, 4, 5)) == pytest.approx(0.9)
-
-
-def test_the_interval_is_reproducible_and_holds_the_value() -> None:
-    rng = np.random.default_rng(3)
-    truth = rng.standard_normal(24)
-    scores = truth + rng.standard_normal((3, 24))
-    low, high = interval(spearman, scores, truth)
-    assert (low, high) == interval(spearman, scores, truth)
-    assert -1 < low < correlation.agreement(spearman, scores, truth) < high < 1
-    assert interval(spearman, truth[None], truth) == (pytest.approx(1), pytest.approx(1))
-    assert np.isnan(interval(spearman, np.ones((1, 5)), truth[:5])).all()
-
-
-def test_what_a_seed_does_to_all_masks_alike_is_noise_but_moves_no_ranks() -> None:
-    shifted = np.array([[1.0, 2, 3], [3, 4, 5]])
-    assert noise(shifted) == pytest.approx(2**0.5)
-    assert noise_beside_others(shifted) == pytest.approx(0)
-    crossed = np.array([[0.0, 2], [2, 0]])  # residuals of 1, one degree of freedom
-    assert noise_beside_others(crossed) == pytest.approx(2)
-    assert np.isnan(noise(shifted[:1]))
-    assert np.isnan(noise_beside_others(shifted[:1]))
-
-
-def importances() -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(5)
-    names = ("l1", "fpgm", "bn_scale")
-    return {name: rng.uniform(0.5, 1.5, SIMULATED_SPACE.num_filters) for name in names}
-
-
-def found_masks(seed: int) -> list[Mask]:
-    rng = np.random.default_rng(seed)
-    return [
-        Mask(f"{i} of search {seed}", BUDGET.fill(rng.random(SIMULATED_SPACE.num_filters)), True)
-        for i in range(5)
-    ]
-
-
-def all_masks(num_masks: int, seed: int) -> list[Mask]:
-    different = different_masks(BUDGET, importances(), num_masks // 2, seed)
-    searches = [found_masks(1), found_masks(2)]
-    return different + near_masks(BUDGET, searches, num_masks // 2, seed, taken=different)
-
-
-def packed(masks: list[Mask]) -> list[str]:
-    return [pack_mask(mask.keep) for mask in masks]
-
-
-def test_all_masks_meet_the_budget_and_differ() -> None:
-    masks = all_masks(24, seed=0)
-    macs = [SIMULATED_SPACE.macs(mask.keep) for mask in masks]
-    assert max(macs) <= 0.43 * SIMULATED_SPACE.dense_macs
-    assert min(macs) >= 0.40 * SIMULATED_SPACE.dense_macs  # the smallest legal step is 2 %
-    assert len(set(packed(masks))) == len({mask.name for mask in masks}) == 24
-    assert [mask.is_near for mask in masks] == 12 * [False] + 12 * [True]
-
-
-def test_masks_are_a_function_of_the_seed_and_more_of_them_begin_with_the_same() -> None:
-    assert packed(all_masks(24, seed=0)) == packed(all_masks(24, seed=0))
-    assert packed(all_masks(24, seed=0)) != packed(all_masks(24, seed=1))
-    few, many = all_masks(16, seed=0), all_masks(24, seed=0)
-    assert packed(few) == packed(many[:8] + many[12:20])
-
-
-def test_the_first_masks_are_uniform_and_global_rankings_and_layers_spread_ever_more() -> None:
-    masks = different_masks(BUDGET, importances(), 12, seed=0)
-    names = [mask.name for mask in masks]
-    assert names[:4] == ["uniform l1", "global l1", "global fpgm", "global bn_scale"]
-    assert names[4:7] == [
-        "random widths, spread 0.5",
-        "random filters 1",
-        "random widths, spread 1",
-    ]
-    uniform = BUDGET.fill(uniform_priority(SIMULATED_SPACE, importances()["l1"]))
-    assert np.array_equal(masks[0].keep, uniform)
-
-
-def test_two_masks_of_searches_in_turn_then_one_close_to_a_mode() -> None:
-    searches = [found_masks(1), found_masks(2)]
-    masks = near_masks(BUDGET, searches, 12, seed=0)
-    assert packed(masks[0:2]) == packed([searches[0][0], searches[1][0]])
-    assert packed(masks[3:5]) == packed([searches[0][1], searches[1][1]])
-    for sample, centre in ((masks[2], searches[0][0]), (masks[5], searches[1][0])):
-        assert 0 < np.mean(sample.keep != centre.keep) < 0.3
-    assert np.mean(searches[0][0].keep != searches[1][0].keep) > 0.3
-
-
-def test_more_masks_than_there_are_are_refused() -> None:
-    cost = LayerCost(
-        layer="a", macs_per_pair=9, out_width=Width(terms=((0, 1),)), in_width=Width(constant=1)
-    )
-    pair = PruningSpace((ChannelGroup(name="a", num_filters=2),), (cost,))
-    budget = Budget.from_cut(pair, 0.5)  # the one filter, or the other
-    found = [Mask("mode", budget.fill(np.array([1.0, 0])), is_near=True)]
-    assert packed(near_masks(budget, [found], 2, seed=0)) == [
-        pack_mask(np.array(keep)) for keep in ([True, False], [False, True])
-    ]
-    with pytest.raises(ValueError, match=r"expected 3 different masks, found 2 that meet the"):
-        near_masks(budget, [found], 3, seed=0)
-
-
-def test_masks_that_results_were_begun_with_need_no_search() -> None:
-    near, different = found_masks(1)[:4], [replace(m, is_near=False) for m in found_masks(2)[:4]]
-    kept = json.loads(json.dumps(masks_to_json([*different, *near])))
-    again = masks_from_json(kept, 5, SIMULATED_SPACE.num_filters)
-    assert packed(again) == packed([*different[:3], *near[:2]])
-    assert [mask.name for mask in again] == [mask.name for mask in [*different[:3], *near[:2]]]
-    with pytest.raises(ValueError, match="expected 10 masks, the results were begun with 8; give"):
-        masks_from_json(kept, 10, SIMULATED_SPACE.num_filters)
-
-
-def write_search(run_dir: Path, facts: list[Fact], space: str, cut: float) -> Path:
-    started = Started(
-        search_id="s",
-        identity={"space": space, "settings": {"macs_cut": cut}},
-        versions={},
-        groups=[],
-        num_filters=next(fact.keep.size for fact in facts if isinstance(fact, Proposal | Chosen)),
-        dense_macs=1,
-    )
-    run_dir.mkdir(parents=True)
-    (run_dir / "journal.jsonl").write_bytes(to_lines([started, *facts]))
-    return run_dir
-
-
-def facts_of(masks: list[BoolArray], losses: list[float]) -> list[Fact]:
-    """A search in which the first mask became the mode and the others were samples."""
-    mode, *samples = masks
-    facts: list[Fact] = []
-    for number, (keep, loss) in enumerate(zip(samples, losses, strict=True)):
-        facts.append(Proposal(proposal_id=number, generation=0, keep=keep, macs=1))
-        facts.append(Feedback(proposal_id=number, val_loss=loss, val_accuracy=0.5))
-    for finalist, keep in (("sample 0", samples[0]), ("mode", mode)):
-        facts.append(
-            Rescored(
-                finalist=finalist,
-                keep=keep,
-                split="choose_val",
-                repeat=0,
-                val_loss=1,
-                val_accuracy=0.5,
-                seconds=1,
-            )
-        )
-    return [*facts, Chosen(finalist="mode", keep=mode)]
-
-
-def test_a_searchs_mode_comes_first_and_its_samples_by_loss(tmp_path: Path) -> None:
-    masks = [mask.keep for mask in found_masks(1)[:4]]
-    facts, space = facts_of(masks, [0.9, 0.7, 0.8]), SIMULATED_SPACE.fingerprint()
-    found = masks_of_search(
-        write_search(tmp_path / "a", facts, space, CUT), 7, SIMULATED_SPACE, CUT
-    )
-    names = [f"{name} of search 7" for name in ("mode", "sample 1", "sample 2", "sample 0")]
-    assert [mask.name for mask in found] == names
-    for mask, number in zip(found, (0, 2, 3, 1), strict=True):
-        np.testing.assert_array_equal(mask.keep, masks[number])
-
-
-def test_searches_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    masks = [mask.keep for mask in found_masks(1)[:2]]
-    facts, space = facts_of(masks, [0.9]), SIMULATED_SPACE.fingerprint()
-    for facts_there, space_there, cut, expected in (
-        (facts[:-1], space, CUT, "has not finished; go on with it by --resume"),
-        (facts, "another", CUT, "was for another network or other limits"),
-        (facts, space, 0.4, "cut 40% of the MACs, expected 57%"),
-        (facts[-1:], space, CUT, "pruned in stages, which have masks of their own"),
-    ):
-        run_dir = write_search(tmp_path / expected[:9], facts_there, space_there, cut)
-        with pytest.raises(ValueError, match=expected):
-            masks_of_search(run_dir, 0, SIMULATED_SPACE, CUT)
 
 
 @pytest.fixture(scope="module")
