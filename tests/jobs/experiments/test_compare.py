@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 from cells import Measured, Record, read_all
 from fine_tuning import TuningTask, TuningWorker
-from intervals import paired_difference, t_95
 from ray_head import Head, stop_and_go_on
 from rivals.fastnas import mask_of, require_fastnas
 from rivals.measurement import look_before_and_after
@@ -46,6 +45,8 @@ from fppmo_ray.training import (
 )
 
 REPOSITORY = Path(__file__).resolve().parents[3]
+
+
 SETTINGS = SearchSettings(
     macs_cut=0.57,
     proposals=320,
@@ -321,24 +322,6 @@ def test_a_folder_of_two_recipes_is_refused() -> None:
     records = [record("fppmo", 0, 0.8), record("fpgm", 0, 0.8, recipe={"epochs": 2})]
     with pytest.raises(ValueError, match="cells of different comparisons: recipe is"):
         comparison_tables(records)
-
-
-def test_the_paired_interval_is_students_own() -> None:
-    # Hours of sleep gained with two drugs (Student 1908, table 1): 1.58 [0.70, 2.46].
-    first = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
-    second = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
-    difference = paired_difference(second, first)
-    assert difference.mean == pytest.approx(1.58)
-    assert difference.half_width == pytest.approx(0.8798858, abs=2e-4)
-    assert str(difference) == "+1.58 [+0.70, +2.46]"
-    assert paired_difference([1.0], [0.5]).half_width is None
-    with pytest.raises(ValueError, match="expected pairs of values, got 1 and 0"):
-        paired_difference([1.0], [])
-
-
-def test_t_quantiles_beyond_the_table_are_right_to_three_digits() -> None:
-    known = {13: 2.160, 20: 2.086, 30: 2.042, 100: 1.984}
-    assert {degrees: round(t_95(degrees), 3) for degrees in known} == known
 
 
 def command_of(few_images: Path, weights: Path, folder: Path, *methods: str) -> list[str]:
