@@ -8,7 +8,9 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from small_networks import (
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from traced_networks import (
     IMAGE,
     Attentive,
     Depthwise,
@@ -39,8 +41,6 @@ from small_networks import (
     Transposed,
     Twice,
 )
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from fppmo_ray.pruning import check_equivalence, extract, trace
 from fppmo_ray.training.networks import resnet20, resnet56, vgg16_bn
