@@ -343,7 +343,7 @@ def _distilled(
 def _checked_gammas(gamma: float | Sequence[float]) -> list[float]:
     gammas = [float(value) for value in (gamma if isinstance(gamma, Sequence) else [gamma])]
     if not gammas:
-        raise ValueError("gamma must be one number >= 0 or several, got none; omit it for 0, 1 and 3")
+        raise ValueError("gamma must be one number >= 0 or several, got none; 0, 1, 3 by default")
     return gammas
 
 
